@@ -1,0 +1,183 @@
+"""DenseNet: every layer reads, by concatenation, the block's input and all earlier layers' outputs.
+
+Source: Huang et al., "Densely Connected Convolutional Networks" (arXiv 1608.06993), section 3 and table 1; checkpointing:
+Pleiss et al. (arXiv 1707.06990). Parameter names and order are torchvision's, so published weights load without a mapping.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
+from timm.models._manipulate import MATCH_PREV_GROUP, checkpoint
+from torch import nn
+
+from densefeat.nets.base import STEMS, StagedNet
+
+
+class DenseLayer(nn.Module):
+    """One layer H of a dense block: BN-ReLU-Conv3×3(k), with a 1×1 bottleneck of ``bn_size * k`` channels before it in the B variants.
+
+    ``(N, num_input_features, H, W)``, given as the list of tensors whose concatenation it is, to ``(N, growth_rate, H, W)``.
+    """
+
+    def __init__(
+        self, num_input_features: int, growth_rate: int, bottleneck: bool, bn_size: int, proj_drop_rate: float, **dd: Any
+    ) -> None:
+        super().__init__()
+        width = bn_size * growth_rate
+        self.norm1 = BatchNormAct2d(num_input_features, **dd)
+        if bottleneck:
+            self.conv1 = nn.Conv2d(num_input_features, width, 1, bias=False, **dd)
+            self.norm2 = BatchNormAct2d(width, **dd)
+            self.conv2 = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False, **dd)
+        else:
+            self.conv1 = nn.Conv2d(num_input_features, growth_rate, 3, padding=1, bias=False, **dd)
+            self.norm2 = self.conv2 = nn.Identity()
+        self.bottleneck = bottleneck
+        self.proj_drop_rate = proj_drop_rate
+        self.grad_checkpointing = False
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting() and torch.is_grad_enabled():
+            x = self.checkpointed_first_conv(features)
+        else:
+            x = self.first_conv(features)
+        x = F.dropout(x, self.proj_drop_rate, self.training)
+        if self.bottleneck:
+            x = F.dropout(self.conv2(self.norm2(x)), self.proj_drop_rate, self.training)
+        return x
+
+    def first_conv(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """The part whose intermediates, over all layers, grow with the square of the depth: what checkpointing recomputes."""
+        return self.conv1(self.norm1(torch.cat(features, 1)))
+
+    @torch.jit.unused
+    def checkpointed_first_conv(self, features: list[torch.Tensor]) -> torch.Tensor:
+        return checkpoint(lambda *xs: self.first_conv(list(xs)), *features)
+
+
+class DenseBlock(nn.ModuleDict):
+    """``num_layers`` dense layers: ``(N, C, H, W)`` to ``(N, C + num_layers * growth_rate, H, W)``."""
+
+    def __init__(self, num_layers: int, num_input_features: int, growth_rate: int, **layer_args: Any) -> None:
+        super().__init__()
+        for i in range(num_layers):
+            self[f"denselayer{i + 1}"] = DenseLayer(num_input_features + i * growth_rate, growth_rate, **layer_args)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = [x]
+        for layer in self.values():
+            features.append(layer(features))
+        return torch.cat(features, 1)
+
+
+class Transition(nn.Sequential):
+    """BN-ReLU-Conv1×1, then 2×2 average pooling: ``(N, C, H, W)`` to ``(N, num_output_features, H // 2, W // 2)``."""
+
+    def __init__(self, num_input_features: int, num_output_features: int, proj_drop_rate: float, **dd: Any) -> None:
+        super().__init__()
+        self.norm = BatchNormAct2d(num_input_features, **dd)
+        self.conv = nn.Conv2d(num_input_features, num_output_features, 1, bias=False, **dd)
+        self.drop = nn.Dropout(proj_drop_rate)
+        self.pool = nn.AvgPool2d(2, 2)
+
+
+class DenseNet(StagedNet):
+    """DenseNet, all of the paper's structures: plain, B (``bottleneck``), C (``compression`` < 1) and BC; ``(N, C, H, W)`` to logits.
+
+    Args:
+        growth_rate: k, the channels that each layer adds.
+        block_config: Layers in each dense block.
+        num_init_features: Channels of the stem; None for the paper's 2k in BC networks and with the ImageNet stem, else 16.
+        bottleneck: A 1×1 convolution to ``bn_size * growth_rate`` channels before each 3×3.
+        bn_size: Width of that bottleneck, in growth rates.
+        compression: θ in (0, 1]: transitions keep ⌊θ·channels⌋.
+        stem_type: ``"imagenet"`` (7×7 stride 2 and max pool: stride 4) or ``"cifar"`` (3×3: stride 1).
+        in_chans, num_classes, global_pool, drop_rate: As in every timm model; ``drop_rate`` is the classifier's dropout.
+        proj_drop_rate: Dropout after each convolution but the first (the paper's 0.2 where there is no augmentation).
+        device, dtype: Where and as what the parameters are made.
+
+    Raises:
+        ValueError: A structure that does not exist, naming the argument and its value.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 32,
+        block_config: Sequence[int] = (6, 12, 24, 16),
+        num_init_features: int | None = None,
+        bottleneck: bool = True,
+        bn_size: int = 4,
+        compression: float = 0.5,
+        stem_type: str = "imagenet",
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        check_structure(growth_rate, block_config, bn_size, compression, stem_type)
+        dd = {"device": device, "dtype": dtype}
+        if num_init_features is None:
+            is_bc = bottleneck and compression < 1
+            num_init_features = 2 * growth_rate if is_bc or stem_type == "imagenet" else 16
+
+        stages = STEMS[stem_type](in_chans, num_init_features, **dd)
+        first = "norm0" if stem_type == "imagenet" else "conv0"
+        reduction = 4 if stem_type == "imagenet" else 1
+        info = [dict(num_chs=num_init_features, reduction=max(1, reduction // 2), module=f"features.{first}")]
+        channels = num_init_features
+        for i, num_layers in enumerate(block_config, 1):
+            stages[f"denseblock{i}"] = DenseBlock(
+                num_layers, channels, growth_rate, bottleneck=bottleneck, bn_size=bn_size, proj_drop_rate=proj_drop_rate, **dd
+            )
+            channels += num_layers * growth_rate
+            if i < len(block_config):
+                info.append(dict(num_chs=channels, reduction=reduction, module=f"features.denseblock{i}"))
+                kept = int(channels * compression)
+                stages[f"transition{i}"] = Transition(channels, kept, proj_drop_rate, **dd)
+                channels, reduction = kept, reduction * 2
+        stages["norm5"] = BatchNormAct2d(channels, **dd)  # torchvision's name for it, whatever the number of blocks
+        info.append(dict(num_chs=channels, reduction=reduction, module="features.norm5"))
+
+        blocks = range(1, len(block_config) + 1)
+        self.block_taps = {
+            "norm": [f"features.transition{i}.norm" for i in blocks[:-1]] + ["features.norm5"],
+            "raw": [f"features.denseblock{i}" for i in blocks],
+        }
+        self._finish(nn.Sequential(stages), info, in_chans, num_classes, global_pool, drop_rate, **dd)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's parameter groups: one a block when ``coarse``, else one a layer; a transition goes with what precedes it."""
+        fine = [(r"^features\.denseblock(\d+)\.denselayer(\d+)", None), (r"^features\.transition(\d+)", MATCH_PREV_GROUP)]
+        return dict(
+            stem=r"^features\.(conv0|norm0)",
+            blocks=r"^features\.(?:denseblock|transition)(\d+)" if coarse else fine,
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each layer's concatenation and first convolution in the backward pass: memory linear in depth (1707.06990)."""
+        for module in self.modules():
+            if isinstance(module, DenseLayer):
+                module.grad_checkpointing = enable
+
+
+def check_structure(
+    growth_rate: int, block_config: Sequence[int], bn_size: int, compression: float, stem_type: str
+) -> None:
+    """Refuse what is no DenseNet, with the value."""
+    if growth_rate < 1 or bn_size < 1:
+        raise ValueError(f"growth_rate={growth_rate}, bn_size={bn_size}: both must be at least 1")
+    if not block_config or min(block_config) < 1:
+        raise ValueError(f"block_config={tuple(block_config)}: give one positive number of layers for each dense block")
+    if not 0 < compression <= 1:
+        raise ValueError(f"compression={compression}: must be in (0, 1]")
+    if stem_type not in STEMS:
+        raise ValueError(f"stem_type={stem_type!r}: choose one of {', '.join(map(repr, STEMS))}")
