@@ -1,0 +1,50 @@
+"""``densefeat``: the group of commands, and how errors reach the person."""
+
+import sys
+from importlib.metadata import version as installed_version
+
+import click
+
+from densefeat_cli.extract import extract
+from densefeat_cli.models import models
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.version_option(installed_version("densefeat"))
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def densefeat(debug: bool) -> None:
+    """Image embeddings from every block of DenseNet and DelugeNet.
+
+    Example: densefeat extract --images photos/ --out embeddings.parquet
+    """
+
+
+densefeat.add_command(extract)
+densefeat.add_command(models)
+
+
+def main() -> None:
+    """Run the command line; exit code 0, 1 for failure, 2 for wrong use, 130 for Ctrl-C. Errors are one line."""
+    try:
+        sys.exit(densefeat.main(standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        fail(error.format_message(), error.exit_code, error)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("densefeat: interrupted, nothing was written", err=True)
+        sys.exit(130)
+    except Exception as error:
+        from densefeat.errors import DensefeatError  # late: importing densefeat takes seconds
+
+        if isinstance(error, DensefeatError):
+            fail(str(error), error.exit_code, error)
+        fail(f"{type(error).__name__}: {error} (a bug: run again with --debug and report it)", 1, error)
+
+
+def fail(message: str, exit_code: int, error: BaseException) -> None:
+    if "--debug" in sys.argv:
+        raise error
+    click.echo("densefeat: " + " ".join(message.split()), err=True)
+    sys.exit(exit_code)

@@ -1,0 +1,5 @@
+"""``python -m densefeat``: the command line."""
+
+from densefeat_cli.main import main
+
+main()

@@ -1,0 +1,242 @@
+"""Network and images to named features: one pass, all blocks."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from densefeat.errors import DecodeError, UsageError
+from densefeat.features.pooling import Pool, parse_pools
+from densefeat.features.taps import Tap, find_taps
+from densefeat.images.decode import decode_image, rgb_image
+from densefeat.images.transforms import Preprocessing, tensor_to_image
+from densefeat.nets.base import StagedNet
+from densefeat.nets.create import create_model
+
+PRECISIONS = ("fp32", "bf16")
+BATCH_SIZE = 32  # images a pass inside one call
+
+ImageLike = Image.Image | str | Path | torch.Tensor
+
+
+class FeatureExtractor:
+    """Features of images from any blocks of a network, in one pass that stops after the last block asked for.
+
+    Args:
+        model: A name (``"densefeat_densenet121"``, any timm name), made with its published weights, or a model of your own:
+            a network of ours or any with timm's ``feature_info``. It is used as it is, and left in the mode it was in.
+        blocks: ``"all"``, or block numbers from 1.
+        pool: ``"avg"``, ``"max"``, ``"gem"`` (``"gem:P"`` for a power other than 3), ``"none"``, or several.
+        tap: ``"norm"``: what the next stage reads, a block's output after the BatchNorm and ReLU that follow it.
+            ``"raw"``: the block's own output. DelugeNet: the cross-layer sum after its BatchNorm (after the last block with
+            ReLU), or the last composite layer's output. Other models have one tap a block, their ``feature_info`` module.
+        weights: A checkpoint file instead of the published weights.
+        device: ``"auto"`` (a GPU if there is one), or as torch names them.
+        precision: ``"fp32"``, or ``"bf16"`` (autocast; features are pooled and returned in float32).
+        image_size: Pixels of the square input; None for the weights' own.
+
+    Raises:
+        UsageError: An argument that does not exist for this network.
+        WeightsError: Weights that cannot be fetched or do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module = "densefeat_densenet121",
+        blocks: str | int | Sequence[int] = "all",
+        pool: str | Sequence[str] = "avg",
+        tap: str = "norm",
+        weights: str | Path | None = None,
+        device: str | torch.device = "auto",
+        precision: str = "fp32",
+        image_size: int | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+        self.pools = parse_pools(pool)
+        self.pool, self.tap, self.precision, self.image_size = pool, tap, precision, image_size
+        if isinstance(model, str):
+            self.device = resolve_device(device)
+            self.model, self.provenance = create_model(model, weights)
+            self.taps = find_taps(self.model, blocks, tap)
+            self.model.to(self.device, memory_format=torch.channels_last)
+        elif weights is not None:
+            raise UsageError("weights are for a model given by name: load them into your own with densefeat.load_weights")
+        else:
+            own_device = next(model.parameters(), torch.empty(0)).device
+            self.device = own_device if device == "auto" else resolve_device(device)
+            self.model = model.to(self.device)
+            self.provenance = {"model": type(model).__name__, "weights": {"source": "a model object"}}
+            self.taps = find_taps(self.model, blocks, tap)
+        self._preprocessing: Preprocessing | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The weights' own, at ``image_size`` if given."""
+        if self._preprocessing is None:
+            self._preprocessing = Preprocessing.of(self.model, self.image_size)
+        return self._preprocessing
+
+    def __call__(
+        self,
+        images: torch.Tensor | ImageLike | Sequence[ImageLike],
+        pool: str | Sequence[str] | None = None,
+        output_device: str | torch.device = "cpu",
+        output_dtype: torch.dtype = torch.float32,
+    ) -> dict[str, torch.Tensor]:
+        """Features by name, in the order of the images.
+
+        Args:
+            images: PIL images, paths, uint8 tensors ``(3, H, W)``, each prepared as the weights ask; or one float tensor
+                ``(N, C, H, W)``, taken as prepared.
+            pool: Other than the extractor's, for this call.
+            output_device, output_dtype: Of the results.
+
+        Returns:
+            ``{"block1": (N, C1), …}``, maps ``(N, C1, H1, W1)`` where pool is ``"none"``; with several pools
+            ``{"block1_avg": …, "block1_max": …}``.
+
+        Raises:
+            UsageError: Not images. DecodeError: an image that cannot be read, with its place in the sequence.
+        """
+        pools = self.pools if pool is None else parse_pools(pool)
+        parts = [
+            {name: value.to(output_device, output_dtype) for name, value in self.forward(batch, pools).items()}
+            for batch in self._batches(images)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def forward(self, x: torch.Tensor, pools: dict[str, Pool] | None = None) -> dict[str, torch.Tensor]:
+        """Prepared images ``(N, C, H, W)`` on any device to features on the extractor's device, float32; no gradient."""
+        pools = self.pools if pools is None else pools
+        x = x.to(self.device, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        features: dict[str, torch.Tensor] = {}
+
+        def pool_maps(tap: Tap, maps: torch.Tensor) -> None:
+            if maps.ndim != 4:
+                raise UsageError(f"{tap.name} of {type(self.model).__name__} is no map: its shape is {tuple(maps.shape)}")
+            for name, function in pools.items():
+                features[feature_name(tap, name, len(pools))] = function(maps.float())
+
+        with torch.no_grad(), evaluating(self.model), autocast:
+            self._run(x, pool_maps)
+        return features
+
+    def prepare(self, images: Sequence[ImageLike]) -> torch.Tensor:
+        """Images of any accepted kind to one normalised float32 batch ``(N, 3, size, size)``."""
+        geometry = self.preprocessing.geometry()
+        pixels = []
+        for i, image in enumerate(images):
+            try:
+                pixels.append(geometry(open_image(image)))
+            except DecodeError as error:
+                where = f" ({image})" if isinstance(image, str | Path) else ""
+                raise DecodeError(f"image {i}{where}: {error}", error.stage) from error
+        return self.preprocessing.normalize(torch.stack(pixels).to(self.device))
+
+    def feature_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each feature of one image at the size of :attr:`preprocessing`, found by a pass over a blank one."""
+        size = self.preprocessing.size
+        blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
+        return {name: tuple(value.shape[1:]) for name, value in self.forward(self.preprocessing.normalize(blank)).items()}
+
+    def _batches(self, images: Any) -> Iterator[torch.Tensor]:
+        if isinstance(images, torch.Tensor) and images.is_floating_point():
+            if images.ndim != 4 or len(images) == 0:
+                raise UsageError(f"float images of shape {tuple(images.shape)}: pass (N, C, H, W), already normalised")
+            yield from images.split(BATCH_SIZE)
+            return
+        if isinstance(images, str | Path | Image.Image) or (isinstance(images, torch.Tensor) and images.ndim == 3):
+            images = [images]
+        if not isinstance(images, Iterable) or not (items := list(images)):
+            raise UsageError("no images: pass PIL images, paths, uint8 tensors (3, H, W) or one float tensor (N, C, H, W)")
+        for start in range(0, len(items), BATCH_SIZE):
+            yield self.prepare(items[start : start + BATCH_SIZE])
+
+    def _run(self, x: torch.Tensor, use_maps: Callable[[Tap, torch.Tensor], None]) -> None:
+        """One pass that hands over each tap's maps and ends after the last; timm's own method where a foreign model has it."""
+        if isinstance(self.model, StagedNet) or not hasattr(self.model, "forward_intermediates"):
+            run_hooked(self.model, self.taps, x, use_maps)
+            return
+        every = find_taps(self.model, "all", self.tap)
+        indices = [every.index(tap) for tap in self.taps]
+        maps = self.model.forward_intermediates(x, indices=indices, stop_early=True, intermediates_only=True)
+        for tap, tap_maps in zip(self.taps, maps, strict=True):
+            use_maps(tap, tap_maps)
+
+
+def feature_name(tap: Tap, pool: str, pools: int) -> str:
+    return tap.name if pools == 1 else f"{tap.name}_{pool}"
+
+
+def open_image(image: ImageLike) -> Image.Image:
+    """RGB, upright, whatever kind of image it was given as."""
+    if isinstance(image, str | Path):
+        try:
+            return decode_image(Path(image).read_bytes())
+        except OSError as error:
+            raise DecodeError(error.strerror or type(error).__name__, "read") from error
+    if isinstance(image, Image.Image):
+        return rgb_image(image)
+    if isinstance(image, torch.Tensor):
+        return tensor_to_image(image)
+    raise UsageError(f"a {type(image).__name__} is no image: pass PIL images, paths or uint8 tensors (3, H, W)")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``"auto"``: CUDA, then MPS, then the CPU. Raises UsageError where torch does not know or have the device."""
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
+    return resolved
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while: BatchNorm reads its statistics and moves none; each module's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _LastTapReached(Exception):
+    """Ends a forward pass from inside a hook."""
+
+
+def run_hooked(
+    model: nn.Module, taps: Sequence[Tap], x: torch.Tensor, use_maps: Callable[[Tap, torch.Tensor], None]
+) -> None:
+    """A forward pass that hands over each tap's module's output as it comes, and ends at the last of them."""
+    left = {tap.module for tap in taps}
+
+    def hook_for(tap: Tap) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
+            use_maps(tap, output)
+            left.discard(tap.module)
+            if not left:
+                raise _LastTapReached
+
+        return hook
+
+    handles = [model.get_submodule(tap.module).register_forward_hook(hook_for(tap)) for tap in taps]
+    try:
+        model(x)
+    except _LastTapReached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,55 @@
+"""Maps to vectors: average, maximum, generalised mean, or none."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from densefeat.errors import UsageError
+
+Pool = Callable[[torch.Tensor], torch.Tensor]
+
+
+def avg(maps: torch.Tensor) -> torch.Tensor:
+    """``(N, C, H, W)`` to ``(N, C)``."""
+    return maps.mean((2, 3))
+
+
+def max_(maps: torch.Tensor) -> torch.Tensor:
+    """``(N, C, H, W)`` to ``(N, C)``."""
+    return maps.amax((2, 3))
+
+
+def gem(maps: torch.Tensor, p: float = 3.0, eps: float = 1e-6) -> torch.Tensor:
+    """Generalised mean, ``mean(max(x, eps)^p)^(1/p)``: ``(N, C, H, W)`` to ``(N, C)`` (Radenović et al., arXiv 1711.02512)."""
+    return maps.clamp(min=eps).pow(p).mean((2, 3)).pow(1 / p)
+
+
+def none(maps: torch.Tensor) -> torch.Tensor:
+    """The maps as they are."""
+    return maps
+
+
+POOLS: dict[str, Pool] = {"avg": avg, "max": max_, "gem": gem, "none": none}
+
+
+def parse_pools(pool: str | Sequence[str]) -> dict[str, Pool]:
+    """``"avg"``, ``"avg,max"``, ``["gem:4", "none"]``: names (``gem`` with its power after a colon, 3 without) to functions."""
+    given = pool.split(",") if isinstance(pool, str) else list(pool)
+    pools: dict[str, Pool] = {}
+    for spec in given:
+        name, _, power = str(spec).strip().partition(":")
+        if name not in POOLS or (power and name != "gem") or name in pools:
+            raise UsageError(f"pool {pool!r}: give one or more of avg, max, gem, none, each once (gem:4 for another power)")
+        pools[name] = partial(gem, p=positive(power)) if power else POOLS[name]
+    return pools
+
+
+def positive(power: str) -> float:
+    try:
+        value = float(power)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"pool 'gem:{power}': the power must be a positive number")
+    return value

@@ -1,0 +1,61 @@
+"""Where in a network features are read: names for the reader, modules for the hooks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from densefeat.errors import UsageError
+from densefeat.nets.base import StagedNet
+
+TAPS = ("norm", "raw")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A feature's name, and the module whose output it is."""
+
+    name: str
+    module: str
+
+
+def find_taps(model: nn.Module, blocks: str | int | Sequence[int], tap: str) -> list[Tap]:
+    """The taps of the blocks asked for, in the network's order.
+
+    Args:
+        model: A network of ours (``block1``, ``block2``, …), or any with timm's ``feature_info`` (its modules' own names).
+        blocks: ``"all"``, a number from 1, several, or them as text (``"2,4"``).
+        tap: ``"norm"`` or ``"raw"``; for networks of ours alone, others have one tap a block.
+
+    Raises:
+        UsageError: No such block or tap, or a model without ``feature_info``.
+    """
+    available = all_taps(model, tap)
+    numbers = block_numbers(blocks, len(available))
+    return [available[number - 1] for number in numbers]
+
+
+def all_taps(model: nn.Module, tap: str) -> list[Tap]:
+    if tap not in TAPS:
+        raise UsageError(f"tap {tap!r}: choose 'norm' (what the next stage reads) or 'raw' (the block's own output)")
+    if isinstance(model, StagedNet):
+        return [Tap(f"block{i}", module) for i, module in enumerate(model.block_taps[tap], 1)]
+    info = getattr(model, "feature_info", None)
+    if info is None:
+        raise UsageError(f"{type(model).__name__} has no feature_info: give a timm model, or set it to dict(num_chs, reduction, module)s")
+    info = info.get_dicts() if hasattr(info, "get_dicts") else info
+    return [Tap(entry["module"], entry["module"]) for entry in info]
+
+
+def block_numbers(blocks: str | int | Sequence[int], count: int) -> list[int]:
+    """Block numbers from 1, ascending, each once."""
+    if blocks == "all":
+        return list(range(1, count + 1))
+    given: Sequence[object] = blocks.split(",") if isinstance(blocks, str) else [blocks] if isinstance(blocks, int) else blocks
+    try:
+        numbers = {int(str(number)) for number in given}
+    except ValueError:
+        numbers = set()
+    if not numbers or not numbers <= set(range(1, count + 1)):
+        raise UsageError(f"blocks {blocks!r}: this network has 1 to {count}; give 'all' or some of them, as in 2,4")
+    return sorted(numbers)

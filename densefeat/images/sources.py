@@ -1,0 +1,65 @@
+"""Where images come from: a folder, as an ordered list of files."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from densefeat.errors import DecodeError, UsageError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """``key``: the path relative to ``folder``, forward slashes, unique. ``folder``: absolute."""
+
+    key: str
+    folder: str
+
+    def read(self) -> bytes:
+        """The file's bytes; DecodeError (stage ``read``) where it is no regular file inside the folder, or unreadable."""
+        path = os.path.join(self.folder, self.key)
+        if self.printable_key != self.key:
+            raise DecodeError("the name is not valid UTF-8", "read")
+        try:
+            if not Path(os.path.realpath(path)).is_relative_to(self.folder):
+                raise DecodeError("a symbolic link out of the folder", "read")
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                raise DecodeError("a folder that cannot be listed" if stat.S_ISDIR(mode) else "not a regular file", "read")
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise DecodeError(error.strerror or type(error).__name__, "read") from error
+
+    @property
+    def printable_key(self) -> str:
+        """The key with bytes that are not UTF-8 shown as escapes."""
+        return os.fsencode(self.key).decode("utf-8", "backslashreplace")
+
+
+def find_images(folder: str | Path) -> list[ImageFile]:
+    """All files below ``folder`` with an image's extension (any case), sorted by key: the same order on every machine.
+
+    Linked folders are not entered; a folder that cannot be listed stands in the list itself, and fails to be read. Raises UsageError where ``folder`` is none, cannot be read, or holds no such file.
+    """
+    root = os.path.realpath(folder)
+    if not os.path.isdir(root):
+        what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
+        raise UsageError(f"images {str(folder)!r}: {what}")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise UsageError(f"images {str(folder)!r}: no permission to read this folder")
+    keys: list[str] = []
+
+    def keep_unlisted(error: OSError) -> None:
+        keys.append(Path(os.path.relpath(error.filename, root)).as_posix())
+
+    for directory, _, names in os.walk(root, onerror=keep_unlisted):
+        relative = os.path.relpath(directory, root)
+        for name in names:
+            if name.lower().endswith(EXTENSIONS):
+                keys.append(Path(relative, name).as_posix())
+    if not keys:
+        raise UsageError(f"images {str(folder)!r}: no file with an image's extension ({', '.join(EXTENSIONS)}) in it")
+    return [ImageFile(key, root) for key in sorted(keys)]

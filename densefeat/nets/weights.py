@@ -1,0 +1,178 @@
+"""Checkpoints in: safetensors and torch files, older key names and wrappers' prefixes, fitted to a model or refused whole."""
+
+import hashlib
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from densefeat.errors import WeightsError
+
+_logger = logging.getLogger(__name__)
+
+# Where training programs put a model inside a checkpoint; averaged weights first, as timm does.
+CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
+EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
+PREFIXES = ("module.", "_orig_mod.", "model.", *EMA_PREFIXES)
+OLD_TORCHVISION_KEY = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Where a model's weights came from: file, its SHA-256, and the keys of the file that were left out on purpose."""
+
+    path: Path
+    sha256: str
+    dropped: tuple[str, ...]
+
+
+def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
+    """Load a checkpoint file into ``model``: all of it fits, or nothing in the model changes.
+
+    Takes safetensors and torch files (read with ``weights_only``), torchvision's older key names, ``num_batches_tracked``
+    present or not, and the prefixes of DDP, ``torch.compile`` and averaged models. A classifier for another number of
+    classes is left out, and the model keeps its own.
+
+    Raises:
+        WeightsError: The file cannot be read, holds code, or does not fit; says what, with counts and the first keys.
+    """
+    path = Path(path)
+    state_dict = canonical_keys(read_checkpoint(path))
+    state_dict, dropped = without_other_classifier(state_dict, model)
+    check_fit(state_dict, model, path)
+    model.load_state_dict(state_dict, strict=False)  # checked above; only num_batches_tracked may be missing
+    return LoadedWeights(path, file_sha256(path), dropped)
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
+    """timm's hook on the way from a file to the model: the same key names and rule for the classifier as :func:`load_weights`."""
+    kept, dropped = without_other_classifier(canonical_keys(state_dict), model)
+    if dropped:
+        _logger.warning("%s: for another number of classes, the model keeps its own", ", ".join(dropped))
+        own = model.state_dict()
+        kept.update({key: own[key] for key in dropped if key in own})
+    return kept
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """The tensors and containers in a file, whatever its name's ending; raises WeightsError."""
+    if not path.is_file():
+        raise WeightsError(f"weights {path}: no such file")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+        if start[8:] == b"{" and not start.startswith(b"PK"):
+            return safetensors.torch.load_file(path)
+        if start.startswith(b"PK"):
+            check_archive_size(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if found := re.search(r"GLOBAL (\S+)|Unsupported \w+", str(error)):
+            raise WeightsError(
+                f"weights {path}: refused, its pickle holds more than tensors ({found.group(1) or found.group(0)}), which"
+                " would run as code; save the state dict alone, best as safetensors"
+            ) from error
+        raise WeightsError(f"weights {path}: not a readable checkpoint ({_first_line(error)})") from error
+    except WeightsError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the readers say
+        raise WeightsError(
+            f"weights {path}: truncated or not a checkpoint ({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"weights {path}: holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def check_archive_size(path: Path) -> None:
+    """torch.save never compresses: an archive that unpacks to more than its own size is not its work."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise WeightsError(
+            f"weights {path}: refused, a compressed archive ({path.stat().st_size:,} bytes that unpack to {unpacked:,})"
+        )
+
+
+def canonical_keys(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The model's tensors out of a checkpoint, under the key names of today's torchvision and timm."""
+    for container in CONTAINERS:
+        if isinstance(content.get(container), Mapping):
+            content = content[container]
+            break
+    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor) and key != "n_averaged"}
+    averaged = {key: value for key, value in tensors.items() if key.startswith(EMA_PREFIXES)}
+    return {_canonical_key(key): value for key, value in (averaged or tensors).items()}
+
+
+def _canonical_key(key: str) -> str:
+    while key.startswith(PREFIXES):
+        key = key.split(".", 1)[1]
+    return OLD_TORCHVISION_KEY.sub(r"\1\2", key)
+
+
+def without_other_classifier(
+    state_dict: dict[str, torch.Tensor], model: nn.Module
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """The state dict less a classifier whose number of classes is not the model's, and the keys left out."""
+    own = model.state_dict()
+
+    def of_other_classes(key: str, value: torch.Tensor) -> bool:
+        if not key.startswith(classifier_prefixes(model)):
+            return False
+        return key not in own or (own[key].shape != value.shape and own[key].shape[1:] == value.shape[1:])
+
+    dropped = tuple(key for key, value in state_dict.items() if of_other_classes(key, value))
+    return {key: value for key, value in state_dict.items() if key not in dropped}, dropped
+
+
+def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What the classifier's keys begin with: ``pretrained_cfg`` names it in timm's models."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or "classifier"
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
+
+def check_fit(state_dict: dict[str, torch.Tensor], model: nn.Module, path: Path) -> None:
+    """Raise WeightsError unless every key and shape is the model's (a dropped classifier and num_batches_tracked apart)."""
+    own = model.state_dict()
+    optional = {key for key in own if key.endswith("num_batches_tracked")}
+    head = classifier_prefixes(model)
+    if not any(key.startswith(head) for key in state_dict):
+        optional |= {key for key in own if key.startswith(head)}
+    missing = [key for key in own if key not in state_dict and key not in optional]
+    unexpected = [key for key in state_dict if key not in own]
+    reshaped = [
+        f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}"
+        for key, value in state_dict.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {what} (first: {', '.join(keys[:3])})"
+        for what, keys in (("keys missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if keys
+    ]
+    if problems:
+        name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+        raise WeightsError(
+            f"weights {path} do not fit {name}: {'; '.join(problems)}; of {len(own)} keys. The model is unchanged."
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Of the file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]
+

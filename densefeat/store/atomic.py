@@ -1,0 +1,50 @@
+"""Files that appear whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from densefeat.errors import OutputError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write to; on leaving without an error it is synced and takes ``path``'s place, else it is removed.
+
+    Raises OutputError, before any work, where the file could not be made.
+    """
+    beside = make_beside(path)
+    try:
+        yield beside
+        sync(beside)
+        os.replace(beside, path)
+        sync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def make_beside(path: Path) -> Path:
+    if path.is_dir():
+        raise OutputError(f"output {str(path)!r} is a folder: give a file name")
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    except OSError as error:
+        raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror}") from error
+    os.close(descriptor)
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(name, 0o666 & ~mask)  # mkstemp's 0600 would surprise whoever shares the results
+    return Path(name)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or, where the system can, a folder's entries."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

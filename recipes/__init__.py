@@ -1,0 +1,1 @@
+"""Complete recipes, one a job."""
