@@ -14,7 +14,9 @@ def models(pattern: str) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "parameters", "block channels", "input", "tag", "licence", "weights"):
-        table.add_column(column, justify="right" if column == "parameters" else "left", overflow="fold", no_wrap=column == "name")
+        table.add_column(
+            column, justify="right" if column == "parameters" else "left", overflow="fold", no_wrap=column == "name"
+        )
     for network in list_networks(pattern):
         table.add_row(
             network.name,

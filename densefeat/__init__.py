@@ -1,4 +1,4 @@
-"""Embeddings from every dense block: DenseNet and DelugeNet as feature extractors. Importing this registers the models with timm."""
+"""Embeddings from every block of DenseNet and DelugeNet. Importing this registers the models with timm."""
 
 from densefeat.errors import DensefeatError, UsageError, WeightsError
 from densefeat.extract import ExtractResult, extract

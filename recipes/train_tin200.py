@@ -1,6 +1,6 @@
 """Train the bundled network: DenseNet-BC (L=100, k=12) on Tiny ImageNet (200 classes) at 32×32, from Parquet tables of images.
 
-    python -m densefeat_recipes.train_tin200 --train tinyimagenet32-train.parquet --val tinyimagenet32-val.parquet --out runs/tin200
+    python -m densefeat_recipes.train_tin200 --train train.parquet --val val.parquet --out runs/tin200
 
 Writes log.jsonl, checkpoint.pt (the same command again goes on from it) and, at the end, model.safetensors (float16).
 Images are decoded once into memory; augmentation (4-pixel pad and crop, mirror) runs on the device, in batches.
@@ -31,7 +31,7 @@ SIZE = 32
 
 
 def decode_table(path: Path, limit: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images of a Parquet table in the Hugging Face layout, the first ``limit``: uint8 (N, 3, 32, 32); labels int64 (N,)."""
+    """A Parquet table in the Hugging Face layout, its first ``limit`` rows: images uint8 (N, 3, 32, 32), labels int64 (N,)."""
     table = pq.read_table(path, columns=["image", "label"])[:limit]
     images = [np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")) for image in table["image"].to_pylist()]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(table["label"].to_pylist())
@@ -136,8 +136,18 @@ def main(train_path, val_path, out, device, schedule, batch_size, lr, weight_dec
         state.update(step=step, seconds=time.monotonic() - began)
         save_atomically(lambda path: torch.save(state, path), checkpoint)
 
-    log(event="start", step=start, of=total, device=device, torch=torch.__version__, lr=lr, weight_decay=weight_decay,
-        batch_size=batch_size, schedule=schedule, threads=torch.get_num_threads())
+    log(
+        event="start",
+        step=start,
+        of=total,
+        device=device,
+        torch=torch.__version__,
+        lr=lr,
+        weight_decay=weight_decay,
+        batch_size=batch_size,
+        schedule=schedule,
+        threads=torch.get_num_threads(),
+    )
     losses = []
     for step, x, y in itertools.islice(train_batches(images, labels, schedule, batch_size, start), steps):
         with torch.autocast(torch.device(device).type, torch.bfloat16):

@@ -103,7 +103,7 @@ def provenance(extractor: FeatureExtractor) -> dict[str, Any]:
 
 
 def write_rows(batch: Batch, extractor: FeatureExtractor, writer: EmbeddingWriter) -> list[Failure]:
-    """Run the network on a batch and append its rows; returns all of the batch's failures, embeddings with NaN or inf among them."""
+    """Run the network on a batch and append its rows; returns the batch's failures, embeddings with NaN or inf among them."""
     if batch.pixels is None:
         return batch.failures
     pixels = batch.pixels.to(extractor.device, non_blocking=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from densefeat.errors import DecodeError
@@ -57,16 +58,14 @@ class _Decoded(Dataset[Batch]):
         batch.pixels = torch.stack(pixels) if pixels else None
         return batch
 
-    def transform(self, image: object) -> torch.Tensor:
+    def transform(self, image: Image.Image) -> torch.Tensor:
         try:
             return self.geometry(image)
         except Exception as error:
             raise DecodeError(f"{type(error).__name__}: {error}", "transform") from error
 
 
-def load_batches(
-    files: Sequence[ImageFile], batch_size: int, preprocessing: Preprocessing, workers: int
-) -> Iterator[Batch]:
+def load_batches(files: Sequence[ImageFile], batch_size: int, preprocessing: Preprocessing, workers: int) -> Iterator[Batch]:
     """The input in order, ``batch_size`` positions at a time; ``workers`` processes decode ahead (0: in this process)."""
     return iter(
         DataLoader(

@@ -63,7 +63,7 @@ class FeatureExtractor:
             self.device = resolve_device(device)
             self.model, self.provenance = create_model(model, weights)
             self.taps = find_taps(self.model, blocks, tap)
-            self.model.to(self.device, memory_format=torch.channels_last)
+            self.model.to(self.device).to(memory_format=torch.channels_last)
         elif weights is not None:
             raise UsageError("weights are for a model given by name: load them into your own with densefeat.load_weights")
         else:
@@ -165,7 +165,8 @@ class FeatureExtractor:
             return
         every = find_taps(self.model, "all", self.tap)
         indices = [every.index(tap) for tap in self.taps]
-        maps = self.model.forward_intermediates(x, indices=indices, stop_early=True, intermediates_only=True)
+        forward_intermediates: Any = self.model.forward_intermediates
+        maps = forward_intermediates(x, indices=indices, stop_early=True, intermediates_only=True)
         for tap, tap_maps in zip(self.taps, maps, strict=True):
             use_maps(tap, tap_maps)
 
@@ -217,9 +218,7 @@ class _LastTapReached(Exception):
     """Ends a forward pass from inside a hook."""
 
 
-def run_hooked(
-    model: nn.Module, taps: Sequence[Tap], x: torch.Tensor, use_maps: Callable[[Tap, torch.Tensor], None]
-) -> None:
+def run_hooked(model: nn.Module, taps: Sequence[Tap], x: torch.Tensor, use_maps: Callable[[Tap, torch.Tensor], None]) -> None:
     """A forward pass that hands over each tap's module's output as it comes, and ends at the last of them."""
     left = {tap.module for tap in taps}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -40,11 +41,13 @@ def all_taps(model: nn.Module, tap: str) -> list[Tap]:
         raise UsageError(f"tap {tap!r}: choose 'norm' (what the next stage reads) or 'raw' (the block's own output)")
     if isinstance(model, StagedNet):
         return [Tap(f"block{i}", module) for i, module in enumerate(model.block_taps[tap], 1)]
-    info = getattr(model, "feature_info", None)
+    info: Any = getattr(model, "feature_info", None)
     if info is None:
-        raise UsageError(f"{type(model).__name__} has no feature_info: give a timm model, or set it to dict(num_chs, reduction, module)s")
-    info = info.get_dicts() if hasattr(info, "get_dicts") else info
-    return [Tap(entry["module"], entry["module"]) for entry in info]
+        raise UsageError(
+            f"{type(model).__name__} has no feature_info: give a timm model, or set it to dict(num_chs, reduction, module)s"
+        )
+    entries: Any = info.get_dicts() if hasattr(info, "get_dicts") else info
+    return [Tap(entry["module"], entry["module"]) for entry in entries]
 
 
 def block_numbers(blocks: str | int | Sequence[int], count: int) -> list[int]:

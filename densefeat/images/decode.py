@@ -15,7 +15,7 @@ MAX_ASPECT = 100  # a longer strip would be blown up to hundreds of megabytes by
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """RGB, 8 bits, upright by its EXIF tag; the first frame of an animation; transparency over white; 16 bits by their high byte.
+    """RGB, 8 bits, upright by its EXIF tag; an animation's first frame; transparency over white; 16 bits by the high byte.
 
     Raises DecodeError (stage ``decode``): not an image, truncated, too large, too thin, or with pixels of no agreed white.
     """

@@ -42,7 +42,8 @@ class ImageFile:
 def find_images(folder: str | Path) -> list[ImageFile]:
     """All files below ``folder`` with an image's extension (any case), sorted by key: the same order on every machine.
 
-    Linked folders are not entered; a folder that cannot be listed stands in the list itself, and fails to be read. Raises UsageError where ``folder`` is none, cannot be read, or holds no such file.
+    Linked folders are not entered. A folder that cannot be listed stands in the list itself, and fails to be read.
+    Raises UsageError where ``folder`` is none, cannot be read, or holds no such file.
     """
     root = os.path.realpath(folder)
     if not os.path.isdir(root):
@@ -57,9 +58,7 @@ def find_images(folder: str | Path) -> list[ImageFile]:
 
     for directory, _, names in os.walk(root, onerror=keep_unlisted):
         relative = os.path.relpath(directory, root)
-        for name in names:
-            if name.lower().endswith(EXTENSIONS):
-                keys.append(Path(relative, name).as_posix())
+        keys += [Path(relative, name).as_posix() for name in names if name.lower().endswith(EXTENSIONS)]
     if not keys:
         raise UsageError(f"images {str(folder)!r}: no file with an image's extension ({', '.join(EXTENSIONS)}) in it")
     return [ImageFile(key, root) for key in sorted(keys)]

@@ -1,4 +1,4 @@
-"""What DenseNet and DelugeNet share: a sequence of stages, feature taps along it, a pooled linear head. timm's model contract."""
+"""What DenseNet and DelugeNet share: stems, a sequence of stages with feature taps, a pooled linear head; timm's contract."""
 
 import math
 from collections import OrderedDict
@@ -28,7 +28,7 @@ STEMS = {"imagenet": imagenet_stem, "cifar": cifar_stem}
 
 
 def he_init(module: nn.Module) -> None:
-    """He initialisation of one module as in the papers' Torch code: normal, std sqrt(2 / (kernel area · out channels)), i.e. fan_out."""
+    """He initialisation as in the papers' Torch code: normal, std sqrt(2 / (kernel area · out channels)), i.e. fan_out."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
@@ -49,6 +49,7 @@ class StagedNet(nn.Module):
         self,
         features: nn.Sequential,
         feature_info: list[dict[str, Any]],
+        block_taps: dict[str, list[str]],
         in_chans: int,
         num_classes: int,
         global_pool: str,
@@ -57,6 +58,7 @@ class StagedNet(nn.Module):
     ) -> None:
         self.features = features
         self.feature_info = feature_info
+        self.block_taps = block_taps
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features: int = feature_info[-1]["num_chs"]
@@ -84,7 +86,7 @@ class StagedNet(nn.Module):
         self,
         x: torch.Tensor,
         indices: int | list[int] | None = None,
-        norm: bool = False,
+        norm: bool = False,  # noqa: ARG002
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
@@ -114,7 +116,10 @@ class StagedNet(nn.Module):
         return intermediates if intermediates_only else (x, intermediates)
 
     def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,  # noqa: ARG002
+        prune_head: bool = True,
     ) -> list[int]:
         """Cut off what the maps at ``indices`` do not need; returns the indices kept.
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import Any
 
 import timm
 import torch
@@ -39,7 +40,8 @@ def list_networks(pattern: str = "*") -> list[Network]:
 def networks_of(name: str) -> list[Network]:
     with torch.device("meta"):
         model = timm.create_model(name)
-    channels = tuple(info["num_chs"] for info in model.feature_info[1:])
+    feature_info: Any = model.feature_info
+    channels = tuple(info["num_chs"] for info in feature_info[1:])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return [
         Network(name, parameters, channels, config.input_size, config.tag or "", config.license,

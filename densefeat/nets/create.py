@@ -63,7 +63,7 @@ def record(name: str, source: str, sha256: str | None, licence: str | None) -> d
 
 def known_config(name: str) -> PretrainedCfg:
     """timm's configuration of a model name, tag included; UsageError with the closest names where there is none."""
-    architecture, tag = split_model_name_tag(name)
+    architecture, _ = split_model_name_tag(name)
     if is_model(architecture) and (config := get_pretrained_cfg(name)) is not None:
         return config
     known = timm.list_models(include_tags=True) + timm.list_models()

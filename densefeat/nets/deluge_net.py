@@ -46,21 +46,26 @@ class CrossLayerDepthwise(nn.Module):
     def folded_sum(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         """All norms as one weighted sum: ``Σ_i a_i[c] · h_i[c] + b[c]``."""
         outer = scale(self.norm.weight, self.norm.running_var, self.norm.eps)
-        bias = -self.norm.running_mean.float()
+        bias = -widened(self.norm.running_mean)
         weights: list[torch.Tensor] = []
         for norm in self.norms:
             inner = scale(norm.weight, norm.running_var, norm.eps)
-            bias = bias + norm.bias.float() - norm.running_mean.float() * inner
+            bias = bias + widened(norm.bias) - widened(norm.running_mean) * inner
             weights.append(per_channel(inner * outer, outputs[0]))
-        total = per_channel(bias * outer + self.norm.bias.float(), outputs[0])
+        total = per_channel(bias * outer + widened(self.norm.bias), outputs[0])
         for i, weight in enumerate(weights):
             total = torch.addcmul(total, outputs[i], weight)
         return total
 
 
 def scale(weight: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
-    """The factor that an eval-mode norm multiplies by, per channel, float32."""
-    return weight.float() * torch.rsqrt(variance.float() + eps)
+    """The factor that an eval-mode norm multiplies by, per channel."""
+    return widened(weight) * torch.rsqrt(widened(variance) + eps)
+
+
+def widened(values: torch.Tensor) -> torch.Tensor:
+    """In float32 at least, as torch's own BatchNorm computes."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -68,7 +73,7 @@ def per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class Bottleneck(nn.Sequential):
-    """ReLU - 1×1 (C→n) - BN - ReLU - 3×3 (n→n) - BN - ReLU - 1×1 (n→2n), for width n: what follows a composite layer's first norm."""
+    """What follows a composite layer's first norm: ReLU - 1×1 (C→n) - BN - ReLU - 3×3 (n→n) - BN - ReLU - 1×1 (n→2n)."""
 
     def __init__(self, in_channels: int, width: int, **dd: Any) -> None:
         super().__init__()
@@ -81,7 +86,7 @@ class Bottleneck(nn.Sequential):
 
 
 class CompositeLayer(nn.Module):
-    """Cross-layer depthwise layer over a block's ``num_inputs`` outputs so far, then a bottleneck: a list of ``(N, 2n, H, W)`` to one more."""
+    """Cross-layer depthwise layer over a block's outputs so far, then a bottleneck: a list of ``(N, 2n, H, W)`` to one more."""
 
     def __init__(self, num_inputs: int, width: int, **dd: Any) -> None:
         super().__init__()
@@ -121,7 +126,7 @@ class DelugeBlock(nn.Module):
 
 
 class DelugeNet(StagedNet):
-    """DelugeNet for ImageNet (``stem_type="imagenet"``: stride 4 before block 1) or CIFAR (stride 1); ``(N, C, H, W)`` to logits.
+    """DelugeNet for ImageNet (stride 4 before block 1) or CIFAR (stride 1); ``(N, C, H, W)`` to logits.
 
     Args:
         block_widths: Bottleneck width n of each block; its outputs have 2n channels.
@@ -171,12 +176,12 @@ class DelugeNet(StagedNet):
         stages["act"] = nn.ReLU()
         info[-1]["module"] = "features.act"
 
-        self.block_taps = {"norm": [stage["module"] for stage in info[1:]], "raw": raw}
-        self._finish(nn.Sequential(stages), info, in_chans, num_classes, global_pool, drop_rate, **dd)
+        taps = {"norm": [stage["module"] for stage in info[1:]], "raw": raw}
+        self._finish(nn.Sequential(stages), info, taps, in_chans, num_classes, global_pool, drop_rate, **dd)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's parameter groups: one a block when ``coarse``, else one a layer; what reads a block's list goes with its last."""
+        """timm's parameter groups: one a block when ``coarse``, else one a layer; a block's aggregate goes with its last."""
         fine = [
             (r"^features\.block(\d+)\.opener", (-1,)),
             (r"^features\.block(\d+)\.layers\.(\d+)", None),

@@ -17,7 +17,7 @@ from densefeat.nets.base import STEMS, StagedNet
 
 
 class DenseLayer(nn.Module):
-    """One layer H of a dense block: BN-ReLU-Conv3×3(k), with a 1×1 bottleneck of ``bn_size * k`` channels before it in the B variants.
+    """One layer of a dense block: BN-ReLU-Conv3×3(k); in the B variants after a BN-ReLU-Conv1×1(``bn_size * k``).
 
     ``(N, num_input_features, H, W)``, given as the list of tensors whose concatenation it is, to ``(N, growth_rate, H, W)``.
     """
@@ -26,12 +26,12 @@ class DenseLayer(nn.Module):
         self, num_input_features: int, growth_rate: int, bottleneck: bool, bn_size: int, proj_drop_rate: float, **dd: Any
     ) -> None:
         super().__init__()
-        width = bn_size * growth_rate
         self.norm1 = BatchNormAct2d(num_input_features, **dd)
         if bottleneck:
+            width = bn_size * growth_rate
             self.conv1 = nn.Conv2d(num_input_features, width, 1, bias=False, **dd)
-            self.norm2 = BatchNormAct2d(width, **dd)
-            self.conv2 = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False, **dd)
+            self.norm2: nn.Module = BatchNormAct2d(width, **dd)
+            self.conv2: nn.Module = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False, **dd)
         else:
             self.conv1 = nn.Conv2d(num_input_features, growth_rate, 3, padding=1, bias=False, **dd)
             self.norm2 = self.conv2 = nn.Identity()
@@ -85,7 +85,7 @@ class Transition(nn.Sequential):
 
 
 class DenseNet(StagedNet):
-    """DenseNet, all of the paper's structures: plain, B (``bottleneck``), C (``compression`` < 1) and BC; ``(N, C, H, W)`` to logits.
+    """DenseNet: plain, B (``bottleneck``), C (``compression`` < 1) and BC; ``(N, C, H, W)`` to logits.
 
     Args:
         growth_rate: k, the channels that each layer adds.
@@ -146,11 +146,11 @@ class DenseNet(StagedNet):
         info.append(dict(num_chs=channels, reduction=reduction, module="features.norm5"))
 
         blocks = range(1, len(block_config) + 1)
-        self.block_taps = {
+        taps = {
             "norm": [f"features.transition{i}.norm" for i in blocks[:-1]] + ["features.norm5"],
             "raw": [f"features.denseblock{i}" for i in blocks],
         }
-        self._finish(nn.Sequential(stages), info, in_chans, num_classes, global_pool, drop_rate, **dd)
+        self._finish(nn.Sequential(stages), info, taps, in_chans, num_classes, global_pool, drop_rate, **dd)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -163,15 +163,13 @@ class DenseNet(StagedNet):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each layer's concatenation and first convolution in the backward pass: memory linear in depth (1707.06990)."""
+        """Recompute each layer's concatenation and first convolution in the backward pass: memory linear in depth."""
         for module in self.modules():
             if isinstance(module, DenseLayer):
                 module.grad_checkpointing = enable
 
 
-def check_structure(
-    growth_rate: int, block_config: Sequence[int], bn_size: int, compression: float, stem_type: str
-) -> None:
+def check_structure(growth_rate: int, block_config: Sequence[int], bn_size: int, compression: float, stem_type: str) -> None:
     """Refuse what is no DenseNet, with the value."""
     if growth_rate < 1 or bn_size < 1:
         raise ValueError(f"growth_rate={growth_rate}, bn_size={bn_size}: both must be at least 1")

@@ -54,7 +54,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
-    """timm's hook on the way from a file to the model: the same key names and rule for the classifier as :func:`load_weights`."""
+    """timm's hook between file and model: the same key names and rule for the classifier as :func:`load_weights`."""
     kept, dropped = without_other_classifier(canonical_keys(state_dict), model)
     if dropped:
         _logger.warning("%s: for another number of classes, the model keeps its own", ", ".join(dropped))
@@ -175,4 +175,3 @@ def file_sha256(path: Path) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or "no message").splitlines()[0]
-

@@ -11,7 +11,7 @@ from densefeat.errors import OutputError
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to; on leaving without an error it is synced and takes ``path``'s place, else it is removed.
+    """A file beside ``path`` to write to; on leaving it is synced and takes ``path``'s place, or is removed after an error.
 
     Raises OutputError, before any work, where the file could not be made.
     """

@@ -26,8 +26,14 @@ def embedding_schema(shapes: dict[str, tuple[int, ...]], provenance: dict[str, A
         pa.field("height", pa.int32(), nullable=False),
     ]
     for name, shape in shapes.items():
-        fields.append(pa.field(name, pa.list_(pa.field("item", pa.float32(), nullable=False), int(np.prod(shape))), nullable=False))
-    described = {"format_version": FORMAT_VERSION, **provenance, "shapes": {name: list(shape) for name, shape in shapes.items()}}
+        fields.append(
+            pa.field(name, pa.list_(pa.field("item", pa.float32(), nullable=False), int(np.prod(shape))), nullable=False)
+        )
+    described = {
+        "format_version": FORMAT_VERSION,
+        **provenance,
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
+    }
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(described, ensure_ascii=False)})
 
 
