@@ -15,7 +15,14 @@ import densefeat
 @pytest.fixture(scope="session")
 def photographs() -> list[Image.Image]:
     """Twelve real pieces of photograph, of different sizes and shapes."""
-    boxes = [(0, 0, 640, 427), (0, 0, 300, 300), (200, 100, 520, 420), (100, 50, 260, 400), (320, 200, 640, 300), (0, 200, 99, 297)]
+    boxes = [
+        (0, 0, 640, 427),
+        (0, 0, 300, 300),
+        (200, 100, 520, 420),
+        (100, 50, 260, 400),
+        (320, 200, 640, 300),
+        (0, 200, 99, 297),
+    ]
     return [Image.fromarray(image).crop(box) for image in load_sample_images().images for box in boxes]
 
 

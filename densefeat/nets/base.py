@@ -102,18 +102,21 @@ class StagedNet(nn.Module):
             intermediates_only: Return the list alone.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}: these networks give 'NCHW' maps only")
+            raise ValueError(f"output_fmt '{output_fmt}': these networks give 'NCHW' maps only")
         take, last = feature_take_indices(len(self.feature_ends), indices)
-        stop = self.feature_ends[last] if stop_early else len(self.features)
-        wanted = {self.feature_ends[i] for i in take}
+        ends = [self.feature_ends[i] for i in take]
+        if torch.jit.is_scripting() or not stop_early:  # noqa: SIM108  (TorchScript cannot slice modules)
+            stages = self.features
+        else:
+            stages = self.features[: self.feature_ends[last] + 1]
         intermediates = []
-        for i, stage in enumerate(self.features):
-            if i > stop:
-                break
+        for i, stage in enumerate(stages):
             x = stage(x)
-            if i in wanted:
+            if i in ends:
                 intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
+        if intermediates_only:
+            return intermediates
+        return x, intermediates
 
     def prune_intermediate_layers(
         self,

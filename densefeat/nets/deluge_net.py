@@ -187,7 +187,7 @@ class DelugeNet(StagedNet):
             (r"^features\.block(\d+)\.layers\.(\d+)", None),
             (r"^features\.block(\d+)\.aggregate", MATCH_PREV_GROUP),
         ]
-        return dict(stem=r"^features\.(conv0|norm0)", blocks=r"^features\.block(\d+)" if coarse else fine)
+        return dict(stem=r"^features\.(?:conv0|norm0)", blocks=r"^features\.block(\d+)" if coarse else fine)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

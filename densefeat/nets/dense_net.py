@@ -157,7 +157,7 @@ class DenseNet(StagedNet):
         """timm's parameter groups: one a block when ``coarse``, else one a layer; a transition goes with what precedes it."""
         fine = [(r"^features\.denseblock(\d+)\.denselayer(\d+)", None), (r"^features\.transition(\d+)", MATCH_PREV_GROUP)]
         return dict(
-            stem=r"^features\.(conv0|norm0)",
+            stem=r"^features\.(?:conv0|norm0)",
             blocks=r"^features\.(?:denseblock|transition)(\d+)" if coarse else fine,
         )
 

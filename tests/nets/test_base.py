@@ -28,5 +28,5 @@ def test_a_new_network_has_he_convolutions_and_a_classifier_of_zero_bias() -> No
 
 def test_other_output_formats_are_refused() -> None:
     model = timm.create_model("densefeat_densenet_bc100_k12")
-    with pytest.raises(ValueError, match="output_fmt='NLC': these networks give 'NCHW' maps only"):
+    with pytest.raises(ValueError, match="output_fmt 'NLC': these networks give 'NCHW' maps only"):
         model.forward_intermediates(torch.zeros(1, 3, 32, 32), output_fmt="NLC")

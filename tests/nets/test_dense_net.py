@@ -52,7 +52,7 @@ def test_features_only_equals_timms_tensor_for_tensor() -> None:
 
 
 def derived(model: DenseNet, x: torch.Tensor) -> torch.Tensor:
-    """Section 3 of the paper, word for word, from the parameters alone: every layer reads the concatenation of all before it."""
+    """Section 3 of the paper from the parameters alone: every layer reads the concatenation of all before it."""
 
     def norm_relu(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
         shape = (1, -1, 1, 1)
