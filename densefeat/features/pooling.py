@@ -37,6 +37,8 @@ def parse_pools(pool: str | Sequence[str]) -> dict[str, Pool]:
     """``"avg"``, ``"avg,max"``, ``["gem:4", "none"]``: names (``gem`` with its power after a colon, 3 without) to functions."""
     given = pool.split(",") if isinstance(pool, str) else list(pool)
     pools: dict[str, Pool] = {}
+    if not given:
+        raise UsageError("pool []: give one or more of avg, max, gem, none")
     for spec in given:
         name, _, power = str(spec).strip().partition(":")
         if name not in POOLS or (power and name != "gem") or name in pools:

@@ -29,6 +29,7 @@ class Preprocessing:
         """What a model's ``pretrained_cfg`` says, at another size if given (pixels, at least 32)."""
         config = resolve_model_data_config(model)
         channels, height, width = config["input_size"]
+        channels = getattr(model, "in_chans", channels)
         if image_size is not None and image_size < 32:
             raise UsageError(f"image size {image_size}: the networks need at least 32 pixels")
         if height != width:

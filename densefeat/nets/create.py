@@ -8,7 +8,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
-from timm.models import PretrainedCfg, get_pretrained_cfg, is_model, split_model_name_tag
+from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg, is_model, split_model_name_tag
 from torch import nn
 
 from densefeat.errors import UsageError, WeightsError
@@ -63,12 +63,13 @@ def record(name: str, source: str, sha256: str | None, licence: str | None) -> d
 
 def known_config(name: str) -> PretrainedCfg:
     """timm's configuration of a model name, tag included; UsageError with the closest names where there is none."""
-    architecture, _ = split_model_name_tag(name)
-    if is_model(architecture) and (config := get_pretrained_cfg(name)) is not None:
+    architecture, tag = split_model_name_tag(name)
+    known_tags = get_arch_pretrained_cfgs(architecture) if is_model(architecture) else {}
+    if is_model(architecture) and (not tag or name in known_tags) and (config := get_pretrained_cfg(name)) is not None:
         return config
     known = timm.list_models(include_tags=True) + timm.list_models()
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    ours = difflib.get_close_matches(f"densefeat_{name}", timm.list_models("densefeat_*"), n=1, cutoff=0.8)
+    ours = timm.list_models(f"densefeat_*{name}*")[:3] if name else []
     hint = f"did you mean {', '.join(dict.fromkeys(ours + close))}?" if ours or close else "see: densefeat models"
     raise UsageError(f"unknown model {name!r}: {hint}")
 

@@ -1,0 +1,45 @@
+"""Blocks by number, taps by name."""
+
+import pytest
+import timm
+from torch import nn
+
+from densefeat import UsageError
+from densefeat.features.taps import find_taps
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return timm.create_model("densefeat_densenet121")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "names"),
+    [("all", ["block1", "block2", "block3", "block4"]), ("4,2", ["block2", "block4"]), (3, ["block3"]), ((1, 1), ["block1"])],
+)
+def test_blocks(blocks, names: list[str], model: nn.Module) -> None:
+    assert [tap.name for tap in find_taps(model, blocks, "norm")] == names
+
+
+def test_modules_of_the_two_taps(model: nn.Module) -> None:
+    norm = ["features.transition1.norm", "features.transition2.norm", "features.transition3.norm", "features.norm5"]
+    assert [tap.module for tap in find_taps(model, "all", "norm")] == norm
+    assert [tap.module for tap in find_taps(model, "all", "raw")] == [f"features.denseblock{i}" for i in (1, 2, 3, 4)]
+
+
+def test_timm_models_keep_their_modules_names() -> None:
+    resnet = timm.create_model("resnet18")
+    assert [tap.name for tap in find_taps(resnet, "2,5", "norm")] == ["layer1", "layer4"]
+
+
+@pytest.mark.parametrize("blocks", ["0", "5", "1,5", "first", "", (), -1, "1.5"])
+def test_blocks_that_do_not_exist(blocks, model: nn.Module) -> None:
+    with pytest.raises(UsageError, match=r"this network has 1 to 4; give 'all' or some of them, as in 2,4"):
+        find_taps(model, blocks, "norm")
+
+
+def test_other_mistakes(model: nn.Module) -> None:
+    with pytest.raises(UsageError, match="tap 'relu': choose 'norm'"):
+        find_taps(model, "all", "relu")
+    with pytest.raises(UsageError, match="Sequential has no feature_info"):
+        find_taps(nn.Sequential(), "all", "norm")

@@ -1,0 +1,209 @@
+"""Checkpoints as people have them: every container, prefix and age fits or is refused whole."""
+
+import io
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers import BUNDLED, randomize_statistics
+from safetensors.torch import save_file
+
+from densefeat import WeightsError, load_weights
+
+NAME = "densefeat_densenet_bc100_k12"
+
+
+@pytest.fixture(scope="module")
+def source() -> torch.nn.Module:
+    torch.manual_seed(3)
+    return randomize_statistics(timm.create_model(NAME, num_classes=200)).eval()
+
+
+def fresh(**kwargs) -> torch.nn.Module:
+    torch.manual_seed(4)
+    return timm.create_model(NAME, **kwargs).eval()
+
+
+def old_torchvision(state: dict) -> dict:
+    """The layout of torchvision's first DenseNet files: norm.1 for norm1, and no num_batches_tracked."""
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value
+        for key, value in state.items()
+        if "num_batches_tracked" not in key
+    }
+
+
+def prefixed(prefix: str, state: dict) -> dict:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def noise(state: dict) -> dict:
+    return {key: torch.zeros_like(value) for key, value in state.items()}
+
+
+LAYOUTS = {
+    "plain": lambda s: s,
+    "old torchvision": old_torchvision,
+    "without num_batches_tracked": lambda s: {k: v for k, v in s.items() if "num_batches_tracked" not in k},
+    "DDP": lambda s: prefixed("module.", s),
+    "compiled DDP": lambda s: prefixed("_orig_mod.module.", s),
+    "timm training": lambda s: {"epoch": 3, "arch": "x", "state_dict": s, "optimizer": {"state": {}}},
+    "timm training with EMA": lambda s: {"state_dict": noise(s), "state_dict_ema": prefixed("module.", s)},
+    "averaged model of torch": lambda s: {"n_averaged": torch.tensor(7), **prefixed("module.", s)},
+    "Lightning": lambda s: {"state_dict": prefixed("model.", s), "global_step": 5},
+    "EMA beside the model": lambda s: {**prefixed("model.", noise(s)), **prefixed("ema_model.module.", s)},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_torch_files_of_every_layout(layout: str, source: torch.nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(LAYOUTS[layout](source.state_dict()), path)
+    model = fresh()
+    loaded = load_weights(model, path)
+    assert loaded.dropped == ()
+    for key, value in source.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(model.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_safetensors_by_content_not_by_name(ending: str, source: torch.nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / f"weights.{ending}"
+    save_file(old_torchvision(source.state_dict()), path)
+    model = fresh()
+    load_weights(model, path)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), source(x))
+
+
+def test_files_from_before_torch_used_zip(source: torch.nn.Module, tmp_path: Path) -> None:
+    torch.save(old_torchvision(source.state_dict()), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    model = fresh()
+    load_weights(model, tmp_path / "old.pth")
+    assert torch.equal(model.classifier.weight, source.classifier.weight)
+
+
+@pytest.mark.parametrize("classes", [0, 7])
+def test_classifier_for_other_classes_is_left_out(classes: int, source: torch.nn.Module, tmp_path: Path) -> None:
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = fresh(num_classes=classes)
+    own = {key: value.clone() for key, value in model.get_classifier().state_dict().items()}
+    assert sorted(load_weights(model, tmp_path / "w.safetensors").dropped) == ["classifier.bias", "classifier.weight"]
+    torch.testing.assert_close(dict(model.get_classifier().state_dict()), own, rtol=0, atol=0)
+    assert torch.equal(model.features.conv0.weight, source.features.conv0.weight)
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/densefeat-was-here",)
+
+
+def other_architecture(path: Path) -> None:
+    torch.save(timm.create_model("densefeat_densenet40_k12").state_dict(), path)
+
+
+def truncated_zip(path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(fresh().state_dict(), buffer)
+    path.write_bytes(buffer.getvalue()[:-5000])
+
+
+def truncated_safetensors(path: Path) -> None:
+    save_file(fresh().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+def malicious_zip(path: Path) -> None:
+    torch.save({"state_dict": Malicious()}, path)
+
+
+def malicious_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"weights": Malicious()}))
+
+
+def compressed_bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(50_000_000))
+
+
+def one_tensor_reshaped(path: Path) -> None:
+    state = fresh().state_dict()
+    state["features.denseblock2.denselayer3.conv2.weight"] = torch.zeros(12, 48, 5, 5)
+    del state["features.norm5.bias"]
+    state["features.surprise"] = torch.zeros(1)
+    torch.save(state, path)
+
+
+UNFIT = [
+    (
+        other_architecture,
+        r"do not fit densefeat_densenet_bc100_k12: \d+ keys missing \(first: features.denseblock1.denselayer1.norm2",
+    ),
+    (truncated_zip, "truncated or not a checkpoint"),
+    (truncated_safetensors, "truncated or not a checkpoint"),
+    (malicious_zip, r"refused, its pickle holds more than tensors \((posix|nt).system\)"),
+    (malicious_pickle, r"refused, its pickle holds more than tensors|not a readable checkpoint"),
+    (compressed_bomb, r"refused, a compressed archive \([\d,]+ bytes that unpack to 50,000,000\)"),
+    (
+        one_tensor_reshaped,
+        r"1 keys missing \(first: features.norm5.bias\); 1 unexpected \(first: features.surprise\); 1 of another shape "
+        r"\(first: features.denseblock2.denselayer3.conv2.weight \(12, 48, 5, 5\) for \(12, 48, 3, 3\)\)",
+    ),
+    (lambda path: path.write_bytes(b""), "truncated or not a checkpoint"),
+    (lambda path: path.write_bytes(b"<html>not found</html>"), "not a readable checkpoint|truncated or not a checkpoint"),
+    (lambda path: torch.save([1, 2], path), "holds a list, not a state dict"),
+    (lambda path: torch.save({}, path), "keys missing"),
+    (lambda path: None, "no such file"),
+]
+
+
+@pytest.mark.parametrize(("make", "match"), UNFIT, ids=[str(i) for i in range(len(UNFIT))])
+def test_what_does_not_fit_is_one_clear_error_and_changes_nothing(make, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    make(path)
+    model = fresh()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=match) as caught:
+        load_weights(model, path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    assert not Path("/tmp/densefeat-was-here").exists()
+
+
+@pytest.mark.parametrize("layout", ["plain", "old torchvision", "DDP", "without num_batches_tracked", "timm training with EMA"])
+def test_timms_file_overlay_takes_the_same_layouts(layout: str, source: torch.nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(LAYOUTS[layout](source.state_dict()), path)
+    model = timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
+    assert torch.equal(model.classifier.weight, source.classifier.weight)
+
+
+def test_timms_file_overlay_with_another_classifier(source: torch.nn.Module, tmp_path: Path) -> None:
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    name = "densefeat_densenet121"  # checks nothing but the classifier's rule: the rest comes from its own state
+    own = timm.create_model(name, num_classes=12)
+    torch.save(own.state_dict(), tmp_path / "twelve.pth")
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / "twelve.pth")))
+    assert model.num_classes == 1000
+    assert torch.equal(model.features.norm5.weight, own.features.norm5.weight)
+
+
+def test_timms_checkpoint_path_stays_strict(tmp_path: Path) -> None:
+    torch.save(old_torchvision(fresh().state_dict()), tmp_path / "old.pth")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        timm.create_model(NAME, checkpoint_path=tmp_path / "old.pth")
+
+
+def test_bundled_weights_are_small_and_finite(trained: torch.nn.Module) -> None:
+    path = Path(timm.get_pretrained_cfg(BUNDLED).file)
+    assert path.stat().st_size < 3_000_000
+    assert all(value.isfinite().all() for value in trained.state_dict().values())
+    assert trained.num_classes == 200
