@@ -38,6 +38,8 @@ def extract(**options: object) -> None:
     import densefeat
 
     result = densefeat.extract(**options)  # type: ignore[arg-type]
+    if not result.rows:
+        raise click.ClickException(f"none of {result.failures} images could be read: see {result.failures_path}")
     blocks = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in result.shapes.items())
     failures = f"{result.failures} failures" + (f" ({result.failures_path})" if result.failures else "")
     rate = (result.rows + result.failures) / result.seconds

@@ -47,3 +47,7 @@ def fail(message: str, exit_code: int, error: BaseException) -> None:
         raise error
     click.echo("densefeat: " + " ".join(message.split()), err=True)
     sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -70,6 +70,7 @@ def known_config(name: str) -> PretrainedCfg:
     known = timm.list_models(include_tags=True) + timm.list_models()
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     ours = timm.list_models(f"densefeat_*{name}*")[:3] if name else []
+    ours += difflib.get_close_matches(f"densefeat_{name}", timm.list_models("densefeat_*"), n=1, cutoff=0.8)
     hint = f"did you mean {', '.join(dict.fromkeys(ours + close))}?" if ours or close else "see: densefeat models"
     raise UsageError(f"unknown model {name!r}: {hint}")
 

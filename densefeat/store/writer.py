@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -58,6 +58,8 @@ class EmbeddingWriter:
 
     def append(self, keys: list[str], sizes: list[tuple[int, int]], features: dict[str, np.ndarray]) -> None:
         """``features``: float32 ``(len(keys), …)`` under the schema's names."""
+        if not keys:
+            return
         columns: list[pa.Array] = [
             pa.array(keys, pa.string()),
             pa.array([width for width, _ in sizes], pa.int32()),
@@ -84,10 +86,15 @@ class EmbeddingWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self._flush()
-        with self._disk():
-            self._writer.close()
+        try:
+            if kind is None:
+                self._flush()
+        except BaseException as failure:
+            kind = type(failure)
+            raise
+        finally:
+            with self._disk() if kind is None else suppress(OSError):  # the first error is the one to tell
+                self._writer.close()
 
     @contextmanager
     def _disk(self) -> Iterator[None]:

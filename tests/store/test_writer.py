@@ -1,0 +1,59 @@
+"""The Parquet file: types, metadata, bounded memory."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from densefeat.errors import OutputError
+from densefeat.store.writer import ROW_GROUP_BYTES, EmbeddingWriter, embedding_schema
+
+SHAPES = {"block1": (3,), "block2": (2, 4, 5)}
+
+
+def rows(n: int, start: int = 0) -> tuple[list[str], list[tuple[int, int]], dict[str, np.ndarray]]:
+    generator = np.random.default_rng(start)
+    features = {name: generator.random((n, *shape), np.float32) for name, shape in SHAPES.items()}
+    return [f"{i}.jpg" for i in range(start, start + n)], [(10 + i, 20) for i in range(n)], features
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    schema = embedding_schema(SHAPES, {"model": "m", "pool": "avg"})
+    first, second = rows(5), rows(2, 5)
+    with EmbeddingWriter(tmp_path / "x.parquet", schema) as writer:
+        writer.append(*first)
+        writer.append(*second)
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert table["path"].to_pylist() == [f"{i}.jpg" for i in range(7)]
+    assert table["width"].to_pylist() == [10, 11, 12, 13, 14, 10, 11]
+    assert table.schema.field("block2").type.list_size == 40
+    assert pa.types.is_float32(table.schema.field("block2").type.value_type)
+    maps = np.stack(table["block2"].to_numpy()).reshape(7, 2, 4, 5)
+    assert np.array_equal(maps, np.concatenate([first[2]["block2"], second[2]["block2"]]))
+    made_by = json.loads(table.schema.metadata[b"densefeat"])
+    assert made_by == {"format_version": 1, "model": "m", "pool": "avg", "shapes": {"block1": [3], "block2": [2, 4, 5]}}
+
+
+def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
+    shapes = {"block1": (ROW_GROUP_BYTES // 16,)}
+    values = {"block1": np.ones((1, ROW_GROUP_BYTES // 16), np.float32)}
+    path = tmp_path / "x.parquet"
+    with EmbeddingWriter(path, embedding_schema(shapes, {})) as writer:
+        for i in range(9):
+            writer.append([str(i)], [(1, 1)], values)
+            assert len(writer._pending) < 5
+    assert pq.ParquetFile(path).metadata.num_row_groups == 3
+
+
+def test_a_full_disk_is_one_clear_error() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with (
+        pytest.raises(OutputError, match="output '/dev/full' cannot be written: .*No space left"),
+        EmbeddingWriter(full, embedding_schema(SHAPES, {})) as writer,
+    ):
+        writer.append(*rows(5))
