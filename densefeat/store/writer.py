@@ -47,14 +47,15 @@ class EmbeddingWriter:
         self.rows = 0
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
-        self._writer = pq.ParquetWriter(
-            path,
-            schema,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=[],
-            write_statistics=[name for name in schema.names if name not in vectors],
-        )
+        with self._disk():
+            self._writer = pq.ParquetWriter(
+                path,
+                schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=False,
+                write_statistics=[name for name in schema.names if name not in vectors],
+            )
 
     def append(self, keys: list[str], sizes: list[tuple[int, int]], features: dict[str, np.ndarray]) -> None:
         """``features``: float32 ``(len(keys), …)`` under the schema's names."""

@@ -1,0 +1,34 @@
+# Needs Python 3.11 or newer, git and make. Everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint clean
+
+demo: .venv/installed
+	$(BIN)/python -m densefeat_recipes.demo demo
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/installed-all
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/created:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/installed: pyproject.toml | .venv/created
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/installed-%: pyproject.toml | .venv/created
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[$*,test]"
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv demo build dist *.egg-info
