@@ -51,7 +51,7 @@ def main(out: Path) -> None:
     photograph = np.array([path.split("/")[0] for path in paths])
     neighbours = {name: nearest(np.stack(table[name].to_numpy())) for name in result.shapes}
 
-    console.print(f"wrote {result.path}: {result.rows} rows, {result.failures} failures, {result.seconds:.1f} s\n")
+    print(f"wrote {result.path}: {result.rows} rows, {result.failures} failures, {result.seconds:.1f} s\n")
     headings = [f"nearest by {name} ({shape[0]})" for name, shape in result.shapes.items()]
     shown = Table("tile", *headings, box=None, pad_edge=False)
     for row in range(0, len(paths), 6):

@@ -56,7 +56,7 @@ def extract(
         images: The folder.
         out: The Parquet file; one that exists is replaced at the end.
         batch_size: Images a pass.
-        workers: Processes that decode ahead; None for one a core, 0 for none.
+        workers: Processes that decode ahead; None: as many as pay beside the device, 0: none.
         model, weights, blocks, tap, pool, device, precision, image_size: As in :class:`densefeat.FeatureExtractor`.
 
     Raises:
@@ -64,8 +64,7 @@ def extract(
             All before any image is read, but for a disk that fills up.
     """
     began = time.monotonic()
-    workers = default_workers() if workers is None else workers
-    if batch_size < 1 or workers < 0:
+    if batch_size < 1 or (workers is not None and workers < 0):
         raise UsageError(f"batch size {batch_size}, workers {workers}: at least 1 and 0")
     out = Path(out)
     failures_path = out.with_suffix(".failures.jsonl")
@@ -74,7 +73,9 @@ def extract(
         extractor = FeatureExtractor(model, blocks, pool, tap, weights, device, precision, image_size)
         shapes = extractor.feature_shapes()
         schema = embedding_schema(shapes, provenance(extractor))
-        batches = load_batches(files, batch_size, extractor.preprocessing, min(workers, -(-len(files) // batch_size)))
+        processes = default_workers(extractor.device) if workers is None else workers
+        processes = min(processes, -(-len(files) // batch_size))
+        batches = load_batches(files, batch_size, extractor.preprocessing, processes)
         with (
             EmbeddingWriter(rows_file, schema) as writer,
             open(failures_file, "w", encoding="utf-8") as failures_lines,

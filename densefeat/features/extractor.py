@@ -18,7 +18,8 @@ from densefeat.nets.base import StagedNet
 from densefeat.nets.create import create_model
 
 PRECISIONS = ("fp32", "bf16")
-BATCH_SIZE = 32  # images a pass inside one call
+BATCH_SIZE = 32  # images prepared at a time inside one call
+CPU_CHUNK = 8  # images a pass on the CPU: larger maps leave its caches, and glibc maps fresh pages for each
 
 ImageLike = Image.Image | str | Path | torch.Tensor
 
@@ -113,6 +114,11 @@ class FeatureExtractor:
     def forward(self, x: torch.Tensor, pools: dict[str, Pool] | None = None) -> dict[str, torch.Tensor]:
         """Prepared images ``(N, C, H, W)`` on any device to features on the extractor's device, float32; no gradient."""
         pools = self.pools if pools is None else pools
+        chunks = x.split(CPU_CHUNK) if self.device.type == "cpu" else (x,)
+        parts = [self._forward_chunk(chunk, pools) for chunk in chunks]
+        return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _forward_chunk(self, x: torch.Tensor, pools: dict[str, Pool]) -> dict[str, torch.Tensor]:
         x = x.to(self.device, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         features: dict[str, torch.Tensor] = {}
