@@ -24,9 +24,7 @@ import click
     help="avg, max, gem (gem:P for another power than 3), none; or several: avg,max.",
 )
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Images a pass.")
-@click.option(
-    "--workers", type=int, help="Processes that decode ahead.  [default: one a core on a GPU, at most 8; fewer on a CPU]"
-)
+@click.option("--workers", type=int, help="Processes that decode ahead.  [default: one a core on a GPU, fewer on a CPU]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")
 @click.option(
     "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="The network's arithmetic."

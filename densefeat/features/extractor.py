@@ -15,7 +15,7 @@ from densefeat.features.taps import Tap, find_taps
 from densefeat.images.decode import decode_image, rgb_image
 from densefeat.images.transforms import Preprocessing, tensor_to_image
 from densefeat.nets.base import StagedNet
-from densefeat.nets.create import create_model
+from densefeat.nets.create import create_model, record
 
 PRECISIONS = ("fp32", "bf16")
 BATCH_SIZE = 32  # images prepared at a time inside one call
@@ -29,7 +29,7 @@ class FeatureExtractor:
 
     Args:
         model: A name (``"densefeat_densenet121"``, any timm name), made with its published weights, or a model of your own:
-            a network of ours or any with timm's ``feature_info``. It is used as it is, and left in the mode it was in.
+            a network of ours or any with timm's ``feature_info``. It is moved to the device, and left in the mode it was in.
         blocks: ``"all"``, or block numbers from 1.
         pool: ``"avg"``, ``"max"``, ``"gem"`` (``"gem:P"`` for a power other than 3), ``"none"``, or several.
         tap: ``"norm"``: what the next stage reads, a block's output after the BatchNorm and ReLU that follow it.
@@ -71,7 +71,7 @@ class FeatureExtractor:
             own_device = next(model.parameters(), torch.empty(0)).device
             self.device = own_device if device == "auto" else resolve_device(device)
             self.model = model.to(self.device)
-            self.provenance = {"model": type(model).__name__, "weights": {"source": "a model object"}}
+            self.provenance = record(type(model).__name__, "a model object", None, None)
             self.taps = find_taps(self.model, blocks, tap)
         self._preprocessing: Preprocessing | None = None
 
@@ -119,7 +119,8 @@ class FeatureExtractor:
         return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _forward_chunk(self, x: torch.Tensor, pools: dict[str, Pool]) -> dict[str, torch.Tensor]:
-        x = x.to(self.device, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
+        dtype = next((p.dtype for p in self.model.parameters()), x.dtype)
+        x = x.to(self.device, dtype, memory_format=torch.channels_last)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         features: dict[str, torch.Tensor] = {}
 
@@ -133,11 +134,11 @@ class FeatureExtractor:
             self._run(x, pool_maps)
         return features
 
-    def prepare(self, images: Sequence[ImageLike]) -> torch.Tensor:
-        """Images of any accepted kind to one normalised float32 batch ``(N, 3, size, size)``."""
+    def prepare(self, images: Sequence[ImageLike], first: int = 0) -> torch.Tensor:
+        """Images of any accepted kind to one normalised float32 batch ``(N, 3, size, size)``; errors count from ``first``."""
         geometry = self.preprocessing.geometry()
         pixels = []
-        for i, image in enumerate(images):
+        for i, image in enumerate(images, first):
             try:
                 pixels.append(geometry(open_image(image)))
             except DecodeError as error:
@@ -162,7 +163,7 @@ class FeatureExtractor:
         if not isinstance(images, Iterable) or not (items := list(images)):
             raise UsageError("no images: pass PIL images, paths, uint8 tensors (3, H, W) or one float tensor (N, C, H, W)")
         for start in range(0, len(items), BATCH_SIZE):
-            yield self.prepare(items[start : start + BATCH_SIZE])
+            yield self.prepare(items[start : start + BATCH_SIZE], start)
 
     def _run(self, x: torch.Tensor, use_maps: Callable[[Tap, torch.Tensor], None]) -> None:
         """One pass that hands over each tap's maps and ends after the last; timm's own method where a foreign model has it."""

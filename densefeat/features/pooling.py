@@ -26,8 +26,8 @@ def gem(maps: torch.Tensor, p: float = 3.0, eps: float = 1e-6) -> torch.Tensor:
 
 
 def none(maps: torch.Tensor) -> torch.Tensor:
-    """The maps as they are."""
-    return maps
+    """The maps, copied: what comes next in a network may write into them."""
+    return maps.clone()
 
 
 POOLS: dict[str, Pool] = {"avg": avg, "max": max_, "gem": gem, "none": none}

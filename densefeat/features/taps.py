@@ -47,7 +47,14 @@ def all_taps(model: nn.Module, tap: str) -> list[Tap]:
             f"{type(model).__name__} has no feature_info: give a timm model, or set it to dict(num_chs, reduction, module)s"
         )
     entries: Any = info.get_dicts() if hasattr(info, "get_dicts") else info
-    return [Tap(entry["module"], entry["module"]) for entry in entries]
+    modules = [entry["module"] for entry in entries]
+    present = {name for name, _ in model.named_modules()}
+    if absent := [module for module in modules if module not in present]:
+        raise UsageError(
+            f"{type(model).__name__}: its feature_info names {absent[0]!r}, which it does not have; pass the model itself,"
+            " not one made with features_only"
+        )
+    return [Tap(module, module) for module in modules]
 
 
 def block_numbers(blocks: str | int | Sequence[int], count: int) -> list[int]:

@@ -135,7 +135,7 @@ def test_stops_after_the_last_block_asked_for(batch: torch.Tensor) -> None:
     ran: list[str] = []
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda m, x, name=name: ran.append(name))
-    features = FeatureExtractor(model, blocks=1)(batch)
+    features = FeatureExtractor(model, blocks=1)(batch[:4])
     assert list(features) == ["block1"]
     assert ran[-1] == "features.transition1.norm" or ran[-1].startswith("features.transition1.norm.")
     assert ran.count("features.denseblock1.denselayer1") == 1
@@ -178,6 +178,30 @@ def test_bf16_is_close_and_returned_as_float32(trained: nn.Module, batch: torch.
     assert FeatureExtractor(trained)(batch, output_dtype=torch.float16)["block1"].dtype == torch.float16
 
 
+def test_a_model_in_half_precision(batch: torch.Tensor) -> None:
+    model = timm.create_model(BUNDLED, pretrained=True).to(torch.bfloat16)
+    features = FeatureExtractor(model)(batch)
+    assert features["block3"].dtype == torch.float32
+    assert features["block3"].isfinite().all()
+
+
+def test_maps_are_safe_from_what_comes_next() -> None:
+    class InPlace(nn.Module):
+        feature_info = [dict(num_chs=3, reduction=1, module="first"), dict(num_chs=3, reduction=1, module="second")]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Identity(), nn.ReLU(inplace=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x))
+
+    x = torch.randn(2, 3, 4, 4)
+    features = FeatureExtractor(InPlace(), pool="none")(x.clone())
+    assert torch.equal(features["first"], x)
+    assert torch.equal(features["second"], x.clamp(min=0))
+
+
 def test_image_size(trained: nn.Module, photographs: list[Image.Image]) -> None:
     maps = FeatureExtractor(trained, image_size=75, pool="none")(photographs[:2])
     assert [tuple(value.shape[2:]) for value in maps.values()] == [(75, 75), (37, 37), (18, 18)]
@@ -208,6 +232,8 @@ def test_unreadable_images_are_named_with_their_place(
         small_extractor([photographs[0], tmp_path / "bad.jpg"])
     with pytest.raises(DecodeError, match=r"image 0 \(.*gone.jpg\): No such file"):
         small_extractor(tmp_path / "gone.jpg")
+    with pytest.raises(DecodeError, match=r"image 40 "):
+        small_extractor([*[photographs[0]] * 40, tmp_path / "bad.jpg"])
 
 
 @pytest.mark.parametrize(
