@@ -18,6 +18,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     beside = make_beside(path)
     try:
         yield beside
+        os.chmod(beside, 0o666 & ~current_umask())  # mkstemp and safetensors make files that nobody else may read
         sync(beside)
         os.replace(beside, path)
         sync(path.parent)
@@ -33,10 +34,13 @@ def make_beside(path: Path) -> Path:
     except OSError as error:
         raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror}") from error
     os.close(descriptor)
+    return Path(name)
+
+
+def current_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)  # mkstemp's 0600 would surprise whoever shares the results
-    return Path(name)
+    return mask
 
 
 def sync(path: Path) -> None:
