@@ -4,6 +4,7 @@ import sys
 from importlib.metadata import version as installed_version
 
 import click
+
 from densefeat_cli.extract import extract
 from densefeat_cli.models import models
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from helpers import BUNDLED
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import densefeat
+from helpers import BUNDLED
 
 
 @pytest.fixture(scope="session")

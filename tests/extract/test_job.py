@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import BUNDLED, relative_difference
 from PIL import Image
 
 import densefeat
 from densefeat import FeatureExtractor, UsageError, WeightsError
 from densefeat.errors import OutputError
+from helpers import BUNDLED, relative_difference
 
 
 def failures_of(result: densefeat.ExtractResult) -> list[dict]:

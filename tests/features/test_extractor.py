@@ -7,13 +7,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from helpers import BUNDLED, randomize_statistics, relative_difference
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
 from densefeat import DelugeNet, FeatureExtractor, UsageError
 from densefeat.errors import DecodeError
+from helpers import BUNDLED, randomize_statistics, relative_difference
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from densefeat_recipes.train_tin200 import Training, augment, parse_schedule, train_batches
 from PIL import Image
 
 from densefeat import load_weights
+from densefeat_recipes.train_tin200 import Training, augment, parse_schedule, train_batches
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from helpers import BUNDLED
 
 from densefeat import UsageError, WeightsError
 from densefeat.nets.create import create_model
+from helpers import BUNDLED
 
 
 def test_bundled_network_and_its_record() -> None:

@@ -4,10 +4,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from helpers import randomize_statistics
 from torch import nn
 
 from densefeat import CrossLayerDepthwise, DelugeNet
+from helpers import randomize_statistics
 
 
 def bn(m: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -5,11 +5,11 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from helpers import randomize_statistics
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from densefeat import DenseNet
+from helpers import randomize_statistics
 
 NAMES = ["densenet121", "densenet161", "densenet169", "densenet201"]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from helpers import BUNDLED, randomize_statistics
 from safetensors.torch import save_file
 
 from densefeat import WeightsError, load_weights
+from helpers import BUNDLED, randomize_statistics
 
 NAME = "densefeat_densenet_bc100_k12"
 
