@@ -90,22 +90,21 @@ def print_table(seconds: dict[str, list[float]], images: int, baseline_of: dict[
 @click.option("--count", default=64, show_default=True, help="Photographs a round.")
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-def main(folder: Path | None, count: int, batch_size: int, rounds: int, device: str) -> None:
+def main(folder: Path | None, count: int, batch_size: int, rounds: int) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as temporary:
         if folder is None:
             folder = Path(temporary, "photos")
             sample_photographs(folder, count)
-        run(folder, Path(temporary), count, batch_size, rounds, device)
+        run(folder, Path(temporary), count, batch_size, rounds)
 
 
-def run(folder: Path, temporary: Path, count: int, batch_size: int, rounds: int, device: str) -> None:
+def run(folder: Path, temporary: Path, count: int, batch_size: int, rounds: int) -> None:
     torch.manual_seed(0)
-    theirs = timm.create_model("densenet121").eval().to(device)
+    theirs = timm.create_model("densenet121").eval()
     weights = temporary / "random.pt"
     torch.save(theirs.state_dict(), weights)
-    extractor = densefeat.FeatureExtractor("densefeat_densenet121", tap="raw", weights=weights, device=device)
+    extractor = densefeat.FeatureExtractor("densefeat_densenet121", tap="raw", weights=weights, device="cpu")
     transform = create_transform(**resolve_model_data_config(theirs))
     chosen = temporary / "chosen"
     chosen.mkdir()
@@ -117,7 +116,7 @@ def run(folder: Path, temporary: Path, count: int, batch_size: int, rounds: int,
 
     def job() -> object:
         return densefeat.extract(
-            chosen, temporary / "e.parquet", extractor.model, tap="raw", batch_size=batch_size, device=device
+            chosen, temporary / "e.parquet", extractor.model, tap="raw", batch_size=batch_size, device="cpu"
         )
 
     network = {
@@ -130,7 +129,7 @@ def run(folder: Path, temporary: Path, count: int, batch_size: int, rounds: int,
         "job: densefeat.extract": job,
     }
     allocator = "tuned" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "default"
-    print(f"DenseNet-121, {len(paths)} photographs, batch {batch_size}, float32, {device}, {platform.machine()},")
+    print(f"DenseNet-121, {len(paths)} photographs, batch {batch_size}, float32, CPU {platform.machine()},")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, glibc allocator {allocator}")
     print(f"largest relative difference of blocks 1 to 3 at tap raw: {worst:.1e}")
     print_table(measure(network, rounds), len(paths) // len(batch) * len(batch), dict.fromkeys(network, "network: timm"))

@@ -40,6 +40,8 @@ def main() -> None:
 
         if isinstance(error, DensefeatError):
             fail(str(error), error.exit_code, error)
+        if type(error).__name__ == "OutOfMemoryError":
+            fail(f"out of memory: try a smaller --batch-size ({error})", 1, error)
         fail(f"{type(error).__name__}: {error} (a bug: run again with --debug and report it)", 1, error)
 
 

@@ -15,7 +15,7 @@ from densefeat.extract.loader import Batch, Failure, default_workers, load_batch
 from densefeat.extract.progress import progress_bar
 from densefeat.features.extractor import FeatureExtractor
 from densefeat.images.sources import find_images
-from densefeat.store.atomic import atomic_file
+from densefeat.store.atomic import atomic_file, written
 from densefeat.store.writer import EmbeddingWriter, embedding_schema
 from densefeat.version import __version__
 
@@ -67,7 +67,7 @@ def extract(
     if batch_size < 1 or (workers is not None and workers < 0):
         raise UsageError(f"batch size {batch_size}, workers {workers}: at least 1 and 0")
     out = Path(out)
-    failures_path = out.with_suffix(".failures.jsonl")
+    failures_path = out.with_name(out.name.removesuffix(".parquet") + ".failures.jsonl") if out.name else out
     files = find_images(images)
     with atomic_file(out) as rows_file, atomic_file(failures_path) as failures_file:
         extractor = FeatureExtractor(model, blocks, pool, tap, weights, device, precision, image_size)
@@ -84,7 +84,8 @@ def extract(
             failed = 0
             for batch in batches:
                 failures = write_rows(batch, extractor, writer)
-                write_failures(failures, failures_lines)
+                with written(failures_path):
+                    write_failures(failures, failures_lines)
                 failed += len(failures)
                 advance(len(batch.keys) + len(batch.failures))
     return ExtractResult(out, failures_path, writer.rows, failed, shapes, time.monotonic() - began)
@@ -123,4 +124,4 @@ def write_rows(batch: Batch, extractor: FeatureExtractor, writer: EmbeddingWrite
 
 def write_failures(failures: Iterable[Failure], lines: TextIO) -> None:
     for failure in failures:
-        lines.write(json.dumps(asdict(failure), ensure_ascii=False) + "\n")
+        lines.write(json.dumps(asdict(failure)) + "\n")

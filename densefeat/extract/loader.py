@@ -50,7 +50,9 @@ class _Decoded(Dataset[Batch]):
             try:
                 image = decode_image(file.read())
                 pixels.append(self.transform(image))
-            except DecodeError as error:
+            except (DecodeError, MemoryError) as error:
+                if isinstance(error, MemoryError):
+                    error = DecodeError("out of memory")
                 batch.failures.append(Failure(file.printable_key, error.stage, str(error)))
             else:
                 batch.keys.append(file.key)

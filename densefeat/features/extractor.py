@@ -36,7 +36,7 @@ class FeatureExtractor:
             ``"raw"``: the block's own output. DelugeNet: the cross-layer sum after its BatchNorm (after the last block with
             ReLU), or the last composite layer's output. Other models have one tap a block, their ``feature_info`` module.
         weights: A checkpoint file instead of the published weights.
-        device: ``"auto"`` (a GPU if there is one), or as torch names them.
+        device: ``"auto"`` (a GPU if there is one; for a model object, where it is), or as torch names them.
         precision: ``"fp32"``, or ``"bf16"`` (autocast; features are pooled and returned in float32).
         image_size: Pixels of the square input; None for the weights' own.
 
@@ -130,7 +130,7 @@ class FeatureExtractor:
             for name, function in pools.items():
                 features[feature_name(tap, name, len(pools))] = function(maps.float())
 
-        with torch.no_grad(), evaluating(self.model), autocast:
+        with torch.no_grad(), evaluating(self.model), autocast, full_float32(self.device):
             self._run(x, pool_maps)
         return features
 
@@ -150,7 +150,14 @@ class FeatureExtractor:
         """Shape of each feature of one image at the size of :attr:`preprocessing`, found by a pass over a blank one."""
         size = self.preprocessing.size
         blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
-        return {name: tuple(value.shape[1:]) for name, value in self.forward(self.preprocessing.normalize(blank)).items()}
+        try:
+            features = self.forward(self.preprocessing.normalize(blank))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UsageError(f"{type(self.model).__name__} cannot take images of {size}×{size} pixels: {reason}") from error
+        return {name: tuple(value.shape[1:]) for name, value in features.items()}
 
     def _batches(self, images: Any) -> Iterator[torch.Tensor]:
         if isinstance(images, torch.Tensor) and images.is_floating_point():
@@ -207,6 +214,21 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
     return resolved
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """On CUDA torch would round float32 convolutions to TF32: rows would then depend on the batch they were in."""
+    cudnn = torch.backends.cudnn
+    if device.type != "cuda":
+        yield
+        return
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 @contextmanager

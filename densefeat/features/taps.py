@@ -40,21 +40,26 @@ def all_taps(model: nn.Module, tap: str) -> list[Tap]:
     if tap not in TAPS:
         raise UsageError(f"tap {tap!r}: choose 'norm' (what the next stage reads) or 'raw' (the block's own output)")
     if isinstance(model, StagedNet):
-        return [Tap(f"block{i}", module) for i, module in enumerate(model.block_taps[tap], 1)]
+        taps = [Tap(f"block{i}", module) for i, module in enumerate(model.block_taps[tap], 1)]
+    else:
+        taps = [Tap(module, module) for module in feature_info_modules(model)]
+    present = {name for name, _ in model.named_modules()}
+    if absent := [entry.module for entry in taps if entry.module not in present]:
+        raise UsageError(
+            f"{type(model).__name__} does not have {absent[0]!r}, which its features are read from; pass the whole model,"
+            " not a pruned one or one made with features_only"
+        )
+    return taps
+
+
+def feature_info_modules(model: nn.Module) -> list[str]:
     info: Any = getattr(model, "feature_info", None)
     if info is None:
         raise UsageError(
             f"{type(model).__name__} has no feature_info: give a timm model, or set it to dict(num_chs, reduction, module)s"
         )
     entries: Any = info.get_dicts() if hasattr(info, "get_dicts") else info
-    modules = [entry["module"] for entry in entries]
-    present = {name for name, _ in model.named_modules()}
-    if absent := [module for module in modules if module not in present]:
-        raise UsageError(
-            f"{type(model).__name__}: its feature_info names {absent[0]!r}, which it does not have; pass the model itself,"
-            " not one made with features_only"
-        )
-    return [Tap(module, module) for module in modules]
+    return [entry["module"] for entry in entries]
 
 
 def block_numbers(blocks: str | int | Sequence[int], count: int) -> list[int]:

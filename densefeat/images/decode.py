@@ -6,11 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from densefeat.errors import DecodeError
 
 MAX_PIXELS = 2 * 89_478_485  # twice Pillow's warning limit: 0.5 GB as RGB
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")  # no others: Pillow would run PostScript, too
+ORIENTATION_TAG = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+BITS_PER_SAMPLE_TAG, PHOTOMETRIC_TAG, WHITE_IS_ZERO = 258, 262, 0  # TIFF
 MAX_ASPECT = 100  # a longer strip would be blown up to hundreds of megabytes by the resize of its short side
 
 
@@ -22,7 +34,7 @@ def decode_image(data: bytes) -> Image.Image:
     if not data:
         raise DecodeError("the file is empty")
     with readable():
-        return rgb_image(Image.open(io.BytesIO(data)))
+        return rgb_image(Image.open(io.BytesIO(data), formats=FORMATS))
 
 
 def rgb_image(image: Image.Image) -> Image.Image:
@@ -30,7 +42,7 @@ def rgb_image(image: Image.Image) -> Image.Image:
     with readable():
         check_size(*image.size)
         image.load()
-        return to_rgb(upright(image))
+        return upright(image, to_rgb(image))
 
 
 @contextmanager
@@ -49,12 +61,14 @@ def readable() -> Iterator[None]:
         raise DecodeError(f"{type(error).__name__}: {reason}") from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation tag says; as it is where the tag cannot be read: the pixels are good all the same."""
+def upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
+    """``pixels`` turned as the EXIF orientation tag of ``image`` says; as they are where the tag cannot be read."""
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:  # damaged EXIF fails in many ways
+        return pixels
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return pixels if turn is None else pixels.transpose(turn)
 
 
 def check_size(width: int, height: int) -> None:
@@ -81,8 +95,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def sixteen_bit_grey(image: Image.Image) -> Image.Image:
-    """Modes ``I`` and ``I;16*``; Pillow's own conversion would clip everything above 255."""
+    """Modes ``I`` and ``I;16*``, by their 8 highest bits; Pillow's own conversion would clip everything above 255."""
+    tags = getattr(image, "tag_v2", {})
+    bits = max(tags.get(BITS_PER_SAMPLE_TAG, (16,)))
     values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
+    if bits > 16 or values.min() < 0 or values.max() > 65535:
         raise DecodeError("32-bit pixels have no agreed white: convert to 8 or 16 bits")
-    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if tags.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO:
+        grey = 255 - grey
+    return Image.fromarray(grey).convert("RGB")

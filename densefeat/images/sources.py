@@ -9,8 +9,10 @@ from densefeat.errors import DecodeError, UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
+MAX_BYTES = 2**30  # of one file
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class ImageFile:
     """``key``: the path relative to ``folder``, forward slashes, unique. ``folder``: absolute."""
 
@@ -20,14 +22,19 @@ class ImageFile:
     def read(self) -> bytes:
         """The file's bytes; DecodeError (stage ``read``) where it is no regular file inside the folder, or unreadable."""
         path = os.path.join(self.folder, self.key)
-        if self.printable_key != self.key:
-            raise DecodeError("the name is not valid UTF-8", "read")
+        try:
+            self.key.encode()
+        except UnicodeEncodeError:
+            raise DecodeError("the name is not valid UTF-8", "read") from None
         try:
             if not Path(os.path.realpath(path)).is_relative_to(self.folder):
                 raise DecodeError("a symbolic link out of the folder", "read")
-            mode = os.stat(path).st_mode
-            if not stat.S_ISREG(mode):
-                raise DecodeError("a folder that cannot be listed" if stat.S_ISDIR(mode) else "not a regular file", "read")
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                folder = stat.S_ISDIR(status.st_mode)
+                raise DecodeError("a folder that cannot be listed" if folder else "not a regular file", "read")
+            if status.st_size > MAX_BYTES:
+                raise DecodeError(f"{status.st_size:,} bytes are more than the limit of {MAX_BYTES:,}", "read")
             with open(path, "rb") as file:
                 return file.read()
         except OSError as error:
@@ -36,7 +43,7 @@ class ImageFile:
     @property
     def printable_key(self) -> str:
         """The key with bytes that are not UTF-8 shown as escapes."""
-        return os.fsencode(self.key).decode("utf-8", "backslashreplace")
+        return self.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def find_images(folder: str | Path) -> list[ImageFile]:

@@ -32,7 +32,7 @@ class Preprocessing:
         channels = getattr(model, "in_chans", channels)
         if image_size is not None and image_size < 32:
             raise UsageError(f"image size {image_size}: the networks need at least 32 pixels")
-        if height != width:
+        if image_size is None and height != width:
             raise UsageError(f"the model's input is {height}×{width}: only square inputs are prepared here, name an image size")
         if channels != 3:
             raise UsageError(f"the model reads {channels} channels: hand it float tensors (N, {channels}, H, W) of your own")

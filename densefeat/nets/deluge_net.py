@@ -36,7 +36,7 @@ class CrossLayerDepthwise(nn.Module):
     def forward(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         if self.num_inputs == 1:
             return self.norm(outputs[0])
-        if not self.training:
+        if not self.training and not self.norm.training:
             return self.folded_sum(outputs)
         total = torch.zeros_like(outputs[0])
         for i, norm in enumerate(self.norms):

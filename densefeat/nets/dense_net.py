@@ -4,6 +4,7 @@ Source: Huang et al., "Densely Connected Convolutional Networks" (arXiv 1608.069
 Pleiss et al. (arXiv 1707.06990). Parameter names and order are torchvision's, so published weights load without a mapping.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,7 +140,9 @@ class DenseNet(StagedNet):
             channels += num_layers * growth_rate
             if i < len(block_config):
                 info.append(dict(num_chs=channels, reduction=reduction, module=f"features.denseblock{i}"))
-                kept = int(channels * compression)
+                kept = math.floor(channels * compression + 1e-9)  # 0.57 · 100 is 56.99… in floats
+                if kept < 1:
+                    raise ValueError(f"compression={compression}: keeps none of {channels} channels in transition {i}")
                 stages[f"transition{i}"] = Transition(channels, kept, proj_drop_rate, **dd)
                 channels, reduction = kept, reduction * 2
         stages["norm5"] = BatchNormAct2d(channels, **dd)  # torchvision's name for it, whatever the number of blocks

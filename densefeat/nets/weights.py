@@ -23,6 +23,7 @@ _logger = logging.getLogger(__name__)
 # Where training programs put a model inside a checkpoint; averaged weights first, as timm does.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
 EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
+ZIP_MAGIC = b"PK\x03\x04"
 PREFIXES = ("module.", "_orig_mod.", "model.", *EMA_PREFIXES)
 OLD_TORCHVISION_KEY = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
@@ -71,9 +72,9 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     try:
         with open(path, "rb") as file:
             start = file.read(9)
-        if start[8:] == b"{" and not start.startswith(b"PK"):
+        if start[8:] == b"{" and not start.startswith(ZIP_MAGIC):
             return safetensors.torch.load_file(path)
-        if start.startswith(b"PK"):
+        if start.startswith(ZIP_MAGIC):
             check_archive_size(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on unusual pickles: they load, or are refused below
@@ -109,10 +110,15 @@ def check_archive_size(path: Path) -> None:
 def canonical_keys(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The model's tensors out of a checkpoint, under the key names of today's torchvision and timm."""
     for container in CONTAINERS:
-        if isinstance(content.get(container), Mapping):
-            content = content[container]
+        inner = content.get(container)
+        if isinstance(inner, Mapping) and any(isinstance(value, torch.Tensor) for value in inner.values()):
+            content = inner
             break
-    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor) and key != "n_averaged"}
+    tensors = {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor) and key != "n_averaged"
+    }
     averaged = {key: value for key, value in tensors.items() if key.startswith(EMA_PREFIXES)}
     return {_canonical_key(key): value for key, value in (averaged or tensors).items()}
 
@@ -158,9 +164,15 @@ def check_fit(state_dict: dict[str, torch.Tensor], model: nn.Module, path: Path)
         for key, value in state_dict.items()
         if key in own and value.shape != own[key].shape
     ]
+    unusable = [key for key, value in state_dict.items() if key in own and not usable(value, own[key])]
     problems = [
         f"{len(keys)} {what} (first: {', '.join(keys[:3])})"
-        for what, keys in (("keys missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        for what, keys in (
+            ("keys missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", reshaped),
+            ("of another kind of number", unusable),
+        )
         if keys
     ]
     if problems:
@@ -168,6 +180,12 @@ def check_fit(state_dict: dict[str, torch.Tensor], model: nn.Module, path: Path)
         raise WeightsError(
             f"weights {path} do not fit {name}: {'; '.join(problems)}; of {len(own)} keys. The model is unchanged."
         )
+
+
+def usable(value: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether a tensor's numbers can be copied as they are: dense, present, not quantised, floating where the model's are."""
+    plain = value.layout == torch.strided and not value.is_quantized and value.device.type != "meta"
+    return plain and value.is_floating_point() == own.is_floating_point()
 
 
 def file_sha256(path: Path) -> str:

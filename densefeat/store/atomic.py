@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from densefeat.errors import OutputError
@@ -18,21 +18,32 @@ def atomic_file(path: Path) -> Iterator[Path]:
     beside = make_beside(path)
     try:
         yield beside
-        os.chmod(beside, 0o666 & ~current_umask())  # mkstemp and safetensors make files that nobody else may read
-        sync(beside)
-        os.replace(beside, path)
-        sync(path.parent)
+        with written(path):
+            os.chmod(beside, 0o666 & ~current_umask())  # mkstemp and safetensors make files that nobody else may read
+            sync(beside)
+            os.replace(beside, path)
+        with suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
+            sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def make_beside(path: Path) -> Path:
-    if path.is_dir():
-        raise OutputError(f"output {str(path)!r} is a folder: give a file name")
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """The system's errors as OutputError, naming the file that was to be written."""
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        yield
     except OSError as error:
-        raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror}") from error
+        raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror or error}") from error
+
+
+def make_beside(path: Path) -> Path:
+    if path.is_dir() or not path.name:
+        raise OutputError(f"output {str(path)!r} is a folder: give a file name")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"output {str(path)!r} is no regular file: give another name")
+    with written(path):
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(descriptor)
     return Path(name)
 

@@ -1,8 +1,7 @@
 """Rows of embeddings to one Parquet file."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from densefeat.errors import OutputError
+from densefeat.store.atomic import written
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"densefeat"
@@ -47,7 +46,7 @@ class EmbeddingWriter:
         self.rows = 0
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
-        with self._disk():
+        with written(self._path):
             self._writer = pq.ParquetWriter(
                 path,
                 schema,
@@ -79,7 +78,7 @@ class EmbeddingWriter:
     def _flush(self) -> None:
         if self._pending:
             table = pa.Table.from_batches(self._pending, self.schema)
-            with self._disk():
+            with written(self._path):
                 self._writer.write_table(table, row_group_size=len(table))
         self._pending, self._pending_bytes = [], 0
 
@@ -94,12 +93,5 @@ class EmbeddingWriter:
             kind = type(failure)
             raise
         finally:
-            with self._disk() if kind is None else suppress(OSError):  # the first error is the one to tell
+            with written(self._path) if kind is None else suppress(OSError):  # the first error is the one to tell
                 self._writer.close()
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OutputError(f"output {str(self._path)!r} cannot be written: {error}; nothing was kept") from error

@@ -131,6 +131,7 @@ def test_replaces_an_older_result_and_its_failures(photo_folder: Path, tmp_path:
         (dict(images="empty"), UsageError, "no file with an image's extension"),
         (dict(out="nowhere/e.parquet"), OutputError, "cannot be written: No such file"),
         (dict(out="empty"), OutputError, "is a folder"),
+        (dict(out="."), OutputError, "is a folder"),
         (dict(model="densenet_121"), UsageError, "did you mean densefeat_densenet121"),
         (dict(weights="nowhere.pt"), WeightsError, "no such file"),
         (dict(blocks="7"), UsageError, "this network has 1 to 3"),

@@ -208,6 +208,12 @@ def test_image_size(trained: nn.Module, photographs: list[Image.Image]) -> None:
     assert FeatureExtractor(trained, image_size=75).feature_shapes() == {"block1": (216,), "block2": (300,), "block3": (342,)}
 
 
+def test_models_that_cannot_take_the_size_say_so() -> None:
+    extractor = FeatureExtractor(timm.create_model("vit_tiny_patch16_224"), image_size=96)
+    with pytest.raises(UsageError, match="VisionTransformer cannot take images of 96×96 pixels"):
+        extractor.feature_shapes()
+
+
 @pytest.mark.parametrize(
     ("images", "match"),
     [

@@ -43,5 +43,5 @@ def test_other_mistakes(model: nn.Module) -> None:
         find_taps(model, "all", "relu")
     with pytest.raises(UsageError, match="Sequential has no feature_info"):
         find_taps(nn.Sequential(), "all", "norm")
-    with pytest.raises(UsageError, match="pass the model itself, not one made with features_only"):
+    with pytest.raises(UsageError, match="pass the whole model, not a pruned one or one made with features_only"):
         find_taps(timm.create_model("densenet121", features_only=True), "all", "norm")

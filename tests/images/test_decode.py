@@ -45,6 +45,22 @@ def test_unreadable_exif_costs_nothing(photo: Image.Image) -> None:
     assert decode_image(data).size == photo.size
 
 
+def test_an_odd_tag_beside_the_orientation_costs_no_rotation(photo: Image.Image) -> None:
+    maker_as_a_fraction = struct.pack(">HHII", 0x010F, 5, 1, 38)
+    orientation = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + maker_as_a_fraction + orientation + struct.pack(">III", 0, 1, 2)
+    stored = photo.transpose(Image.Transpose.ROTATE_90)
+    assert np.array_equal(array(decode_image(encode(stored, exif=exif))), array(photo))
+
+
+def test_white_is_zero(photo: Image.Image) -> None:
+    grey = np.asarray(photo.convert("L"))
+    data = bytearray(encode(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF"))
+    entry = data.index(struct.pack("<HHI", 262, 3, 1))  # PhotometricInterpretation: turn BlackIsZero into WhiteIsZero
+    data[entry + 8 : entry + 10] = struct.pack("<H", 0)
+    assert np.array_equal(array(decode_image(bytes(data)))[..., 0], 255 - grey)
+
+
 def test_greyscale_and_palette_and_one_bit(photo: Image.Image) -> None:
     grey = photo.convert("L")
     assert np.array_equal(array(decode_image(encode(grey))), np.stack([np.asarray(grey)] * 3, -1))
@@ -130,6 +146,7 @@ def png_header(width: int, height: int) -> bytes:
     [
         (b"", "the file is empty"),
         (b"<html>", "not an image that Pillow can read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop", "not an image that Pillow can read"),
         (b"\xff\xd8\xff\xe0garbage", "Truncated|not an image"),
         (png_header(0, 5), "0×5 pixels|not an image|UnidentifiedImageError"),
         (png_header(100_000, 100_000), "limit"),

@@ -51,6 +51,8 @@ def test_what_must_not_be_read_fails_with_its_reason(tmp_path: Path) -> None:
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     (folder / "linked-folder").symlink_to(tmp_path / "outside")
     os.mkfifo(folder / "pipe.png")
+    with open(folder / "huge.png", "wb") as sparse:
+        sparse.truncate(2**40)
     reasons = {}
     for file in find_images(folder):
         try:
@@ -62,6 +64,7 @@ def test_what_must_not_be_read_fails_with_its_reason(tmp_path: Path) -> None:
         "linked.png": "a symbolic link out of the folder",
         "dangling.png": "No such file or directory",
         "pipe.png": "not a regular file",
+        "huge.png": "1,099,511,627,776 bytes are more than the limit of 1,073,741,824",
     }
 
 

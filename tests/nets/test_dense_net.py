@@ -141,6 +141,7 @@ def test_checkpointing_changes_nothing_but_memory(bottleneck: bool) -> None:
         (dict(block_config=(6, 0, 3)), r"block_config=\(6, 0, 3\)"),
         (dict(compression=0), r"compression=0: must be in \(0, 1\]"),
         (dict(compression=1.5), "compression=1.5"),
+        (dict(compression=1e-6), "compression=1e-06: keeps none of 256 channels"),
         (dict(stem_type="svhn"), "stem_type='svhn': choose one of 'imagenet', 'cifar'"),
     ],
 )

@@ -56,6 +56,7 @@ LAYOUTS = {
     "timm training with EMA": lambda s: {"state_dict": noise(s), "state_dict_ema": prefixed("module.", s)},
     "averaged model of torch": lambda s: {"n_averaged": torch.tensor(7), **prefixed("module.", s)},
     "Lightning": lambda s: {"state_dict": prefixed("model.", s), "global_step": 5},
+    "EMA settings beside the model": lambda s: {"ema": {"decay": 0.999}, "model": s},
     "EMA beside the model": lambda s: {**prefixed("model.", noise(s)), **prefixed("ema_model.module.", s)},
 }
 
@@ -133,6 +134,16 @@ def compressed_bomb(path: Path) -> None:
         archive.writestr("archive/data/0", bytes(50_000_000))
 
 
+def integers(path: Path) -> None:
+    torch.save({key: value.to(torch.int8) for key, value in fresh().state_dict().items()}, path)
+
+
+def sparse(path: Path) -> None:
+    state = fresh().state_dict()
+    state["classifier.weight"] = state["classifier.weight"].to_sparse()
+    torch.save(state, path)
+
+
 def one_tensor_reshaped(path: Path) -> None:
     state = fresh().state_dict()
     state["features.denseblock2.denselayer3.conv2.weight"] = torch.zeros(12, 48, 5, 5)
@@ -160,6 +171,9 @@ UNFIT = [
     (lambda path: path.write_bytes(b"<html>not found</html>"), "not a readable checkpoint|truncated or not a checkpoint"),
     (lambda path: torch.save([1, 2], path), "holds a list, not a state dict"),
     (lambda path: torch.save({}, path), "keys missing"),
+    (lambda path: torch.save({0: torch.zeros(1)}, path), "keys missing"),
+    (integers, r"\d+ of another kind of number \(first: features.conv0.weight"),
+    (sparse, r"1 of another kind of number \(first: classifier.weight\)"),
     (lambda path: None, "no such file"),
 ]
 

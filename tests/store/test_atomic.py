@@ -41,6 +41,13 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o644
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX file kinds")
+def test_special_files_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="no regular file"), atomic_file(tmp_path / "pipe"):
+        pytest.fail("the work began")
+
+
 @pytest.mark.parametrize(("name", "match"), [("nowhere/out", "No such file"), ("folder", "is a folder: give a file name")])
 def test_places_that_cannot_be_written(name: str, match: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
