@@ -160,7 +160,13 @@ def test_interrupted_leaves_nothing_behind(photo_folder: Path, tmp_path: Path) -
     for i in range(3000):
         os.link(photo_folder / "china/00.jpg", photo_folder / f"{i}.jpg")
     command = [*COMMAND, "--images", photo_folder, "--out", tmp_path / "e.parquet", "--batch-size", "4"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell inherit it ignored
+    )
     deadline = time.monotonic() + 60
     while not any(tmp_path.glob(".e.parquet.*")) and time.monotonic() < deadline:
         time.sleep(0.1)
