@@ -15,7 +15,7 @@ from densefeat_cli.models import models
 def densefeat(debug: bool) -> None:
     """Image embeddings from every block of DenseNet and DelugeNet.
 
-    Example: densefeat extract --images photos/ --out embeddings.parquet
+    Example: densefeat extract --images photos/ --out embeddings/
     """
 
 
@@ -32,9 +32,10 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as error:
         fail(error.format_message(), error.exit_code, error)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("densefeat: interrupted, nothing was written", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as interrupt:
+        told = interrupt.__context__ if isinstance(interrupt, click.Abort) else interrupt  # click turns the one into the other
+        click.echo(f"densefeat: {told or 'interrupted'}", err=True)
+        sys.exit(getattr(told, "exit_code", 130))
     except Exception as error:
         from densefeat.errors import DensefeatError  # late: importing densefeat takes seconds
 

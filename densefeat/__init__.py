@@ -7,6 +7,7 @@ from densefeat.nets import zoo as _zoo  # noqa: F401  (registers the models)
 from densefeat.nets.deluge_net import CrossLayerDepthwise, DelugeNet
 from densefeat.nets.dense_net import DenseNet
 from densefeat.nets.weights import load_weights
+from densefeat.store.reader import Store, open_store
 from densefeat.version import __version__
 
 __all__ = [
@@ -16,9 +17,11 @@ __all__ = [
     "DensefeatError",
     "ExtractResult",
     "FeatureExtractor",
+    "Store",
     "UsageError",
     "WeightsError",
     "__version__",
     "extract",
     "load_weights",
+    "open_store",
 ]

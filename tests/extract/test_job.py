@@ -13,11 +13,14 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
+import torchvision
 from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
 
 import densefeat
-from densefeat import FeatureExtractor, UsageError, WeightsError
+from densefeat import DensefeatError, FeatureExtractor, UsageError, WeightsError
 from densefeat.errors import OutputError
 from helpers import BUNDLED, relative_difference
 
@@ -49,7 +52,7 @@ def test_provenance(photo_folder: Path, tmp_path: Path) -> None:
         photo_folder, tmp_path / "e.parquet", BUNDLED, blocks="1,3", tap="raw", pool=["avg", "max"], image_size=48
     )
     made_by = json.loads(pq.read_schema(result.path).metadata[b"densefeat"])
-    assert made_by["format_version"] == 1
+    assert made_by["format_version"] == 2
     assert made_by["densefeat"] == densefeat.__version__
     assert made_by["model"] == f"{BUNDLED}.tin200"
     assert len(made_by["weights"]["sha256"]) == 64
@@ -57,6 +60,7 @@ def test_provenance(photo_folder: Path, tmp_path: Path) -> None:
     assert made_by["preprocessing"]["size"] == 48
     assert made_by["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
     assert (made_by["tap"], made_by["pool"], made_by["precision"]) == ("raw", ["avg", "max"], "fp32")
+    assert (made_by["decoder"], made_by["backend"], made_by["images"]) == ("torchvision", "reference", str(photo_folder))
     assert list(made_by["shapes"]) == ["block1_avg", "block1_max", "block3_avg", "block3_max"]
 
 
@@ -130,8 +134,22 @@ def test_replaces_an_older_result_and_its_failures(photo_folder: Path, tmp_path:
         (dict(images="nowhere"), UsageError, "no such folder"),
         (dict(images="empty"), UsageError, "no file with an image's extension"),
         (dict(out="nowhere/e.parquet"), OutputError, "cannot be written: No such file"),
-        (dict(out="empty"), OutputError, "is a folder"),
-        (dict(out="."), OutputError, "is a folder"),
+        (dict(out="photos"), OutputError, "is no store of densefeat and not empty"),
+        (dict(update=True), UsageError, "is a single file: --update"),
+        (dict(part_rows=100), UsageError, "is a single file: --update, --part-rows"),
+        (dict(engine="ray"), UsageError, "need a folder"),
+        (dict(engine="spark"), UsageError, "engine 'spark': choose one of local, ray"),
+        (dict(dtype="int8"), UsageError, "dtype 'int8': choose one of float32, float16"),
+        (dict(decoder="opencv"), UsageError, "decoder 'opencv'"),
+        (dict(stride=3), UsageError, "--stride and --min-content are for tiles"),
+        (dict(tile=8), UsageError, "8"),
+        (dict(labels="csv"), UsageError, "labels 'csv'"),
+        (dict(on_error="stop"), UsageError, "on error 'stop': skip or fail"),
+        (dict(max_failures="many"), UsageError, "max failures 'many': give a number such as 20, or a share such as 5%"),
+        (dict(max_failures="120%"), UsageError, "max failures '120%'"),
+        (dict(max_failures=-1), UsageError, "max failures -1"),
+        (dict(max_pixels=0), UsageError, "max pixels 0: at least 1"),
+        (dict(batch_size="large"), UsageError, "batch size 'large': a number or auto"),
         (dict(model="densenet_121"), UsageError, "did you mean densefeat_densenet121"),
         (dict(weights="nowhere.pt"), WeightsError, "no such file"),
         (dict(blocks="7"), UsageError, "this network has 1 to 3"),
@@ -152,16 +170,89 @@ def test_wrong_use_is_told_before_any_work(arguments: dict, kind: type, match: s
     assert sorted(os.listdir(tmp_path)) == ["empty", "photos"]
 
 
-COMMAND = [sys.executable, "-m", "densefeat", "extract", "--model", BUNDLED]
+def test_float16(photo_folder: Path, tmp_path: Path) -> None:
+    full = densefeat.open_store(densefeat.extract(photo_folder, tmp_path / "full.parquet", BUNDLED).path)
+    half = densefeat.open_store(densefeat.extract(photo_folder, tmp_path / "half.parquet", BUNDLED, dtype="float16").path)
+    assert half["block2"].dtype == np.float16
+    assert np.array_equal(half["block2"], full["block2"].astype(np.float16))
+
+
+def test_vectors_too_large_for_float16_are_failures(photo_folder: Path, tmp_path: Path) -> None:
+    model = FeatureExtractor(BUNDLED).model
+    with torch.no_grad():
+        model.features.norm5.bias[0] = 1e6
+    result = densefeat.extract(photo_folder, tmp_path / "e.parquet", model, dtype="float16", blocks=3)
+    assert (result.rows, result.failures) == (0, 12)
+
+
+def test_labels_of_folders(photo_folder: Path, tmp_path: Path) -> None:
+    Image.open(photo_folder / "china/00.jpg").save(photo_folder / "root.jpg")
+    densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, labels="folder")
+    assert list(densefeat.open_store(tmp_path / "e.parquet").labels) == ["china"] * 6 + ["flower"] * 6 + [None]
+
+
+def test_tiles(photo_folder: Path, tmp_path: Path, small_extractor: FeatureExtractor) -> None:
+    Image.new("RGB", (128, 70), "white").save(photo_folder / "china/blank.png")
+    result = densefeat.extract(photo_folder, tmp_path / "tiles", BUNDLED, tile=64, min_content=0.1, part_rows=50, batch_size=7)
+    store = densefeat.open_store(tmp_path / "tiles")
+    assert store.schema.names[:5] == ["path", "width", "height", "x", "y"]
+    first = [(x, y) for path, x, y in zip(store.keys, store["x"], store["y"], strict=True) if path == "china/01.jpg"]
+    assert first == [(x, y) for y in (0, 64, 128, 192, 236) for x in (0, 64, 128, 192, 236)]  # 300×300, flush at the border
+    row = list(store.keys).index("china/01.jpg") + 7
+    pixels = torch.from_numpy(np.array(Image.open(photo_folder / "china/01.jpg"))).permute(2, 0, 1)
+    x, y = first[7]
+    tile = torchvision.transforms.v2.functional.resize(pixels[:, y : y + 64, x : x + 64], [32, 32], 3)
+    expected = small_extractor.forward(small_extractor.preprocessing.normalize(tile[None]))
+    assert relative_difference(store["block3"][row], expected["block3"][0]) < 1e-5
+    assert [(failure.path, failure.stage, failure.reason) for failure in store.failures] == [
+        ("china/blank.png", "tile", "no tile with enough content")
+    ]
+    assert result.skipped >= 4
+    assert result.rows == len(store)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (dict(on_error="fail"), "stopped at the first failure, as asked: bad-0.jpg: .*empty"),
+        (dict(max_failures=2), "stopped after 3 failures, more than the 2 allowed; the last: bad-2.jpg"),
+        (dict(max_failures="20%"), "stopped: 4 of 16 images failed, more than 0.2 of them"),
+    ],
+)
+def test_stops_at_too_many_failures(options: dict, match: str, photo_folder: Path, tmp_path: Path) -> None:
+    for i in range(4):
+        (photo_folder / f"bad-{i}.jpg").write_bytes(b"")
+    with pytest.raises(DensefeatError, match=match):
+        densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, batch_size=1, **options)
+    assert not (tmp_path / "e.parquet").exists()
+    allowed = densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, max_failures="25%")
+    assert allowed.failures == 4
+
+
+def test_equals_timm_on_the_same_weights(photo_folder: Path, tmp_path: Path) -> None:
+    """Tap raw and Pillow's decoder: what a hand-written loop over timm's own network gives."""
+    theirs = timm.create_model("densenet121", num_classes=0).eval()
+    torch.save(theirs.state_dict(), tmp_path / "random.pt")
+    result = densefeat.extract(
+        photo_folder, tmp_path / "e.parquet", "densefeat_densenet121", tmp_path / "random.pt", "1,2,3", "raw",
+        image_size=64, decoder="pillow",
+    )  # fmt: skip
+    store = densefeat.open_store(result.path)
+    transform = create_transform(**resolve_model_data_config(theirs) | {"input_size": (3, 64, 64)})
+    images = torch.stack([transform(Image.open(photo_folder / path).convert("RGB")) for path in store.keys])
+    with torch.inference_mode():
+        maps = theirs.forward_intermediates(images, indices=[1, 2, 3], intermediates_only=True)
+    for i, block in enumerate(maps, 1):
+        assert relative_difference(store[f"block{i}"], block.mean((2, 3))) < 1e-5
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_interrupted_leaves_nothing_behind(photo_folder: Path, tmp_path: Path) -> None:
+def test_interrupted_leaves_no_single_file(photo_folder: Path, tmp_path: Path) -> None:
     for i in range(3000):
         os.link(photo_folder / "china/00.jpg", photo_folder / f"{i}.jpg")
-    command = [*COMMAND, "--images", photo_folder, "--out", tmp_path / "e.parquet", "--batch-size", "4"]
+    command = [sys.executable, "-m", "densefeat", "extract", "--model", BUNDLED, "--images", photo_folder]
     process = subprocess.Popen(
-        command,
+        [*command, "--out", tmp_path / "e.parquet", "--batch-size", "4"],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -169,9 +260,9 @@ def test_interrupted_leaves_nothing_behind(photo_folder: Path, tmp_path: Path) -
     )
     deadline = time.monotonic() + 60
     while not any(tmp_path.glob(".e.parquet.*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(3)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.strip() == "densefeat: interrupted, nothing was written"
@@ -179,13 +270,14 @@ def test_interrupted_leaves_nothing_behind(photo_folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, photographs: list[Image.Image]) -> None:
+@pytest.mark.parametrize("out", ["e.parquet", "store"])
+def test_memory_does_not_grow_with_the_number_of_images(out: str, tmp_path: Path, photographs: list[Image.Image]) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     photographs[5].save(folder / "0.jpg")
     code = (
         "import sys, resource, densefeat;"
-        "densefeat.extract(sys.argv[1], sys.argv[2], sys.argv[3], blocks=3, workers=2, batch_size=16);"
+        "densefeat.extract(sys.argv[1], sys.argv[2], sys.argv[3], blocks=3, workers=2, batch_size=16, overwrite=True);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     peaks = []
@@ -193,6 +285,6 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, photogra
         for i in range(count):
             if not (folder / f"{i}.jpg").exists():
                 shutil.copy(folder / "0.jpg", folder / f"{i}.jpg")
-        command = [sys.executable, "-c", code, folder, tmp_path / "e.parquet", BUNDLED]
+        command = [sys.executable, "-c", code, folder, tmp_path / out, BUNDLED]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     assert peaks[1] < peaks[0] * 1.1 + 20_000  # kilobytes

@@ -86,14 +86,28 @@ def test_all_kinds_of_images_agree_with_timms_transform(
     transform = create_transform(**resolve_model_data_config(small_extractor.model))
     expected = small_extractor(torch.stack([transform(photograph) for photograph in photographs]))
     paths = [tmp_path / f"{i}.png" for i in range(len(photographs))]
-    tensors = [torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in photographs]
-    mixed = [paths[0], str(paths[1]), photographs[2], *tensors[3:]]
-    for images in (photographs, paths, tensors, mixed):
+    for images in (photographs, paths, [paths[0], str(paths[1]), *photographs[2:]]):
         features = small_extractor(images)
         for name in expected:
             assert torch.equal(features[name], expected[name])
+    tensors = [torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in photographs]
+    features = small_extractor([*photographs[:2], *tensors[2:]])
+    for name in expected:
+        assert F.cosine_similarity(features[name], expected[name]).min() > 0.999
     one = small_extractor(photographs[0])
     assert one["block1"].shape == (1, 216)
+
+
+def test_jpegs_with_pillow_equal_timms_transform_and_with_torchvision_nearly(trained: nn.Module, photo_folder: Path) -> None:
+    paths = sorted(photo_folder.rglob("*.jpg"))
+    transform = create_transform(**resolve_model_data_config(trained))
+    expected = FeatureExtractor(trained)(torch.stack([transform(Image.open(path)) for path in paths]))
+    with_pillow, with_torchvision = FeatureExtractor(trained, decoder="pillow"), FeatureExtractor(trained)
+    assert (with_pillow.decoder, with_torchvision.decoder) == ("pillow", "torchvision")
+    exact, near = with_pillow(paths), with_torchvision(paths)
+    assert all(torch.equal(exact[name], expected[name]) for name in expected)
+    assert not all(torch.equal(near[name], expected[name]) for name in expected)
+    assert all(F.cosine_similarity(near[name], expected[name]).min() > 0.999 for name in expected)
 
 
 def test_alone_in_a_batch_or_shuffled(small_extractor: FeatureExtractor, photographs: list[Image.Image]) -> None:
@@ -246,6 +260,7 @@ def test_unreadable_images_are_named_with_their_place(
     ("arguments", "match"),
     [
         (dict(precision="fp8"), "precision 'fp8': choose one of fp32, bf16"),
+        (dict(decoder="opencv"), "decoder 'opencv': choose one of torchvision, pillow"),
         (dict(device="warp"), "device 'warp'"),
         (dict(device="cuda:99"), "device 'cuda:99'"),
         (dict(model=nn.Identity(), weights="x.pt"), "weights are for a model given by name"),

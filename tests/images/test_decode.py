@@ -2,14 +2,33 @@
 
 import io
 import struct
+import sys
+import threading
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from densefeat.errors import DecodeError
-from densefeat.images.decode import decode_image
+from densefeat.errors import DecodeError, UsageError
+from densefeat.images.decode import DECODERS, check_decoder, decode_image, decode_pixels, readable
+
+MAKER_AS_A_FRACTION = struct.pack(">HHII", 0x010F, 5, 1, 38)
+TURNED_LEFT = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+ODD_EXIF = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + MAKER_AS_A_FRACTION + TURNED_LEFT + struct.pack(">III", 0, 1, 2)
+GARBAGE_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12garbage"
+END_OF_IMAGE = b"\xff\xd9"
+JPEGS = {
+    "baseline": dict(),
+    "fine": dict(quality=97, subsampling=0),  # zeros decode as pixels
+    "progressive": dict(progressive=True),
+    "restarts": dict(restart_marker_rows=1),
+    "adobe rgb": dict(keep_rgb=True),
+    "turned": dict(exif=ODD_EXIF),
+}
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -23,7 +42,12 @@ def photo(photographs: list[Image.Image]) -> Image.Image:
     return photographs[5]
 
 
-def array(image: Image.Image) -> np.ndarray:
+def array(image: Image.Image | torch.Tensor) -> np.ndarray:
+    """``(H, W, 3)``, after a look at what kind of pixels these are."""
+    if isinstance(image, torch.Tensor):
+        assert image.dtype == torch.uint8
+        assert image.shape[0] == 3
+        return image.permute(1, 2, 0).numpy()
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -38,19 +62,41 @@ def test_exif_rotation_is_undone(orientation: int, photo: Image.Image) -> None:
     exif[0x0112] = orientation
     stored = photo if turned is None else photo.transpose(turned)
     assert np.array_equal(array(decode_image(encode(stored, exif=exif))), array(photo))
+    jpeg = encode(stored, "JPEG", exif=exif, quality=100, subsampling=0)
+    assert np.abs(array(decode_pixels(jpeg)).astype(int) - array(photo)).mean() < 1
+    assert np.array_equal(array(decode_pixels(jpeg)), array(decode_image(jpeg)))
 
 
-def test_unreadable_exif_costs_nothing(photo: Image.Image) -> None:
-    data = encode(photo, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12garbage")
-    assert decode_image(data).size == photo.size
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_unreadable_exif_costs_nothing(decoder: str, photo: Image.Image) -> None:
+    with_garbage, without = encode(photo, "JPEG", exif=GARBAGE_EXIF), encode(photo, "JPEG")
+    assert np.array_equal(array(decode_pixels(with_garbage, decoder)), array(decode_pixels(without, decoder)))
 
 
 def test_an_odd_tag_beside_the_orientation_costs_no_rotation(photo: Image.Image) -> None:
-    maker_as_a_fraction = struct.pack(">HHII", 0x010F, 5, 1, 38)
-    orientation = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
-    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + maker_as_a_fraction + orientation + struct.pack(">III", 0, 1, 2)
     stored = photo.transpose(Image.Transpose.ROTATE_90)
-    assert np.array_equal(array(decode_image(encode(stored, exif=exif))), array(photo))
+    assert np.array_equal(array(decode_image(encode(stored, exif=ODD_EXIF))), array(photo))
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_torchvision_decodes_jpegs_as_pillow_does(kind: str, photo: Image.Image) -> None:
+    for stored in (photo, photo.convert("L")):
+        if stored.mode == "L" and kind == "adobe rgb":
+            continue
+        data = encode(stored, "JPEG", **JPEGS[kind])
+        pixels = decode_pixels(data)
+        assert isinstance(pixels, torch.Tensor)
+        difference = np.abs(array(pixels).astype(int) - array(decode_pixels(data, "pillow")))
+        assert difference.max() <= 2  # two builds of libjpeg-turbo, whose shortcuts may differ
+        assert difference.mean() < 0.01
+
+
+def test_what_is_left_to_pillow(photo: Image.Image) -> None:
+    for stored, kind in ((photo.convert("CMYK"), "JPEG"), (photo, "PNG"), (photo.quantize(64), "GIF"), (photo, "WEBP")):
+        data = encode(stored, kind)
+        pixels = decode_pixels(data, "torchvision")
+        assert isinstance(pixels, Image.Image)
+        assert np.array_equal(array(pixels), array(decode_image(data)))
 
 
 def test_white_is_zero(photo: Image.Image) -> None:
@@ -126,13 +172,129 @@ def test_animations_give_their_first_frame(kind: str, photo: Image.Image) -> Non
     assert np.abs(decoded.astype(int) - [255, 0, 0]).max() <= 6
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_truncated_files_fail_and_are_never_half_grey(kind: str, photo: Image.Image) -> None:
     data = encode(photo, kind)
     assert decode_image(data).size == photo.size
     for part in (0.3, 0.7, 0.95):
         with pytest.raises(DecodeError):
             decode_image(data[: int(len(data) * part)])
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("kind", [*JPEGS, "grey", "cmyk"])
+def test_jpegs_without_an_end_fail(kind: str, decoder: str, photo: Image.Image) -> None:
+    stored = photo.convert({"grey": "L", "cmyk": "CMYK"}.get(kind, "RGB"))
+    data = encode(stored, "JPEG", **JPEGS.get(kind, {}))
+    array(decode_pixels(data, decoder))
+    scan = data.index(b"\xff\xda")
+    parts = [scan // 2, *(scan + (len(data) - scan) * percent // 100 for percent in (1, 10, 50, 90, 99))]
+    for kept in [*parts, *(len(data) - lost for lost in range(1, 21))]:
+        for rest in (b"", bytes(len(data) - kept), b"\xff" * (len(data) - kept)):
+            with pytest.raises(DecodeError):
+                decode_pixels(data[:kept] + rest, decoder)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("kind", ["baseline", "fine", "restarts", "turned", "grey", "cmyk"])
+def test_jpegs_closed_before_their_last_rows_fail(kind: str, decoder: str, photo: Image.Image) -> None:
+    stored = photo.convert({"grey": "L", "cmyk": "CMYK"}.get(kind, "RGB"))
+    data = encode(stored, "JPEG", **JPEGS.get(kind, {}))
+    scan = data.index(b"\xff\xda")
+    for percent in (10, 50, 90):
+        cut = data[: scan + (len(data) - scan) * percent // 100].rstrip(b"\xff")
+        with pytest.raises(DecodeError, match="truncated: the JPEG ends before its last rows"):
+            decode_pixels(cut + END_OF_IMAGE, decoder)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("kind", ["baseline", "progressive", "restarts"])
+def test_grey_corners_of_the_pictures_own_are_no_failure(kind: str, decoder: str, photo: Image.Image) -> None:
+    corner = photo.copy()
+    corner.paste((128, 128, 128), (corner.width // 2 // 16 * 16, corner.height // 2 // 16 * 16, corner.width, corner.height))
+    for picture in (corner, Image.new("RGB", (50, 40), (128, 128, 128)), Image.new("L", (3, 5), 127)):
+        pixels = array(decode_pixels(encode(picture, "JPEG", **JPEGS[kind]), decoder))
+        assert pixels[-1, -1].tolist() in ([128] * 3, [127] * 3)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_what_follows_the_end_of_a_jpeg_is_no_concern(decoder: str, photo: Image.Image) -> None:
+    data = encode(photo, "JPEG")
+    expected = array(decode_pixels(data, decoder))
+    for rest in (bytes(5000), b"text of a phone", data, data[:-500]):
+        assert np.array_equal(array(decode_pixels(data + rest, decoder)), expected)
+    two_pictures = encode(photo, "MPO", save_all=True, append_images=[photo.rotate(180)])
+    assert np.array_equal(array(decode_pixels(two_pictures, decoder)), expected)
+
+
+def test_zeros_in_place_of_a_pngs_pixels_fail(photo: Image.Image) -> None:
+    data = encode(photo)
+    for percent in (10, 50, 90, 97):
+        kept = len(data) * percent // 100
+        with pytest.raises(DecodeError, match="checksum of the PNG's pixels is wrong"):
+            decode_image(data[:kept] + bytes(len(data) - kept))
+    broken = bytearray(data)
+    broken[len(data) // 2] ^= 1
+    with pytest.raises(DecodeError, match="checksum"):
+        decode_image(bytes(broken))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_eight_threads_get_what_one_gets(decoder: str, photographs: list[Image.Image]) -> None:
+    files = [encode(photographs[0], "JPEG", **options) for options in JPEGS.values()]
+    files += [encode(photograph, kind) for photograph in photographs[:3] for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
+    files += [encode(photographs[1], "JPEG", exif=GARBAGE_EXIF), files[0][:-200], files[0][:-200] + bytes(200), b"no"] * 4
+
+    def result(data: bytes) -> bytes | str:
+        try:
+            return array(decode_pixels(data, decoder)).tobytes()
+        except DecodeError as error:
+            return str(error)
+
+    expected = [result(data) for data in files]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(result, files * 8)) == expected * 8
+    with pytest.raises(UserWarning, match="still heard"):
+        warnings.warn("still heard", stacklevel=1)
+
+
+def test_only_the_thread_that_decodes_is_quiet() -> None:
+    inside, done = threading.Event(), threading.Event()
+
+    def decode() -> None:
+        with readable():
+            warnings.warn("of Pillow", stacklevel=1)
+            inside.set()
+            assert done.wait(10)
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    assert inside.wait(10)
+    with pytest.raises(UserWarning, match="of another thread"):  # warnings are errors here
+        warnings.warn("of another thread", stacklevel=1)
+    done.set()
+    thread.join()
+
+
+def test_the_limit_of_pixels_is_ours_and_pillows_stays(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for kind in ("JPEG", "PNG", "BMP"):
+        data = encode(photo, kind)
+        assert array(decode_pixels(data, max_pixels=photo.width * photo.height)).shape == (photo.height, photo.width, 3)
+        with pytest.raises(DecodeError, match=rf"are more than the limit of {photo.width * photo.height - 1:,}"):
+            decode_pixels(data, max_pixels=photo.width * photo.height - 1)
+        with pytest.raises(Image.DecompressionBombError):
+            Image.open(io.BytesIO(data))
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_a_decoder_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="decoder 'opencv': choose one of torchvision, pillow"):
+        decode_pixels(b"", "opencv")
+    monkeypatch.setitem(sys.modules, "torchvision.io", None)
+    check_decoder("pillow")
+    with pytest.raises(UsageError, match="the installed torchvision decodes no JPEG, choose pillow"):
+        check_decoder("torchvision")
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -155,8 +317,9 @@ def png_header(width: int, height: int) -> bytes:
         (encode(Image.fromarray(np.full((4, 4), 70_000, np.int32)), "TIFF"), "32-bit pixels have no agreed white"),
     ],
 )
-def test_broken_images(data: bytes, match: str) -> None:
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_broken_images(decoder: str, data: bytes, match: str) -> None:
     with pytest.raises(DecodeError, match=match) as caught:
-        decode_image(data)
+        decode_pixels(data, decoder)
     assert caught.value.stage == "decode"
     assert "\n" not in str(caught.value)

@@ -1,15 +1,17 @@
 """The split preprocessing equals timm's whole one."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from torchvision.transforms.functional import pil_to_tensor
 
 from densefeat import UsageError
-from densefeat.images.transforms import Preprocessing, tensor_to_image
+from densefeat.images.transforms import Preprocessing, image_tensor
 
 
 @pytest.mark.parametrize(
@@ -39,10 +41,41 @@ def test_inputs_that_cannot_be_prepared(name: str, kwargs: dict, size: int | Non
         Preprocessing.of(timm.create_model(name, **kwargs), size)
 
 
-def test_tensors_to_images(photographs: list[Image.Image]) -> None:
+@pytest.mark.parametrize("size", [32, 75, 224, 600])  # down and up
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+def test_tensors_come_out_as_images_do(interpolation: str, crop_mode: str, size: int, photographs: list[Image.Image]) -> None:
+    own = Preprocessing.of(timm.create_model("densefeat_densenet_bc100_k12"), size)
+    geometry = replace(own, crop_mode=crop_mode, interpolation=interpolation, crop_pct=0.9).geometry()
+    for photograph in photographs[:4]:
+        pixels = pil_to_tensor(photograph)
+        expected = geometry(photograph)
+        for layout in (pixels, pixels.contiguous()):
+            prepared = geometry(layout)
+            assert prepared.shape == expected.shape == (3, size, size)
+            assert prepared.dtype == torch.uint8
+            assert prepared.is_contiguous()
+            assert expected.is_contiguous()
+            difference = (prepared.int() - expected.int()).abs()
+            tall = photograph.height > photograph.width  # Pillow 13 may resize the columns of these first: a rounding apart
+            assert difference.float().mean() < (0.25 if tall else 0.02)
+            assert difference.max() <= (8 if tall else 2)
+
+
+def test_borders_have_the_models_own_mean_as_timms_do(photographs: list[Image.Image]) -> None:
+    model = timm.create_model("densefeat_densenet_bc100_k12")
+    mean = (0.2, 0.5, 0.8)
+    own = replace(Preprocessing.of(model, 64), crop_mode="border", mean=mean)
+    config = resolve_model_data_config(model) | {"input_size": (3, 64, 64), "crop_mode": "border", "mean": mean}
+    assert torch.equal(own.normalize(own.geometry()(photographs[4])[None])[0], create_transform(**config)(photographs[4]))
+
+
+def test_tensors_of_users() -> None:
     pixels = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
-    assert tensor_to_image(pixels).size == (5, 4)
+    assert torch.equal(image_tensor(pixels), pixels)
     with pytest.raises(UsageError, match=r"shape \(4, 5\) and torch.uint8: pass uint8 \(3, H, W\)"):
-        tensor_to_image(pixels[0])
+        image_tensor(pixels[0])
     with pytest.raises(UsageError, match=r"torch.int64"):
-        tensor_to_image(pixels.long())
+        image_tensor(pixels.long())
+    with pytest.raises(UsageError, match=r"shape \(3, 0, 5\)"):
+        image_tensor(pixels[:, :0])

@@ -1,0 +1,112 @@
+"""To a folder of parts: each process its own share of them, rank 0 begins and closes."""
+
+import time
+from collections.abc import Iterator
+
+from densefeat.errors import UsageError
+from densefeat.extract.interrupts import Interrupted, StopRequest
+from densefeat.extract.part import Run, extract_part
+from densefeat.extract.plan import Plan, finish, join, plan
+from densefeat.extract.ranks import Ranks
+from densefeat.extract.running import running
+from densefeat.extract.settings import ExtractResult, Job
+from densefeat.store.dataset import check_folder, count_failures
+from densefeat.store.layout import Layout
+from densefeat.store.lock import locked
+from densefeat.store.manifest import PartRecord, read_manifest
+from densefeat.store.reader import finished_parts
+
+POLL_SECONDS = 0.5
+
+
+def extract_folder(job: Job) -> ExtractResult:
+    """Begin or continue the store at ``job.out``; with several processes, this one's share of it."""
+    layout = Layout(job.out)
+    check_folder(layout)
+    with locked(layout.lock if job.ranks.rank == 0 else layout.rank_lock(job.ranks.rank)):
+        planned = agreed_plan(job, layout)
+        extracted = 0
+        if planned is not None:
+            if planned.parts is None and job.ranks.world > 1:
+                raise UsageError(f"input {job.given.images!r}: its length is not known, one process has to read it all")
+            extracted = extract_share(job, planned)
+            if job.ranks.rank == 0:
+                finish(planned, job.given)
+    return result(job, layout, extracted)
+
+
+def agreed_plan(job: Job, layout: Layout) -> Plan | None:
+    """Rank 0 prepares the folder; the others wait until it has."""
+    if job.ranks.rank == 0:
+        options = job.options
+        planned = plan(layout, job.given, job.settings, job.provenance, options.overwrite, options.update)
+        job.ranks.agree("ready")
+        return planned
+    job.ranks.agree(None)
+    return join(layout, job.given, job.settings)
+
+
+def extract_share(job: Job, planned: Plan) -> int:
+    """This process's parts, then on rank 0 the wait for the others'; returns the positions gone through."""
+    if job.options.engine == "ray":
+        from densefeat.extract.ray_engine import extract_with_ray
+
+        return extract_with_ray(job, planned)
+    records = planned.records()
+    mine = [record for record in records.values() if planned.belongs(record.part, job.ranks)]
+    with running(job, planned.positions_left(records, job.ranks)) as run:
+        run.limit.count_earlier(mine)
+        extracted = sum(extract_parts(run, planned, records, planned.to_do(records, job.ranks)))
+        run.limit.check_end()
+        if job.ranks.rank == 0:
+            wait_for_others(planned, run.stop)
+    return extracted
+
+
+def extract_parts(run: Run, planned: Plan, records: dict[int, PartRecord], parts: Iterator[int]) -> Iterator[int]:
+    """Yields the positions gone through for each part; raises Interrupted when asked to stop."""
+    for part in parts:
+        if run.stop:
+            raise interrupted(planned, run.stop)
+        start, stop = planned.range_of(part)
+        begun = records.get(part)
+        record = extract_part(run, planned.source, planned.layout, planned.manifest.job, part, start, stop, begun)
+        yield record.reached - (begun.reached if begun else start)
+        if not record.finished:
+            raise interrupted(planned, run.stop)
+        if record.reached < stop:
+            return  # the end of a stream of unknown length
+
+
+def interrupted(planned: Plan, stop: StopRequest) -> Interrupted:
+    done = sum(record.reached - record.start for record in planned.records().values())
+    length = planned.source.length
+    of = "" if length is None else f" of {length:,}"
+    return Interrupted(f"interrupted after {done:,}{of} images; the same command goes on from there", stop.exit_code)
+
+
+def wait_for_others(planned: Plan, stop: StopRequest) -> None:
+    """Until every part has its record, whichever process it is of."""
+    missing = list(planned.to_do(planned.records(), Ranks()))
+    while missing and planned.parts is not None:
+        if stop:
+            raise interrupted(planned, stop)
+        time.sleep(POLL_SECONDS)
+        if not any(not planned.layout.part(part).exists() for part in missing):
+            missing = list(planned.to_do(planned.records(), Ranks()))
+
+
+def result(job: Job, layout: Layout, extracted: int) -> ExtractResult:
+    """What the store has now; on ranks other than 0 it may not be closed yet."""
+    manifest = read_manifest(layout)
+    records = finished_parts(layout, manifest) if manifest else []
+    return ExtractResult(
+        path=job.out,
+        failures_path=layout.failures,
+        rows=sum(record.rows for record in records),
+        failures=count_failures(layout),
+        shapes=job.shapes,
+        extracted=extracted,
+        skipped=sum(record.skipped for record in records),
+        removed=manifest.removed if manifest else 0,
+    )

@@ -1,0 +1,118 @@
+"""One part of the output: a run of input positions to rows of a Parquet file."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from densefeat.errors import DensefeatError
+from densefeat.extract.forward import run_network
+from densefeat.extract.interrupts import StopRequest
+from densefeat.extract.limits import FailureLimit
+from densefeat.extract.pipeline import Batch, Decoding, decoded_batches
+from densefeat.features.extractor import FeatureExtractor
+from densefeat.images.stream import Item, Source
+from densefeat.store.atomic import atomic_file
+from densefeat.store.dataset import finish_part
+from densefeat.store.layout import Layout
+from densefeat.store.manifest import Failure, PartRecord
+from densefeat.store.writer import EmbeddingWriter
+
+
+@dataclass
+class Done:
+    """What became of the positions of one call."""
+
+    positions: int = 0
+    skipped: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """All that the parts of one process have in common."""
+
+    extractor: FeatureExtractor
+    schema: pa.Schema
+    dtype: str
+    decoding: Decoding
+    batch_size: int
+    halve: bool  # batches that do not fit into memory
+    pool: ThreadPoolExecutor
+    ahead: int
+    limit: FailureLimit
+    stop: StopRequest
+    advance: Callable[[int], None]
+
+    def append_rows(self, items: Iterator[Item], writer: EmbeddingWriter) -> Done:
+        """Until the items end or a stop is asked for; whole batches only."""
+        done = Done()
+        batches = decoded_batches(items, self.batch_size, self.decoding, self.pool, self.ahead)
+        for batch, features in run_network(batches, self.extractor, self.dtype, self.halve):
+            if batch.items:
+                writer.append(plain_columns(batch, self.schema), features)
+            done.positions += batch.positions
+            done.skipped += batch.skipped
+            done.failures += batch.failures
+            self.limit.add(batch.positions, batch.failures)
+            self.advance(batch.positions)
+            if self.stop:
+                break
+        return done
+
+
+def plain_columns(batch: Batch, schema: pa.Schema) -> dict[str, Sequence[Any]]:
+    columns: dict[str, Sequence[Any]] = {
+        "path": [item.key for item in batch.items],
+        **{name: [getattr(image, name) for image in batch.images] for name in ("width", "height")},
+    }
+    if "label" in schema.names:
+        columns["label"] = [item.label for item in batch.items]
+    if "x" in schema.names:
+        columns |= {name: [getattr(image, name) for image in batch.images] for name in ("x", "y")}
+    return columns
+
+
+def extract_part(
+    run: Run, source: Source, layout: Layout, job: str, part: int, start: int, stop: int, begun: PartRecord | None
+) -> PartRecord:
+    """Extract positions ``start`` to ``stop`` as part number ``part``, from where ``begun`` left it; returns its record.
+
+    On a stop request the rows so far are kept and recorded; a process that dies leaves the part to be done again.
+    """
+    first = begun.reached if begun else start
+    file = layout.unfinished(part)
+    with (
+        atomic_file(file) as beside,
+        EmbeddingWriter(beside, run.schema, shown=layout.part(part)) as writer,
+    ):
+        if begun:
+            copy_rows(file, writer)
+        done = run.append_rows(source.items(first, stop), writer)
+    reached = first + done.positions
+    if reached < stop and not run.stop:
+        if source.length is not None:
+            raise DensefeatError(f"the input ended after {reached} of {source.length} positions: it changed meanwhile")
+        stop = reached
+    record = PartRecord(
+        part,
+        start,
+        reached,
+        stop,
+        rows=writer.rows,
+        bytes=os.path.getsize(file),
+        skipped=done.skipped + (begun.skipped if begun else 0),
+        failures=(*(begun.failures if begun else ()), *done.failures),
+    )
+    finish_part(layout, job, record)
+    return record
+
+
+def copy_rows(file: Any, writer: EmbeddingWriter) -> None:
+    with pq.ParquetFile(file) as unfinished:
+        for batch in unfinished.iter_batches():
+            writer.append_batch(batch)

@@ -1,0 +1,26 @@
+"""What a process sets up to extract parts: threads, batch size, signals, progress."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from densefeat.extract.forward import fitting_batch_size
+from densefeat.extract.interrupts import stop_on_signal
+from densefeat.extract.part import Run
+from densefeat.extract.progress import progress_bar
+from densefeat.extract.settings import Job
+
+
+@contextmanager
+def running(job: Job, total: int | None) -> Iterator[Run]:
+    """``total``: positions that this process will go through, if known."""
+    auto = job.options.batch_size == "auto"
+    batch_size = fitting_batch_size(job.extractor) if auto else int(job.options.batch_size)
+    with (
+        stop_on_signal() as stop,
+        ThreadPoolExecutor(job.threads, thread_name_prefix="densefeat-decode") as pool,
+        progress_bar("extracting", total, job.unit, show=job.ranks.rank == 0) as advance,
+    ):
+        yield Run(
+            job.extractor, job.schema, job.dtype, job.decoding, batch_size, auto, pool, job.ahead, job.limit(), stop, advance
+        )

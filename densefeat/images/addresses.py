@@ -1,0 +1,143 @@
+"""What the user calls an input: a path, or an address that fsspec knows; with globs and braces."""
+
+import os
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING
+
+from densefeat.errors import UsageError
+from densefeat.images.files import Folder, LocalFolder, reason_of
+from densefeat.images.remote import RemoteFolder, file_system
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+MAX_FILES = 100_000  # that braces may name
+WEB = ("http", "https")
+
+
+@dataclass(frozen=True)
+class Address:
+    """``text``: as given; ``path``: as ``fs`` names it, without a slash at its end."""
+
+    text: str
+    fs: "AbstractFileSystem"
+    path: str
+
+    @property
+    def local(self) -> bool:
+        return "file" in _protocols(self.fs)
+
+    @property
+    def on_the_web(self) -> bool:
+        return self.text.partition("://")[0] in WEB
+
+    @property
+    def parent(self) -> str:
+        return self.path.rpartition("/")[0]
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    def exists(self) -> bool:
+        return self._asked(self.fs.exists, self.path)
+
+    def is_folder(self) -> bool:
+        return not self.on_the_web and self._asked(self.fs.isdir, self.path)
+
+    def has(self, name: str) -> bool:
+        """Whether a folder holds a file of this name."""
+        return self._asked(self.fs.isfile, f"{self.path}/{name}")
+
+    def folder(self, path: str | None = None, follow_links: bool = False, listed: bool = False) -> Folder:
+        """For reading below ``path``, by default this address itself."""
+        path = self.path if path is None else path
+        if self.local:
+            return LocalFolder(os.path.realpath(path or "/"), follow_links)
+        return RemoteFolder(self.text, path, listed)
+
+    def files(self) -> list[str]:
+        """The paths that globs and braces stand for, in order. UsageError where there are none, or one in braces is missing."""
+        if self.exists():
+            return [self.path]
+        paths: list[str] = []
+        for name in self._names():
+            paths += self._globbed(name) if any(letter in name for letter in "*?[") else [name]
+        with ThreadPoolExecutor(16) as pool:
+            folders = list(pool.map(partial(self._asked, self.fs.isdir), paths))
+        paths = list(dict.fromkeys(path for path, folder in zip(paths, folders, strict=True) if not folder))
+        if not paths:
+            raise UsageError(f"images {self.text!r}: no such file")
+        return paths
+
+    def _globbed(self, name: str) -> list[str]:
+        if self.on_the_web:
+            raise UsageError(f"images {self.text!r}: web servers do not list files: use {{000..099}}, not a glob")
+        return sorted(self._asked(self.fs.glob, name))
+
+    def _names(self) -> list[str]:
+        names = list(islice(expand_braces(self.path), MAX_FILES + 1))
+        if len(names) > MAX_FILES:
+            raise UsageError(f"images {self.text!r}: braces for more than {MAX_FILES:,} files")
+        return names
+
+    def _asked(self, question, *arguments):
+        """An answer of the file system, whose many errors become one."""
+        try:
+            return question(*arguments)
+        except Exception as error:
+            raise UsageError(f"images {self.text!r}: {reason_of(error)}") from error
+
+
+def address_of(text: str | os.PathLike[str]) -> Address:
+    """UsageError for a protocol that is unknown, or whose package is missing."""
+    text = os.fspath(text)
+    if "://" not in text:
+        return local_address(text, text)
+    fs, path = file_system(text)
+    if "file" in _protocols(fs):
+        return local_address(text, path)
+    if text.partition("://")[0] in WEB and "?" in text:
+        raise UsageError(f"images {text!r}: an address with a query would be part of every key: leave it out, or download")
+    return Address(text, fs, path.rstrip("/"))
+
+
+def local_address(text: str, path: str) -> Address:
+    from fsspec.implementations.local import LocalFileSystem
+
+    absolute = os.path.abspath(path).replace(os.sep, "/")
+    return Address(text, LocalFileSystem(), absolute.rstrip("/"))
+
+
+def _protocols(fs: "AbstractFileSystem") -> Iterable[str]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+
+
+def expand_braces(text: str) -> Iterable[str]:
+    """``{000..099}`` counts, keeping leading zeros, and ``{a,b}`` lists: every combination, the last brace fastest."""
+    found = BRACES.search(text)
+    if found is None:
+        yield text
+        return
+    first, last, choices = found.groups()
+    if choices is None:
+        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+        middles: Iterable[str] = (f"{number:0{width}}" for number in range(int(first), int(last) + 1))
+    else:
+        middles = choices.split(",")
+    for middle in middles:
+        for end in expand_braces(text[found.end() :]):
+            yield text[: found.start()] + middle + end
+
+
+def common_folder(paths: list[str]) -> tuple[str, list[str]]:
+    """The lowest folder that holds all, and the paths relative to it."""
+    first, last = (path.split("/")[:-1] for path in (min(paths), max(paths)))  # all others lie between these
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    root = "/".join(part for part, _ in shared)
+    return root, [path[len(root) + 1 :] for path in paths]

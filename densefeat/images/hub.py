@@ -1,0 +1,179 @@
+"""Data sets of the datasets library: saved to disk, or streamed from the Hub."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from densefeat.errors import DecodeError, DensefeatError, UsageError
+from densefeat.images.columns import Columns, choose_columns, class_names, labels_of
+from densefeat.images.files import LocalFolder, reason_of
+from densefeat.images.remote import RemoteFolder, file_system
+from densefeat.images.rows import Rows, row_items, row_keys
+from densefeat.images.stream import ImageItem, fingerprint_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+BATCH_ROWS = 32  # of images of any size
+TIMEOUT = 10  # seconds until the Hub has to answer
+
+
+class Saved(Rows):
+    """The rows of a folder that datasets' ``save_to_disk`` wrote, with keys ``foldername#17``."""
+
+    def __init__(self, folder: str, dataset: "Dataset", columns: Columns) -> None:
+        super().__init__()
+        self.folder, self.dataset, self.columns = folder, dataset, columns
+
+    @property
+    def length(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def labelled(self) -> bool:
+        return self.columns.label is not None
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.folder)
+
+    def rows(self, start: int) -> Iterator[ImageItem]:
+        tables = self.dataset.with_format("arrow")
+        names = class_names(self.dataset.features.arrow_schema, self.columns.label)
+        read_path = LocalFolder(self.folder).read
+        for first in range(start, self.length, BATCH_ROWS):
+            for batch in tables[first : first + BATCH_ROWS].to_batches():
+                yield from row_items(batch, self.columns, names, self.name, first, read_path)
+                first += len(batch)
+
+    def keys(self) -> pa.LargeBinaryArray:
+        return row_keys(self.name, self.length)
+
+    def fingerprint(self) -> str:
+        label = self.columns.label
+        if label is None:
+            return fingerprint_of(self.keys(), None)
+        names = class_names(self.dataset.features.arrow_schema, label)
+        column = self.dataset.select_columns([label]).with_format("arrow")[:].column(label)
+        return fingerprint_of(self.keys(), labels_of(column.combine_chunks(), names))
+
+
+class Streamed(Rows):
+    """The rows of a split, read as they come, with keys ``NAME:SPLIT#17``. ``home``: what paths in it must begin with."""
+
+    def __init__(self, name: str, split: str, dataset: "IterableDataset", columns: Columns, home: str) -> None:
+        super().__init__()
+        self.name, self.split, self.dataset, self.columns, self.home = name, split, dataset, columns, home
+
+    @property
+    def length(self) -> int | None:
+        """As the data set's own description tells."""
+        splits = self.dataset.info.splits or {}
+        return splits[self.split].num_examples or None if self.split in splits else None
+
+    @property
+    def labelled(self) -> bool:
+        return self.columns.label is not None
+
+    def rows(self, start: int) -> Iterator[ImageItem]:
+        names = class_names(self.dataset.features.arrow_schema, self.columns.label)
+        read_path = partial(read_inside, self.home)
+        first = start
+        try:
+            for table in self.dataset.skip(start).with_format("arrow").iter(batch_size=BATCH_ROWS):
+                for batch in table.to_batches():
+                    yield from row_items(batch, self.columns, names, self._key, first, read_path)
+                    first += len(batch)
+        except Exception as error:
+            raise DensefeatError(
+                f"images 'hf:{self._key}': the stream broke off at row {first:,}: {reason_of(error)}"
+            ) from error
+
+    @property
+    def _key(self) -> str:
+        return f"{self.name}:{self.split}"
+
+    def keys(self) -> pa.LargeBinaryArray:
+        if self.length is None:
+            raise UsageError(f"images 'hf:{self._key}': the number of its rows is not known before the end of the stream")
+        return row_keys(self._key, self.length)
+
+    def fingerprint(self) -> str:
+        """Of what is known of the rows before they are read: their number, their columns, and which images they are."""
+        described = (self._key, self.length, self.columns, str(self.dataset.features))
+        return hashlib.sha256(repr(described).encode()).hexdigest()
+
+
+def open_saved(folder: str, images: str, image_column: str | None = None, label_column: str | None = None) -> Saved:
+    """``folder``: what ``save_to_disk`` wrote of one split. UsageError where it cannot be read, or has no such columns."""
+    with datasets_errors(images):
+        from datasets import Image, load_from_disk
+
+        dataset = load_from_disk(folder)
+    columns = choose_columns(dataset.features.arrow_schema, image_column, label_column, images)
+    if not len(dataset):
+        raise UsageError(f"images {images!r}: no rows in it")
+    with datasets_errors(images):
+        return Saved(os.path.realpath(folder), dataset.cast_column(columns.image, Image(decode=False)), columns)
+
+
+def open_hub(address: str, image_column: str | None = None, label_column: str | None = None) -> Streamed:
+    """``address``: ``hf:NAME:SPLIT``; NAME of a data set on the Hub, or a folder that datasets reads.
+
+    Raises UsageError where it is not there, cannot be reached, or has no such columns. No code of the data set is run.
+    """
+    name, colon, split = address.removeprefix("hf:").rpartition(":")
+    if not (name and colon and split):
+        raise UsageError(f"images {address!r}: write hf:NAME:SPLIT, such as hf:cifar10:test")
+    local = os.path.isdir(name)
+    with datasets_errors(address):
+        from datasets import Image, load_dataset
+
+        if not local:
+            check_reachable(name)
+        dataset = load_dataset(name, split=split, streaming=True)
+    if dataset.features is None:
+        raise UsageError(f"images {address!r}: its columns are not described")
+    columns = choose_columns(dataset.features.arrow_schema, image_column, label_column, address)
+    home = os.path.realpath(name) if local else f"hf://datasets/{name}"
+    return Streamed(name, split, dataset.cast_column(columns.image, Image(decode=False)), columns, home)
+
+
+def check_reachable(name: str) -> None:
+    """One question to the Hub: datasets itself would ask for half a minute before it gave up."""
+    from huggingface_hub import HfApi
+
+    HfApi().dataset_info(name, timeout=TIMEOUT)
+
+
+@contextmanager
+def datasets_errors(images: str) -> Iterator[None]:
+    """Its many errors as UsageError."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ImportError as error:
+        raise UsageError(f"images {images!r} needs the package datasets: pip install 'densefeat[hub]'") from error
+    except Exception as error:
+        raise UsageError(f"images {images!r}: {reason_of(error)}") from error
+
+
+def read_inside(home: str, path: str) -> bytes:
+    """A file that a row names by its path, which must be below ``home``, or be a member of an archive there."""
+    member, _, container = path.rpartition("::")
+    if ".." in path.split("/") or not container.startswith((home + "/", home + "@")) or "::" in member:
+        raise DecodeError("outside of the data set", "read")
+    if "://" not in path:
+        return LocalFolder(home).read(os.path.relpath(container, home))
+    try:
+        _, inner = file_system(path)
+    except UsageError as error:
+        raise DecodeError(str(error), "read") from error
+    head, _, last = inner.rpartition("/")
+    return RemoteFolder(path, head).read(last)

@@ -1,0 +1,187 @@
+"""Parquet files with images in them, as datasets writes them or with a plain binary column."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.types import is_struct
+
+from densefeat.errors import DecodeError, UsageError
+from densefeat.images.columns import Columns, choose_columns, class_names, is_image, is_label, labels_of
+from densefeat.images.files import Folder, failing, reason_of
+from densefeat.images.rows import Rows, row_items, row_keys
+from densefeat.images.stream import ImageItem, fingerprint_of
+
+BATCH_BYTES, BATCH_ROWS = 2**25, 1024  # read at a time: whichever is reached first
+MAX_ROWS = 10**9  # of one file: its keys alone would fill tens of gigabytes
+BUFFER = 2**20  # with one, a row group is read page by page, not as a whole
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """``groups``: rows of each row group; ``leaf``: Parquet's path of the encoded images.
+
+    ``error``: why it cannot be read: it is then one position that fails.
+    """
+
+    name: str
+    groups: tuple[int, ...] = ()
+    leaf: str = ""
+    error: str | None = None
+
+    @property
+    def length(self) -> int:
+        return sum(self.groups) if self.error is None else 1
+
+
+class Tables(Rows):
+    """The rows of Parquet files, one after the other, with keys ``file.parquet#17``."""
+
+    def __init__(self, folder: Folder, files: list[TableFile], columns: Columns) -> None:
+        super().__init__()
+        self.folder, self.files, self.columns = folder, files, columns
+
+    @property
+    def length(self) -> int:
+        return sum(file.length for file in self.files)
+
+    @property
+    def labelled(self) -> bool:
+        return self.columns.label is not None
+
+    def rows(self, start: int) -> Iterator[ImageItem]:
+        for file in self.files:
+            if start < file.length:
+                yield from self._file_items(file, max(start, 0))
+            start -= file.length
+
+    def _file_items(self, file: TableFile, start: int) -> Iterator[ImageItem]:
+        if file.error is not None:
+            yield failing(file.name, None, file.error)
+            return
+        first = 0
+        for group, count in enumerate(file.groups):
+            if start < first + count:
+                yield from self._group_items(file, group, first, max(start, first), first + count)
+            first += count
+
+    def _group_items(self, file: TableFile, group: int, first: int, start: int, stop: int) -> Iterator[ImageItem]:
+        """Rows ``start`` to ``stop`` of the file, within a row group that begins with row ``first``."""
+        done = first
+        batches = self._batches(file, group)
+        name = file.name
+        read_path = self.folder.below(name).read
+        reason = "fewer rows than the file's footer promises"
+        while done < stop:
+            try:
+                batch, names = next(batches)
+            except Exception as error:
+                reason = reason if isinstance(error, StopIteration) else f"damaged Parquet: {reason_of(error)}"
+                yield from (failing(f"{name}#{row}", None, reason) for row in range(max(done, start), stop))
+                return
+            skip = min(max(start - done, 0), len(batch))
+            part = batch.slice(skip, stop - done - skip)
+            yield from row_items(part, self.columns, names, name, done + skip, read_path)
+            done += len(batch)
+
+    def _batches(self, file: TableFile, group: int) -> Iterator[tuple[pa.RecordBatch, list[str] | None]]:
+        """Of a row group, with the names of the label's classes.
+
+        Images come as dictionaries: a crafted file that repeats one of them a million times does not fill the memory.
+        """
+        image, label = self.columns.image, self.columns.label
+        with self.folder.open(file.name) as handle, open_table(handle, file.leaf) as table:
+            wanted = [image] if label is None else [image, label]
+            rows = batch_rows(table.metadata.row_group(group), file.leaf)
+            names = class_names(table.schema_arrow, label)
+            for batch in table.iter_batches(rows, row_groups=[group], columns=wanted):
+                yield batch, names
+
+    def keys(self) -> pa.LargeBinaryArray:
+        parts = [row_keys(file.name, file.length) if file.error is None else whole_file(file) for file in self.files]
+        return pa.concat_arrays(parts)
+
+    def fingerprint(self) -> str:
+        label = self.columns.label
+        labels = None if label is None else pa.concat_arrays([self._labels(file, label) for file in self.files])
+        return fingerprint_of(self.keys(), labels)
+
+    def _labels(self, file: TableFile, column: str) -> pa.Array:
+        unknown = pa.nulls(file.length, pa.large_string())
+        if file.error is not None:
+            return unknown
+        try:
+            with self.folder.open(file.name) as handle, pq.ParquetFile(handle) as table:
+                names = class_names(table.schema_arrow, column)
+                values = table.read([column]).column(column)
+                return pa.concat_arrays([labels_of(chunk, names) for chunk in values.chunks]) if len(values) else unknown
+        except Exception:  # the items of this file say what is wrong with it
+            return unknown
+
+
+def open_tables(
+    folder: Folder, names: list[str], images: str, image_column: str | None = None, label_column: str | None = None
+) -> Tables:
+    """``names``: of the files, in order, relative to ``folder``. A file that cannot be read is one position that fails.
+
+    Columns are those of the first file that can be read; see :func:`densefeat.images.columns.choose_columns`.
+    Raises UsageError where no file can be read, there are no rows, or the columns are not there.
+    """
+    with ThreadPoolExecutor(8) as pool:
+        footers = list(pool.map(partial(read_footer, folder), names))
+    schemas = [schema for _, schema in footers if schema is not None]
+    if not schemas:
+        raise UsageError(f"images {images!r}: {footers[0][0].error}")
+    columns = choose_columns(schemas[0], image_column, label_column, images)
+    files = [file if schema is None else fitting(file, schema, columns) for file, schema in footers]
+    if not sum(file.length for file in files):
+        raise UsageError(f"images {images!r}: no rows in it")
+    return Tables(folder, files, columns)
+
+
+def read_footer(folder: Folder, name: str) -> tuple[TableFile, pa.Schema | None]:
+    """A file's row groups and columns, or why they cannot be read."""
+    try:
+        with folder.open(name) as handle, pq.ParquetFile(handle) as table:
+            groups = tuple(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
+            if sum(groups) > MAX_ROWS or min(groups, default=0) < 0:
+                return TableFile(name, error=f"a Parquet file of {sum(groups):,} rows: at most {MAX_ROWS:,} are read"), None
+            return TableFile(name, groups), table.schema_arrow
+    except DecodeError as error:
+        return TableFile(name, error=str(error)), None
+    except Exception as error:  # of pyarrow or of the file system
+        return TableFile(name, error=f"not a Parquet file, or damaged: {reason_of(error)}"), None
+
+
+def fitting(file: TableFile, schema: pa.Schema, columns: Columns) -> TableFile:
+    """The file, or why it cannot stand beside the first one."""
+    for column, fits in ((columns.image, is_image), (columns.label, is_label)):
+        if column is None:
+            continue
+        if schema.get_field_index(column) < 0:
+            return TableFile(file.name, error=f"no column {column!r}: it has {', '.join(schema.names)}")
+        if not fits(schema.field(column).type):
+            return TableFile(
+                file.name, error=f"column {column!r} holds {schema.field(column).type}, unlike that of other files"
+            )
+    struct = is_struct(schema.field(columns.image).type)
+    return replace(file, leaf=f"{columns.image}.bytes" if struct else columns.image)
+
+
+def open_table(handle: BinaryIO, leaf: str) -> pq.ParquetFile:
+    return pq.ParquetFile(handle, buffer_size=BUFFER, read_dictionary=[leaf], page_checksum_verification=True)
+
+
+def batch_rows(group: pq.RowGroupMetaData, leaf: str) -> int:
+    """Rows read at a time, by the mean size of an image."""
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == leaf)
+    return min(max(BATCH_BYTES * group.num_rows // max(size, 1), 1), BATCH_ROWS)
+
+
+def whole_file(file: TableFile) -> pa.LargeBinaryArray:
+    return pa.array([file.name.encode("utf-8", "surrogateescape")], pa.large_binary())

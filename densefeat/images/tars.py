@@ -1,0 +1,222 @@
+"""Tar files with images as members, as WebDataset writes them, indexed by their headers and read in place."""
+
+import os
+import tarfile
+from dataclasses import dataclass, field
+from functools import partial
+from typing import BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+
+from densefeat.errors import DecodeError, UsageError
+from densefeat.images.files import EXTENSIONS, Folder, Indexed, escapes, reason_of
+from densefeat.images.stream import ImageItem, printable
+
+MAX_LABEL_BYTES = 1000
+MAX_HEADER_BYTES = 2**20  # long names and attributes
+GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Members(Indexed):
+    """An :class:`Indexed` source of members: position ``i`` is ``sizes[i]`` bytes at ``offsets[i]`` of ``shards[tars[i]]``."""
+
+    shards: tuple[str, ...] = field(default=(), repr=False)
+    tars: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), repr=False)
+    offsets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+
+    def item(self, position: int, key: str, label: str | None) -> ImageItem:
+        shard, offset, size = self.shards[self.tars[position]], int(self.offsets[position]), int(self.sizes[position])
+        return ImageItem(key, label, partial(self.folder.read_range, shard, offset, size))
+
+
+@dataclass
+class TarIndex:
+    """What the headers of one tar file tell of its images; ``failures`` by place in it."""
+
+    shard: str
+    keys: list[str] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)  # by sample
+    not_labels: dict[str, str] = field(default_factory=dict)  # why, by sample
+    extensions: set[str] = field(default_factory=set)
+
+    def add(self, key: str, sample: str = "", offset: int = 0, size: int = 0, failure: str | None = None) -> None:
+        if failure is not None:
+            self.failures[len(self.keys)] = failure
+        self.keys.append(key)
+        self.samples.append(sample)
+        self.offsets.append(offset)
+        self.sizes.append(size)
+
+    def packed(self) -> "PackedIndex":
+        if self.not_labels:
+            reasons = ((place, self.not_labels.get(sample)) for place, sample in enumerate(self.samples))
+            self.failures |= {place: reason for place, reason in reasons if reason and place not in self.failures}
+        return PackedIndex(
+            pa.array(map(os.fsencode, self.keys), pa.large_binary()),
+            pa.array(map(self.labels.get, self.samples), pa.large_string()),
+            np.array(self.offsets, np.int64),
+            np.array(self.sizes, np.int64),
+            self.failures,
+            bool(self.labels),
+            self.extensions,
+        )
+
+
+@dataclass(frozen=True)
+class PackedIndex:
+    keys: pa.LargeBinaryArray
+    labels: pa.LargeStringArray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    failures: dict[int, str]
+    labelled: bool
+    extensions: set[str]
+
+
+def open_tars(folder: Folder, shards: list[str], images: str, label_column: str | None = None) -> Members:
+    """``shards``: names of tar files, in order, relative to ``folder``. ``label_column``: the extension of members that hold
+    the label of their sample, which is all members with the same name up to its first dot.
+
+    What is wrong with a member, or with the rest of a tar file, is an item that fails. Raises UsageError where no image can be
+    read, or there is no label.
+    """
+    indexes = [index_tar(folder, shard, label_column).packed() for shard in shards]
+    if not any(len(index.keys) > len(index.failures) for index in indexes):
+        reasons = [reason for index in indexes for reason in index.failures.values()]
+        what = reasons[0] if reasons else f"no member with an image's extension ({', '.join(EXTENSIONS)})"
+        raise UsageError(f"images {images!r}: {what}")
+    if label_column is not None and not any(index.labelled for index in indexes):
+        there = ", ".join(sorted(set().union(*(index.extensions for index in indexes)))[:20])
+        raise UsageError(f"images {images!r}: no member with the extension {label_column!r}: there are {there}")
+    starts = np.cumsum([0, *(len(index.keys) for index in indexes)])
+    return Members(
+        folder,
+        pa.concat_arrays([index.keys for index in indexes]),
+        None if label_column is None else pa.concat_arrays([index.labels for index in indexes]),
+        {
+            int(start) + place: why
+            for start, index in zip(starts, indexes, strict=False)
+            for place, why in index.failures.items()
+        },
+        tuple(shards),
+        np.repeat(np.arange(len(shards), dtype=np.int32), np.diff(starts)),
+        np.concatenate([index.offsets for index in indexes]),
+        np.concatenate([index.sizes for index in indexes]),
+    )
+
+
+def index_tar(folder: Folder, shard: str, label_column: str | None) -> TarIndex:
+    """Of the members up to where the file is cut off or damaged, which is one more place that fails."""
+    index = TarIndex(shard)
+    try:
+        with folder.open(shard) as file:
+            read_headers(index, file, label_column)
+    except DecodeError as error:
+        index.add(shard, failure=str(error))
+    except Exception as error:  # tarfile raises many kinds on damaged headers
+        index.add(shard, failure=f"damaged tar: {reason_of(error)}")
+    return index
+
+
+def read_headers(index: TarIndex, file: BinaryIO, label_column: str | None) -> None:
+    """Index all members; DecodeError where the tar file ends before its end."""
+    total = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if file.read(2) == GZIP:
+        raise DecodeError("a compressed tar has no places to read at: gunzip it", "read")
+    file.seek(0)
+    seen: dict[str, int] = {}
+    with tarfile.open(fileobj=cast(BinaryIO, Bounded(file)), mode="r:", tarinfo=Header, encoding="utf-8") as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+            if member.size < 0 or end_of(member) > total:
+                raise DecodeError("the tar file is cut off or damaged in or after its last member", "read")
+            index_member(index, member, seen)
+            if member.isreg():
+                index_label(index, member, label_column, file)
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise DecodeError("the tar file is cut off or damaged: it does not end with empty blocks", "read")
+
+
+def end_of(member: tarfile.TarInfo) -> int:
+    stored = member.size if member.isreg() and not member.issparse() else 0
+    return member.offset_data + stored
+
+
+def index_member(index: TarIndex, member: tarfile.TarInfo, seen: dict[str, int]) -> None:
+    """Add an image; what no image can be read from is added as a failure."""
+    if member.isdir() or not member.name.lower().endswith(EXTENSIONS):
+        return
+    name = member.name.removeprefix("./")
+    key = f"{index.shard}/{name}"
+    failure = None
+    if escapes(name):
+        failure = "a member's name that leads out of the tar file"
+    elif not member.isreg() or member.issparse():
+        failure = "not a regular member of the tar file"
+    elif key in seen:
+        failure = f"repeated: the same as member {seen[key]} of the images in this tar file"
+    elif printable(name) != name:
+        failure = "the name is not valid UTF-8"
+    seen.setdefault(key, len(index.keys))
+    index.add(key, split_extension(member.name)[0], member.offset_data, member.size, failure)
+
+
+def split_extension(name: str) -> tuple[str, str]:
+    """A sample's name and the extension, which begins at the first dot of the last part."""
+    head, slash, last = name.rpartition("/")
+    stem, _, extension = last.partition(".")
+    return head + slash + stem, extension
+
+
+def index_label(index: TarIndex, member: tarfile.TarInfo, label_column: str | None, file: BinaryIO) -> None:
+    sample, extension = split_extension(member.name)
+    if len(index.extensions) < 20:
+        index.extensions.add(extension)
+    if label_column is None or extension != label_column.lstrip("."):
+        return
+    if member.size > MAX_LABEL_BYTES:
+        index.not_labels[sample] = f"its label, {printable(member.name)!r}, has more than {MAX_LABEL_BYTES:,} bytes"
+        return
+    file.seek(member.offset_data)
+    index.labels[sample] = file.read(member.size).decode("utf-8", "backslashreplace").strip()
+
+
+class Header(tarfile.TarInfo):
+    """Headers of plain files parsed for their name and size alone, three times as fast; tarfile parses all others."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
+        if len(buf) != tarfile.BLOCKSIZE or buf[156:157] != tarfile.REGTYPE or buf[124] & 0x80:
+            return super().frombuf(buf, encoding, errors)
+        if int(buf[148:156].strip(b" \0") or b"0", 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
+            return super().frombuf(buf, encoding, errors)
+        prefix, name = text_before_nul(buf[345:500]), text_before_nul(buf[:100])
+        header = cls((prefix + b"/" + name if prefix else name).decode(encoding, errors))
+        header.size = int(buf[124:136].strip(b" \0") or b"0", 8)
+        return header
+
+
+def text_before_nul(field: bytes | bytearray) -> bytes | bytearray:
+    return field.partition(b"\0")[0]
+
+
+class Bounded:
+    """A file for tarfile, which would read headers of any size into memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise DecodeError(f"a tar header of {size:,} bytes", "read")
+        return self._file.read(size)

@@ -1,0 +1,318 @@
+"""Large images as tiles, one position each, whatever the images' format: slides by region, others decoded once."""
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from densefeat.errors import DecodeError, UsageError
+from densefeat.images.decode import FORMATS, MAX_PIXELS, ORIENTATION_TAG, check_size, orientation, readable
+from densefeat.images.slides import ByteCache, NotByRegion, Slide, open_slide
+from densefeat.images.stream import Decoded, ImageItem, Source
+
+SMALLEST_TILE = 32
+NEARLY_WHITE, NEARLY_BLACK = 220, 15  # all channels at least, at most
+CACHE_BYTES = 2**28  # of decoded segments, and as much of images decoded whole
+HEADER_BYTES = 2**26  # of slides' tables of segments
+READERS = 8  # threads that read headers: they wait for the disk more than they work
+READ_AHEAD = 1024  # headers
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF, in either byte order
+WIDTH_TAG, HEIGHT_TAG = 256, 257
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Squares of ``tile`` pixels, ``stride`` apart from the top left corner, by rows.
+
+    Where the last of a row or column does not reach the border, one more lies flush with it: every pixel is covered. With a
+    stride above the tile, a sparse sample, there is no such tile: the gaps are meant.
+    """
+
+    tile: int
+    stride: int
+
+    def along(self, length: int) -> int:
+        """How many tiles lie along an edge of ``length`` pixels."""
+        steps, rest = divmod(length - self.tile, self.stride)
+        return 1 + steps + (rest > 0 and self.stride <= self.tile)
+
+    def count(self, width: int, height: int) -> int:
+        return self.along(width) * self.along(height)
+
+    def place(self, number: int, width: int, height: int) -> tuple[int, int]:
+        """x and y of an image's tile ``number``."""
+        row, column = divmod(number, self.along(width))
+        return min(column * self.stride, width - self.tile), min(row * self.stride, height - self.tile)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of an upright image, and whether it is read by region."""
+
+    width: int
+    height: int
+    by_region: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The one position of an image that cannot be cut into tiles."""
+
+    key: str
+    label: str | None
+    stage: str
+    reason: str
+
+    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded | None:  # noqa: ARG002
+        raise DecodeError(self.reason, self.stage)
+
+
+@dataclass(frozen=True, slots=True)
+class TileItem:
+    """A square of the image at ``position`` of the source that is cut."""
+
+    image: ImageItem
+    position: int
+    x: int
+    y: int
+    size: Size
+    tile: int
+    min_content: float
+    pictures: "Pictures"
+
+    @property
+    def key(self) -> str:
+        """The image's, the same for all its tiles."""
+        return self.image.key
+
+    @property
+    def label(self) -> str | None:
+        return self.image.label
+
+    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded | None:
+        """uint8 ``(3, tile, tile)``, contiguous; None where less than ``min_content`` of it is content."""
+        pixels = self.pictures.region(self, decoder, max_pixels)
+        if self.min_content and content(pixels) < self.min_content:
+            return None
+        tensor = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+        return Decoded(tensor, self.size.width, self.size.height, self.x, self.y)
+
+
+def content(pixels: np.ndarray) -> float:
+    """The share of pixels ``(h, w, 3)`` that are neither nearly white nor nearly black."""
+    empty = (pixels >= NEARLY_WHITE).all(axis=2) | (pixels <= NEARLY_BLACK).all(axis=2)
+    return 1 - float(empty.mean())
+
+
+class Pictures:
+    """What is open or decoded at the moment, for all threads; pickled empty."""
+
+    def __init__(self) -> None:
+        self.slides: ByteCache[Slide] = ByteCache(HEADER_BYTES)
+        self.segments: ByteCache[np.ndarray] = ByteCache(CACHE_BYTES)
+        self.images: ByteCache[np.ndarray] = ByteCache(CACHE_BYTES)
+
+    def region(self, item: TileItem, decoder: str, max_pixels: int) -> np.ndarray:
+        """uint8 RGB ``(tile, tile, 3)``."""
+        x, y, tile = item.x, item.y, item.tile
+        if item.size.by_region:
+            slide = self.slides.get(
+                item.position, partial(open_slide, partial(open_file, cast(str, item.image.path)), item.position, max_pixels)
+            )
+            check_unchanged(item.size, slide.width, slide.height)
+            return slide.region(x, y, tile, tile, self.segments)
+        whole = self.images.get((item.position, decoder), partial(decode_whole, item.image, decoder, max_pixels))
+        check_unchanged(item.size, whole.shape[1], whole.shape[0])
+        return whole[y : y + tile, x : x + tile]
+
+
+def check_unchanged(size: Size, width: int, height: int) -> None:
+    if (width, height) != (size.width, size.height):
+        raise DecodeError(f"{width}×{height} pixels, but {size.width}×{size.height} when tiles were counted")
+
+
+def decode_whole(image: ImageItem, decoder: str, max_pixels: int) -> np.ndarray:
+    """uint8 RGB ``(H, W, 3)``."""
+    pixels = image.decode(decoder, max_pixels).pixels
+    return np.asarray(pixels) if isinstance(pixels, Image.Image) else pixels.permute(1, 2, 0).numpy()
+
+
+class TiledSource:
+    """The tiles of a source's images as a source of their own: image by image, within one by y, then x.
+
+    All headers are read once, here, so that every position is known and a job can go on at any of them. An image that no
+    tile can be cut from (unreadable, too large to be decoded whole, smaller than a tile) keeps one position, which fails.
+
+    Args:
+        source: Of whole images, with a length.
+        tile: Edge of a tile in pixels, at least 32. stride: From tile to tile; None: ``tile``.
+        min_content: Share of a tile's pixels, 0 to 1, that must be neither nearly white nor nearly black.
+        max_pixels: Of an image that has to be decoded whole, and of a strip or tile of one that has not.
+
+    Raises:
+        UsageError: An argument out of its range, or a source of unknown length.
+    """
+
+    def __init__(
+        self, source: Source, tile: int, stride: int | None = None, min_content: float = 0.0, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        check_arguments(tile, stride, min_content)
+        if source.length is None:
+            raise UsageError("tiles need an input whose length is known beforehand: a folder, list or table, not a stream")
+        self.source = source
+        self.labelled = source.labelled
+        self.grid = Grid(tile, tile if stride is None else stride)
+        self.min_content = min_content
+        self.failures: dict[int, DecodeError] = {}
+        self.sizes = np.zeros((source.length, 2), np.int64)  # width, height; 0 for a failure
+        self.by_region = np.zeros(source.length, bool)
+        for position, size in enumerate(measure_all(source, tile, max_pixels)):
+            if isinstance(size, DecodeError):
+                self.failures[position] = size
+            else:
+                self.sizes[position] = size.width, size.height
+                self.by_region[position] = size.by_region
+        counts = (1 if not width else self.grid.count(width, height) for width, height in self.sizes.tolist())
+        self.ends = np.cumsum(np.fromiter(counts, np.int64, source.length))
+        self.length: int | None = int(self.ends[-1]) if source.length else 0
+        self.pictures = Pictures()
+
+    def items(self, start: int, stop: int) -> Iterator[TileItem | Unreadable]:
+        stop = min(stop, self.length or 0)
+        if start >= stop:
+            return
+        first, last = np.searchsorted(self.ends, (start, stop - 1), side="right").tolist()
+        begin = int(self.ends[first - 1]) if first else 0
+        for position, image in enumerate(self.source.items(first, last + 1), first):
+            end = int(self.ends[position])
+            for number in range(max(start, begin) - begin, min(stop, end) - begin):
+                yield self.item(position, cast(ImageItem, image), number)
+            begin = end
+
+    def item(self, position: int, image: ImageItem, number: int) -> TileItem | Unreadable:
+        if failure := self.failures.get(position):
+            return Unreadable(image.key, image.label, failure.stage, str(failure))
+        width, height = self.sizes[position].tolist()
+        x, y = self.grid.place(number, width, height)
+        size = Size(width, height, bool(self.by_region[position]))
+        return TileItem(image, position, x, y, size, self.grid.tile, self.min_content, self.pictures)
+
+    def keys(self) -> pa.LargeBinaryArray:
+        """The image's key for each of its tiles: large where slides are, so the fingerprint does without."""
+        counts = np.diff(self.ends, prepend=0)
+        return self.source.keys().take(pa.array(np.repeat(np.arange(len(counts)), counts)))
+
+    def fingerprint(self) -> str:
+        """Of keys, labels, sizes, tile and stride: of all that says which tile a position is. SHA-256 in hexadecimal."""
+        digest = hashlib.sha256(f"{self.source.fingerprint()} {self.grid.tile} {self.grid.stride} ".encode())
+        digest.update(self.sizes.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def check_arguments(tile: int, stride: int | None, min_content: float) -> None:
+    if tile < SMALLEST_TILE:
+        raise UsageError(f"tile {tile}: at least {SMALLEST_TILE} pixels")
+    if stride is not None and stride < 1:
+        raise UsageError(f"stride {stride}: at least 1 pixel")
+    if not 0 <= min_content <= 1:
+        raise UsageError(f"min content {min_content}: a share between 0 and 1")
+
+
+def measure_all(source: Source, tile: int, max_pixels: int) -> Iterator[Size | DecodeError]:
+    """Of each image in order: its size, or why no tile can be cut from it."""
+    images = source.items(0, source.length or 0)
+    with ThreadPoolExecutor(READERS) as pool:
+        while some := list(islice(images, READ_AHEAD)):
+            yield from pool.map(lambda image: measure(cast(ImageItem, image), tile, max_pixels), some)
+
+
+def measure(image: ImageItem, tile: int, max_pixels: int) -> Size | DecodeError:
+    try:
+        size = size_of(image, max_pixels)
+        if min(size.width, size.height) < tile:
+            return DecodeError(f"{size.width}×{size.height} pixels: smaller than a tile of {tile}")
+        return size
+    except DecodeError as error:
+        return DecodeError(str(error), error.stage)  # without frames
+    except Exception as error:  # of a file system that has errors of its own
+        return DecodeError(f"{type(error).__name__}: {error}", "read")
+
+
+def size_of(image: ImageItem, max_pixels: int) -> Size:
+    if image.path is None:
+        return whole_size(io.BytesIO(image.read()), max_pixels)
+    with open_file(image.path) as file:
+        if file.read(4) not in TIFF:
+            return whole_size(file, max_pixels)
+        try:
+            slide = open_slide(partial(open_file, image.path), image.key, max_pixels)
+            return Size(slide.width, slide.height, by_region=True)
+        except NotByRegion as reason:
+            try:
+                return whole_size(file, max_pixels)
+            except DecodeError as error:
+                raise DecodeError(f"{error} ({reason})", error.stage) from error
+
+
+def open_file(path: str) -> BinaryIO:
+    """A regular file: others could block for ever. DecodeError (stage ``read``) where it cannot be opened."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise DecodeError("not a regular file", "read")
+        return open(path, "rb")
+    except OSError as error:
+        raise DecodeError(error.strerror or type(error).__name__, "read") from error
+
+
+def whole_size(file: BinaryIO, max_pixels: int) -> Size:
+    """From the header of an image that is to be decoded whole; DecodeError where it is too large for that."""
+    with readable():
+        file.seek(0)
+        head = file.read(16)
+        if not head:
+            raise DecodeError("the file is empty")
+        for name in FORMATS:
+            opener, accepts = Image.OPEN[name]
+            if accepts is not None and accepts(head) is True:
+                file.seek(0)
+                return upright_size(opener(file, ""), file, max_pixels)
+    raise DecodeError("not an image that Pillow can read")
+
+
+def upright_size(image: Image.Image, file: BinaryIO, max_pixels: int) -> Size:
+    width, height = image.size
+    check_size(width, height, max_pixels)
+    if image.format == "TIFF":  # Pillow's size may be the upright one
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        width, height = tags[WIDTH_TAG], tags[HEIGHT_TAG]
+    if image.format == "PNG" and not png_metadata_follows(file):  # Pillow would decode it to see whether there is any
+        turn = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
+    else:
+        turn = orientation(image)
+    return Size(*((height, width) if turn in (5, 6, 7, 8) else (width, height)), by_region=False)
+
+
+def png_metadata_follows(file: BinaryIO) -> bool:
+    """Whether a PNG has EXIF or text after its pixels."""
+    file.seek(8)
+    pixels = False
+    while len(head := file.read(8)) == 8:
+        if head[4:] == b"IDAT":
+            pixels = True
+        elif pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            break
+        file.seek(int.from_bytes(head[:4]) + 4, io.SEEK_CUR)
+    else:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Near neighbours and near duplicates in a store."""

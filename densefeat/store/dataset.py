@@ -1,0 +1,127 @@
+"""Writing a store's folder: parts that appear whole, a record for each, and the manifest that closes it."""
+
+import os
+import shutil
+from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from densefeat.errors import OutputError
+from densefeat.store.atomic import atomic_file, sync, written
+from densefeat.store.layout import PART, Layout
+from densefeat.store.manifest import Failure, Manifest, PartRecord, read_manifest, read_records, save_record
+from densefeat.store.reader import finished_parts
+
+FAILURES_SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("x", pa.int32()),
+        pa.field("y", pa.int32()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("part", pa.int32(), nullable=False),
+    ]
+)
+
+
+def check_folder(layout: Layout) -> None:
+    """Raise OutputError where a store cannot be begun or continued: a file, or a folder with other people's things in it."""
+    root = layout.root
+    if root.exists() and not root.is_dir():
+        raise OutputError(f"output {str(root)!r} is a file: give a folder, or a name that ends in .parquet")
+    with written(root):
+        root.mkdir(parents=True, exist_ok=True)
+        others = sorted(path.name for path in root.iterdir() if not is_remnant(path, layout))
+    if others and not layout.manifest.exists():
+        raise OutputError(f"output {str(root)!r} is no store of densefeat and not empty ({others[0]}): give a new folder")
+
+
+def is_remnant(path: Path, layout: Layout) -> bool:
+    """Of a job that ended before its manifest was there: its locks, a manifest half written, empty folders."""
+    if path in (layout.data, layout.work):
+        return not any(below.is_file() for below in path.rglob("*"))
+    return path.name.startswith((".lock", f".{layout.manifest.name}."))
+
+
+def begin(layout: Layout, manifest: Manifest) -> None:
+    """Make ``manifest`` the store's, and remove from the folder whatever is not part of its job."""
+    with written(layout.root):
+        for folder in (layout.data, layout.work, layout.records):
+            folder.mkdir(exist_ok=True)
+    manifest.save(layout)
+    kept = {record.part for record in finished_parts(layout, manifest)}
+    unfinished = {record.part for record in read_records(layout, manifest.job) if not record.finished}
+    with written(layout.root):
+        for path in layout.data.iterdir():
+            if (match := PART.fullmatch(path.name)) and int(match[1]) not in kept:
+                path.unlink()
+        for path in layout.root.glob(".*.partial"):
+            path.unlink()
+        for path in layout.work.iterdir():
+            match = PART.fullmatch(path.name)
+            if path.is_file() and not (match and int(match[1]) in unfinished):
+                path.unlink()
+        for path in layout.records.iterdir():
+            if path.name.endswith(".partial") or not {int(path.stem.split("-")[1])} & (kept | unfinished):
+                path.unlink()
+        if len(manifest.rounds) == 1:
+            layout.failures.unlink(missing_ok=True)
+
+
+def finish_part(layout: Layout, job: str, record: PartRecord) -> PartRecord:
+    """Move a part from ``work/`` to ``data/`` if it is finished, and record it; returns the record with the file's size."""
+    file = layout.unfinished(record.part)
+    record = replace(record, bytes=file.stat().st_size)
+    if record.finished:
+        with written(layout.part(record.part)):
+            os.replace(file, layout.part(record.part))
+        with suppress(OSError):
+            sync(layout.data)
+    save_record(layout, job, record)
+    return record
+
+
+def earlier_failures(layout: Layout, before_part: int) -> list[tuple[Failure, int]]:
+    """Those of closed rounds, with their part."""
+    if not before_part or not layout.failures.exists():
+        return []
+    entries = pq.read_table(layout.failures).to_pylist()
+    return [(Failure(**entry), part) for entry in entries if (part := entry.pop("part")) < before_part]
+
+
+def close(
+    layout: Layout, manifest: Manifest, tried_again: Container[str] = (), without_content: Iterable[str] = ()
+) -> Manifest:
+    """Write ``failures.parquet``, then the manifest that names all parts, and remove ``work/``.
+
+    ``tried_again``: keys of this round, which settles their failure of an earlier one. ``without_content``: images none of
+    whose tiles has a row or a failure.
+    """
+    current = read_manifest(layout)
+    if current is None or current.job != manifest.job:
+        raise OutputError(f"output {str(layout.root)!r} was started anew by another process; this one ends")
+    records = finished_parts(layout, current)
+    first_part = manifest.rounds[-1].first_part
+    failures = [pair for pair in earlier_failures(layout, first_part) if pair[0].path not in tried_again]
+    failures += [(failure, record.part) for record in records for failure in record.failures]
+    failures += [(Failure(key, "tile", "no tile with enough content"), first_part) for key in without_content]
+    write_failures(layout.failures, failures)
+    complete = replace(manifest, parts=tuple(records), complete=True)
+    complete.save(layout)
+    shutil.rmtree(layout.work, ignore_errors=True)
+    return complete
+
+
+def count_failures(layout: Layout) -> int:
+    """In ``failures.parquet``; 0 before the store is closed."""
+    return pq.read_metadata(layout.failures).num_rows if layout.failures.exists() else 0
+
+
+def write_failures(path: Path, failures: Sequence[tuple[Failure, int]]) -> None:
+    rows = [{**asdict(failure), "part": part} for failure, part in failures]
+    with atomic_file(path) as beside, written(path):
+        pq.write_table(pa.Table.from_pylist(rows, FAILURES_SCHEMA), beside, compression="zstd")

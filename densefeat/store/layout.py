@@ -1,0 +1,50 @@
+"""Where things are in a store's folder."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PART = re.compile(r"part-(\d{5,})\.parquet")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``data/`` holds whole parts and nothing else; ``work/`` is there only while a job is unfinished."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifest.json"
+
+    @property
+    def failures(self) -> Path:
+        return self.root / "failures.parquet"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def work(self) -> Path:
+        return self.root / "work"
+
+    @property
+    def records(self) -> Path:
+        return self.work / "records"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    def rank_lock(self, rank: int) -> Path:
+        return self.root / f".lock-{rank}"
+
+    def part(self, index: int) -> Path:
+        return self.data / f"part-{index:05}.parquet"
+
+    def unfinished(self, index: int) -> Path:
+        return self.work / f"part-{index:05}.parquet"
+
+    def record(self, index: int) -> Path:
+        return self.records / f"part-{index:05}.json"

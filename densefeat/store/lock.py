@@ -1,0 +1,25 @@
+"""One writer at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from densefeat.errors import OutputError
+from densefeat.store.atomic import written
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``; the system frees it when the process ends, however it ends. OutputError where it is held."""
+    lock = FileLock(path, timeout=0)
+    try:
+        with written(path):
+            lock.acquire()
+    except Timeout:
+        raise OutputError(f"output {str(path.parent)!r}: another process is writing to it; wait for it or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,291 @@
+"""A store read back: a column at a time, as numpy arrays."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from densefeat.errors import OutputError, UsageError
+from densefeat.store.layout import Layout
+from densefeat.store.manifest import Failure, Manifest, PartRecord, read_manifest, read_records
+from densefeat.store.writer import FORMAT_VERSION, METADATA_KEY, vector_names
+
+READERS = min(16, os.cpu_count() or 1)  # threads
+PIECE_BYTES = 2**20  # of a column, decoded at a time by each thread: a page's size, more gains nothing
+BATCH_BYTES = 64 * 2**20
+
+
+class Store:
+    """Rows of embeddings in a folder or a single Parquet file; made by :func:`open_store`.
+
+    ``len(store)`` rows, in the order of the input. ``store["block3"]``: float32 or float16 ``(rows, C)``. Only what is asked
+    for is read; a part that cannot be read, or has other rows than the manifest says, raises OutputError with its name.
+    """
+
+    def __init__(self, path: Path, parts: list[Path], manifest: Manifest | None, sizes: Sequence[int] | None = None) -> None:
+        self.path, self.parts, self._manifest = path, parts, manifest
+        self._sizes = [rows_of(part) for part in parts] if sizes is None else list(sizes)
+        self._starts = np.concatenate([[0], np.cumsum(self._sizes)]).astype(np.int64)
+        self.schema: pa.Schema = schema_of(parts[0]) if parts else pa.schema([])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}: {len(self)} rows, {', '.join(f'{k} {v}' for k, v in self.shapes.items())})"
+
+    @property
+    def complete(self) -> bool:
+        """False while the job that writes it has not finished."""
+        return self._manifest is None or self._manifest.complete
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What made the rows: model, weights and their SHA-256, preprocessing, tap, pool, versions."""
+        if self._manifest is not None:
+            return self._manifest.provenance
+        return self._described
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        return json.loads((self.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of one row's feature, by column name; maps are stored flat."""
+        recorded = self._described.get("shapes", {})
+        sizes = {name: self.schema.field(name).type.list_size for name in vector_names(self.schema)}
+        return {name: tuple(recorded.get(name, (size,))) for name, size in sizes.items()}
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """The ``path`` of every row: ``(rows,)`` of str. Kept after the first use."""
+        return self["path"]
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """The ``label`` of every row: ``(rows,)`` of str or None; None where the store has none. Kept after the first use."""
+        return self["label"] if "label" in self.schema.names else None
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The images and tiles that have no row."""
+        if self._manifest is None:
+            return listed_failures(failures_file(self.path))
+        layout = Layout(self.path)
+        closed = []
+        if layout.failures.exists():
+            with readable(layout.failures):
+                closed = [Failure(**row) for row in pq.read_table(layout.failures).drop_columns("part").to_pylist()]
+        records = [] if self.complete else read_records(layout, self._manifest.job)
+        return closed + [failure for record in records for failure in record.failures]
+
+    @property
+    def progress(self) -> tuple[int, int | None]:
+        """Images (or tiles) gone through and to go through, in an unfinished store's last round; None: not known."""
+        if self._manifest is None or self.complete:
+            return len(self), len(self)
+        records = read_records(Layout(self.path), self._manifest.job)
+        return sum(record.reached - record.start for record in records), self._manifest.rounds[-1].positions
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """All rows of a column: vectors as ``(rows, C)``, plain columns as ``(rows,)``."""
+        return self.read(name)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows ``start`` to ``stop`` of a column. UsageError: no such column or rows.
+
+        Vectors go from the file into the array that is returned, about a megabyte at a time for each reading thread.
+        """
+        self._check(name)
+        stop = len(self) if stop is None else stop
+        if not 0 <= start <= stop <= len(self):
+            raise UsageError(f"rows {start} to {stop} of {self.path}: it has {len(self)}")
+        field = self.schema.field(name).type
+        touched = range(*np.searchsorted(self._starts, (start + 1, stop)) - (1, 0))
+        if not pa.types.is_fixed_size_list(field):
+            offset = int(self._starts[touched[0]]) if touched else 0
+            return self._column(name, touched).slice(start - offset, stop - start).to_numpy()
+        out = np.empty((stop - start, field.list_size), field.value_type.to_pandas_dtype())
+        lanes = -(-READERS // max(1, len(touched)))  # few parts: several threads on each
+        tasks = [(part, slice(lane, None, lanes)) for part in touched for lane in range(lanes)]
+        with ThreadPoolExecutor(READERS) as pool:
+            for _ in pool.map(lambda task: self._fill(out, start, name, *task), tasks):
+                pass  # the first error ends the loop and takes back the other tasks
+        return out
+
+    def _fill(self, out: np.ndarray, start: int, name: str, index: int, groups: slice) -> None:
+        """Copy what some of a part's row groups have of rows ``start`` and on into ``out``."""
+        with self._open(index, name) as part:
+            sizes = [part.metadata.row_group(group).num_rows for group in range(part.num_row_groups)]
+            firsts = self._starts[index] + np.concatenate([[0], np.cumsum(sizes)]) - start
+            rows = max(1, PIECE_BYTES // row_bytes(self.schema, [name]))
+            for group in range(part.num_row_groups)[groups]:
+                first = int(firsts[group])
+                if first >= len(out) or firsts[group + 1] <= 0:
+                    continue
+                for piece in part.iter_batches(rows, [group], [name], use_threads=False):
+                    values = piece.column(name).flatten().to_numpy(zero_copy_only=False).reshape(len(piece), -1)
+                    low, high = max(0, first), min(first + len(piece), len(out))
+                    if low < high:
+                        out[low:high] = values[low - first : high - first]
+                    first += len(piece)
+                    if first >= len(out):
+                        break
+
+    @contextmanager
+    def _open(self, index: int, *names: str) -> Iterator[pq.ParquetFile]:
+        """A part, found to have the rows and the columns that it should."""
+        path = self.parts[index]
+        with readable(path), pq.ParquetFile(path, memory_map=True, pre_buffer=False) as part:
+            if part.metadata.num_rows != self._sizes[index]:
+                raise OutputError(f"{path}: has {part.metadata.num_rows} rows, not the {self._sizes[index]} of the manifest")
+            for name in names:
+                if name not in part.schema_arrow.names or part.schema_arrow.field(name).type != self.schema.field(name).type:
+                    raise OutputError(f"{path}: its column {name!r} is not that of the other parts")
+            yield part
+
+    def _column(self, name: str, parts: Sequence[int]) -> pa.ChunkedArray:
+        def read(index: int) -> pa.ChunkedArray:
+            with self._open(index, name) as part:
+                return part.read([name], use_threads=False).column(name)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            chunks = [chunk for column in pool.map(read, parts) for chunk in column.chunks]
+        return pa.chunked_array(chunks, self.schema.field(name).type)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column as pyarrow reads it."""
+        self._check(name)
+        return self._column(name, range(len(self.parts)))
+
+    def batches(self, name: str, rows: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """A column in pieces, for stores larger than memory: (first row, array of at most ``rows`` rows; None: of 64 MB)."""
+        self._check(name)
+        if rows is None:
+            rows = max(1, BATCH_BYTES // row_bytes(self.schema, [name]))
+        start = 0
+        while start < len(self):
+            boundary = int(self._starts[np.searchsorted(self._starts, start + rows, "right") - 1])
+            stop = boundary if boundary > start else min(start + rows, len(self))  # whole parts, so that none is decoded twice
+            yield start, self.read(name, start, stop)
+            start = stop
+
+    def record_batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns side by side, in pieces of about 4 MB, in order."""
+        for name in names:
+            self._check(name)
+        rows = max(1, min(65536, 4 * PIECE_BYTES // row_bytes(self.schema, names)))
+        for index in range(len(self.parts)):
+            with self._open(index, *names) as part:
+                for batch in part.iter_batches(rows, columns=list(names)):
+                    yield batch.select(list(names))
+
+    def dataset(self) -> ds.Dataset:
+        """The rows as a pyarrow dataset."""
+        return ds.dataset([str(part) for part in self.parts], schema=self.schema, format="parquet")
+
+    def _check(self, name: str) -> None:
+        if name not in self.schema.names:
+            raise UsageError(f"{self.path} has no column {name!r}: it has {', '.join(self.schema.names) or 'no rows yet'}")
+
+
+def open_store(path: str | Path) -> Store:
+    """What ``densefeat extract`` wrote: a folder, also one that is not finished yet, or a single Parquet file.
+
+    Raises UsageError where there is none, OutputError where it is damaged or of a newer version of the format.
+    """
+    path = Path(path)
+    return open_single(path) if path.is_file() else open_folder(Layout(path))
+
+
+def open_single(path: Path) -> Store:
+    try:
+        metadata = pq.read_metadata(path)
+    except pa.ArrowInvalid as error:
+        raise UsageError(f"store {str(path)!r}: not a Parquet file ({error})") from error
+    described = (metadata.metadata or {}).get(METADATA_KEY)
+    if described is None:
+        raise UsageError(f"store {str(path)!r}: a Parquet file, but not of densefeat; a store's folder is opened as a whole")
+    try:
+        version = json.loads(described)["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: its metadata are not readable ({type(error).__name__}: {error})") from error
+    if version > FORMAT_VERSION:
+        raise OutputError(f"{path}: of format version {version}, this densefeat reads up to {FORMAT_VERSION}: update it")
+    return Store(path, [path], None, [metadata.num_rows])
+
+
+def open_folder(layout: Layout) -> Store:
+    """The manifest tells the parts' rows: no part but the first is looked into before it is read."""
+    shown = repr(str(layout.root))
+    manifest = read_manifest(layout)
+    if manifest is None:
+        told = "no manifest.json in it" if layout.root.is_dir() else "no such file or folder"
+        raise UsageError(f"store {shown}: {told}; give what `densefeat extract --out` was given")
+    records = finished_parts(layout, manifest)
+    parts = [layout.part(record.part) for record in records]
+    there = {entry.name for entry in os.scandir(layout.data)} if layout.data.is_dir() else set()
+    if missing := [part.name for part in parts if part.name not in there]:
+        raise OutputError(
+            f"store {shown}: {len(missing)} of {len(parts)} parts are missing, {missing[0]} first; extract with --overwrite"
+        )
+    return Store(layout.root, parts, manifest, [record.rows for record in records])
+
+
+def finished_parts(layout: Layout, manifest: Manifest) -> list[PartRecord]:
+    """In order: those that the manifest names, and those of a job that is still running."""
+    named = {record.part: record for record in manifest.parts}
+    running = () if manifest.complete else read_records(layout, manifest.job)
+    named |= {record.part: record for record in running if record.finished}
+    return [named[part] for part in sorted(named)]
+
+
+def row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
+    """Of one row's vectors in these columns, in memory; a plain column counts as 16."""
+    fields = [schema.field(name).type for name in names]
+    return sum(type.list_size * type.value_type.bit_width // 8 if pa.types.is_fixed_size_list(type) else 16 for type in fields)
+
+
+def failures_file(path: Path) -> Path:
+    """Where the failures beside a single Parquet file are: ``NAME.failures.jsonl``."""
+    return path.with_name(path.name.removesuffix(".parquet") + ".failures.jsonl")
+
+
+def listed_failures(path: Path) -> list[Failure]:
+    """Of a ``.failures.jsonl``; none where there is no such file."""
+    if not path.exists():
+        return []
+    try:
+        with open(path, encoding="utf-8") as lines:
+            return [Failure(**json.loads(line)) for line in lines]
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What pyarrow and the system say about a damaged or missing file, as OutputError that names it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"{path}: missing or damaged ({' '.join(str(error).split())})") from error
+
+
+def rows_of(path: Path) -> int:
+    with readable(path):
+        return pq.read_metadata(path).num_rows
+
+
+def schema_of(path: Path) -> pa.Schema:
+    with readable(path):
+        return pq.read_schema(path)

@@ -1,0 +1,200 @@
+"""Parquet files with images: columns, keys, places to start at, and damage."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from densefeat import UsageError
+from densefeat.images.sources import open_source
+from densefeat.images.tables import Tables
+from streams import make, outcomes, read_source
+
+STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+def images(count: int, first: int = 0) -> pa.Array:
+    return pa.array([{"bytes": b"image %d" % i, "path": f"{i}.png"} for i in range(first, first + count)], STRUCT)
+
+
+def write(path: Path, columns: dict, features: dict | None = None, **options: object) -> Path:
+    table = pa.table(columns)
+    if features is not None:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, **options)
+    return path
+
+
+def test_the_layout_of_datasets(tmp_path: Path) -> None:
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    labels = [0, 1, None, -1, 7]
+    path = write(tmp_path / "x.parquet", {"image": images(5), "label": labels}, features, row_group_size=2)
+    named = ["cat", "dog", None, None, "7"]
+    assert read_source(open_source(path)) == [(f"x.parquet#{i}", named[i], b"image %d" % i) for i in range(5)]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_plain_columns(kind: pa.DataType, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", {"n": [1, 2], "picture": pa.array([b"one", b""], kind), "kind": ["a", None]})
+    assert read_source(open_source(path)) == [("x.parquet#0", None, b"one"), ("x.parquet#1", None, b"")]
+    labels = [label for _, label, _ in read_source(open_source(path, label_column="kind"))]
+    assert labels == ["a", None]
+    assert [label for _, label, _ in read_source(open_source(path, label_column="n"))] == ["1", "2"]
+
+
+def test_which_column_holds_the_images(tmp_path: Path) -> None:
+    columns = {"thumb": pa.array([b"t"]), "image": images(1), "mask": images(1, 10), "label": ["x"]}
+    declared = write(tmp_path / "declared.parquet", columns, {"image": {"_type": "Image"}, "thumb": {"_type": "Value"}})
+    assert read_source(open_source(declared)) == [("declared.parquet#0", "x", b"image 0")]
+    assert read_source(open_source(declared, image_column="mask")) == [("declared.parquet#0", "x", b"image 10")]
+    assert read_source(open_source(declared, image_column="thumb")) == [("declared.parquet#0", "x", b"t")]
+    with pytest.raises(UsageError, match="more than one column of images: choose one of thumb, image, mask"):
+        open_source(write(tmp_path / "open.parquet", columns))
+
+
+def test_globs_braces_and_folders(tmp_path: Path) -> None:
+    for i in range(12):
+        write(tmp_path / f"{'ab'[i % 2]}/part-{i:03}.parquet", {"image": images(2, 2 * i)})
+    even = [(f"part-{i:03}.parquet#{row}", None, b"image %d" % (2 * i + row)) for i in range(0, 12, 2) for row in (0, 1)]
+    assert read_source(open_source(f"{tmp_path}/a/*.parquet")) == even
+    some = open_source(f"{tmp_path}/{{b,a}}/part-00[0-3].parquet")
+    assert [key for key, _, _ in read_source(some)][::2] == [f"{key}.parquet#0" for key in ("b/part-001", "b/part-003", "a/part-000", "a/part-002")]  # fmt: skip
+    with pytest.raises(UsageError, match=r"no such file: .*part-001.parquet"):
+        open_source(f"{tmp_path}/a/part-{{000..002}}.parquet")
+    with pytest.raises(UsageError, match="no such file"):
+        open_source(f"{tmp_path}/a/*.x.parquet")
+
+
+def test_rows_with_a_path_only_or_with_nothing(tmp_path: Path) -> None:
+    folder = make(tmp_path / "in", "deep/a.png")
+    make(tmp_path, "secret.png")
+    rows = [
+        {"bytes": None, "path": "a.png"},
+        {"bytes": None, "path": "../../secret.png"},
+        {"bytes": None, "path": str(tmp_path / "secret.png")},
+        {"bytes": None, "path": None},
+        None,
+        {"bytes": b"x", "path": "../../secret.png"},
+    ]
+    write(folder / "deep/x.parquet", {"image": pa.array(rows, STRUCT)})
+    write(folder / "y.parquet", {"image": images(1)})
+    (folder / "deep/link.png").symlink_to(tmp_path / "secret.png")
+    write(folder / "deep/z.parquet", {"image": pa.array([{"bytes": None, "path": "link.png"}], STRUCT)})
+    source = open_source(f"{folder}/**/[xz].parquet")
+    outside, nothing = "outside of the folder", "neither bytes nor a path in this row"
+    wanted = [b"deep/a.png", outside, outside, nothing, nothing, b"x", "a symbolic link out of the folder"]
+    assert [outcome for _, _, outcome in read_source(source)] == wanted
+
+
+def test_damaged_files_among_good_ones(tmp_path: Path) -> None:
+    for name in "abcde":
+        write(tmp_path / f"{name}.parquet", {"image": images(3), "label": [1, 2, 3]})
+    cut = tmp_path / "b.parquet"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    write(tmp_path / "c.parquet", {"picture": images(3)})
+    write(tmp_path / "d.parquet", {"image": [1, 2, 3], "label": [1, 2, 3]})
+    (tmp_path / "f.parquet").mkdir()
+    (tmp_path / "g.parquet").symlink_to("a.parquet")
+    found = read_source(open_source(f"{tmp_path}/*.parquet"))
+    assert [key for key, _, _ in found] == [
+        *(f"a.parquet#{i}" for i in range(3)),
+        "b.parquet",
+        "c.parquet",
+        "d.parquet",
+        *(f"e.parquet#{i}" for i in range(3)),
+        *(f"g.parquet#{i}" for i in range(3)),
+    ]
+    reasons = {key: outcome for key, _, outcome in found if isinstance(outcome, str)}
+    assert reasons.pop("b.parquet").startswith("not a Parquet file, or damaged: ")
+    assert reasons == {
+        "c.parquet": "no column 'image': it has picture",
+        "d.parquet": "column 'image' holds int64, unlike that of other files",
+    }
+
+
+def test_a_damaged_row_group_costs_its_own_rows(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    write(path, {"image": images(9), "label": range(9)}, row_group_size=3, compression="none", use_dictionary=False, write_page_checksum=True)  # fmt: skip
+    data = bytearray(path.read_bytes())
+    data[data.index(b"image 4") + 6] ^= 1
+    path.write_bytes(data)
+    source = open_source(path)
+    found = read_source(source)
+    assert [key for key, _, _ in found] == [f"x.parquet#{i}" for i in range(9)]
+    assert [outcome for _, _, outcome in found[:3] + found[6:]] == [b"image %d" % i for i in (0, 1, 2, 6, 7, 8)]
+    assert all(outcome.startswith("damaged Parquet: ") for _, _, outcome in found[3:6])
+    assert outcomes(source.items(4, 8)) == found[4:8]
+
+
+def test_earlier_row_groups_are_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", {"image": images(9)}, row_group_size=3, compression="none", use_dictionary=False)
+    source = open_source(path)
+    data = bytearray(path.read_bytes())
+    metadata = pq.read_metadata(path)
+    chunks = [metadata.row_group(group).column(0) for group in (0, 1)]
+    for chunk in chunks:
+        data[chunk.data_page_offset : chunk.data_page_offset + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
+    path.write_bytes(data)
+    assert outcomes(source.items(7, 9)) == [(f"x.parquet#{i}", None, b"image %d" % i) for i in (7, 8)]
+    assert isinstance(outcomes(source.items(0, 1))[0][2], str)
+
+
+def test_a_range_after_the_last_goes_on_without_opening_the_file_again(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path / "x.parquet", {"image": images(100)}))
+    begun = outcomes(source.items(0, 10))
+    (tmp_path / "x.parquet").rename(tmp_path / "moved.parquet")
+    assert outcomes(source.items(10, 100))[-1] == ("x.parquet#99", None, b"image 99")
+    assert begun[9][2] == b"image 9"
+    assert outcomes(source.items(0, 1)) == [("x.parquet#0", None, "damaged Parquet: No such file or directory")]
+
+
+def test_what_a_crafted_file_may_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densefeat.images.rows.MAX_BYTES", 1000)
+    monkeypatch.setattr("densefeat.images.tables.MAX_ROWS", 1000)
+    large = write(tmp_path / "large.parquet", {"image": [b"x" * 1000, b"x" * 1001]})
+    assert read_source(open_source(large))[1] == ("large.parquet#1", None, "1,001 bytes are more than the limit of 1,000")
+    many = write(tmp_path / "many.parquet", {"image": pa.array([b"x"] * 1001)})
+    with pytest.raises(UsageError, match="a Parquet file of 1,001 rows: at most 1,000 are read"):
+        open_source(many)
+
+
+def test_one_image_repeated_takes_its_memory_once(tmp_path: Path) -> None:
+    picture = bytes(2**20)
+    path = write(tmp_path / "x.parquet", {"image": pa.array([0] * 1024, pa.int32()).dictionary_encode()})
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 1024, pa.int32()), pa.array([picture], pa.binary()))
+    write(path, {"image": repeated}, store_schema=False)
+    source = open_source(path)
+    assert isinstance(source, Tables)
+    before = pa.total_allocated_bytes()
+    assert next(source.rows(1000)).read() == picture
+    assert pa.default_memory_pool().max_memory() - before < 2**28
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "match"),
+    [
+        (dict(x=[1.0]), dict(image_column="x"), "column 'x' holds double, no encoded images"),
+        (dict(image=[b"x"], y=[1.0]), dict(image_column="y"), "column 'y' holds double, no encoded images"),
+        (dict(image=[b"x"]), dict(image_column="picture"), "no column 'picture': it has image"),
+        (dict(image=[b"x"]), dict(label_column="class"), "no column 'class': it has image"),
+        (dict(image=[b"x"], y=[0.5]), dict(label_column="y"), "column 'y' holds double, no labels"),
+        (dict(image=pa.array([], pa.binary())), {}, "no rows in it"),
+        (dict(image=[b"x"]), dict(base="."), r"base '\.' is not for Parquet files with images"),
+        (dict(image=[b"x"]), dict(follow_links=True), "follow_links 'True' is not for Parquet files"),
+        (dict(image=[b"x"]), dict(labels="folder"), "labels 'folder' is not for Parquet files"),
+    ],
+)
+def test_wrong_tables(columns: dict, options: dict, match: str, tmp_path: Path) -> None:
+    write(tmp_path / "x.parquet", columns)
+    with pytest.raises(UsageError, match=match):
+        open_source(tmp_path / "x.parquet", **options)
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"no Parquet" * 10])
+def test_no_tables_at_all(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(data)
+    with pytest.raises(UsageError, match="not a Parquet file, or damaged: "):
+        open_source(tmp_path / "x.parquet")

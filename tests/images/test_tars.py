@@ -1,0 +1,195 @@
+"""Tar files: which members are images, where they are, and what a crafted or broken tar file may not do."""
+
+import io
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from densefeat import UsageError
+from densefeat.images.sources import open_source
+from densefeat.images.tars import Header
+from streams import read_source
+
+
+def write(path: Path, members: Iterable[tuple[str, bytes]], kind: int = tarfile.GNU_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_with_an_images_extension(kind: int, tmp_path: Path) -> None:
+    long = "long/" * 25 + "x.webp"
+    names = ["b.jpg", "deep/a.PNG", "./c.tif", long, "b.json", "ä.png"]
+    path = write(tmp_path / "s.tar", [(name, name.encode() * 100) for name in names], kind)
+    wanted = ["b.jpg", "deep/a.PNG", "c.tif", long, "ä.png"]
+    found = read_source(open_source(path))
+    assert [key for key, _, _ in found] == [f"s.tar/{name}" for name in wanted]
+    assert found[2][2] == b"./c.tif" * 100
+
+
+def test_shards_in_their_order(tmp_path: Path) -> None:
+    for i in range(12):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        write(tmp_path / f"x/s-{i:02}.tar", [("a.jpg", b"%d" % i), ("b.jpg", b"b")])
+    found = read_source(open_source(f"{tmp_path}/x/s-{{08..11}}.tar"))
+    assert found[::2] == [(f"s-{i:02}.tar/a.jpg", None, b"%d" % i) for i in range(8, 12)]
+    assert len(read_source(open_source(f"{tmp_path}/*/s-1?.tar"))) == 4
+    with pytest.raises(UsageError, match=r"no such file: .*s-12.tar"):
+        open_source(f"{tmp_path}/x/s-{{08..12}}.tar")
+
+
+def test_labels_of_siblings_before_or_after(tmp_path: Path) -> None:
+    members = [
+        ("a/1.cls", b" 3\n"),
+        ("a/1.jpg", b"x"),
+        ("a/1.seg.png", b"y"),
+        ("b/1.jpg", b"z"),
+        ("b/1.cls", "größe".encode()),
+        ("2.jpg", b"w"),
+        ("3.jpg", b"v"),
+        ("3.cls", b"9" * 1001),
+    ]
+    write(tmp_path / "x.tar", members)
+    write(tmp_path / "y.tar", [("4.jpg", b"4")])
+    wanted = [
+        ("x.tar/a/1.jpg", "3", b"x"),
+        ("x.tar/a/1.seg.png", "3", b"y"),
+        ("x.tar/b/1.jpg", "größe", b"z"),
+        ("x.tar/2.jpg", None, b"w"),
+        ("x.tar/3.jpg", None, "its label, '3.cls', has more than 1,000 bytes"),
+        ("y.tar/4.jpg", None, b"4"),
+    ]
+    for column in ("cls", ".cls"):
+        assert read_source(open_source(f"{tmp_path}/*.tar", label_column=column)) == wanted
+    with pytest.raises(UsageError, match="no member with the extension 'txt': there are cls, jpg, seg.png"):
+        open_source(f"{tmp_path}/*.tar", label_column="txt")
+
+
+def special(name: str, kind: bytes, target: str = "good.jpg") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+def test_members_that_are_no_images_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("good.jpg", "/etc/x.jpg", "../up.jpg", "a/../../up.jpg", "good.jpg"):
+            member = tarfile.TarInfo(name)
+            member.size = len(name)
+            tar.addfile(member, io.BytesIO(name.encode()))
+        tar.addfile(special("hard.jpg", tarfile.LNKTYPE))
+        tar.addfile(special("soft.jpg", tarfile.SYMTYPE, "/etc/passwd"))
+        tar.addfile(special("device.jpg", tarfile.CHRTYPE))
+        tar.addfile(special("folder.jpg", tarfile.DIRTYPE))
+        tar.addfile(special("sparse.jpg", tarfile.GNUTYPE_SPARSE))
+        tar.addfile(special("caf\udce9.jpg", tarfile.REGTYPE))
+    out, special_ = "a member's name that leads out of the tar file", "not a regular member of the tar file"
+    assert [(key.removeprefix("x.tar/"), outcome) for key, _, outcome in read_source(open_source(path))] == [
+        ("good.jpg", b"good.jpg"),
+        ("/etc/x.jpg", out),
+        ("../up.jpg", out),
+        ("a/../../up.jpg", out),
+        ("good.jpg", "repeated: the same as member 0 of the images in this tar file"),
+        ("hard.jpg", special_),
+        ("soft.jpg", special_),
+        ("device.jpg", special_),
+        ("sparse.jpg", special_),
+        ("caf\udce9.jpg", "the name is not valid UTF-8"),
+    ]
+
+
+CUT = "the tar file is cut off or damaged"
+
+
+@pytest.mark.parametrize(("size", "good"), [(1500, 1), (2048, 1), (2048 + 100, 1), (2048 + 512 + 999, 1), (2048 + 2048, 2)])
+def test_cut_off_in_the_middle(size: int, good: int, tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.tar", [(f"{i}.jpg", bytes([i]) * 1500) for i in range(4)]).read_bytes()
+    (tmp_path / "b.tar").write_bytes(whole[:size] if size != 1500 else whole[:2048])
+    found = read_source(open_source(f"{tmp_path}/[ab].tar"))
+    assert [key for key, _, _ in found] == [f"a.tar/{i}.jpg" for i in range(4)] + [f"b.tar/{i}.jpg" for i in range(good)] + ["b.tar"]  # fmt: skip
+    assert [len(outcome) for _, _, outcome in found[:-1]] == [1500] * (4 + good)
+    assert found[-1][2].startswith(CUT)
+
+
+def test_damage_keeps_what_stands_before_it(tmp_path: Path) -> None:
+    data = bytearray(write(tmp_path / "x.tar", [(f"{i}.jpg", b"x" * 100) for i in range(4)]).read_bytes())
+    data[2048 + 3] ^= 1  # in the third name: its checksum is wrong
+    (tmp_path / "x.tar").write_bytes(data)
+    found = read_source(open_source(tmp_path / "x.tar"))
+    assert [key for key, _, _ in found] == ["x.tar/0.jpg", "x.tar/1.jpg", "x.tar"]
+    assert found[2][2].startswith(CUT)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (dict(type=tarfile.GNUTYPE_LONGNAME, size=2**40), "a tar header of 1,099,511,627,776 bytes"),
+        (dict(type=tarfile.XHDTYPE, size=2**40), "a tar header of 1,099,511,627,776 bytes"),
+        (dict(type=tarfile.XHDTYPE, size=-1024), "a tar header of"),
+        (dict(size=-1024), CUT),
+        (dict(size=2**60), CUT),
+    ],
+)
+def test_headers_that_ask_for_too_much(header: dict, reason: str, tmp_path: Path) -> None:
+    good = write(tmp_path / "x.tar", [("a.jpg", b"x")]).read_bytes()[:1024]
+    member = tarfile.TarInfo("b.jpg")
+    for name, value in header.items():
+        setattr(member, name, value)
+    (tmp_path / "x.tar").write_bytes(good + member.tobuf(tarfile.GNU_FORMAT) + good + bytes(1024))
+    found = read_source(open_source(tmp_path / "x.tar"))
+    assert [key for key, _, _ in found] == ["x.tar/a.jpg", "x.tar"]
+    assert found[1][2].startswith(reason)
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+def test_headers_parsed_here_are_what_tarfile_parses(kind: int) -> None:
+    for name, size in (("a.jpg", 7), ("d/" * 60 + "b.jpg", 2**33 - 1), ("ü" * 40, 0)):
+        member = tarfile.TarInfo(name)
+        member.size = size
+        buffer = member.tobuf(kind, "utf-8", "surrogateescape")[-512:]
+        ours, theirs = (parser.frombuf(buffer, "utf-8", "surrogateescape") for parser in (Header, tarfile.TarInfo))
+        assert (ours.name, ours.size, ours.type) == (theirs.name, theirs.size, theirs.type)
+        with pytest.raises(tarfile.HeaderError):
+            Header.frombuf(buffer.replace(b"ustar", b"usual"), "utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "options", "match"),
+    [
+        ("x.tar", [("a.txt", b"x")], {}, r"no member with an image's extension \(.jpg"),
+        ("x.tar", [("../a.jpg", b"x")], {}, "a member's name that leads out"),
+        ("x.tar.gz", [("a.jpg", b"x")], {}, "a compressed tar file has no places to read at: gunzip it"),
+        ("x.tar", [("a.jpg", b"x")], dict(image_column="jpg"), "image_column 'jpg' is not for tar files"),
+        ("x.tar", [("a.jpg", b"x")], dict(labels="folder"), "labels 'folder' is not for tar files"),
+    ],
+)
+def test_wrong_tars(name: str, members: list, options: dict, match: str, tmp_path: Path) -> None:
+    write(tmp_path / name, members)
+    with pytest.raises(UsageError, match=match):
+        open_source(tmp_path / name, **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [(b"", "empty file"), (b"\x1f\x8b" + bytes(600), "gunzip it"), (b"no tar " * 100, "damaged tar: "), (b"short", "truncated header")],
+)
+def test_no_tar_at_all(data: bytes, match: str, tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(UsageError, match=match):
+        open_source(tmp_path / "x.tar")
+
+
+def test_a_tar_that_shrinks_after_it_was_indexed(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tar", [("a.jpg", b"x" * 600), ("b.jpg", b"y" * 600)])
+    source = open_source(path)
+    path.write_bytes(path.read_bytes()[:2200])
+    (item,) = source.items(1, 2)
+    with pytest.raises(Exception, match="152 bytes where 600 were expected"):
+        item.read()
