@@ -5,7 +5,9 @@ from importlib.metadata import version as installed_version
 
 import click
 
+from densefeat_cli.convert import convert
 from densefeat_cli.extract import extract
+from densefeat_cli.info import info
 from densefeat_cli.models import models
 
 
@@ -21,6 +23,8 @@ def densefeat(debug: bool) -> None:
 
 densefeat.add_command(extract)
 densefeat.add_command(models)
+densefeat.add_command(info)
+densefeat.add_command(convert)
 
 
 def main() -> None:

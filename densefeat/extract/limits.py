@@ -69,7 +69,8 @@ class FailureLimit:
 
     def check_share(self, told: str) -> None:
         if self.share is not None and self.failed > self.share * self.seen:
-            raise TooManyFailures(f"stopped: {self.failed} of {self.seen} images failed, more than {self.share:.3g} of them{told}")
+            failed = f"{self.failed} of {self.seen} images failed"
+            raise TooManyFailures(f"stopped: {failed}, more than the {100 * self.share:.3g}% allowed{told}")
 
 
 def natural(value: N) -> N:

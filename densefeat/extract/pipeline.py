@@ -20,7 +20,6 @@ from PIL import Image
 from densefeat.errors import DecodeError
 from densefeat.images.decode import MAX_PIXELS
 from densefeat.images.stream import Decoded, Item, printable
-from densefeat.images.transforms import Preprocessing
 from densefeat.store.manifest import Failure
 
 T = TypeVar("T")
@@ -87,7 +86,8 @@ def run_ahead(values: Iterator[T], ahead: int) -> Iterator[T]:
     def put(more: bool, value: T | BaseException | None) -> None:
         while not ended.is_set():
             with suppress(Full):
-                return queue.put((more, value), timeout=0.1)
+                queue.put((more, value), timeout=0.1)
+                return
 
     def feed() -> None:
         try:
@@ -95,9 +95,9 @@ def run_ahead(values: Iterator[T], ahead: int) -> Iterator[T]:
                 put(True, value)
                 if ended.is_set():
                     return
+            put(False, None)
         except BaseException as error:
-            return put(False, error)
-        put(False, None)
+            put(False, error)
 
     thread = threading.Thread(target=feed, name="densefeat-input", daemon=True)
     thread.start()

@@ -90,6 +90,7 @@ def plan(
         round_ = Round(0, given.listing.fingerprint(), source.fingerprint(), source.length)
         return started(layout, Manifest(settings, provenance, given.images, (round_,)), source)
     refuse_other_settings(layout, current.settings, settings)
+    refuse_damage(layout, current)
     listing = given.listing.fingerprint()
     if update:
         return updated(layout, current, given, listing, provenance)
@@ -149,15 +150,13 @@ def source_of_round(layout: Layout, manifest: Manifest, given: Input) -> Source:
     return source
 
 
-def updated(
-    layout: Layout, current: Manifest, given: Input, listing: str, provenance: dict[str, Any]
-) -> Plan | None:
+def updated(layout: Layout, current: Manifest, given: Input, listing: str, provenance: dict[str, Any]) -> Plan | None:
     """A new round for the images that the store does not have; those whose reading failed are tried again."""
     if not current.complete:
         if listing == current.rounds[-1].listing:
             return started(layout, replace(current, provenance=provenance), source_of_round(layout, current, given))
         current = close(layout, current)  # what is finished stays, the rest counts as new
-    first_part = 1 + max((record.part for record in current.parts), default=-1)
+    first_part = following_part(current)
     known = known_positions(layout, replace(current, rounds=(*current.rounds, Round(first_part, "", "", None))), given.listing)
     removed = count_removed(layout, current, given.listing)
     current = replace(current, removed=removed, provenance=provenance)
@@ -213,10 +212,26 @@ def refuse_other_settings(layout: Layout, made: dict[str, Any], asked: dict[str,
 
 
 def refuse_other_input(layout: Layout, current: Manifest, given: Input) -> None:
-    begun = "was begun" if not current.complete else "was made"
-    message = f"the images of {given.images!r} are not those that {str(layout.root)!r} {begun} with"
+    message = f"the images of {given.images!r} are not those of {str(layout.root)!r}"
     if given.listing.length is None:
         raise UsageError(f"{message}: --overwrite starts over")
-    length = current.rounds[0].positions if len(current.rounds) == 1 else None
-    there = f" ({given.listing.length:,} now" + (f", {length:,} positions then)" if length is not None else ")")
-    raise UsageError(f"{message}{there}: --update extracts those that were added, --overwrite starts over")
+    if not current.complete:
+        message += ", which is not finished"
+    else:
+        following = replace(current, rounds=(*current.rounds, Round(following_part(current), "", "", None)))
+        added = int((~known_positions(layout, following, given.listing)).sum())
+        removed = count_removed(layout, current, given.listing)
+        message += f": {added:,} were added and {removed:,} removed" if added or removed else ": their order or labels differ"
+    raise UsageError(f"{message}. --update extracts those that were added, --overwrite starts over")
+
+
+def following_part(manifest: Manifest) -> int:
+    return 1 + max((record.part for record in manifest.parts), default=-1)
+
+
+def refuse_damage(layout: Layout, manifest: Manifest) -> None:
+    """Parts that the manifest names are there, as they were written."""
+    for record in manifest.parts:
+        path = layout.part(record.part)
+        if not path.is_file() or path.stat().st_size != record.bytes:
+            raise OutputError(f"{path} is missing, or not as it was written: --overwrite starts over")

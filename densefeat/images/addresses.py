@@ -4,7 +4,8 @@ import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
@@ -37,12 +38,21 @@ class Address:
         return self.text.partition("://")[0] in WEB
 
     @property
-    def parent(self) -> str:
-        return self.path.rpartition("/")[0]
-
-    @property
     def name(self) -> str:
         return self.path.rpartition("/")[2]
+
+    def above(self) -> "Address":
+        """The folder that it lies in."""
+        protocol, colon, _ = self.text.partition("://")
+        text = self.text.rpartition("/")[0]
+        text = text if not colon or "://" in text else protocol + colon
+        return replace(self, text=text, path=self.path.rpartition("/")[0])
+
+    def spellings(self) -> list[str]:
+        """Ways to write it in full."""
+        if self.local:
+            return [self.path, os.path.realpath(self.path).replace(os.sep, "/")]
+        return list(dict.fromkeys([self.text.rstrip("/"), self.fs.unstrip_protocol(self.path), self.path]))
 
     def exists(self) -> bool:
         return self._asked(self.fs.exists, self.path)
@@ -65,12 +75,13 @@ class Address:
         """The paths that globs and braces stand for, in order. UsageError where there are none, or one in braces is missing."""
         if self.exists():
             return [self.path]
-        paths: list[str] = []
-        for name in self._names():
-            paths += self._globbed(name) if any(letter in name for letter in "*?[") else [name]
+        names = self._names()
+        exact = [name for name in names if not has_glob(name)]
         with ThreadPoolExecutor(16) as pool:
-            folders = list(pool.map(partial(self._asked, self.fs.isdir), paths))
-        paths = list(dict.fromkeys(path for path, folder in zip(paths, folders, strict=True) if not folder))
+            for path, found in zip(exact, pool.map(partial(self._asked, self.fs.isfile), exact), strict=True):
+                if not found:
+                    raise UsageError(f"images {self.text!r}: no such file" + (f": {path}" if len(names) > 1 else ""))
+        paths = list(dict.fromkeys(path for name in names for path in (self._globbed(name) if has_glob(name) else [name])))
         if not paths:
             raise UsageError(f"images {self.text!r}: no such file")
         return paths
@@ -78,7 +89,8 @@ class Address:
     def _globbed(self, name: str) -> list[str]:
         if self.on_the_web:
             raise UsageError(f"images {self.text!r}: web servers do not list files: use {{000..099}}, not a glob")
-        return sorted(self._asked(self.fs.glob, name))
+        found = self._asked(partial(self.fs.glob, detail=True), name)
+        return sorted(path for path, info in found.items() if info["type"] != "directory")
 
     def _names(self) -> list[str]:
         names = list(islice(expand_braces(self.path), MAX_FILES + 1))
@@ -116,6 +128,10 @@ def local_address(text: str, path: str) -> Address:
 
 def _protocols(fs: "AbstractFileSystem") -> Iterable[str]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+
+
+def has_glob(name: str) -> bool:
+    return any(letter in name for letter in "*?[")
 
 
 def expand_braces(text: str) -> Iterable[str]:

@@ -49,7 +49,7 @@ class RemoteFolder:
         path = self._at(name)
         check_size(size)
         with read_errors():
-            return whole(self._fs.cat_file(path, offset, offset + size) if size else b"", size)
+            return whole(self._fs.cat_file(path, start=offset, end=offset + size) if size else b"", size)
 
     def open(self, name: str) -> BinaryIO:
         path = self._at(name)
@@ -69,7 +69,8 @@ class RemoteFolder:
 
     def find(self) -> Iterator[tuple[bytes, int | None]]:
         for path, info in self._fs.find(self.root, detail=True).items():
-            yield os.fsencode(path[len(self.root) :].lstrip("/")), info.get("size")
+            if not path.endswith("/"):  # object stores have empty objects that stand for folders
+                yield os.fsencode(path[len(self.root) :].lstrip("/")), info.get("size")
 
 
 def file_system(address: str) -> tuple["AbstractFileSystem", str]:

@@ -118,7 +118,7 @@ def source_of_files(address: Address, options: Options) -> Source:
 
 def is_list(address: Address, image_column: str | None) -> bool:
     """Whether a Parquet file holds paths rather than images; of one that cannot be read, open_tables says why."""
-    _, schema = read_footer(address.folder(address.parent, follow_links=True), address.name)
+    _, schema = read_footer(address.above().folder(follow_links=True), address.name)
     if schema is None:
         return False
     check_column(schema, image_column, address.text)
@@ -129,14 +129,13 @@ def source_of_list(address: Address, options: Options) -> Source:
     options.only(address.text, "a list", "label_column", "image_column", "base", "follow_links")
     if not address.exists():
         raise UsageError(f"images {address.text!r}: no such file")
-    home = address.folder(address.parent, follow_links=True)
-    base = address if options.base is None else address_of(options.base)
-    root = address.parent if options.base is None else base.path
-    if base.local and not os.path.isdir(root or "/"):
+    home = address.above().folder(follow_links=True)
+    base = address.above() if options.base is None else address_of(options.base)
+    if base.local and not os.path.isdir(base.path or "/"):
         raise UsageError(f"base {str(options.base)!r}: no such folder")
-    folder = base.folder(root, options.follow_links)
-    prefixes = [root, os.path.realpath(root)] if base.local else [base.fs.unstrip_protocol(root), root]
-    return open_list(home, address.name, address.text, folder, prefixes, options.image_column, options.label_column)
+    folder = base.folder(follow_links=options.follow_links)
+    columns = options.image_column, options.label_column
+    return open_list(home, address.name, address.text, folder, base.spellings(), *columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from densefeat.store.atomic import written
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file ``path``; the system frees it when the process ends, however it ends. OutputError where it is held."""
     lock = FileLock(path, timeout=0)
-    try:
-        with written(path):
+    with written(path):
+        try:
             lock.acquire()
-    except Timeout:
-        raise OutputError(f"output {str(path.parent)!r}: another process is writing to it; wait for it or end it") from None
+        except Timeout:  # an OSError, too
+            raise OutputError(f"output {str(path.parent)!r}: another process is writing to it; wait for it or end it") from None
     try:
         yield
     finally:

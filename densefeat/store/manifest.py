@@ -17,7 +17,7 @@ KIND = "densefeat store"
 
 @dataclass(frozen=True)
 class Failure:
-    """One image or tile without a row: its key, the step (``read``, ``decode``, ``transform``, ``tile``, ``network``), and why."""
+    """One image or tile without a row: its key, the stage (``read``, ``decode``, ``transform``, ``tile``, ``network``), why."""
 
     path: str
     stage: str
@@ -64,7 +64,8 @@ class Round:
 class Manifest:
     """``settings``: what must be the same for a job to go on; ``provenance``: what made the rows, for people and programs.
 
-    ``parts``: of finished rounds, or all when ``complete``. ``removed``: images of earlier rounds that the last listing did not have.
+    ``parts``: of finished rounds, or all when ``complete``. ``removed``: images with rows that the last
+    listing did not have.
     """
 
     settings: dict[str, Any]
@@ -89,7 +90,9 @@ def read_manifest(layout: Layout) -> Manifest | None:
         with open(layout.manifest, encoding="utf-8") as file:
             content = json.load(file)
         if content["kind"] != KIND or content["format_version"] > FORMAT_VERSION:
-            raise OutputError(f"{layout.manifest}: of format {content['kind']!r} {content['format_version']}, not readable here")
+            raise OutputError(
+                f"{layout.manifest}: of format {content['kind']!r} {content['format_version']}, not readable here"
+            )
         return Manifest(
             settings=content["settings"],
             provenance=content["provenance"],

@@ -32,7 +32,7 @@ class Store:
     """
 
     def __init__(self, path: Path, parts: list[Path], manifest: Manifest | None, sizes: Sequence[int] | None = None) -> None:
-        self.path, self.parts, self._manifest = path, parts, manifest
+        self.path, self.parts, self.manifest = path, parts, manifest
         self._sizes = [rows_of(part) for part in parts] if sizes is None else list(sizes)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)]).astype(np.int64)
         self.schema: pa.Schema = schema_of(parts[0]) if parts else pa.schema([])
@@ -46,13 +46,13 @@ class Store:
     @property
     def complete(self) -> bool:
         """False while the job that writes it has not finished."""
-        return self._manifest is None or self._manifest.complete
+        return self.manifest is None or self.manifest.complete
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """What made the rows: model, weights and their SHA-256, preprocessing, tap, pool, versions."""
-        if self._manifest is not None:
-            return self._manifest.provenance
+        if self.manifest is not None:
+            return self.manifest.provenance
         return self._described
 
     @cached_property
@@ -79,23 +79,23 @@ class Store:
     @property
     def failures(self) -> list[Failure]:
         """The images and tiles that have no row."""
-        if self._manifest is None:
+        if self.manifest is None:
             return listed_failures(failures_file(self.path))
         layout = Layout(self.path)
         closed = []
         if layout.failures.exists():
             with readable(layout.failures):
                 closed = [Failure(**row) for row in pq.read_table(layout.failures).drop_columns("part").to_pylist()]
-        records = [] if self.complete else read_records(layout, self._manifest.job)
+        records = [] if self.complete else read_records(layout, self.manifest.job)
         return closed + [failure for record in records for failure in record.failures]
 
     @property
     def progress(self) -> tuple[int, int | None]:
         """Images (or tiles) gone through and to go through, in an unfinished store's last round; None: not known."""
-        if self._manifest is None or self.complete:
+        if self.manifest is None or self.complete:
             return len(self), len(self)
-        records = read_records(Layout(self.path), self._manifest.job)
-        return sum(record.reached - record.start for record in records), self._manifest.rounds[-1].positions
+        records = read_records(Layout(self.path), self.manifest.job)
+        return sum(record.reached - record.start for record in records), self.manifest.rounds[-1].positions
 
     def __getitem__(self, name: str) -> np.ndarray:
         """All rows of a column: vectors as ``(rows, C)``, plain columns as ``(rows,)``."""

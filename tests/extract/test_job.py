@@ -216,7 +216,7 @@ def test_tiles(photo_folder: Path, tmp_path: Path, small_extractor: FeatureExtra
     [
         (dict(on_error="fail"), "stopped at the first failure, as asked: bad-0.jpg: .*empty"),
         (dict(max_failures=2), "stopped after 3 failures, more than the 2 allowed; the last: bad-2.jpg"),
-        (dict(max_failures="20%"), "stopped: 4 of 16 images failed, more than 0.2 of them"),
+        (dict(max_failures="20%"), "stopped: 4 of 16 images failed, more than the 20% allowed"),
     ],
 )
 def test_stops_at_too_many_failures(options: dict, match: str, photo_folder: Path, tmp_path: Path) -> None:

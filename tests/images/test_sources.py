@@ -1,91 +1,99 @@
-"""A folder as an ordered list of files, and reading them."""
+"""The one door for every kind of input: which kind something is, and what does not belong to it."""
 
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from densefeat import UsageError
-from densefeat.errors import DecodeError
-from densefeat.images.sources import find_images
+from densefeat.images.files import Files
+from densefeat.images.sources import find_images, open_source
+from densefeat.images.tables import Tables
+from densefeat.images.tars import Members
+from streams import make, outcomes, read_source
 
 
-def make(folder: Path, *names: str) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(name.encode())
-    return folder
-
-
-def test_recursive_any_case_sorted_by_path_not_by_folder(tmp_path: Path) -> None:
-    make(
-        tmp_path,
-        "b/1.JPG",
-        "a.png",
-        "B.jpeg",
-        "b/c/2.WebP",
-        "ä b.tiff",
-        "b.bmp",
-        "x.gif",
-        "z.Tif",
-        "notes.txt",
-        "jpg",
-        "b/1.jpg.part",
-    )
-    keys = [file.key for file in find_images(tmp_path)]
-    assert keys == ["B.jpeg", "a.png", "b.bmp", "b/1.JPG", "b/c/2.WebP", "x.gif", "z.Tif", "ä b.tiff"]
-    assert find_images(tmp_path)[3].read() == b"b/1.JPG"
-
-
-def test_folder_called_like_an_image_is_a_folder(tmp_path: Path) -> None:
-    make(tmp_path, "x.jpg/inside.png")
-    assert [file.key for file in find_images(tmp_path)] == ["x.jpg/inside.png"]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs POSIX file kinds")
-def test_what_must_not_be_read_fails_with_its_reason(tmp_path: Path) -> None:
-    folder = make(tmp_path / "in", "good.png")
-    make(tmp_path, "outside/secret.png")
-    (folder / "linked.png").symlink_to(tmp_path / "outside/secret.png")
-    (folder / "inside.png").symlink_to(folder / "good.png")
-    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
-    (folder / "linked-folder").symlink_to(tmp_path / "outside")
-    os.mkfifo(folder / "pipe.png")
-    with open(folder / "huge.png", "wb") as sparse:
-        sparse.truncate(2**40)
-    reasons = {}
-    for file in find_images(folder):
-        try:
-            file.read()
-        except DecodeError as error:
-            assert error.stage == "read"
-            reasons[file.key] = str(error)
-    assert reasons == {
-        "linked.png": "a symbolic link out of the folder",
-        "dangling.png": "No such file or directory",
-        "pipe.png": "not a regular file",
-        "huge.png": "1,099,511,627,776 bytes are more than the limit of 1,073,741,824",
-    }
-
-
-@pytest.mark.skipif(os.name == "nt", reason="needs POSIX names")
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
-    (file,) = find_images(tmp_path)
-    assert file.printable_key == "caf\\xe9.png"
-    with pytest.raises(DecodeError, match="not valid UTF-8"):
-        file.read()
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with one input of many kinds."""
+    make(tmp_path, "cats/a.png", "cats/deep/b.png", "photo.jpg", "notes.md", "empty/readme.md", "[odd] {1..2}.parquet/c.png")
+    (tmp_path / "list.txt").write_text("cats/a.png\n")
+    pq.write_table(pa.table({"path": ["cats/a.png"], "n": [1]}), tmp_path / "list.parquet")
+    pq.write_table(pa.table({"image": [b"x"], "path": ["cats/a.png"]}), tmp_path / "table.parquet")
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "odd [1] {1..2}.parquet")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "match"),
+    ("images", "options", "kind", "found"),
     [
-        ("nowhere", "no such folder"),
-        ("file.txt", "is a file, not a folder"),
-        ("empty", r"no file with an image's extension \(.jpg"),
+        ("cats", {}, Files, [("a.png", None, b"cats/a.png"), ("deep/b.png", None, b"cats/deep/b.png")]),
+        ("cats/", dict(labels="folder"), Files, [("a.png", None, b"cats/a.png"), ("deep/b.png", "deep", b"cats/deep/b.png")]),
+        ("[odd] {1..2}.parquet", {}, Files, [("c.png", None, b"[odd] {1..2}.parquet/c.png")]),
+        ("list.txt", {}, Files, [("cats/a.png", None, b"cats/a.png")]),
+        ("list.txt", dict(base="."), Files, [("cats/a.png", None, b"cats/a.png")]),
+        ("list.parquet", dict(label_column="n"), Files, [("cats/a.png", "1", b"cats/a.png")]),
+        ("table.parquet", {}, Tables, [("table.parquet#0", None, b"x")]),
+        ("table.parquet", dict(image_column="path"), Files, [("cats/a.png", None, b"cats/a.png")]),
+        ("odd [1] {1..2}.parquet", {}, Tables, [("odd [1] {1..2}.parquet#0", None, b"x")]),
     ],
 )
-def test_wrong_folders(name: str, match: str, tmp_path: Path) -> None:
-    make(tmp_path, "file.txt", "empty/readme.md")
-    with pytest.raises(UsageError, match=match):
-        find_images(tmp_path / name)
+def test_kinds(images: str, options: dict, kind: type, found: list, folder: Path) -> None:
+    for address in (images, Path(images), folder / images, (folder / images).as_uri() if "%" not in images and " " not in images else images):  # fmt: skip
+        source = open_source(address, **options)
+        assert type(source) is kind
+        assert read_source(source) == found
+
+
+def test_tar_files(folder: Path) -> None:
+    import tarfile
+
+    with tarfile.open("x.tar", "w") as tar:
+        tar.add("cats")
+    source = open_source("x.tar")
+    assert type(source) is Members
+    assert [data for _, _, data in read_source(source)] == [b"cats/a.png", b"cats/deep/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "match"),
+    [
+        ("nowhere", {}, "images 'nowhere': no such folder or file; give a folder, a list"),
+        ("nowhere.parquet", {}, r"images 'nowhere.parquet': no such file$"),
+        ("nowhere.tar", {}, r"images 'nowhere.tar': no such file$"),
+        ("nowhere.tsv", {}, r"images 'nowhere.tsv': no such file$"),
+        ("nowhere-{0..3}.tar", {}, r"images 'nowhere-\{0..3\}.tar': no such file: .*nowhere-0.tar$"),
+        ("x-{0..999999999}.tar", {}, "braces for more than 100,000 files"),
+        ("*.parquet/nowhere", {}, "no such folder or file"),
+        ("notes.md", {}, "neither a folder, a list"),
+        ("photo.jpg", {}, "neither a folder, a list"),
+        ("empty", {}, r"no file with an image's extension \(.jpg"),
+        ("", {}, "the name of the input is empty"),
+        ("cats", dict(labels="dir"), "labels 'dir': only 'folder' is known"),
+        ("cats", dict(label_column="class"), "label_column 'class' is not for a folder of images"),
+        ("cats", dict(image_column="image"), "image_column 'image' is not for a folder of images"),
+        ("cats", dict(base="/"), "base '/' is not for a folder of images"),
+        ("hf:x:y", dict(base="/"), "base '/' is not for a data set"),
+        ("list.txt", dict(labels="folder"), "labels 'folder' is not for a list"),
+    ],
+)
+def test_wrong_inputs(images: str, options: dict, match: str, folder: Path) -> None:
+    with pytest.raises(UsageError, match=match) as caught:
+        open_source(images, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX links")
+def test_a_linked_folder_is_its_target(folder: Path) -> None:
+    (folder / "link").symlink_to("cats")
+    assert outcomes(open_source("link").items(0, 9)) == outcomes(open_source("cats").items(0, 9))
+
+
+def test_files_of_a_folder(folder: Path) -> None:
+    first, second = find_images("cats")
+    assert (first.read(), second.printable_key) == (b"cats/a.png", "deep/b.png")
+    with pytest.raises(UsageError, match="is a file, not a folder"):
+        find_images("notes.md")

@@ -174,12 +174,12 @@ def test_places_are_those_of_the_upright_image(kind: str, orientation: int, phot
 
 
 def test_content() -> None:
-    pixels = np.full((10, 10, 3), 255, np.uint8)
+    pixels = np.full((3, 10, 10), 255, np.uint8)
     assert content(pixels) == 0
-    pixels[:2] = 15
+    pixels[:, :2] = 15
     assert content(pixels) == 0
-    pixels[:5] = [15, 15, 16]
-    pixels[5:6] = [255, 255, 219]
+    pixels[:, :5] = np.uint8([15, 15, 16])[:, None, None]
+    pixels[2, 5:6] = 219
     assert content(pixels) == pytest.approx(0.6)
 
 
@@ -299,6 +299,26 @@ def test_what_is_no_file_does_not_block(tmp_path: Path) -> None:
         with pytest.raises(DecodeError, match=reason) as caught:
             item.decode()
         assert caught.value.stage == "read"
+
+
+def test_no_link_out_of_the_folder_is_followed(mixed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "links"
+    folder.mkdir()
+    for name in ("b.png", "c.tif"):
+        (folder / name).symlink_to(mixed / name)
+    for item in everything(TiledSource(open_source(folder), 64)):
+        with pytest.raises(DecodeError, match="a symbolic link out of the folder"):
+            item.decode()
+    assert everything(TiledSource(open_source(folder, follow_links=True), 64))[0].decode() is not None
+
+
+def test_a_tiff_that_is_no_file_is_decoded_whole(photo: Image.Image) -> None:
+    data = encode(photo, "TIFF")
+    source = TiledSource(Listed({"a": data}), 100)
+    assert_tiles_of(everything(source), np.asarray(photo))
+    (failing,) = everything(TiledSource(Listed({"a": data}), 100, max_pixels=10_000))
+    with pytest.raises(DecodeError, match="limit of 10,000 .only TIFFs in files on this machine are read by region"):
+        failing.decode()
 
 
 def test_tiffs_of_other_kinds_are_decoded_whole(photo: Image.Image, tmp_path: Path) -> None:
