@@ -9,6 +9,7 @@ from densefeat_cli.convert import convert
 from densefeat_cli.extract import extract
 from densefeat_cli.info import info
 from densefeat_cli.models import models
+from densefeat_cli.search import search
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
@@ -25,6 +26,7 @@ densefeat.add_command(extract)
 densefeat.add_command(models)
 densefeat.add_command(info)
 densefeat.add_command(convert)
+densefeat.add_command(search)
 
 
 def main() -> None:

@@ -23,27 +23,24 @@ def extract_folder(job: Job) -> ExtractResult:
     """Begin or continue the store at ``job.out``; with several processes, this one's share of it."""
     layout = Layout(job.out)
     check_folder(layout)
-    with locked(layout.lock if job.ranks.rank == 0 else layout.rank_lock(job.ranks.rank)):
-        planned = agreed_plan(job, layout)
-        extracted = 0
-        if planned is not None:
-            if planned.parts is None and job.ranks.world > 1:
-                raise UsageError(f"input {job.given.images!r}: its length is not known, one process has to read it all")
-            extracted = extract_share(job, planned)
-            if job.ranks.rank == 0:
-                finish(planned, job.given)
+    rank = job.ranks.rank
+    with locked(layout.rank_lock(rank) if rank else layout.lock):
+        planned = None if rank else begun(job, layout)
+        with job.ranks.ready():
+            if rank:
+                planned = join(layout, job.given, job.settings)
+            extracted = extract_share(job, planned) if planned else 0
+        if planned and not rank:
+            finish(planned, job.given)
     return result(job, layout, extracted)
 
 
-def agreed_plan(job: Job, layout: Layout) -> Plan | None:
-    """Rank 0 prepares the folder; the others wait until it has."""
-    if job.ranks.rank == 0:
-        options = job.options
-        planned = plan(layout, job.given, job.settings, job.provenance, options.overwrite, options.update)
-        job.ranks.agree("ready")
-        return planned
-    job.ranks.agree(None)
-    return join(layout, job.given, job.settings)
+def begun(job: Job, layout: Layout) -> Plan | None:
+    """The folder prepared; None where nothing is left to do."""
+    planned = plan(layout, job.given, job.settings, job.provenance, job.options.overwrite, job.options.update)
+    if planned and planned.parts is None and job.ranks.world > 1:
+        raise UsageError(f"input {job.given.images!r}: its length is not known, one process has to read it all")
+    return planned
 
 
 def extract_share(job: Job, planned: Plan) -> int:

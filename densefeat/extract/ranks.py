@@ -1,15 +1,20 @@
 """Which of several processes this is: torchrun tells by environment variables."""
 
 import os
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch.distributed import rendezvous
+from torch.distributed import Store, rendezvous
 
 from densefeat.errors import UsageError
 
 WAIT = timedelta(days=1)  # for rank 0 to list the input
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -27,17 +32,46 @@ class Ranks:
             return cls()
         return cls(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0)))
 
-    def agree(self, value: str | None) -> str:
-        """What rank 0 passes here, in every process; the others wait for it. The only message that a job needs.
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Rank 0 enters when the folder is prepared, the others only after it has; rank 0 leaves last.
 
-        A key in torchrun's own store, apart for each restart; no process group, whose restart can hang.
+        No process group, whose restart can hang: each of the others asks in torchrun's store with a ticket of its own. What the
+        store still holds from before a restart is then without effect.
         """
         if self.world == 1:
-            return value or ""
+            yield
+            return
         store, _, _ = next(iter(rendezvous("env://", self.rank, self.world, timeout=WAIT)))
-        if value is not None:
-            store.set("densefeat", value)
-        return store.get("densefeat").decode()
+        if self.rank:
+            ticket = uuid.uuid4().hex
+            store.set(f"densefeat/ask/{self.rank}", ticket)
+            store.get(f"densefeat/enter/{ticket}")
+            yield
+            store.set(f"densefeat/done/{ticket}", "")
+            store.delete_key(f"densefeat/ask/{self.rank}")
+            return
+        stopped = threading.Event()
+        usher = threading.Thread(target=self.let_in, args=(store, stopped), daemon=True)
+        usher.start()
+        try:
+            yield
+        except BaseException:
+            stopped.set()
+            raise
+        while usher.is_alive():  # joined bit by bit, so that signals are seen
+            usher.join(POLL_SECONDS)
+
+    def let_in(self, store: Store, stopped: threading.Event) -> None:
+        """Answer every ticket, until each rank has come in and is done."""
+        answered: dict[int, set[str]] = {rank: set() for rank in range(1, self.world)}
+        while answered and not stopped.wait(POLL_SECONDS):
+            for rank, tickets in list(answered.items()):
+                if store.check([key := f"densefeat/ask/{rank}"]) and (ticket := store.get(key).decode()) not in tickets:
+                    store.set(f"densefeat/enter/{ticket}", "")
+                    tickets.add(ticket)
+                if any(store.check([f"densefeat/done/{ticket}"]) for ticket in tickets):
+                    del answered[rank]
 
     def device(self, device: str) -> str:
         """Each process of a machine its own GPU, unless one was named."""

@@ -49,10 +49,12 @@ class Address:
         return replace(self, text=text, path=self.path.rpartition("/")[0])
 
     def spellings(self) -> list[str]:
-        """Ways to write it in full."""
+        """Ways to write a folder in full, with a slash at the end."""
         if self.local:
-            return [self.path, os.path.realpath(self.path).replace(os.sep, "/")]
-        return list(dict.fromkeys([self.text.rstrip("/"), self.fs.unstrip_protocol(self.path), self.path]))
+            names = [self.path, os.path.realpath(self.path or "/").replace(os.sep, "/")]
+        else:
+            names = [self.text, self.fs.unstrip_protocol(self.path), self.path]
+        return list(dict.fromkeys(name if name.endswith("/") else name + "/" for name in names))
 
     def exists(self) -> bool:
         return self._asked(self.fs.exists, self.path)

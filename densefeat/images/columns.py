@@ -97,9 +97,21 @@ def labels_of(values: pa.Array, names: list[str] | None) -> pa.LargeStringArray:
     """Labels as text: names of classes where integers have them, the numbers else; null stays null."""
     if types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    text = values.cast(pa.large_string())
+    text = valid_text(values)
     if names is None or not types.is_integer(values.type):
         return text
-    known = pc.and_(pc.greater_equal(values, 0), pc.less(values, len(names)))
-    named = pa.array(names, pa.large_string()).take(pc.if_else(known, values, None))
+    numbers = pa.array(map(str, range(len(names))), pa.large_string())
+    named = pa.array(names, pa.large_string()).take(pc.index_in(text, numbers))
     return pc.coalesce(named, pc.if_else(pc.equal(text, UNLABELLED), None, text))
+
+
+def valid_text(values: pa.Array) -> pa.LargeStringArray:
+    """As text, with escapes for bytes that are not UTF-8: Parquet does not promise that they are."""
+    if not is_text(values.type):
+        return values.cast(pa.large_string())
+    data = values.cast(pa.large_binary())
+    try:
+        return data.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        texts = (value and value.decode("utf-8", "backslashreplace") for value in data.to_pylist())
+        return pa.array(texts, pa.large_string())

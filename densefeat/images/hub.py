@@ -159,7 +159,7 @@ def datasets_errors(images: str) -> Iterator[None]:
     except UsageError:
         raise
     except ImportError as error:
-        raise UsageError(f"images {images!r} needs the package datasets: pip install 'densefeat[hub]'") from error
+        raise UsageError(f"images {images!r} needs the package datasets: pip install datasets") from error
     except Exception as error:
         raise UsageError(f"images {images!r}: {reason_of(error)}") from error
 

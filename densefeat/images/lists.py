@@ -36,7 +36,7 @@ def open_list(
 ) -> Files:
     """The files that the list ``name`` in ``home`` names, in its order; ``images``: what the user called the list.
 
-    Paths are relative to ``base``, or absolute below one of ``prefixes``, which are ways to write ``base``. A path out of it,
+    Paths are relative to ``base``, or begin with one of ``prefixes``, which are ways to write it. A path out of it,
     or one that stands in the list before, is an item that fails. Raises UsageError: no list, no path in it, no such column.
     """
     try:
@@ -141,15 +141,16 @@ def normalised(entries: pa.LargeBinaryArray, prefixes: list[bytes]) -> pa.LargeB
 
 
 def normal(entry: bytes, prefixes: list[bytes]) -> bytes:
+    """``prefixes`` end in a slash."""
     for prefix in prefixes:
-        if b"://" in prefix and entry.startswith(prefix + b"/"):
-            entry = entry[len(prefix) + 1 :]
+        if b"://" in prefix and entry.startswith(prefix):
+            entry = entry[len(prefix) :]
     if b"://" in entry:
         return entry
     path = posixpath.normpath(entry.replace(os.sep.encode(), b"/"))
     for prefix in prefixes:
-        if path.startswith(prefix + b"/"):
-            return path[len(prefix) + 1 :]
+        if path.startswith(prefix):
+            return path[len(prefix) :]
     return path
 
 

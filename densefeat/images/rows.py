@@ -69,7 +69,7 @@ def row_items(
         elif encoded is not None:
             yield ImageItem(name, label, given(encoded))
         elif path is not None:
-            yield ImageItem(name, label, partial(read_path, path))
+            yield ImageItem(name, label, partial(read_path, os.fsdecode(path)))
         else:
             yield failing(name, label, NO_IMAGE)
 
@@ -79,7 +79,8 @@ def image_arrays(image: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     if not isinstance(image, pa.StructArray):
         return image, None
     parts = dict(zip((field.name for field in image.type), image.flatten(), strict=True))
-    return parts["bytes"], parts.get("path")
+    path = parts.get("path")
+    return parts["bytes"], path if path is None else path.cast(pa.large_binary())  # of which not all is UTF-8
 
 
 def row_keys(key: str, count: int) -> pa.LargeBinaryArray:

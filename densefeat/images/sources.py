@@ -64,6 +64,8 @@ def open_source(
     if labels not in (None, "folder"):
         raise UsageError(f"labels {labels!r}: only 'folder' is known, the first folder of each key")
     text = os.fspath(images)
+    if not text:
+        raise UsageError("images '': the name of the input is empty")
     if text.startswith("hf:") and not text.startswith("hf://"):
         options.only(text, "a data set", "label_column", "image_column")
         return open_hub(text, image_column, label_column)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow.types import is_struct
 
@@ -19,6 +21,7 @@ from densefeat.images.stream import ImageItem, fingerprint_of
 BATCH_BYTES, BATCH_ROWS = 2**25, 1024  # read at a time: whichever is reached first
 MAX_ROWS = 10**9  # of one file: its keys alone would fill tens of gigabytes
 BUFFER = 2**20  # with one, a row group is read page by page, not as a whole
+Batch = tuple[pa.RecordBatch, list[str] | None]  # rows, and names of the label's classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,43 +66,41 @@ class Tables(Rows):
         if file.error is not None:
             yield failing(file.name, None, file.error)
             return
-        first = 0
-        for group, count in enumerate(file.groups):
-            if start < first + count:
-                yield from self._group_items(file, group, first, max(start, first), first + count)
-            first += count
+        with ExitStack() as stack:
+            try:
+                handle = stack.enter_context(self.folder.open(file.name))
+                table = stack.enter_context(open_table(handle))
+            except Exception as error:
+                yield from failing_rows(file, start, file.length, error)
+                return
+            first = 0
+            for group, count in enumerate(file.groups):
+                if start < first + count:
+                    batches = self._batches(handle, table, file.leaf, group)
+                    yield from self._group_items(file, batches, first, max(start, first), first + count)
+                first += count
 
-    def _group_items(self, file: TableFile, group: int, first: int, start: int, stop: int) -> Iterator[ImageItem]:
+    def _group_items(self, file: TableFile, batches: Iterator[Batch], first: int, start: int, stop: int) -> Iterator[ImageItem]:
         """Rows ``start`` to ``stop`` of the file, within a row group that begins with row ``first``."""
         done = first
-        batches = self._batches(file, group)
-        name = file.name
-        read_path = self.folder.below(name).read
-        reason = "fewer rows than the file's footer promises"
+        read_path = self.folder.below(file.name).read
         while done < stop:
             try:
                 batch, names = next(batches)
             except Exception as error:
-                reason = reason if isinstance(error, StopIteration) else f"damaged Parquet: {reason_of(error)}"
-                yield from (failing(f"{name}#{row}", None, reason) for row in range(max(done, start), stop))
+                yield from failing_rows(file, max(done, start), stop, error)
                 return
             skip = min(max(start - done, 0), len(batch))
             part = batch.slice(skip, stop - done - skip)
-            yield from row_items(part, self.columns, names, name, done + skip, read_path)
+            yield from row_items(part, self.columns, names, file.name, done + skip, read_path)
             done += len(batch)
 
-    def _batches(self, file: TableFile, group: int) -> Iterator[tuple[pa.RecordBatch, list[str] | None]]:
-        """Of a row group, with the names of the label's classes.
-
-        Images come as dictionaries: a crafted file that repeats one of them a million times does not fill the memory.
-        """
+    def _batches(self, handle: BinaryIO, table: pq.ParquetFile, leaf: str, group: int) -> Iterator[Batch]:
         image, label = self.columns.image, self.columns.label
-        with self.folder.open(file.name) as handle, open_table(handle, file.leaf) as table:
-            wanted = [image] if label is None else [image, label]
-            rows = batch_rows(table.metadata.row_group(group), file.leaf)
-            names = class_names(table.schema_arrow, label)
-            for batch in table.iter_batches(rows, row_groups=[group], columns=wanted):
-                yield batch, names
+        names = class_names(table.schema_arrow, label)
+        rows = batch_rows(handle, table.metadata, leaf, group)
+        for batch in table.iter_batches(rows, row_groups=[group], columns=[image] if label is None else [image, label]):
+            yield batch, names
 
     def keys(self) -> pa.LargeBinaryArray:
         parts = [row_keys(file.name, file.length) if file.error is None else whole_file(file) for file in self.files]
@@ -172,15 +173,40 @@ def fitting(file: TableFile, schema: pa.Schema, columns: Columns) -> TableFile:
     return replace(file, leaf=f"{columns.image}.bytes" if struct else columns.image)
 
 
-def open_table(handle: BinaryIO, leaf: str) -> pq.ParquetFile:
-    return pq.ParquetFile(handle, buffer_size=BUFFER, read_dictionary=[leaf], page_checksum_verification=True)
+def open_table(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(handle, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True, **options)
 
 
-def batch_rows(group: pq.RowGroupMetaData, leaf: str) -> int:
-    """Rows read at a time, by the mean size of an image."""
-    chunks = [group.column(i) for i in range(group.num_columns)]
-    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == leaf)
-    return min(max(BATCH_BYTES * group.num_rows // max(size, 1), 1), BATCH_ROWS)
+def batch_rows(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
+    """Rows of a row group read at a time: by the mean size of an image, and the longest one that is stored but once.
+
+    Without the second a crafted file, in which many rows name one large image, would fill the memory.
+    """
+    row_group = metadata.row_group(group)
+    size = 1
+    for chunk in (row_group.column(i) for i in range(row_group.num_columns)):
+        if chunk.path_in_schema == leaf:
+            size = chunk.total_uncompressed_size // max(row_group.num_rows, 1)
+            if chunk.has_dictionary_page:
+                size = max(size, longest_in_dictionary(handle, metadata, leaf, group))
+    return min(max(BATCH_BYTES // max(size, 1), 1), BATCH_ROWS)
+
+
+def longest_in_dictionary(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
+    """Bytes of the longest value in the dictionary of a column chunk: one row is read, not decoded."""
+    with open_table(handle, metadata=metadata, read_dictionary=[leaf]) as table:
+        batch = next(table.iter_batches(1, row_groups=[group], columns=[leaf]))
+    column = batch.column(0)
+    values = column.field("bytes") if is_struct(column.type) else column
+    return pc.max(pc.binary_length(values.dictionary)).as_py() or 0
+
+
+def failing_rows(file: TableFile, start: int, stop: int, error: Exception) -> Iterator[ImageItem]:
+    if isinstance(error, StopIteration):
+        reason = "fewer rows than the file's footer promises"
+    else:
+        reason = str(error) if isinstance(error, DecodeError) else f"damaged Parquet: {reason_of(error)}"
+    return (failing(f"{file.name}#{row}", None, reason) for row in range(start, stop))
 
 
 def whole_file(file: TableFile) -> pa.LargeBinaryArray:

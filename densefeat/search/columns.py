@@ -37,12 +37,12 @@ def choose_column(store: Store, block: int | None = None, column: str | None = N
 def made_by(store: Store, column: str) -> tuple[str, str]:
     """The block and the pool that a column comes from, as its store's provenance names them.
 
-    UsageError where the store does not tell.
+    UsageError where none of them gives the column.
     """
-    pools = store.provenance.get("pool", [])
-    pools = pools.split(",") if isinstance(pools, str) else pools
-    for block in store.provenance.get("blocks", []):
+    pools = store.provenance["pool"]
+    pools = pools.split(",") if isinstance(pools, str) else pools  # text in older stores
+    for block in store.provenance["blocks"]:
         for pool in pools:
-            if column in (block if len(pools) == 1 else f"{block}_{pool.partition(':')[0]}",):
+            if column == (block if len(pools) == 1 else f"{block}_{pool.partition(':')[0]}"):
                 return block, pool
     raise UsageError(f"{store.path} does not tell which block and pool made {column!r}: query it by --key")

@@ -14,7 +14,7 @@ from densefeat.search.blocks import prepared_blocks
 from densefeat.search.metrics import Vectors, approximate, check_metric, exact, on_scale, prepare, scores
 from densefeat.store.reader import Store
 
-TILE_VALUES = 2**24  # products held at a time
+TILE_VALUES = 2**22  # products held at a time
 MAX_PAIRS = 1_000_000
 
 Progress = Callable[[int], None]

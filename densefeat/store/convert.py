@@ -83,7 +83,7 @@ def convert(
     - ``datasets``: a folder for ``datasets.load_from_disk``, vectors as lists of fixed length; ``provenance.json``.
     - ``csv``: a file with ``path``, …, ``block1_0``, ``block1_1``, …, and ``NAME.provenance.json`` beside it.
 
-    Maps are in their shapes in npy, npz and safetensors, flat in the others. No format holds more than about 100 MB of the
+    Maps are in their shapes in npy, npz and safetensors, flat in the others. No format holds more than about 200 MB of the
     store in memory, but safetensors all its paths and labels.
 
     Args:

@@ -21,7 +21,7 @@ from densefeat.store.writer import FORMAT_VERSION, METADATA_KEY, vector_names
 
 READERS = min(16, os.cpu_count() or 1)  # threads
 PIECE_BYTES = 2**20  # of a column, decoded at a time by each thread: a page's size, more gains nothing
-BATCH_BYTES = 64 * 2**20
+BATCH_BYTES = 32 * 2**20
 
 
 class Store:
@@ -169,7 +169,7 @@ class Store:
         return self._column(name, range(len(self.parts)))
 
     def batches(self, name: str, rows: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """A column in pieces, for stores larger than memory: (first row, array of at most ``rows`` rows; None: of 64 MB)."""
+        """A column in pieces, for stores larger than memory: (first row, array of at most ``rows`` rows; None: of 32 MB)."""
         self._check(name)
         if rows is None:
             rows = max(1, BATCH_BYTES // row_bytes(self.schema, [name]))

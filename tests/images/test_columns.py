@@ -17,6 +17,7 @@ from densefeat.images.columns import class_names, declared_as, labels_of
         (pa.array([True, None, False]), None, ["true", None, "false"]),
         (pa.array([], pa.int64()), ["cat"], []),
         (pa.array([0, 0]), [], ["0", "0"]),
+        (pa.array([b"caf\xe9", None, b""]).view(pa.string()), None, ["caf\\xe9", None, ""]),
     ],
 )
 def test_labels_are_text(values: pa.Array, names: list[str] | None, labels: list[str | None]) -> None:

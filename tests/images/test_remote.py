@@ -5,6 +5,7 @@ import socket
 import sys
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,11 +14,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from streams import outcomes, read_source
 
 from densefeat import UsageError
 from densefeat.images.remote import RemoteFolder
 from densefeat.images.sources import open_source
-from streams import outcomes, read_source
 
 
 @pytest.fixture
@@ -156,6 +157,12 @@ def test_large_files_are_not_fetched(memory: str, monkeypatch: pytest.MonkeyPatc
     listed = open_source(f"{memory}/photos/list.txt")
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", None)
     assert outcomes(listed.items(0, 1))[0][2] == large
+
+
+def test_many_threads_read_at_once(home: str) -> None:
+    items = list(open_source(f"{home}/photos").items(0, 3)) * 20
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda item: item.read(), items)) == [b"photos/a.png", b"photos/b/2.JPG", b""] * 20
 
 
 def test_parts_of_a_file(home: str) -> None:

@@ -1,18 +1,19 @@
 """The one door for every kind of input: which kind something is, and what does not belong to it."""
 
 import os
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from streams import make, outcomes, read_source
 
 from densefeat import UsageError
 from densefeat.images.files import Files
 from densefeat.images.sources import find_images, open_source
 from densefeat.images.tables import Tables
 from densefeat.images.tars import Members
-from streams import make, outcomes, read_source
 
 
 @pytest.fixture
@@ -49,8 +50,6 @@ def test_kinds(images: str, options: dict, kind: type, found: list, folder: Path
 
 
 def test_tar_files(folder: Path) -> None:
-    import tarfile
-
     with tarfile.open("x.tar", "w") as tar:
         tar.add("cats")
     source = open_source("x.tar")

@@ -1,16 +1,17 @@
 """Parquet files with images: columns, keys, places to start at, and damage."""
 
 import json
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from streams import make, outcomes, read_source
 
 from densefeat import UsageError
 from densefeat.images.sources import open_source
-from densefeat.images.tables import Tables
-from streams import make, outcomes, read_source
 
 STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
@@ -89,6 +90,13 @@ def test_rows_with_a_path_only_or_with_nothing(tmp_path: Path) -> None:
     assert [outcome for _, _, outcome in read_source(source)] == wanted
 
 
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    odd = pa.array([b"caf\xe9.png"]).view(pa.string())
+    image = pa.StructArray.from_arrays([pa.nulls(1, pa.binary()), odd], ["bytes", "path"])
+    path = write(tmp_path / "x.parquet", {"image": image, "label": odd})
+    assert read_source(open_source(path)) == [("x.parquet#0", "caf\\xe9.png", "the name is not valid UTF-8")]
+
+
 def test_damaged_files_among_good_ones(tmp_path: Path) -> None:
     for name in "abcde":
         write(tmp_path / f"{name}.parquet", {"image": images(3), "label": [1, 2, 3]})
@@ -148,7 +156,7 @@ def test_a_range_after_the_last_goes_on_without_opening_the_file_again(tmp_path:
     (tmp_path / "x.parquet").rename(tmp_path / "moved.parquet")
     assert outcomes(source.items(10, 100))[-1] == ("x.parquet#99", None, b"image 99")
     assert begun[9][2] == b"image 9"
-    assert outcomes(source.items(0, 1)) == [("x.parquet#0", None, "damaged Parquet: No such file or directory")]
+    assert outcomes(source.items(0, 1)) == [("x.parquet#0", None, "No such file or directory")]
 
 
 def test_what_a_crafted_file_may_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,16 +169,41 @@ def test_what_a_crafted_file_may_cost(tmp_path: Path, monkeypatch: pytest.Monkey
         open_source(many)
 
 
-def test_one_image_repeated_takes_its_memory_once(tmp_path: Path) -> None:
-    picture = bytes(2**20)
-    path = write(tmp_path / "x.parquet", {"image": pa.array([0] * 1024, pa.int32()).dictionary_encode()})
-    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 1024, pa.int32()), pa.array([picture], pa.binary()))
-    write(path, {"image": repeated}, store_schema=False)
-    source = open_source(path)
-    assert isinstance(source, Tables)
-    before = pa.total_allocated_bytes()
-    assert next(source.rows(1000)).read() == picture
-    assert pa.default_memory_pool().max_memory() - before < 2**28
+@pytest.fixture
+def pool() -> Iterator[pa.MemoryPool]:
+    """Arrow's, as used by one test."""
+    default = pa.default_memory_pool()
+    own = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(own)
+    yield own
+    pa.set_memory_pool(default)
+
+
+@pytest.mark.parametrize("struct", [False, True])
+def test_one_image_in_many_rows_takes_its_memory_few_times(struct: bool, tmp_path: Path, pool: pa.MemoryPool) -> None:
+    picture = bytes(2**22)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([picture]))
+    if struct:
+        column = pa.StructArray.from_arrays([column], ["bytes"])
+    path = write(tmp_path / "x.parquet", {"image": column}, store_schema=False)
+    assert path.stat().st_size < 2**20
+    before = pool.max_memory()
+    assert next(open_source(path).items(20, 21)).read() == picture
+    assert pool.max_memory() - before < 2**27
+
+
+def test_a_row_group_is_not_held_as_a_whole(tmp_path: Path, pool: pa.MemoryPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densefeat.images.tables.BATCH_BYTES", 2**20)
+    pictures = [bytes([i]) * 2**20 for i in range(32)]
+    path = write(tmp_path / "x.parquet", {"image": pictures}, compression="none", use_dictionary=False, write_batch_size=1)
+    del pictures
+    before = pool.max_memory()
+    tracemalloc.start()
+    sizes = [len(item.read()) for item in open_source(path).items(0, 99)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sizes == [2**20] * 32
+    assert max(peak, pool.max_memory() - before) < 2**23
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from streams import read_source
 
 from densefeat import UsageError
 from densefeat.images.sources import open_source
 from densefeat.images.tars import Header
-from streams import read_source
 
 
 def write(path: Path, members: Iterable[tuple[str, bytes]], kind: int = tarfile.GNU_FORMAT) -> Path:
@@ -178,7 +178,12 @@ def test_wrong_tars(name: str, members: list, options: dict, match: str, tmp_pat
 
 @pytest.mark.parametrize(
     ("data", "match"),
-    [(b"", "empty file"), (b"\x1f\x8b" + bytes(600), "gunzip it"), (b"no tar " * 100, "damaged tar: "), (b"short", "truncated header")],
+    [
+        (b"", "empty file"),
+        (b"\x1f\x8b" + bytes(600), "gunzip it"),
+        (b"no tar " * 100, "damaged tar: "),
+        (b"short", "truncated header"),
+    ],
 )
 def test_no_tar_at_all(data: bytes, match: str, tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(data)

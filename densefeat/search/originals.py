@@ -1,0 +1,104 @@
+"""The images behind a store's rows, as thumbnails."""
+
+import base64
+import io
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+
+from densefeat.errors import DensefeatError
+from densefeat.features.extractor import open_image
+from densefeat.images.files import Files, LocalFolder
+from densefeat.images.sources import open_source
+from densefeat.images.stream import Decoded, Selected, Source
+from densefeat.images.tiles import TiledSource
+from densefeat.search.results import Entry
+from densefeat.store.reader import Store
+
+EDGE = 160  # pixels
+QUALITY = 80
+AHEAD = 32  # images read or decoded at a time
+
+
+class Decodable(Protocol):
+    def decode(self) -> Decoded | None: ...
+
+
+def thumbnails(store: Store, wanted: Iterable[Entry], images: str | Path | None = None) -> tuple[dict[Entry, str], str | None]:
+    """JPEG data URIs of the entries whose image is there and can be decoded; and why there is none at all, if that is so.
+
+    ``images``: where they are, as in :func:`densefeat.images.sources.open_source`; None: where the job that made the store
+    found them, unless that is on a network: nothing is fetched from an address that only a file names.
+    """
+    place = store.provenance.get("images") if images is None else str(images)
+    if place is None:
+        return {}, "the store does not tell where its images are: give --images"
+    if images is None and ("://" in place or place.startswith("hf:")):
+        return {}, f"the images were at {place}: give --images to fetch them"
+    chosen = set(wanted)
+    made: dict[Entry, str] = {}
+    try:
+        items = items_of(source_of(place, {entry.path for entry in chosen}), chosen, store.provenance.get("tiles"))
+        with ThreadPoolExecutor() as pool:
+            while some := list(islice(items, AHEAD)):
+                uris = pool.map(thumbnail_of, (item for _, item in some))
+                made |= {entry: uri for (entry, _), uri in zip(some, uris, strict=True) if uri is not None}
+    except DensefeatError as error:
+        return made, str(error)
+    return made, None
+
+
+def source_of(place: str, keys: set[str]) -> Source:
+    """Of the images with these keys alone; a folder is not listed for that. UsageError as open_source, or without a length."""
+    names = pa.array(sorted(key.encode() for key in keys), pa.large_binary())
+    if os.path.isdir(place) and not os.path.exists(os.path.join(place, "dataset_info.json")):
+        return Files(LocalFolder(os.path.realpath(place)), names)
+    source = open_source(place)
+    positions = pc.index_in(names, source.keys()).drop_null()
+    return Selected(source, np.sort(positions.to_numpy()))
+
+
+def items_of(source: Source, chosen: set[Entry], tiles: dict | None) -> Iterator[tuple[Entry, Decodable]]:
+    """The entries, with what decodes to their pixels."""
+    by_place = {(entry.path, entry.x, entry.y): entry for entry in chosen}
+    view = TiledSource(source, tiles["tile"], tiles["stride"]) if tiles and source.length else source
+    for item in view.items(0, view.length or 0):
+        entry = by_place.get((item.key, getattr(item, "x", None), getattr(item, "y", None)))
+        if entry is not None:
+            yield entry, item
+
+
+def thumbnail_of(item: Decodable) -> str | None:
+    """None for an image that cannot be read or decoded, for whatever reason: a page shows the others."""
+    try:
+        decoded = item.decode()
+        return None if decoded is None else data_uri(decoded.pixels)
+    except Exception:
+        return None
+
+
+def thumbnail_of_file(path: str) -> str | None:
+    """Of a query image."""
+    try:
+        return data_uri(open_image(path, "pillow"))
+    except DensefeatError:
+        return None
+
+
+def data_uri(pixels: Image.Image | torch.Tensor) -> str:
+    """A JPEG of at most ``EDGE`` pixels a side, from RGB pixels."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image = image.copy()
+    image.thumbnail((EDGE, EDGE), Image.Resampling.LANCZOS, reducing_gap=3)
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")

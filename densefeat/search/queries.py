@@ -1,0 +1,117 @@
+"""What is searched for: images, embedded by the network that made the store, or rows of the store itself."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from densefeat.errors import DecodeError, UsageError
+from densefeat.features.extractor import FeatureExtractor, open_image
+from densefeat.images.transforms import Preprocessing
+from densefeat.nets.create import known_config, source_of
+from densefeat.nets.weights import file_sha256
+from densefeat.search.columns import made_by
+from densefeat.store.reader import Store
+
+NEEDED = ("model", "weights", "blocks", "pool", "tap", "precision", "preprocessing")  # of provenance
+CLOSE_MATCHES = 100_000  # keys that are looked through for one that was meant
+
+
+def embed(
+    store: Store, column: str, images: Sequence[str | Path], weights: str | Path | None = None, device: str = "auto"
+) -> np.ndarray:
+    """float32 ``(len(images), C)``: image files, each whole, as the rows of a column were made.
+
+    Raises UsageError for a file that cannot be read, and as :func:`extractor_of`.
+    """
+    extractor = extractor_of(store, column, weights, device)
+    pixels = []
+    for image in images:
+        try:
+            pixels.append(open_image(image, extractor.decoder))
+        except DecodeError as error:
+            raise UsageError(f"query {str(image)!r}: {error}") from error
+    (features,) = extractor(pixels).values()
+    return features.reshape(len(pixels), -1).numpy()
+
+
+def extractor_of(store: Store, column: str, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
+    """The network that made a column, up to its block, with the preprocessing that the store records.
+
+    ``weights``: a checkpoint file; None: the file that the store names, or the published weights if it was made by them.
+    Raises UsageError where the store does not tell what made it or the weights are others, WeightsError where there are none.
+    """
+    made = store.provenance
+    if missing := [name for name in NEEDED if name not in made]:
+        raise UsageError(f"{store.path} does not tell what made it ({', '.join(missing)} missing): query it by --key")
+    known = made["weights"]
+    if known["source"] == "a model object":
+        raise UsageError(f"{store.path} was made by a model object ({made['model']}): query it by --key")
+    block, pool = made_by(store, column)
+    file = weights_file(made["model"], known, weights)
+    extractor = FeatureExtractor(
+        made["model"],
+        pool=pool,
+        tap=made["tap"],
+        weights=file,
+        device=device,
+        precision=made["precision"],
+        decoder=made.get("decoder", "pillow"),
+    )
+    check_sha256(extractor.provenance["weights"], known)
+    extractor.taps = [tap for tap in extractor.taps if tap.name == block]
+    extractor.preprocessing = Preprocessing(**{name: as_tuple(value) for name, value in made["preprocessing"].items()})
+    return extractor
+
+
+def weights_file(model: str, known: dict[str, Any], weights: str | Path | None) -> Path | None:
+    """The checkpoint to load, its hash compared before it is read; None for published weights."""
+    if weights is None and source_of(known_config(model)) == known["source"]:
+        return None
+    file = Path(known["source"] if weights is None else weights)
+    if not file.is_file():
+        if weights is not None:
+            raise UsageError(f"weights {str(file)!r}: no such file")
+        raise UsageError(
+            f"the store's weights were {known['source']!r}, not here now: --weights FILE (sha256 {known['sha256']})"
+        )
+    check_sha256({"source": str(file), "sha256": file_sha256(file)}, known)
+    return file
+
+
+def check_sha256(here: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raise UsageError where two records of weights tell of different files."""
+    if None not in (here["sha256"], known["sha256"]) and here["sha256"] != known["sha256"]:
+        told = f"sha256 {here['sha256']}, the store's ({known['source']!r}) {known['sha256']}"
+        raise UsageError(f"weights {here['source']!r} are others than those of the store: {told}")
+
+
+def as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def row_of(store: Store, key: str) -> int:
+    """The row of a key; of a tile, written ``KEY:X,Y``. UsageError where there is none (names close ones), or several."""
+    rows = rows_of_path(store, key)
+    tile = re.fullmatch(r"(.*):(\d+),(\d+)", key, re.DOTALL) if "x" in store.schema.names else None
+    if tile and not len(rows):
+        rows = rows_of_path(store, tile[1])
+        at = (store.read("x")[rows] == int(tile[2])) & (store.read("y")[rows] == int(tile[3]))
+        rows = rows[at]
+    if len(rows) == 1:
+        return int(rows[0])
+    if len(rows):
+        x, y = store.read("x")[rows[0]], store.read("y")[rows[0]]
+        raise UsageError(f"key {key!r} has {len(rows)} tiles in {store.path}: name one by its place, as in {key}:{x},{y}")
+    close = difflib.get_close_matches(key, store.column("path").slice(0, CLOSE_MATCHES).to_pylist(), n=3, cutoff=0.6)
+    raise UsageError(f"key {key!r} is not in {store.path}" + (f": did you mean {', '.join(close)}?" if close else ""))
+
+
+def rows_of_path(store: Store, path: str) -> np.ndarray:
+    found = pc.equal(store.column("path"), pa.scalar(path))
+    return np.flatnonzero(found.combine_chunks().to_numpy(zero_copy_only=False))

@@ -1,0 +1,142 @@
+"""``densefeat info``: what it says of finished, unfinished, tiled and damaged stores, and of hostile names."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stores import made_up, write_rows, write_store
+
+from densefeat.store.layout import Layout
+from densefeat.store.manifest import Failure, read_manifest
+from densefeat_cli.main import main
+
+HOSTILE = Failure("\x1b[2Jrød\r\n[bold]\u202e.jpg", "decode", "no image \x07")
+FAILURES = (HOSTILE, Failure("tile.tif", "tile", "damaged", 64, 0), *(Failure(f"{i}", "read", "gone") for i in range(5)))
+
+
+@pytest.fixture
+def info(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Runs the command in ``tmp_path``; returns its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["densefeat", "info", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return run
+
+
+def lines(text: str) -> list[str]:
+    """With the columns' padding as one space."""
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_folder(info) -> None:
+    write_store(Path("s"), shapes={"block1": (250,), "block2": (2, 3, 4)}, dtype="float16", failures=FAILURES)
+    code, out, err = info("s")
+    assert (code, err) == (0, "")
+    said = lines(out)
+    size = sum(path.stat().st_size for path in Path("s/data").iterdir())
+    assert said[:9] == [
+        "store s (folder, parts: 3)",
+        "rows 30",
+        "failures 7 (read 5, decode 1, tile 1)",
+        r"\x1b[2Jrød\r\n[bold]\u202e.jpg: decode: no image \x07",
+        "tile.tif at 64, 0: tile: damaged",
+        "0: read: gone",
+        "1: read: gone",
+        "2: read: gone",
+        "and 2 more",
+    ]
+    assert f"size {size / 1000:.1f} kB on disk, 16.4 kB of vectors in memory" in said
+    assert {"columns path, label, width, height", "model made-up", "pool avg", f"weights sha256 {'0' * 64}"} <= set(said)
+    assert said[-2:] == ["block1 250 float16 15.0 kB", "block2 2×3×4 float16 1.4 kB"]
+
+
+def test_json(info) -> None:
+    write_store(Path("s"), failures=FAILURES)
+    _, out, _ = info("s", "--format", "json")
+    assert out.isascii()
+    found = json.loads(out)
+    assert found["failures"]["count"] == 7
+    assert found["failures"]["by_stage"] == {"read": 5, "decode": 1, "tile": 1}
+    assert found["failures"]["first"][0]["path"] == HOSTILE.path
+    assert (found["rows"], found["parts"], found["complete"], found["kind"]) == (30, 3, True, "folder")
+    assert found["vectors"]["block2"] == {"shape": [5], "dtype": "float32", "memory_bytes": 600}
+    assert found["memory_bytes"] == 960
+    assert found["disk_bytes"] == sum(path.stat().st_size for path in Path("s/data").iterdir())
+    assert found["provenance"]["model"] == "made-up"
+
+
+def test_unfinished(info) -> None:
+    write_store(Path("s"), failures=FAILURES, finished=2)
+    said = lines(info("s")[1])
+    assert said[:4] == [
+        "store s (folder, parts: 2)",
+        "unfinished 20 of 30 done; the same densefeat extract goes on from there",
+        "rows 20",
+        "failures 7 (read 5, decode 1, tile 1)",
+    ]
+    found = json.loads(info("s", "--format", "json")[1])
+    assert (found["complete"], found["done"], found["total"]) == (False, 20, 30)
+
+
+def test_of_unknown_length_and_just_begun(info) -> None:
+    write_store(Path("s"), finished=0)
+    layout = Layout(Path("s"))
+    manifest = read_manifest(layout)
+    replace(manifest, rounds=(replace(manifest.rounds[0], positions=None),)).save(layout)
+    said = lines(info("s")[1])
+    assert "unfinished 0 done; the same densefeat extract goes on from there" in said
+    assert "rows 0" in said
+
+
+def test_tiled_and_updated(info) -> None:
+    write_store(Path("s"))
+    layout = Layout(Path("s"))
+    manifest = read_manifest(layout)
+    tiles = {"tile": 64, "stride": 32, "min_content": 0.5}
+    parts = tuple(replace(part, skipped=2000) for part in manifest.parts)
+    replace(manifest, provenance=manifest.provenance | {"tiles": tiles}, parts=parts, removed=1).save(layout)
+    said = lines(info("s")[1])
+    assert {"tiles tile 64", "tiles stride 32", "tiles min_content 0.5", "skipped 6,000 tiles without enough content"} <= set(
+        said
+    )
+    assert "removed 1 images with rows here are no longer in the input" in said
+
+
+def test_single_file(info) -> None:
+    write_rows(Path("e.parquet"), made_up(30), 0, 30)
+    said = lines(info("e.parquet")[1])
+    size = os.path.getsize("e.parquet")
+    assert said[:3] == ["store e.parquet (single file)", "rows 30", "failures 0"]
+    assert any(line.startswith(f"size {size / 1000:.1f} kB on disk, 960 bytes") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("nowhere", 2, "store 'nowhere': no such file or folder"),
+        ("empty", 2, "store 'empty': no manifest.json in it"),
+        ("text", 2, "store 'text': not a Parquet file"),
+        ("torn", 1, "torn/data/part-00000.parquet: missing or damaged"),
+        ("short", 1, "store 'short': 1 of 3 parts are missing, part-00001.parquet first"),
+    ],
+)
+def test_errors(info, name: str, code: int, message: str) -> None:
+    Path("empty").mkdir()
+    Path("text").write_text("text")
+    for store in ("torn", "short"):
+        write_store(Path(store))
+    Path("torn/data/part-00000.parquet").write_bytes(b"PAR1")
+    Path("short/data/part-00001.parquet").unlink()
+    ended, out, err = info(name)
+    assert (ended, out) == (code, "")
+    (line,) = err.splitlines()
+    assert line.startswith(f"densefeat: {message}")

@@ -1,0 +1,129 @@
+"""Queries: embedded as the store was, by the same weights or not at all; or found by key."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+
+import densefeat
+from densefeat.errors import UsageError
+from densefeat.nets.weights import file_sha256
+from densefeat.search.queries import embed, extractor_of, row_of
+from helpers import BUNDLED, relative_difference
+
+
+@pytest.mark.parametrize(
+    ("settings", "column"),
+    [
+        ({}, "block3"),
+        ({"blocks": "2", "tap": "raw", "pool": "avg,gem:4", "image_size": 40, "decoder": "pillow"}, "block2_gem"),
+        ({"blocks": "1,3", "pool": "none", "precision": "bf16"}, "block1"),
+    ],
+)
+def test_a_query_is_embedded_as_its_row_was(photo_folder: Path, tmp_path: Path, settings: dict, column: str) -> None:
+    densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", workers=1, **settings)
+    store = densefeat.open_store(tmp_path / "e.parquet")
+    some = [2, 7]
+    queries = embed(store, column, [photo_folder / store.keys[row] for row in some], device="cpu")
+    assert relative_difference(queries, store[column][some]) < (1e-2 if settings.get("precision") == "bf16" else 1e-5)
+
+
+def test_only_what_the_column_needs_is_run(photo_folder: Path, tmp_path: Path) -> None:
+    densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", workers=1, image_size=32)
+    extractor = extractor_of(densefeat.open_store(tmp_path / "e.parquet"), "block1", device="cpu")
+    assert [tap.name for tap in extractor.taps] == ["block1"]
+
+
+@pytest.fixture
+def bundled_file() -> Path:
+    return Path(timm.create_model(BUNDLED).pretrained_cfg["file"])
+
+
+@pytest.fixture
+def of_checkpoint(tmp_path: Path, photo_folder: Path, bundled_file: Path) -> Path:
+    """A store made from a checkpoint file, which lies beside it."""
+    checkpoint = shutil.copy(bundled_file, tmp_path / "mine.safetensors")
+    densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, weights=checkpoint, device="cpu", workers=1, blocks="1")
+    return tmp_path / "e.parquet"
+
+
+def test_the_checkpoint_that_the_store_names_is_found(of_checkpoint: Path, tmp_path: Path) -> None:
+    extractor = extractor_of(densefeat.open_store(of_checkpoint), "block1", device="cpu")
+    assert extractor.provenance["weights"]["source"] == str(tmp_path / "mine.safetensors")
+
+
+def test_a_checkpoint_that_was_moved(of_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    store = densefeat.open_store(of_checkpoint)
+    with pytest.raises(
+        UsageError, match=r"weights were '.*mine.safetensors', not here now: --weights FILE \(sha256 [0-9a-f]{64}\)"
+    ):
+        extractor_of(store, "block1", device="cpu")
+    extractor_of(store, "block1", tmp_path / "elsewhere.safetensors", "cpu")
+
+
+def test_other_weights_are_refused_before_they_are_read(of_checkpoint: Path, tmp_path: Path, bundled_file: Path) -> None:
+    (tmp_path / "mine.safetensors").write_bytes(b"no checkpoint at all")
+    here, there = file_sha256(tmp_path / "mine.safetensors"), file_sha256(bundled_file)
+    with pytest.raises(UsageError, match=rf"are others than those of the store: sha256 {here}, the store's \('.*'\) {there}"):
+        extractor_of(densefeat.open_store(of_checkpoint), "block1", device="cpu")
+
+
+MADE = {
+    "model": f"{BUNDLED}.tin200",
+    "weights": {"source": "densefeat/densenet_bc100_k12.tin200.safetensors", "sha256": "00", "license": None},
+    "blocks": ["block1"],
+    "pool": ["avg"],
+    "tap": "norm",
+    "precision": "fp32",
+    "preprocessing": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("provenance", "weights", "match"),
+    [
+        ({}, None, r"does not tell what made it \(model, weights, .* missing\): query it by --key"),
+        (MADE | {"model": "Mine", "weights": {"source": "a model object", "sha256": "00"}}, None, r"a model object \(Mine\)"),
+        (MADE | {"model": "densefeat_nonsense"}, None, "unknown model 'densefeat_nonsense'"),
+        (MADE, "nowhere.pt", "weights 'nowhere.pt': no such file"),
+        (MADE, None, "sha256 [0-9a-f]{64}, the store's .* 00"),
+    ],
+)
+def test_stores_that_no_network_fits(make_store, provenance: dict, weights: str | None, match: str) -> None:
+    store = make_store({"block1": np.ones((1, 216), np.float32)}, **provenance)
+    with pytest.raises(UsageError, match=match):
+        extractor_of(store, "block1", weights, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [(None, "query '.*q.jpg': No such file"), (b"", "query '.*q.jpg': the file is empty"), (b"x", "not an image")],
+)
+def test_unreadable_queries(photo_folder: Path, tmp_path: Path, content: bytes | None, match: str) -> None:
+    densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", workers=1, blocks="1")
+    if content is not None:
+        (tmp_path / "q.jpg").write_bytes(content)
+    with pytest.raises(UsageError, match=match):
+        embed(densefeat.open_store(tmp_path / "e.parquet"), "block1", [tmp_path / "q.jpg"], device="cpu")
+
+
+def test_rows_by_key(make_store) -> None:
+    store = make_store({"block1": np.ones((3, 2), np.float32)}, keys=["a.jpg", "b.jpg:1,2", "dir/c.jpg"])
+    assert [row_of(store, key) for key in ("a.jpg", "b.jpg:1,2", "dir/c.jpg")] == [0, 1, 2]
+    with pytest.raises(UsageError, match=r"key 'dir/d.jpg' is not in .*: did you mean dir/c.jpg"):
+        row_of(store, "dir/d.jpg")
+    with pytest.raises(UsageError, match=r"key 'zzz' is not in \S+$"):
+        row_of(store, "zzz")
+
+
+def test_tiles_by_key_and_place(make_store) -> None:
+    places = [(0, 0), (32, 0), (0, 0)]
+    store = make_store({"block1": np.ones((3, 2), np.float32)}, keys=["a.tif", "a.tif", "b.tif"], places=places)
+    assert [row_of(store, key) for key in ("a.tif:0,0", "a.tif:32,0", "b.tif:0,0", "b.tif")] == [0, 1, 2, 2]
+    with pytest.raises(UsageError, match="key 'a.tif' has 2 tiles in .*: name one by its place, as in a.tif:0,0"):
+        row_of(store, "a.tif")
+    with pytest.raises(UsageError, match="key 'a.tif:1,1' is not in"):
+        row_of(store, "a.tif:1,1")

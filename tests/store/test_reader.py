@@ -1,0 +1,214 @@
+"""Reading a store back: columns, ranges, failures, and what is wrong with damaged ones."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from stores import PROVENANCE, made_up, write_rows, write_store
+
+import densefeat
+from densefeat.errors import OutputError, UsageError
+from densefeat.store.manifest import Failure
+from densefeat.store.writer import METADATA_KEY, EmbeddingWriter, embedding_schema
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_folder(tmp_path: Path, dtype: str) -> None:
+    failure = Failure("bad.jpg", "decode", "no image", 3, 4)
+    features = write_store(tmp_path / "s", rows=25, dtype=dtype, failures=(failure,))
+    store = densefeat.open_store(tmp_path / "s")
+    assert len(store) == 25
+    assert len(store.parts) == 3
+    assert store.complete
+    assert store.shapes == {"block1": (3,), "block2": (5,)}
+    assert store.provenance == PROVENANCE
+    assert store.failures == [failure]
+    for name, values in features.items():
+        assert store[name].dtype == dtype
+        assert np.array_equal(store[name], values)
+    assert store.keys[[0, 24]].tolist() == ['é/00, "0".jpg', 'é/24, "24".jpg']
+    assert store.labels is not None
+    assert store.labels[:3].tolist() == [None, "cat", "dog"]
+    assert np.array_equal(store["width"], np.arange(25))
+    assert repr(store).endswith("25 rows, block1 (3,), block2 (5,))")
+    assert store.dataset().count_rows() == 25
+
+
+def test_single_file(tmp_path: Path) -> None:
+    features = made_up(4, {"block1": (2, 3, 4)})
+    write_rows(tmp_path / "e.parquet", features, 0, 4, labelled=False)
+    failures = [{"path": "a", "stage": "decode", "reason": "b"}, {"path": "c", "stage": "read", "reason": "d", "x": 1, "y": 2}]
+    (tmp_path / "e.failures.jsonl").write_text("".join(json.dumps(line) + "\n" for line in failures))
+    store = densefeat.open_store(str(tmp_path / "e.parquet"))
+    assert store.shapes == {"block1": (2, 3, 4)}
+    assert np.array_equal(store["block1"], features["block1"].reshape(4, 24))
+    assert store.labels is None
+    assert store.provenance["model"] == "made-up"
+    assert store.failures == [Failure("a", "decode", "b"), Failure("c", "read", "d", 1, 2)]
+    (tmp_path / "e.failures.jsonl").unlink()
+    assert store.failures == []
+
+
+RANGES = [(0, 25), (0, 0), (25, 25), (9, 11), (10, 20), (3, 4), (24, 25), (10, 10), (7, 23)]
+
+
+def test_ranges_over_parts_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densefeat.store.writer.ROW_GROUP_BYTES", 64)
+    monkeypatch.setattr("densefeat.store.reader.PIECE_BYTES", 24)
+    features = write_store(tmp_path / "s", rows=25, part_rows=10)
+    path = tmp_path / "e.parquet"
+    with EmbeddingWriter(path, embedding_schema({"block1": (3,)}, {})) as writer:
+        for i in range(25):
+            plain = {"path": [str(i)], "width": [i], "height": [0]}
+            writer.append(plain, {"block1": features["block1"][i : i + 1]})
+    assert pq.read_metadata(path).num_row_groups > 5
+    for place in (tmp_path / "s", path):
+        store = densefeat.open_store(place)
+        for start, stop in RANGES:
+            assert np.array_equal(store.read("block1", start, stop), features["block1"][start:stop]), (start, stop)
+            assert store.read("width", start, stop).tolist() == list(range(start, stop))
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(7, [7, 3, 7, 3, 5]), (10, [10, 10, 5]), (24, [20, 5]), (None, [25])])
+def test_batches_end_with_parts(tmp_path: Path, rows: int | None, sizes: list[int]) -> None:
+    features = write_store(tmp_path / "s", rows=25)
+    batches = list(densefeat.open_store(tmp_path / "s").batches("block2", rows))
+    assert [len(values) for _, values in batches] == sizes
+    assert [first for first, _ in batches] == [0, *np.cumsum(sizes)[:-1]]
+    assert np.array_equal(np.concatenate([values for _, values in batches]), features["block2"])
+
+
+def test_record_batches_hold_columns_in_the_order_asked(tmp_path: Path) -> None:
+    features = write_store(tmp_path / "s", rows=25)
+    batches = list(densefeat.open_store(tmp_path / "s").record_batches(["block2", "path"]))
+    assert batches[0].schema.names == ["block2", "path"]
+    values = [batch.column(0).flatten().to_numpy().reshape(-1, 5) for batch in batches]
+    assert np.array_equal(np.concatenate(values), features["block2"])
+
+
+def test_names_that_are_the_start_of_others(tmp_path: Path) -> None:
+    """As of models whose features are named by their modules."""
+    features = made_up(4, {"norm.a": (2,), "norm": (3,)})
+    write_rows(tmp_path / "e.parquet", features, 0, 4)
+    store = densefeat.open_store(tmp_path / "e.parquet")
+    assert np.array_equal(store["norm"], features["norm"])
+    assert np.array_equal(store["norm.a"], features["norm.a"])
+
+
+def test_opening_looks_into_one_part_only(tmp_path: Path) -> None:
+    features = write_store(tmp_path / "s")
+    for part in (tmp_path / "s/data").glob("part-0000[12].parquet"):
+        part.write_bytes(b"damaged")
+    store = densefeat.open_store(tmp_path / "s")
+    assert np.array_equal(store.read("block1", 0, 10), features["block1"][:10])
+    with pytest.raises(OutputError, match=r"part-00001\.parquet: missing or damaged"):
+        store.read("block1", 0, 11)
+
+
+def test_one_column_does_not_touch_the_others(tmp_path: Path) -> None:
+    features = write_store(tmp_path / "s", rows=10)
+    part = tmp_path / "s/data/part-00000.parquet"
+    group = pq.read_metadata(part).row_group(0)
+    [column] = [column for i in range(group.num_columns) if (column := group.column(i)).path_in_schema.startswith("block1")]
+    content = bytearray(part.read_bytes())
+    content[column.data_page_offset : column.data_page_offset + column.total_compressed_size] = bytes(
+        column.total_compressed_size
+    )
+    part.write_bytes(content)
+    store = densefeat.open_store(tmp_path / "s")
+    assert np.array_equal(store["block2"], features["block2"])
+    with pytest.raises(OutputError, match=r"part-00000\.parquet: missing or damaged"):
+        store["block1"]
+
+
+def test_unfinished(tmp_path: Path) -> None:
+    failure = Failure("bad.jpg", "decode", "no image")
+    features = write_store(tmp_path / "s", failures=(failure,), finished=2)
+    store = densefeat.open_store(tmp_path / "s")
+    assert not store.complete
+    assert store.progress == (20, 30)
+    assert np.array_equal(store["block1"], features["block1"][:20])
+    assert store.failures == [failure]
+
+
+def test_begun(tmp_path: Path) -> None:
+    write_store(tmp_path / "s", finished=0)
+    store = densefeat.open_store(tmp_path / "s")
+    assert (len(store), store.shapes, store.failures, store.progress) == (0, {}, [], (0, 30))
+    with pytest.raises(UsageError, match="has no column 'block1': it has no rows yet"):
+        store["block1"]
+
+
+def test_no_rows(tmp_path: Path) -> None:
+    write_rows(tmp_path / "e.parquet", made_up(0), 0, 0)
+    store = densefeat.open_store(tmp_path / "e.parquet")
+    assert store["block1"].shape == (0, 3)
+    assert store.keys.tolist() == []
+    assert list(store.batches("block1")) == []
+
+
+def other_rows(root: Path) -> None:
+    write_rows(root / "data/part-00001.parquet", made_up(9), 0, 9)
+
+
+def other_columns(root: Path) -> None:
+    write_rows(root / "data/part-00001.parquet", made_up(10, {"block1": (4,)}), 0, 10)
+
+
+def newer_folder(root: Path) -> None:
+    manifest = json.loads((root / "manifest.json").read_text())
+    (root / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
+
+
+def newer_single(root: Path) -> None:
+    table = pq.read_table(root / "data/part-00000.parquet")
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: b'{"format_version": 99}'}), root.with_name("new.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "match"),
+    [
+        ("s", lambda root: (root / "data/part-00001.parquet").unlink(), r"1 of 3 parts are missing, part-00001\.parquet first"),
+        ("s", lambda root: (root / "failures.parquet").write_bytes(b"x"), r"failures\.parquet: missing or damaged"),
+        ("s", lambda root: (root / "manifest.json").write_text("{"), "not a readable manifest"),
+        ("s", other_rows, r"part-00001\.parquet: has 9 rows, not the 10 of the manifest"),
+        ("s", other_columns, r"part-00001\.parquet: its column 'block1' is not that of the other parts"),
+        ("s", newer_folder, "99"),
+        ("new.parquet", newer_single, "of format version 99, this densefeat reads up to 2: update it"),
+        ("e.parquet", lambda root: root.with_name("e.failures.jsonl").write_text("no"), "e.failures.jsonl: cannot be read"),
+    ],
+)
+def test_damaged(tmp_path: Path, name: str, damage, match: str) -> None:
+    write_store(tmp_path / "s")
+    write_rows(tmp_path / "e.parquet", made_up(4), 0, 4)
+    damage(tmp_path / "s")
+    with pytest.raises(OutputError, match=match):
+        store = densefeat.open_store(tmp_path / name)
+        store["block1"], store.failures
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("nowhere", "no such file or folder"),
+        ("empty", r"no manifest\.json in it"),
+        ("text.parquet", "not a Parquet file"),
+        ("foreign.parquet", "not of densefeat"),
+    ],
+)
+def test_no_store(tmp_path: Path, name: str, match: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.parquet").write_text("text")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
+    with pytest.raises(UsageError, match=match):
+        densefeat.open_store(tmp_path / name)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 2), (0, 31)])
+def test_rows_that_are_not_there(tmp_path: Path, start: int, stop: int) -> None:
+    write_store(tmp_path / "s")
+    with pytest.raises(UsageError, match=f"rows {start} to {stop} of .*: it has 30"):
+        densefeat.open_store(tmp_path / "s").read("block1", start, stop)

@@ -1,0 +1,60 @@
+"""Small stores of made-up rows, written as an extraction writes them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from densefeat.store.dataset import begin, check_folder, close, finish_part
+from densefeat.store.layout import Layout
+from densefeat.store.manifest import Failure, Manifest, PartRecord, Round
+from densefeat.store.writer import EmbeddingWriter, embedding_schema
+
+SHAPES: dict[str, tuple[int, ...]] = {"block1": (3,), "block2": (5,)}
+PROVENANCE = {"model": "made-up", "pool": ["avg"], "weights": {"sha256": "0" * 64}}
+
+
+def made_up(rows: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES, dtype: str = "float32") -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {name: generator.normal(size=(rows, *shape)).astype(dtype) for name, shape in shapes.items()}
+
+
+def write_rows(path: Path, features: Mapping[str, np.ndarray], start: int, stop: int, labelled: bool = True) -> None:
+    """Rows ``start`` to ``stop`` of ``features`` as one Parquet file; every fifth row has no label."""
+    shapes = {name: values.shape[1:] for name, values in features.items()}
+    dtype = next(iter(features.values())).dtype.name
+    schema = embedding_schema(shapes, PROVENANCE, dtype, labelled)
+    plain = {
+        "path": [f'é/{i:02}, "{i}".jpg' for i in range(start, stop)],
+        "label": [None if i % 5 == 0 else "cat" if i % 2 else "dog" for i in range(start, stop)],
+        "width": list(range(start, stop)),
+        "height": [7] * (stop - start),
+    }
+    with EmbeddingWriter(path, schema) as writer:
+        writer.append(plain, {name: values[start:stop] for name, values in features.items()})
+
+
+def write_store(
+    root: Path,
+    rows: int = 30,
+    part_rows: int = 10,
+    shapes: Mapping[str, tuple[int, ...]] = SHAPES,
+    dtype: str = "float32",
+    failures: tuple[Failure, ...] = (),
+    finished: int | None = None,
+) -> dict[str, np.ndarray]:
+    """A folder of parts; returns its vectors. ``failures``: of the first part. ``finished``: so many parts, and not closed."""
+    layout = Layout(root)
+    check_folder(layout)
+    manifest = Manifest({}, PROVENANCE, "made-up", (Round(0, "", "", rows),))
+    begin(layout, manifest)
+    features = made_up(rows, shapes, dtype)
+    for part, start in list(enumerate(range(0, rows, part_rows)))[:finished]:
+        stop = min(start + part_rows, rows)
+        write_rows(layout.unfinished(part), features, start, stop)
+        finish_part(
+            layout, manifest.job, PartRecord(part, start, stop, stop, stop - start, 0, failures=() if part else failures)
+        )
+    if finished is None:
+        close(layout, manifest)
+    return features
