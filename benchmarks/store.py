@@ -141,7 +141,7 @@ def measured(step: str, variant: str, files: Files) -> tuple[float, float]:
 
 
 def peak_resident(reset: bool = False) -> float:
-    """MB; with ``reset`` the peak is first set back to what is resident now. getrusage's peak has the parent process's in it."""
+    """MB; with ``reset`` the peak is first set back to what is resident now. (getrusage reports the parent's, if higher.)"""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")

@@ -10,8 +10,8 @@ import click
 @click.option("--to", required=True, type=click.Choice(["npy", "npz", "safetensors", "datasets", "csv"]),
               help="npy, datasets: a folder; npz, safetensors, csv: a file.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder or file to write; it must not exist.")
-@click.option("--columns", "--blocks", "columns", metavar="NAMES", help="Vector columns by name, or blocks by number, as in 3,4."
-              "  [default: all]")  # fmt: skip
+@click.option("--columns", "--blocks", "columns", metavar="NAMES",
+              help="Vector columns by name, or blocks by number, as in 3,4.  [default: all]")  # fmt: skip
 def convert(store: Path, to: str, out: Path, columns: str | None) -> None:
     """Embeddings of a store, a folder or a single file, in another format, with their keys and provenance.
 

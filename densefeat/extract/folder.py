@@ -10,7 +10,8 @@ from densefeat.extract.plan import Plan, finish, join, plan
 from densefeat.extract.ranks import Ranks
 from densefeat.extract.running import running
 from densefeat.extract.settings import ExtractResult, Job
-from densefeat.store.dataset import check_folder, count_failures
+from densefeat.store.atomic import written
+from densefeat.store.dataset import count_failures
 from densefeat.store.layout import Layout
 from densefeat.store.lock import locked
 from densefeat.store.manifest import PartRecord, read_manifest
@@ -22,7 +23,8 @@ POLL_SECONDS = 0.5
 def extract_folder(job: Job) -> ExtractResult:
     """Begin or continue the store at ``job.out``; with several processes, this one's share of it."""
     layout = Layout(job.out)
-    check_folder(layout)
+    with written(layout.root):
+        layout.root.mkdir(parents=True, exist_ok=True)
     rank = job.ranks.rank
     with locked(layout.rank_lock(rank) if rank else layout.lock):
         planned = None if rank else begun(job, layout)

@@ -18,6 +18,9 @@ from densefeat.extract.tiling import Tiling
 from densefeat.features.extractor import FeatureExtractor
 from densefeat.images.decode import MAX_PIXELS
 from densefeat.images.sources import open_source
+from densefeat.store.atomic import check_target
+from densefeat.store.dataset import check_folder
+from densefeat.store.layout import Layout
 from densefeat.store.writer import DTYPES
 
 ENGINES = ("local", "ray")
@@ -95,6 +98,10 @@ def extract(
         )
     if engine == "ray" and ranks.world > 1:
         raise UsageError("--engine ray under torchrun: use one of them")
+    if single:
+        check_target(out)
+    else:
+        check_folder(Layout(out))
     tiling = Tiling(tile, stride, min_content, max_pixels)
     given = Input(str(images), open_source(images, labels, label_column, image_column, base, follow_links), tiling)
     where = ranks.device(device)

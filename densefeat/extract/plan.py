@@ -13,7 +13,7 @@ from densefeat.errors import OutputError, UsageError
 from densefeat.extract.ranks import Ranks
 from densefeat.extract.tiling import Tiling
 from densefeat.images.stream import Selected, Source, printable
-from densefeat.store.dataset import begin, check_folder, close, earlier_failures
+from densefeat.store.dataset import begin, close, earlier_failures
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Manifest, PartRecord, Round, read_manifest, read_records
 from densefeat.store.reader import Store, finished_parts
@@ -83,7 +83,6 @@ def plan(
 
     Raises UsageError where the folder holds rows made otherwise or of another input, OutputError where it is no store.
     """
-    check_folder(layout)
     current = None if overwrite else read_manifest(layout)
     if current is None:
         source = given.view(given.listing)

@@ -138,29 +138,3 @@ def source_of_list(address: Address, options: Options) -> Source:
     folder = base.folder(follow_links=options.follow_links)
     columns = options.image_column, options.label_column
     return open_list(home, address.name, address.text, folder, base.spellings(), *columns)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """``key``: the path relative to ``folder``, forward slashes, unique. ``folder``: absolute."""
-
-    key: str
-    folder: str
-
-    def read(self) -> bytes:
-        """The file's bytes, or DecodeError (stage ``read``)."""
-        return LocalFolder(self.folder).read(self.key)
-
-    @property
-    def printable_key(self) -> str:
-        return printable(self.key)
-
-
-def find_images(folder: str | Path) -> list[ImageFile]:
-    """All images below a folder, sorted by key."""
-    root = os.path.realpath(folder)
-    if not os.path.isdir(root):
-        what = "is a file, not a folder" if os.path.exists(root) else "no such folder"
-        raise UsageError(f"images {str(folder)!r}: {what}")
-    found = open_folder(LocalFolder(root), str(folder))
-    return [ImageFile(os.fsdecode(key), root) for key in found.keys().to_pylist()]

@@ -38,6 +38,11 @@ def written(path: Path) -> Iterator[None]:
         raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
+def check_target(path: Path) -> None:
+    """Raise OutputError now if :func:`atomic_file` could not make ``path``."""
+    make_beside(path, path.parent).unlink()
+
+
 def make_beside(path: Path, folder: Path) -> Path:
     if path.is_dir() or not path.name:
         raise OutputError(f"output {str(path)!r} is a folder: give a file name")

@@ -34,7 +34,11 @@ def check_folder(layout: Layout) -> None:
     if root.exists() and not root.is_dir():
         raise OutputError(f"output {str(root)!r} is a file: give a folder, or a name that ends in .parquet")
     with written(root):
-        root.mkdir(parents=True, exist_ok=True)
+        existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise OutputError(f"output {str(root)!r} cannot be written: no permission to write in {str(existing)!r}")
+        if existing != root:
+            return
         others = sorted(path.name for path in root.iterdir() if not is_remnant(path, layout))
     if others and not layout.manifest.exists():
         raise OutputError(f"output {str(root)!r} is no store of densefeat and not empty ({others[0]}): give a new folder")

@@ -30,7 +30,7 @@ def test_extract_writes_and_says_what(photo_folder: Path, tmp_path: Path) -> Non
     assert line.endswith("images/s")
     assert ended.stderr == ""  # no terminal, no progress bar
     made_by = json.loads(pq.read_schema(tmp_path / "e.parquet").metadata[b"densefeat"])
-    assert (made_by["tap"], made_by["pool"], made_by["precision"]) == ("raw", "max", "bf16")
+    assert (made_by["tap"], made_by["pool"], made_by["precision"]) == ("raw", ["max"], "bf16")
     assert made_by["preprocessing"]["size"] == 40
 
 

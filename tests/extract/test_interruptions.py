@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +20,13 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX processes
 TESTS = Path(__file__).parents[1]
 
 
-def run_script(script: str, *arguments: object) -> str:
-    """In an interpreter of its own, with the helpers of forked.py; its output."""
+def run_script(script: str, *arguments: object) -> tuple[str, str]:
+    """In an interpreter of its own, with the helpers of forked.py; the last line it printed, and all of its errors."""
     environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from forked import *\n" + script, *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    return ended.stdout
+    return ended.stdout.splitlines()[-1], ended.stderr
 
 
 def table_of(store: Path) -> pa.Table:
@@ -67,11 +69,13 @@ print(*interrupt_at_random(arguments, 20, signal.Signals(int(number)), time.mono
 @pytest.mark.parametrize(("number", "allowed"), [(2, {0, 130}), (15, {0, 143, -15}), (9, {0, -9})])
 def test_twenty_interruptions_change_nothing(number: int, allowed: set[int], many: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
-    printed = run_script(INTERRUPTED, "--images", many, "--out", out, "--batch-size", 7, "--part-rows", 30, number)
-    codes = [int(code) for code in printed.splitlines()[-1].split()]
+    printed, errors = run_script(INTERRUPTED, "--images", many, "--out", out, "--batch-size", 7, "--part-rows", 30, number)
+    codes = [int(code) for code in printed.split()]
     assert codes[-1] == 0
     assert set(codes) <= allowed
     assert len(set(codes)) > 1, "every run was over before its signal came"
+    if number != signal.SIGKILL:
+        assert re.search(r"densefeat: interrupted after \d+ of 240 images; the same command goes on from there", errors)
     assert_same(out, tmp_path / "store-whole")
     assert len(densefeat.open_store(out)) == 235
 
@@ -107,8 +111,8 @@ print(events)
 @pytest.mark.parametrize("renames", ["keep", "undo"])
 def test_power_cut_at_every_write_sync_and_rename(renames: str, photo_folder: Path, tmp_path: Path) -> None:
     (photo_folder / "china/03.jpg").write_bytes(b"")
-    events = run_script(CRASHES, tmp_path / "store", renames, "--images", photo_folder, "--part-rows", 5, "--batch-size", 2)
-    assert int(events.splitlines()[-1]) > 40
+    events, _ = run_script(CRASHES, tmp_path / "store", renames, "--images", photo_folder, "--part-rows", 5, "--batch-size", 2)
+    assert int(events) > 40
 
 
 def test_disk_full_keeps_what_is_written(many: Path, tmp_path: Path) -> None:
@@ -119,6 +123,7 @@ arguments = sys.argv[1:]
 limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
 print(exit_code(start([*arguments, "--part-rows", "200"], limit)), exit_code(start([*arguments, "--part-rows", "200"])))
 """
-    ended = run_script(script, "--images", many, "--out", tmp_path / "store")
-    assert ended.splitlines()[-1] == "1 0"
+    codes, errors = run_script(script, "--images", many, "--out", tmp_path / "store")
+    assert codes == "1 0"
+    assert "part-00000.parquet' cannot be written: File too large" in errors
     assert len(densefeat.open_store(tmp_path / "store")) == 235

@@ -11,7 +11,7 @@ from streams import make, outcomes, read_source
 
 from densefeat import UsageError
 from densefeat.images.files import Files
-from densefeat.images.sources import find_images, open_source
+from densefeat.images.sources import open_source
 from densefeat.images.tables import Tables
 from densefeat.images.tars import Members
 
@@ -89,10 +89,3 @@ def test_wrong_inputs(images: str, options: dict, match: str, folder: Path) -> N
 def test_a_linked_folder_is_its_target(folder: Path) -> None:
     (folder / "link").symlink_to("cats")
     assert outcomes(open_source("link").items(0, 9)) == outcomes(open_source("cats").items(0, 9))
-
-
-def test_files_of_a_folder(folder: Path) -> None:
-    first, second = find_images("cats")
-    assert (first.read(), second.printable_key) == (b"cats/a.png", "deep/b.png")
-    with pytest.raises(UsageError, match="is a file, not a folder"):
-        find_images("notes.md")

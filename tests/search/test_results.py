@@ -37,12 +37,12 @@ def test_pairs_as_records_and_groups(make_store) -> None:
     assert found.fields == ["rank", "score", "group", "path", "other_path"]
     assert [list(map(record.get, found.fields)) for record in found.records()] == [
         [1, 0.9950372, 1, "0.jpg", "2.jpg"],
-        [2, 0.9820638, 1, "2.jpg", "5.jpg"],
+        [2, 0.981665, 1, "2.jpg", "5.jpg"],
         [3, 0.9805807, 2, "1.jpg", "4.jpg"],
     ]
     groups = list(found.groups())
     assert [group.rows.tolist() for group in groups] == [[0, 2, 5], [1, 4]]
-    np.testing.assert_allclose(groups[0].best, [0.9950372, 0.9950372, 0.9820638], rtol=1e-6)
+    np.testing.assert_allclose(groups[0].best, [0.9950372, 0.9950372, 0.981665], rtol=1e-6)
     assert found.summary()["complete"] is True
 
 
