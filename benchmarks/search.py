@@ -101,9 +101,9 @@ def print_table(results: dict[str, list[dict[str, float]]], baseline: str) -> No
         "variant", "seconds", "of it in memory", "ratio to numpy (range)", "peak MB", "found", box=None, pad_edge=False
     )
     for name, runs in results.items():
-        ratios = [base["seconds"] / own["seconds"] for base, own in zip(results[baseline], runs, strict=True)]
+        ratios = [base["seconds"] / max(own["seconds"], 1e-9) for base, own in zip(results[baseline], runs, strict=True)]
         median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if name != "imports" else ""
         apart = f"{median['in memory']:.2f}" if name.startswith("numpy") else ""
         found = f"{median['found']:,.0f}" if "pairs" in name else ""
         table.add_row(name, f"{median['seconds']:.2f}", apart, spread, f"{median['megabytes']:.0f}", found)

@@ -46,6 +46,7 @@ def write_store(
     """A folder of parts; returns its vectors. ``failures``: of the first part. ``finished``: so many parts, and not closed."""
     layout = Layout(root)
     check_folder(layout)
+    layout.root.mkdir(exist_ok=True)
     manifest = Manifest({}, PROVENANCE, "made-up", (Round(0, "", "", rows),))
     begin(layout, manifest)
     features = made_up(rows, shapes, dtype)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -103,7 +104,14 @@ def extract(
     else:
         check_folder(Layout(out))
     tiling = Tiling(tile, stride, min_content, max_pixels)
-    given = Input(str(images), open_source(images, labels, label_column, image_column, base, follow_links), tiling)
+    reading: dict[str, Any] = {
+        "labels": labels,
+        "label_column": label_column,
+        "image_column": image_column,
+        "base": None if base is None else str(base),
+        "follow_links": follow_links,
+    }
+    given = Input(str(images), reading, open_source(images, **reading), tiling)
     where = ranks.device(device)
     extractor = FeatureExtractor(model, blocks, pool, tap, weights, where, precision, image_size, decoder=decoder)
     options = Options(batch_size, workers, on_error, max_failures, overwrite, update, engine)

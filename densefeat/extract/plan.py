@@ -69,9 +69,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Input:
-    """``listing``: all of the input; ``view``: turns it, or some of it, into what is extracted (tiles, or itself)."""
+    """``listing``: all of the input; ``view``: turns it, or some of it, into what is extracted (tiles, or itself).
+
+    ``images``, ``options``: what it was opened by, for the record.
+    """
 
     images: str
+    options: dict[str, Any]
     listing: Source
     view: Tiling
 

@@ -1,6 +1,5 @@
 """What defines a job: what its rows are made by, what must stay the same when it goes on, and what only says how it runs."""
 
-import hashlib
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
 from densefeat.extract.limits import FailureLimit
 from densefeat.extract.pipeline import Decoding, usable_cores
@@ -17,6 +15,7 @@ from densefeat.extract.plan import Input
 from densefeat.extract.ranks import Ranks
 from densefeat.extract.tiling import Tiling
 from densefeat.features.extractor import FeatureExtractor
+from densefeat.features.pooling import pool_specs
 from densefeat.store.writer import embedding_schema
 from densefeat.version import __version__
 
@@ -82,19 +81,19 @@ class Job:
     def provenance(self) -> dict[str, Any]:
         """What makes the rows, for people and for programs that make more of them."""
         extractor = self.extractor
-        record = dict(extractor.provenance)
-        if record["weights"]["sha256"] is None:
-            record["weights"] = record["weights"] | {"sha256": state_sha256(extractor.model)}
+        weights = extractor.provenance["weights"] | {"sha256": extractor.weights_sha256}
         return {
             "densefeat": __version__,
             "torch": torch.__version__,
             "images": self.given.images,
-            **record,
+            "input_options": self.given.options,
+            **extractor.provenance,
+            "weights": weights,
             "preprocessing": extractor.preprocessing.to_json(),
             "decoder": extractor.decoder,
             "blocks": [tap.name for tap in extractor.taps],
             "tap": extractor.tap,
-            "pool": list(extractor.pools),
+            "pool": pool_specs(extractor.pool),
             "precision": extractor.precision,
             "backend": "reference",
             "tiles": None if self.tiling.tile is None else asdict(self.tiling),
@@ -147,12 +146,3 @@ class Job:
 
     def limit(self) -> FailureLimit:
         return FailureLimit.parse(self.options.on_error, self.options.max_failures)
-
-
-def state_sha256(model: nn.Module) -> str:
-    """Of a model object's tensors, names and shapes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

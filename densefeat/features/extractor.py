@@ -17,6 +17,7 @@ from densefeat.images.decode import check_decoder, decode_pixels, rgb_image
 from densefeat.images.transforms import Geometry, Preprocessing, image_tensor
 from densefeat.nets.base import StagedNet
 from densefeat.nets.create import create_model, record
+from densefeat.nets.weights import state_sha256
 
 PRECISIONS = ("fp32", "bf16")
 BATCH_SIZE = 32  # images prepared at a time inside one call
@@ -79,6 +80,11 @@ class FeatureExtractor:
             self.model = model.to(self.device)
             self.provenance = record(type(model).__name__, "a model object", None, None)
             self.taps = find_taps(self.model, blocks, tap)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the file that the weights came from; where that is not known, of the model's tensors as they are now."""
+        return self.provenance["weights"]["sha256"] or state_sha256(self.model)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:

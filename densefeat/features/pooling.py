@@ -35,16 +35,21 @@ POOLS: dict[str, Pool] = {"avg": avg, "max": max_, "gem": gem, "none": none}
 
 def parse_pools(pool: str | Sequence[str]) -> dict[str, Pool]:
     """``"avg"``, ``"avg,max"``, ``["gem:4", "none"]``: names (``gem`` with its power after a colon, 3 without) to functions."""
-    given = pool.split(",") if isinstance(pool, str) else list(pool)
+    given = pool_specs(pool)
     pools: dict[str, Pool] = {}
     if not given:
         raise UsageError("pool []: give one or more of avg, max, gem, none")
     for spec in given:
-        name, _, power = str(spec).strip().partition(":")
+        name, _, power = spec.partition(":")
         if name not in POOLS or (power and name != "gem") or name in pools:
             raise UsageError(f"pool {pool!r}: give one or more of avg, max, gem, none, each once (gem:4 for another power)")
         pools[name] = partial(gem, p=positive(power)) if power else POOLS[name]
     return pools
+
+
+def pool_specs(pool: str | Sequence[str]) -> list[str]:
+    """``"avg,gem:4"`` or ``["avg", "gem:4"]`` as ``["avg", "gem:4"]``."""
+    return [str(spec).strip() for spec in (pool.split(",") if isinstance(pool, str) else pool)]
 
 
 def positive(power: str) -> float:

@@ -12,7 +12,7 @@ from densefeat.images.files import LocalFolder
 from densefeat.images.folders import open_folder
 from densefeat.images.hub import open_hub, open_saved
 from densefeat.images.lists import DELIMITERS, TEXTS, open_list
-from densefeat.images.stream import Source, printable
+from densefeat.images.stream import Source
 from densefeat.images.tables import open_tables, read_footer
 from densefeat.images.tars import open_tars
 

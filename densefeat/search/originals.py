@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -42,12 +42,15 @@ def thumbnails(store: Store, wanted: Iterable[Entry], images: str | Path | None 
     place = store.provenance.get("images") if images is None else str(images)
     if place is None:
         return {}, "the store does not tell where its images are: give --images"
-    if images is None and ("://" in place or place.startswith("hf:")):
-        return {}, f"the images were at {place}: give --images to fetch them"
+    reading = store.provenance.get("input_options", {}) if images is None else {}
+    for address in (place, reading.get("base") or ""):
+        if images is None and ("://" in address or address.startswith("hf:")):
+            return {}, f"the images were at {address}: give --images to fetch them"
     chosen = set(wanted)
     made: dict[Entry, str] = {}
     try:
-        items = items_of(source_of(place, {entry.path for entry in chosen}), chosen, store.provenance.get("tiles"))
+        source = source_of(place, {entry.path for entry in chosen}, reading)
+        items = items_of(source, chosen, store.provenance.get("tiles"))
         with ThreadPoolExecutor() as pool:
             while some := list(islice(items, AHEAD)):
                 uris = pool.map(thumbnail_of, (item for _, item in some))
@@ -57,12 +60,15 @@ def thumbnails(store: Store, wanted: Iterable[Entry], images: str | Path | None 
     return made, None
 
 
-def source_of(place: str, keys: set[str]) -> Source:
-    """Of the images with these keys alone; a folder is not listed for that. UsageError as open_source, or without a length."""
+def source_of(place: str, keys: set[str], reading: dict[str, Any]) -> Source:
+    """Of the images with these keys alone; a folder is not listed for that. UsageError as open_source, or without a length.
+
+    ``reading``: the other arguments of open_source.
+    """
     names = pa.array(sorted(key.encode() for key in keys), pa.large_binary())
     if os.path.isdir(place) and not os.path.exists(os.path.join(place, "dataset_info.json")):
-        return Files(LocalFolder(os.path.realpath(place)), names)
-    source = open_source(place)
+        return Files(LocalFolder(os.path.realpath(place), bool(reading.get("follow_links"))), names)
+    source = open_source(place, **reading)
     positions = pc.index_in(names, source.keys()).drop_null()
     return Selected(source, np.sort(positions.to_numpy()))
 

@@ -63,7 +63,7 @@ def extractor_of(store: Store, column: str, weights: str | Path | None = None, d
         precision=made["precision"],
         decoder=made.get("decoder", "pillow"),
     )
-    check_sha256(extractor.provenance["weights"], known)
+    check_sha256(extractor.provenance["weights"] | {"sha256": extractor.weights_sha256}, known)
     extractor.taps = [tap for tap in extractor.taps if tap.name == block]
     extractor.preprocessing = Preprocessing(**{name: as_tuple(value) for name, value in made["preprocessing"].items()})
     return extractor

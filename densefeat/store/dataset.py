@@ -55,7 +55,7 @@ def begin(layout: Layout, manifest: Manifest) -> None:
     """Make ``manifest`` the store's, and remove from the folder whatever is not part of its job."""
     with written(layout.root):
         for folder in (layout.data, layout.work, layout.records):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
     manifest.save(layout)
     kept = {record.part for record in finished_parts(layout, manifest)}
     unfinished = {record.part for record in read_records(layout, manifest.job) if not record.finished}

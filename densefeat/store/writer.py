@@ -45,6 +45,11 @@ def embedding_schema(
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(described, ensure_ascii=False)})
 
 
+def is_float32(field: pa.Field) -> bool:
+    """Split into bytes such vectors are smaller and read twice as fast; of float16 DuckDB refuses that."""
+    return pa.types.is_float32(field.type.value_type)
+
+
 def vector_names(schema: pa.Schema) -> list[str]:
     """The feature columns of a store's schema."""
     return [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
@@ -67,6 +72,7 @@ class EmbeddingWriter:
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=False,
+                use_byte_stream_split=[f"{name}.list.element" for name in self._vectors if is_float32(schema.field(name))],
                 write_statistics=[name for name in schema.names if name not in self._vectors],
             )
 

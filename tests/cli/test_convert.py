@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import write_store
 
 from densefeat_cli.main import main
+from stores import write_store
 
 
 def densefeat(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

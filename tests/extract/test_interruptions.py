@@ -66,10 +66,17 @@ print(*interrupt_at_random(arguments, 20, signal.Signals(int(number)), time.mono
 """
 
 
-@pytest.mark.parametrize(("number", "allowed"), [(2, {0, 130}), (15, {0, 143, -15}), (9, {0, -9})])
+@pytest.mark.parametrize(
+    ("number", "allowed"),
+    [
+        (signal.SIGKILL, {0, -9}),
+        pytest.param(signal.SIGINT, {0, 130}, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, {0, 143, -15}, marks=pytest.mark.slow),
+    ],
+)
 def test_twenty_interruptions_change_nothing(number: int, allowed: set[int], many: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
-    printed, errors = run_script(INTERRUPTED, "--images", many, "--out", out, "--batch-size", 7, "--part-rows", 30, number)
+    printed, errors = run_script(INTERRUPTED, "--images", many, "--out", out, "--batch-size", 7, "--part-rows", 30, int(number))
     codes = [int(code) for code in printed.split()]
     assert codes[-1] == 0
     assert set(codes) <= allowed
@@ -125,5 +132,5 @@ print(exit_code(start([*arguments, "--part-rows", "200"], limit)), exit_code(sta
 """
     codes, errors = run_script(script, "--images", many, "--out", tmp_path / "store")
     assert codes == "1 0"
-    assert "part-00000.parquet' cannot be written: File too large" in errors
+    assert re.search("part-00000.parquet' cannot be written: .*File too large", errors)
     assert len(densefeat.open_store(tmp_path / "store")) == 235

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from streams import make
 
 from densefeat.errors import DecodeError
 from densefeat.images.files import LocalFolder, reason_of
+from streams import make
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from streams import make, outcomes, read_source
 
 from densefeat.errors import UsageError
 from densefeat.images.files import Files, LocalFolder
 from densefeat.images.folders import open_folder
+from streams import make, outcomes, read_source
 
 
 def files_of(folder: Path, labels: str | None = None, follow_links: bool = False) -> Files:

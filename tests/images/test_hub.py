@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from streams import make, outcome, outcomes, read_source
 
 from densefeat import DensefeatError, UsageError
 from densefeat.images.sources import open_source
+from streams import make, outcome, outcomes, read_source
 
 datasets = pytest.importorskip("datasets")
 

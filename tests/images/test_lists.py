@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from streams import make, read_source
 
 from densefeat import UsageError
 from densefeat.images.sources import open_source
+from streams import make, read_source
 
 IMAGES = ["a.png", "b/c.png", "d e.png"]
 

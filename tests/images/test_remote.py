@@ -14,11 +14,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from streams import outcomes, read_source
 
 from densefeat import UsageError
 from densefeat.images.remote import RemoteFolder
 from densefeat.images.sources import open_source
+from streams import outcomes, read_source
 
 
 @pytest.fixture

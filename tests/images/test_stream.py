@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from streams import read_source
 
 from densefeat.images.sources import open_source
 from densefeat.images.stream import READ_OVER, ImageItem, Selected, fingerprint_of, printable, repeated
 from densefeat.images.tables import Tables
+from streams import read_source
 
 
 def table(path: Path, count: int) -> Tables:

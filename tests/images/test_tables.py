@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from streams import make, outcomes, read_source
 
 from densefeat import UsageError
 from densefeat.images.sources import open_source
+from streams import make, outcomes, read_source
 
 STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from streams import read_source
 
 from densefeat import UsageError
 from densefeat.images.sources import open_source
 from densefeat.images.tars import Header
+from streams import read_source
 
 
 def write(path: Path, members: Iterable[tuple[str, bytes]], kind: int = tarfile.GNU_FORMAT) -> Path:

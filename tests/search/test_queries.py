@@ -18,7 +18,7 @@ from helpers import BUNDLED, relative_difference
     ("settings", "column"),
     [
         ({}, "block3"),
-        ({"blocks": "2", "tap": "raw", "pool": "avg,gem", "image_size": 40, "decoder": "pillow"}, "block2_gem"),
+        ({"blocks": "2", "tap": "raw", "pool": "avg,gem:4", "image_size": 40, "decoder": "pillow"}, "block2_gem"),
         ({"blocks": "1,3", "pool": "none", "precision": "bf16"}, "block1"),
     ],
 )

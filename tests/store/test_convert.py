@@ -11,11 +11,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
-from stores import PROVENANCE, made_up, write_rows, write_store
 
 import densefeat
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.convert import FORMATS, convert
+from stores import PROVENANCE, made_up, write_rows, write_store
 
 MAPS = {"block1": (3,), "block1_max": (2,), "block2": (2, 3, 4)}
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from stores import write_rows, write_store
 
 import densefeat
 from densefeat import Store
 from densefeat.store.convert import convert
+from stores import write_rows, write_store
 
 Reader = Callable[[Path, Path], tuple[list[str], np.ndarray]]
 

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from stores import PROVENANCE, made_up, write_rows, write_store
 
 import densefeat
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.manifest import Failure
 from densefeat.store.writer import METADATA_KEY, EmbeddingWriter, embedding_schema
+from stores import PROVENANCE, made_up, write_rows, write_store
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
