@@ -3,18 +3,25 @@
     python benchmarks/extract.py --images photos/
 
 Both give every block's average-pooled features. "network": prepared batches in memory; "files": JPEG files to features in one
-process; "job": `densefeat extract` with its decode workers, against that same loop over files. The variants take turns within
+process; "job": `densefeat extract` with its decode threads, against that same loop over files. The variants take turns within
 each round; the table has medians over the rounds, and ratios to timm of the same round. Where the first three blocks at tap
 raw do not equal timm's, it stops.
+
+Below: where the wall time of a job to a folder goes, as its main thread sees it, every stage at its defaults; and how far bf16
+is from fp32.
 """
 
 import os
 import platform
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 import timm
@@ -27,7 +34,13 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
 import densefeat
-from densefeat.images.sources import find_images
+from densefeat.extract import folder as job_folder
+from densefeat.extract import part as job_part
+from densefeat.images.files import EXTENSIONS
+from densefeat.store.writer import EmbeddingWriter
+
+BUNDLED = "densefeat_densenet_bc100_k12"
+STAGES = ("start", "read and decode", "network", "write", "rest")
 
 
 def sample_photographs(folder: Path, count: int) -> None:
@@ -37,6 +50,15 @@ def sample_photographs(folder: Path, count: int) -> None:
     for i in range(count):
         image = images[i % 2]
         image.resize((500 + i, 375 + i), box=(i % 7, i % 5, image.width, image.height)).save(folder / f"{i:03}.jpg", quality=90)
+
+
+def chosen_photographs(folder: Path, count: int, chosen: Path) -> list[Path]:
+    """The first ``count`` image files below ``folder``, copied to ``chosen``."""
+    chosen.mkdir()
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not found:
+        raise click.ClickException(f"no image file below {folder}")
+    return [shutil.copyfile(path, chosen / f"{i:05}{path.suffix}") for i, path in enumerate(found[:count])]
 
 
 def timm_features(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -83,6 +105,102 @@ def print_table(seconds: dict[str, list[float]], images: int, baseline_of: dict[
     Console().print(table)
 
 
+class Stopwatch:
+    """Wall seconds by stage of whatever it watches, children apart: time inside two stages counts for the inner one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._open: list[str] = []
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self._turn()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._turn()
+            self._open.pop()
+
+    def _turn(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._since
+        self._since = now
+
+    def call(self, name: str, function: Callable) -> Callable:
+        @wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.stage(name):
+                return function(*args, **kwargs)
+
+        return timed
+
+    def generator(self, name: str, function: Callable) -> Callable:
+        """The time inside the generator, not that of its consumer between two values."""
+
+        @wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            values = function(*args, **kwargs)
+            end = object()
+            while True:
+                with self.stage(name):
+                    value = next(values, end)
+                if value is end:
+                    return
+                yield value
+
+        return timed
+
+
+def seconds_by_stage(job: Callable[[], object]) -> dict[str, float]:
+    """Of a job to a folder in this process. What a part needs outside its loop is opening, closing, syncing, recording it."""
+    watch = Stopwatch()
+    watched = (
+        (job_part, "decoded_batches", "read and decode", watch.generator),
+        (job_part, "run_network", "network", watch.generator),
+        (job_part.Run, "append_rows", "rest", watch.call),
+        (EmbeddingWriter, "append", "write", watch.call),
+        (job_folder, "extract_part", "write", watch.call),
+        (job_folder, "finish", "write", watch.call),
+    )
+    with ExitStack() as stack:
+        for owner, name, stage, kind in watched:
+            original = getattr(owner, name)
+            setattr(owner, name, kind(stage, original))
+            stack.callback(setattr, owner, name, original)
+        with watch.stage("start"):
+            job()
+    return {stage: watch.seconds.get(stage, 0.0) for stage in STAGES}
+
+
+def print_stages(runs: list[dict[str, float]], images: int) -> None:
+    table = Table("stage", "seconds (median)", "share of the run (median, range)", box=None, pad_edge=False)
+    totals = [sum(run.values()) for run in runs]
+    groups = {stage: (stage,) for stage in STAGES} | {"decode and write": ("read and decode", "write")}
+    for name, stages in groups.items():
+        seconds = [sum(run[stage] for stage in stages) for run in runs]
+        shares = [100 * own / total for own, total in zip(seconds, totals, strict=True)]
+        spread = f"{statistics.median(shares):.1f} %  ({min(shares):.1f} to {max(shares):.1f})"
+        table.add_row(name, f"{statistics.median(seconds):.2f}", spread)
+    print(f"a job of {images} images to a folder, {statistics.median(totals):.2f} s; imports are not in it")
+    Console().print(table)
+
+
+def print_precision(paths: list[Path], networks: dict[str, Path | None]) -> None:
+    """``networks``: by name, their weights if not their own; at tap norm, average-pooled."""
+    table = Table("network", "block", "cosine of bf16 to fp32, mean", "least", box=None, pad_edge=False)
+    for name, weights in networks.items():
+        made = (densefeat.FeatureExtractor(name, weights=weights, device="cpu", precision=kind) for kind in ("fp32", "bf16"))
+        full, half = (extractor(paths) for extractor in made)
+        for block, features in full.items():
+            cosine = torch.nn.functional.cosine_similarity(features.double(), half[block].double())
+            label = f"{name}, random weights" if weights else name
+            table.add_row(label, block, f"{cosine.mean():.6f}", f"{cosine.min():.6f}")
+    Console(width=120).print(table)
+
+
 @click.command()
 @click.option(
     "--images", "folder", type=click.Path(exists=True, path_type=Path), help="Folder; without, scikit-learn's photographs."
@@ -107,10 +225,7 @@ def run(folder: Path, temporary: Path, count: int, batch_size: int, rounds: int)
     extractor = densefeat.FeatureExtractor("densefeat_densenet121", tap="raw", weights=weights, device="cpu")
     transform = create_transform(**resolve_model_data_config(theirs))
     chosen = temporary / "chosen"
-    chosen.mkdir()
-    for file in find_images(folder)[:count]:
-        (chosen / file.key.replace("/", "_")).write_bytes(file.read())
-    paths = sorted(chosen.iterdir())
+    paths = chosen_photographs(folder, count, chosen)
     batch = extractor.prepare(paths[:batch_size])
     worst = check_equal(extractor(batch), timm_features(theirs, batch.contiguous()))
 
@@ -134,6 +249,13 @@ def run(folder: Path, temporary: Path, count: int, batch_size: int, rounds: int)
     print(f"largest relative difference of blocks 1 to 3 at tap raw: {worst:.1e}")
     print_table(measure(network, rounds), len(paths) // len(batch) * len(batch), dict.fromkeys(network, "network: timm"))
     print_table(measure(files, rounds), len(paths), dict.fromkeys(files, "files: timm loop"))
+
+    def to_folder() -> object:
+        options = {"batch_size": batch_size, "device": "cpu", "overwrite": True}
+        return densefeat.extract(chosen, temporary / "store", "densefeat_densenet121", weights, **options)
+
+    print_stages([seconds_by_stage(to_folder) for _ in range(rounds)], len(paths))
+    print_precision(paths, {"densefeat_densenet121": weights, BUNDLED: None})
 
 
 if __name__ == "__main__":

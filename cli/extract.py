@@ -84,5 +84,6 @@ def extract(**options: Any) -> None:
         told.append(f"{result.skipped} tiles without content left out")
     if result.removed:
         told.append(f"{result.removed} of the images are no longer in the input")
-    told.append(f"{result.seconds:.1f} s, {result.extracted / result.seconds:.1f} images/s")
+    unit = "tiles" if options["tile"] else "images"
+    told.append(f"{result.seconds:.1f} s, {result.extracted / result.seconds:.1f} {unit}/s")
     click.echo(f"wrote {result.path}: {', '.join(told)}")

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -45,11 +44,11 @@ def main(out: Path) -> None:
     """Cut, extract, print."""
     console = Console()
     cut_photographs(out / "photos")
-    result = densefeat.extract(out / "photos", out / "embeddings.parquet", model="densefeat_densenet_bc100_k12")
-    table = pq.read_table(result.path)
-    paths = [path.removesuffix(".jpg") for path in table["path"].to_pylist()]
+    result = densefeat.extract(out / "photos", out / "embeddings", model="densefeat_densenet_bc100_k12")
+    store = densefeat.open_store(result.path)
+    paths = [path.removesuffix(".jpg") for path in store.keys]
     photograph = np.array([path.split("/")[0] for path in paths])
-    neighbours = {name: nearest(np.stack(table[name].to_numpy())) for name in result.shapes}
+    neighbours = {name: nearest(store[name]) for name in store.shapes}
 
     print(f"wrote {result.path}: {result.rows} rows, {result.failures} failures, {result.seconds:.1f} s\n")
     headings = [f"nearest by {name} ({shape[0]})" for name, shape in result.shapes.items()]

@@ -6,6 +6,7 @@ the same. (Ray's own readers hand out files in an order of their own, and fail t
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +127,7 @@ def shared_of(job: Job, planned: Plan) -> Shared:
         "decoder": extractor.decoder,
         "device": "cuda" if extractor.device.type == "cuda" else "cpu",
     }
-    model = extractor.model.cpu()
+    model = deepcopy(extractor.model).cpu()
     threads = job.options.workers or 1
     return Shared(model, options, planned, job.schema, job.dtype, job.decoding, job.options.batch_size, threads, job.ahead)
 

@@ -1,0 +1,79 @@
+"""What a store says of itself, and what of it is believed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from densefeat.errors import OutputError
+from densefeat.store.layout import Layout
+from densefeat.store.manifest import Failure, Manifest, PartRecord, Round, read_manifest, read_records, save_record
+
+FAILED = Failure('a\n"é".jpg', "decode", "the file is empty", 3, 4)
+RECORD = PartRecord(2, 20, 30, 30, rows=9, bytes=4, skipped=1, failures=(FAILED,))
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path)
+    for folder in (layout.data, layout.work, layout.records):
+        folder.mkdir()
+    return layout
+
+
+def test_manifest_round_trip(layout: Layout) -> None:
+    made = Manifest({"tap": "norm"}, {"model": "m"}, "photos/", (Round(0, "l", "f", 30),), (RECORD,), complete=True, removed=2)
+    made.save(layout)
+    assert read_manifest(layout) == replace(made, parts=(replace(RECORD, failures=()),))
+    told = json.loads(layout.manifest.read_text())
+    assert (told["kind"], told["rows"], told["skipped"]) == ("densefeat store", 9, 1)
+
+
+def test_no_manifest(layout: Layout) -> None:
+    assert read_manifest(layout) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (dict(kind="other"), "of format 'other' 2"),
+        (dict(format_version=3), "of format 'densefeat store' 3"),
+        (dict(rounds=None), "not a readable manifest"),
+        (dict(parts=[{"part": 1}]), "not a readable manifest"),
+    ],
+)
+def test_manifests_that_are_not_believed(change: dict, match: str, layout: Layout) -> None:
+    Manifest({}, {}, "photos/", ()).save(layout)
+    layout.manifest.write_text(json.dumps(json.loads(layout.manifest.read_text()) | change))
+    with pytest.raises(OutputError, match=match):
+        read_manifest(layout)
+
+
+def test_record_round_trip(layout: Layout) -> None:
+    layout.part(2).write_bytes(b"rows")
+    save_record(layout, "job", RECORD)
+    assert list(read_records(layout, "job")) == [RECORD]
+
+
+@pytest.mark.parametrize(
+    ("job", "record", "file", "content"),
+    [
+        ("other", RECORD, "part", b"rows"),  # of a job that was started over
+        ("job", RECORD, "part", b"row"),  # of another size than recorded
+        ("job", RECORD, None, b""),
+        ("job", RECORD, "unfinished", b"rows"),  # never moved
+        ("job", replace(RECORD, reached=25), "part", b"rows"),  # unfinished by its record
+    ],
+)
+def test_records_that_are_not_believed(job: str, record: PartRecord, file: str | None, content: bytes, layout: Layout) -> None:
+    if file:
+        getattr(layout, file)(2).write_bytes(content)
+    save_record(layout, job, record)
+    assert list(read_records(layout, "job")) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"job": "job"}', '{"job": "job", "part": 1, "more": 2}'])
+def test_damaged_records_are_as_if_not_there(text: str, layout: Layout) -> None:
+    layout.record(2).write_text(text)
+    assert list(read_records(layout, "job")) == []
