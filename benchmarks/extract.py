@@ -61,6 +61,18 @@ def chosen_photographs(folder: Path, count: int, chosen: Path) -> list[Path]:
     return [shutil.copyfile(path, chosen / f"{i:05}{path.suffix}") for i, path in enumerate(found[:count])]
 
 
+def calibrated(model: nn.Module) -> nn.Module:
+    """Random weights whose BatchNorms have statistics, of noise: without, features of a deep network exceed float16."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
+
+
 def timm_features(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the extractor gives, by timm's own means: blocks 1 to 3 and the final norm, average-pooled."""
     with torch.inference_mode():
@@ -219,7 +231,7 @@ def main(folder: Path | None, count: int, batch_size: int, rounds: int) -> None:
 
 def run(folder: Path, temporary: Path, count: int, batch_size: int, rounds: int) -> None:
     torch.manual_seed(0)
-    theirs = timm.create_model("densenet121").eval()
+    theirs = calibrated(timm.create_model("densenet121"))
     weights = temporary / "random.pt"
     torch.save(theirs.state_dict(), weights)
     extractor = densefeat.FeatureExtractor("densefeat_densenet121", tap="raw", weights=weights, device="cpu")

@@ -13,7 +13,7 @@ from densefeat.errors import OutputError, UsageError
 from densefeat.extract.ranks import Ranks
 from densefeat.extract.tiling import Tiling
 from densefeat.images.stream import Selected, Source, printable
-from densefeat.store.dataset import begin, close, earlier_failures
+from densefeat.store.dataset import begin, close, earlier_failures, remove_work
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Manifest, PartRecord, Round, read_manifest, read_records
 from densefeat.store.reader import Store, finished_parts
@@ -100,6 +100,7 @@ def plan(
     if listing != current.rounds[-1].listing:
         refuse_other_input(layout, current, given)
     if current.complete:
+        remove_work(layout)
         return None
     return started(layout, replace(current, provenance=provenance), source_of_round(layout, current, given))
 

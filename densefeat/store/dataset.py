@@ -116,8 +116,13 @@ def close(
     write_failures(layout.failures, failures)
     complete = replace(manifest, parts=tuple(records), complete=True)
     complete.save(layout)
-    shutil.rmtree(layout.work, ignore_errors=True)
+    remove_work(layout)
     return complete
+
+
+def remove_work(layout: Layout) -> None:
+    """After the manifest that needs it no more; a process that ended in between leaves this to the next."""
+    shutil.rmtree(layout.work, ignore_errors=True)
 
 
 def count_failures(layout: Layout) -> int:

@@ -109,7 +109,9 @@ for event in range(1, events + 1):
     again = open_store(root)
     assert list(again.keys) == list(same.keys), event
     assert (again["block3"] == same["block3"]).all() and again.failures == same.failures, event
-    assert again.complete and sorted(os.listdir(root + "/data")) == sorted(os.listdir(root + "-whole/data")), event
+    for folder in ("", "/data"):
+        assert sorted(os.listdir(root + folder)) == sorted(os.listdir(root + "-whole" + folder)), event
+    assert again.complete
 print(events)
 """
 
