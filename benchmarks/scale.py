@@ -152,15 +152,17 @@ def through_network(
 
 
 def stored(features: dict[str, np.ndarray], dtype: str, folder: Path, rounds: int) -> Stored:
-    """A whole part, synced. Its rows are ``features`` over and over, each value off by some percent, so that no two agree."""
+    """A whole part, synced. Each of its values is that of some image's feature, off by some percent, so that no two agree."""
     shapes = {name: values.shape[1:] for name, values in features.items()}
     row_bytes = sum(math.prod(shape) for shape in shapes.values()) * np.dtype(dtype).itemsize
     rows = max(1, min(PART_ROWS, PART_BYTES // row_bytes))
     generator = np.random.default_rng(0)
     part = {}
     for name, values in features.items():
-        noise = generator.standard_normal((rows, *shapes[name]), np.float32)
-        part[name] = (np.resize(values, noise.shape) * (1 + 0.05 * noise)).astype(dtype)
+        flat = values.reshape(len(values), -1)
+        drawn = flat[generator.integers(len(flat), size=(rows, flat.shape[1])), np.arange(flat.shape[1])]
+        noise = generator.standard_normal(drawn.shape, np.float32)
+        part[name] = (drawn * (1 + 0.05 * noise)).astype(dtype).reshape(rows, *shapes[name])
     schema = embedding_schema(shapes, {}, dtype)
     file = folder / f"{dtype}-{len(features)}.parquet"
 

@@ -74,16 +74,18 @@ def extract(**options: Any) -> None:
         return
     if not result.rows:
         raise click.ClickException(f"none of {result.failures} images could be read: see {result.failures_path}")
+    removed = f"{result.removed} of the images are no longer in the input"
     if not result.extracted:
-        click.echo(f"{result.path} is complete: {result.rows} rows, {result.failures} failures; nothing was left to do")
+        left = f", {removed}" if result.removed else ""
+        click.echo(f"{result.path} is complete: {result.rows} rows, {result.failures} failures{left}; nothing was left to do")
         return
     blocks = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in result.shapes.items())
-    told = [f"{result.rows} rows ({blocks})"]
-    told.append(f"{result.failures} failures" + (f" ({result.failures_path})" if result.failures else ""))
+    failures = f"{result.failures} failures" + (f" ({result.failures_path})" if result.failures else "")
+    told = [f"{result.rows} rows ({blocks})", failures]
     if result.skipped:
         told.append(f"{result.skipped} tiles without content left out")
     if result.removed:
-        told.append(f"{result.removed} of the images are no longer in the input")
+        told.append(removed)
     unit = "tiles" if options["tile"] else "images"
     told.append(f"{result.seconds:.1f} s, {result.extracted / result.seconds:.1f} {unit}/s")
     click.echo(f"wrote {result.path}: {', '.join(told)}")

@@ -40,7 +40,7 @@ def main() -> None:
         fail(error.format_message(), error.exit_code, error)
     except (click.Abort, KeyboardInterrupt) as interrupt:
         told = interrupt.__context__ if isinstance(interrupt, click.Abort) else interrupt  # click turns the one into the other
-        click.echo(f"densefeat: {told or 'interrupted'}", err=True)
+        click.echo(f"densefeat: {str(told) or 'interrupted'}", err=True)
         sys.exit(getattr(told, "exit_code", 130))
     except Exception as error:
         from densefeat.errors import DensefeatError  # late: importing densefeat takes seconds

@@ -18,6 +18,7 @@ from densefeat.store.manifest import PartRecord, read_manifest
 from densefeat.store.reader import finished_parts
 
 POLL_SECONDS = 0.5
+GOES_ON = "the same command (without --overwrite) goes on from there"
 
 
 def extract_folder(job: Job) -> ExtractResult:
@@ -81,7 +82,7 @@ def interrupted(planned: Plan, stop: StopRequest) -> Interrupted:
     done = sum(record.reached - record.start for record in planned.records().values())
     length = planned.source.length
     of = "" if length is None else f" of {length:,}"
-    return Interrupted(f"interrupted after {done:,}{of} images; the same command goes on from there", stop.exit_code)
+    return Interrupted(f"interrupted after {done:,}{of} images; {GOES_ON}", stop.exit_code)
 
 
 def wait_for_others(planned: Plan, stop: StopRequest) -> None:

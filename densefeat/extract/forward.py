@@ -1,7 +1,7 @@
 """Batches through the network: what fits, what overlaps, and which embeddings are numbers."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ class _Pending:
 
 def run_network(
     batches: Iterable[Batch], extractor: FeatureExtractor, dtype: str, halve: bool = False
-) -> Iterator[tuple[Batch, Features]]:
+) -> Generator[tuple[Batch, Features]]:
     """Each batch with its features ``(rows, …)`` of ``dtype``; rows that are not finite become failures of stage ``network``.
 
     On CUDA a batch's features are fetched after the next has been sent, so that copies and Python hide behind the network.

@@ -1,5 +1,6 @@
 """The job: from a stream of images to a store of embeddings. Wrong use is told here, before any image is read."""
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from densefeat.errors import UsageError
+from densefeat.errors import OutputError, UsageError
 from densefeat.extract.folder import extract_folder
 from densefeat.extract.limits import FailureLimit
 from densefeat.extract.plan import Input
@@ -19,9 +20,11 @@ from densefeat.extract.tiling import Tiling
 from densefeat.features.extractor import FeatureExtractor
 from densefeat.images.decode import MAX_PIXELS
 from densefeat.images.sources import open_source
+from densefeat.images.stream import printable
 from densefeat.store.atomic import check_target
 from densefeat.store.dataset import check_folder
 from densefeat.store.layout import Layout
+from densefeat.store.reader import is_embeddings
 from densefeat.store.writer import DTYPES
 
 ENGINES = ("local", "ray")
@@ -97,10 +100,12 @@ def extract(
         raise UsageError(
             f"output {str(out)!r} is a single file: --update, --part-rows, several processes and --engine ray need a folder"
         )
+    if overwrite and update:
+        raise UsageError("--overwrite starts over, --update adds to what is there: give one of them")
     if engine == "ray" and ranks.world > 1:
         raise UsageError("--engine ray under torchrun: use one of them")
     if single:
-        check_target(out)
+        check_single(out, images, overwrite)
     else:
         check_folder(Layout(out))
     tiling = Tiling(tile, stride, min_content, max_pixels)
@@ -111,7 +116,7 @@ def extract(
         "base": None if base is None else str(base),
         "follow_links": follow_links,
     }
-    given = Input(str(images), reading, open_source(images, **reading), tiling)
+    given = Input(place_of(images), reading, open_source(images, **reading), tiling)
     where = ranks.device(device)
     extractor = FeatureExtractor(model, blocks, pool, tap, weights, where, precision, image_size, decoder=decoder)
     options = Options(batch_size, workers, on_error, max_failures, overwrite, update, engine)
@@ -132,3 +137,20 @@ def check_choices(
         raise UsageError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
+
+
+def check_single(out: Path, images: str | Path, overwrite: bool) -> None:
+    """Raise OutputError where the file cannot be written, or would replace something else than embeddings."""
+    check_target(out)
+    if not out.exists():
+        return
+    if os.path.exists(images) and out.samefile(images):
+        raise OutputError(f"output {str(out)!r} is the input: give another name")
+    if not overwrite and not is_embeddings(out):
+        raise OutputError(f"output {str(out)!r} is there, and no file of embeddings: give another name, or --overwrite")
+
+
+def place_of(images: str | Path) -> str:
+    """For the record: absolute where it is on this machine, printable."""
+    text = os.fspath(images)
+    return printable(text if "://" in text or text.startswith("hf:") else os.path.abspath(text))

@@ -1,9 +1,10 @@
 """One part of the output: a run of input positions to rows of a Parquet file."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from densefeat.errors import DensefeatError
 from densefeat.extract.forward import run_network
 from densefeat.extract.interrupts import StopRequest
-from densefeat.extract.limits import FailureLimit
+from densefeat.extract.limits import FailureLimit, TooManyFailures
 from densefeat.extract.pipeline import Batch, Decoding, decoded_batches
 from densefeat.features.extractor import FeatureExtractor
 from densefeat.images.stream import Item, Source
@@ -30,6 +31,7 @@ class Done:
     positions: int = 0
     skipped: int = 0
     failures: list[Failure] = field(default_factory=list)
+    too_many: TooManyFailures | None = None  # in the batch that is not counted here any more
 
 
 @dataclass
@@ -51,17 +53,24 @@ class Run:
     def append_rows(self, items: Iterator[Item], writer: EmbeddingWriter) -> Done:
         """Until the items end or a stop is asked for; whole batches only."""
         done = Done()
-        batches = decoded_batches(items, self.batch_size, self.decoding, self.pool, self.ahead)
-        for batch, features in run_network(batches, self.extractor, self.dtype, self.halve):
-            if batch.items:
-                writer.append(plain_columns(batch, self.schema), features)
-            done.positions += batch.positions
-            done.skipped += batch.skipped
-            done.failures += batch.failures
-            self.limit.add(batch.positions, batch.failures)
-            self.advance(batch.positions)
-            if self.stop:
-                break
+        with (
+            closing(decoded_batches(items, self.batch_size, self.decoding, self.pool, self.ahead)) as batches,
+            closing(run_network(batches, self.extractor, self.dtype, self.halve)) as results,
+        ):
+            for batch, features in results:
+                try:
+                    self.limit.add(batch.positions, batch.failures)
+                except TooManyFailures as error:
+                    done.too_many = error
+                    break
+                if batch.items:
+                    writer.append(plain_columns(batch, self.schema), features)
+                done.positions += batch.positions
+                done.skipped += batch.skipped
+                done.failures += batch.failures
+                self.advance(batch.positions)
+                if self.stop:
+                    break
         return done
 
 
@@ -82,10 +91,13 @@ def extract_part(
 ) -> PartRecord:
     """Extract positions ``start`` to ``stop`` as part number ``part``, from where ``begun`` left it; returns its record.
 
-    On a stop request the rows so far are kept and recorded; a process that dies leaves the part to be done again.
+    On a stop request, and before the batch with too many failures, the rows so far are kept and recorded; a process that dies
+    leaves the part to be done again.
     """
-    first = begun.reached if begun else start
     file = layout.unfinished(part)
+    if begun and not readable(file):
+        begun = None
+    first = begun.reached if begun else start
     with (
         atomic_file(file) as beside,
         EmbeddingWriter(beside, run.schema, shown=layout.part(part)) as writer,
@@ -94,7 +106,7 @@ def extract_part(
             copy_rows(file, writer)
         done = run.append_rows(source.items(first, stop), writer)
     reached = first + done.positions
-    if reached < stop and not run.stop:
+    if reached < stop and not run.stop and not done.too_many:
         if source.length is not None:
             raise DensefeatError(f"the input ended after {reached} of {source.length} positions: it changed meanwhile")
         stop = reached
@@ -104,15 +116,28 @@ def extract_part(
         reached,
         stop,
         rows=writer.rows,
-        bytes=os.path.getsize(file),
+        bytes=0,  # as finish_part finds it
         skipped=done.skipped + (begun.skipped if begun else 0),
         failures=(*(begun.failures if begun else ()), *done.failures),
     )
     finish_part(layout, job, record)
+    if done.too_many:
+        raise done.too_many
     return record
 
 
-def copy_rows(file: Any, writer: EmbeddingWriter) -> None:
+def readable(file: Path) -> bool:
+    """Whether an unfinished part can be continued: all of it is read, since a disk that filled up or died may have hurt any."""
+    try:
+        with pq.ParquetFile(file) as unfinished:
+            for _ in unfinished.iter_batches():
+                pass
+    except (OSError, pa.ArrowException):
+        return False
+    return True
+
+
+def copy_rows(file: Path, writer: EmbeddingWriter) -> None:
     with pq.ParquetFile(file) as unfinished:
         for batch in unfinished.iter_batches():
             writer.append_batch(batch)

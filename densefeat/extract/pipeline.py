@@ -6,9 +6,9 @@ many tiles are cut are decoded once, and nothing has to be pickled or to fit int
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from queue import Full, Queue
@@ -67,18 +67,19 @@ class Decoding:
 
 def decoded_batches(
     items: Iterator[Item], batch_size: int, decoding: Decoding, pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Batches of ``batch_size`` positions, in order; ``ahead`` of them are read and decoded while one is used.
 
     With ``ahead`` 0 a batch is decoded when it is asked for, by all threads: beside a network that itself uses every core,
     decoding at the same time would only make its threads wait for each other.
     """
     submitted = ([(item, pool.submit(decoding, item)) for item in chunk] for chunk in chunks(items, batch_size))
-    for pending in run_ahead(submitted, ahead) if ahead else submitted:
-        yield collect(pending)
+    with closing(run_ahead(submitted, ahead) if ahead else submitted) as batches:
+        for pending in batches:
+            yield collect(pending)
 
 
-def run_ahead(values: Iterator[T], ahead: int) -> Iterator[T]:
+def run_ahead(values: Iterator[T], ahead: int) -> Generator[T]:
     """The same values, made by a thread of their own up to ``ahead`` in advance; it ends with this generator."""
     queue: Queue[tuple[bool, T | BaseException | None]] = Queue(ahead)
     ended = threading.Event()

@@ -1,6 +1,7 @@
 """What a job has to do: start, go on, add what is new, or refuse because it would mix rows of two kinds."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -13,10 +14,10 @@ from densefeat.errors import OutputError, UsageError
 from densefeat.extract.ranks import Ranks
 from densefeat.extract.tiling import Tiling
 from densefeat.images.stream import Selected, Source, printable
-from densefeat.store.dataset import begin, close, earlier_failures, remove_work
+from densefeat.store.dataset import all_failures, begin, close, earlier_failures, remove_work, write_failures
 from densefeat.store.layout import Layout
-from densefeat.store.manifest import Manifest, PartRecord, Round, read_manifest, read_records
-from densefeat.store.reader import Store, finished_parts
+from densefeat.store.manifest import Failure, Manifest, PartRecord, Round, read_manifest, read_record, read_records
+from densefeat.store.reader import finished_parts, row_paths
 
 
 @dataclass
@@ -45,7 +46,10 @@ class Plan:
 
     def records(self) -> dict[int, PartRecord]:
         """Of this round's parts, finished or begun."""
-        return {record.part: record for record in read_records(self.layout, self.manifest.job)}
+        return {record.part: record for record in read_records(self.layout, self.manifest)}
+
+    def record(self, part: int) -> PartRecord | None:
+        return read_record(self.layout, self.manifest, self.layout.record(part))
 
     def belongs(self, part: int, ranks: Ranks) -> bool:
         return part % ranks.world == ranks.rank
@@ -87,8 +91,8 @@ def plan(
 
     Raises UsageError where the folder holds rows made otherwise or of another input, OutputError where it is no store.
     """
-    current = None if overwrite else read_manifest(layout)
-    if current is None:
+    current = read_manifest(layout)  # also before overwriting: another program's is not ours to replace
+    if current is None or overwrite:
         source = given.view(given.listing)
         round_ = Round(0, given.listing.fingerprint(), source.fingerprint(), source.length)
         return started(layout, Manifest(settings, provenance, given.images, (round_,)), source)
@@ -97,6 +101,7 @@ def plan(
     listing = given.listing.fingerprint()
     if update:
         return updated(layout, current, given, listing, provenance)
+    refuse_other_place(layout, current, given)
     if listing != current.rounds[-1].listing:
         refuse_other_input(layout, current, given)
     if current.complete:
@@ -126,18 +131,14 @@ def join(layout: Layout, given: Input, settings: dict[str, Any]) -> Plan | None:
 def finish(planned: Plan, given: Input) -> None:
     """Close the store when every part is there; images without any tile of enough content become failures."""
     layout, manifest = planned.layout, planned.manifest
-    again: set[str] = set()
-    if planned.first_part:
-        again = set(comparable(planned.source.keys()).to_pylist())
     blank: list[str] = []
     if any(record.skipped for record in planned.records().values()):
-        seen = [failure.path for record in planned.records().values() for failure in record.failures]
-        stored = row_keys(layout, finished_parts(layout, manifest))
+        records = finished_parts(layout, manifest)
+        failures = [failure.path for failure, _ in all_failures(layout, manifest, records)]
         keys = comparable(given.listing.keys())
-        earlier = [failure.path for failure, _ in earlier_failures(layout, planned.first_part)]
-        known = is_in(keys, [stored, pa.chunked_array([seen + earlier], pa.large_string())])
+        known = is_in(keys, [row_paths(layout, records), pa.chunked_array([failures], pa.large_string())])
         blank = keys.filter(pa.array(~known)).to_pylist()
-    close(layout, manifest, again, blank)
+    close(layout, manifest, blank)
 
 
 def source_of_round(layout: Layout, manifest: Manifest, given: Input) -> Source:
@@ -145,52 +146,60 @@ def source_of_round(layout: Layout, manifest: Manifest, given: Input) -> Source:
     last = manifest.rounds[-1]
     listing = given.listing
     if len(manifest.rounds) > 1:
-        listing = Selected(listing, np.flatnonzero(~known_positions(layout, manifest, given.listing)))
+        failures = [failure for failure, _ in earlier_failures(layout, last.first_part)]
+        listing = Selected(listing, np.flatnonzero(~known_positions(layout, manifest.parts, failures, listing)))
     source = given.view(listing)
     if source.fingerprint() != last.fingerprint:
         raise UsageError(
-            f"the images of {given.images!r} have other sizes than when {str(layout.root)!r} was begun: --overwrite starts over"
+            f"the images of {given.images!r} are not as they were when {str(layout.root)!r} was begun: some have other sizes,"
+            " or can be read now that could not; --overwrite starts over"
         )
     return source
 
 
 def updated(layout: Layout, current: Manifest, given: Input, listing: str, provenance: dict[str, Any]) -> Plan | None:
     """A new round for the images that the store does not have; those whose reading failed are tried again."""
-    if not current.complete:
-        if listing == current.rounds[-1].listing:
-            return started(layout, replace(current, provenance=provenance), source_of_round(layout, current, given))
-        current = close(layout, current)  # what is finished stays, the rest counts as new
-    first_part = following_part(current)
-    known = known_positions(layout, replace(current, rounds=(*current.rounds, Round(first_part, "", "", None))), given.listing)
-    removed = count_removed(layout, current, given.listing)
-    current = replace(current, removed=removed, provenance=provenance)
-    if known.all():
+    if not current.complete and listing == current.rounds[-1].listing:
+        return started(layout, replace(current, provenance=provenance), source_of_round(layout, current, given))
+    if not current.complete and current.settings["tiles"]:
+        raise UsageError(
+            f"{str(layout.root)!r} is not finished, and may have some tiles of an image and not the others: finish it with the"
+            " images it was begun with before --update, or --overwrite"
+        )
+    records = tuple(finished_parts(layout, current))
+    failures = all_failures(layout, current, records) if not current.complete else earlier_failures(layout, sys.maxsize)
+    known = known_positions(layout, records, [failure for failure, _ in failures], given.listing)
+    removed = count_removed(layout, records, given.listing)
+    if known.all() and not removed and listing != current.rounds[-1].listing and current.complete:
+        raise UsageError(f"{different(layout, given)}: their order or labels differ: --overwrite starts over")
+    extended = replace(
+        current, images=given.images, provenance=provenance, parts=records, removed=removed, complete=bool(known.all())
+    )
+    if extended.complete:
         rounds = (*current.rounds[:-1], replace(current.rounds[-1], listing=listing))
-        replace(current, rounds=rounds).save(layout)
-        return None
-    source = given.view(Selected(given.listing, np.flatnonzero(~known)))
-    added = Round(first_part, listing, source.fingerprint(), source.length)
-    return started(layout, replace(current, rounds=(*current.rounds, added), complete=False), source)
+    else:
+        source = given.view(Selected(given.listing, np.flatnonzero(~known)))
+        rounds = (*current.rounds, Round(following_part(records), listing, source.fingerprint(), source.length))
+    if not current.complete:  # the finished parts of an unfinished round stand for all of it from now on
+        write_failures(layout.failures, failures)
+    extended = replace(extended, rounds=rounds)
+    if not extended.complete:
+        return started(layout, extended, source)
+    extended.save(layout)
+    remove_work(layout)
+    return None
 
 
-def known_positions(layout: Layout, manifest: Manifest, listing: Source) -> np.ndarray:
-    """bool, for each position of the listing: whether parts before the last round's have its row, or its lasting failure."""
-    first_part = manifest.rounds[-1].first_part
-    records = [record for record in finished_parts(layout, manifest) if record.part < first_part]
-    failed = [failure.path for failure, _ in earlier_failures(layout, first_part) if failure.stage != "read"]
-    return is_in(comparable(listing.keys()), [row_keys(layout, records), pa.chunked_array([failed], pa.large_string())])
+def known_positions(layout: Layout, records: Sequence[PartRecord], failures: list[Failure], listing: Source) -> np.ndarray:
+    """bool, for each position of the listing: whether these parts have its row, or its failure is a lasting one."""
+    failed = [failure.path for failure in failures if failure.stage != "read"]
+    return is_in(comparable(listing.keys()), [row_paths(layout, records), pa.chunked_array([failed], pa.large_string())])
 
 
-def count_removed(layout: Layout, manifest: Manifest, listing: Source) -> int:
+def count_removed(layout: Layout, records: Sequence[PartRecord], listing: Source) -> int:
     """Images that the store has rows of and the listing does not."""
-    stored = row_keys(layout, finished_parts(layout, manifest)).unique()
+    stored = row_paths(layout, records).unique()
     return len(stored) - int(pc.sum(pc.is_in(stored, value_set=comparable(listing.keys()))).as_py() or 0)
-
-
-def row_keys(layout: Layout, records: list[PartRecord]) -> pa.ChunkedArray:
-    paths = [layout.part(record.part) for record in records]
-    empty = pa.chunked_array([], pa.large_string())
-    return Store(layout.root, paths, None).column("path").cast(pa.large_string()) if paths else empty
 
 
 def comparable(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:
@@ -216,21 +225,37 @@ def refuse_other_settings(layout: Layout, made: dict[str, Any], asked: dict[str,
 
 
 def refuse_other_input(layout: Layout, current: Manifest, given: Input) -> None:
-    message = f"the images of {given.images!r} are not those of {str(layout.root)!r}"
+    message = different(layout, given)
     if given.listing.length is None:
         raise UsageError(f"{message}: --overwrite starts over")
     if not current.complete:
-        message += ", which is not finished"
-    else:
-        following = replace(current, rounds=(*current.rounds, Round(following_part(current), "", "", None)))
-        added = int((~known_positions(layout, following, given.listing)).sum())
-        removed = count_removed(layout, current, given.listing)
-        message += f": {added:,} were added and {removed:,} removed" if added or removed else ": their order or labels differ"
-    raise UsageError(f"{message}. --update extracts those that were added, --overwrite starts over")
+        raise UsageError(f"{message}, which is not finished. --update extracts those that it lacks, --overwrite starts over")
+    failures = [failure for failure, _ in earlier_failures(layout, sys.maxsize)]
+    retried = known_positions(layout, current.parts, [replace(failure, stage="") for failure in failures], given.listing)
+    added, removed = int((~retried).sum()), count_removed(layout, current.parts, given.listing)
+    if not added and not removed:
+        raise UsageError(f"{message}: their order or labels differ: --overwrite starts over")
+    raise UsageError(
+        f"{message}: {added:,} were added and {removed:,} removed. --update extracts those that were added,"
+        " --overwrite starts over"
+    )
 
 
-def following_part(manifest: Manifest) -> int:
-    return 1 + max((record.part for record in manifest.parts), default=-1)
+def different(layout: Layout, given: Input) -> str:
+    return f"the images of {given.images!r} are not those of {str(layout.root)!r}"
+
+
+def refuse_other_place(layout: Layout, current: Manifest, given: Input) -> None:
+    """The same names elsewhere may be other images."""
+    if current.images != given.images:
+        raise UsageError(
+            f"{str(layout.root)!r} was made of the images at {current.images!r}, not {given.images!r}: --update if they are the"
+            " same and have moved, --overwrite to start over, or choose another --out"
+        )
+
+
+def following_part(records: Sequence[PartRecord]) -> int:
+    return 1 + max((record.part for record in records), default=-1)
 
 
 def refuse_damage(layout: Layout, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from densefeat.errors import UsageError
+from densefeat.errors import OutputError, UsageError
 from densefeat.extract.forward import fitting_batch_size
 from densefeat.extract.interrupts import Interrupted, StopRequest, stop_on_signal
 from densefeat.extract.limits import FailureLimit
@@ -66,7 +66,7 @@ class PartActor:
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         plan = self.plan
         for part in rows["part"].tolist():
-            begun = plan.records().get(part)  # what an actor that was killed after recording it had done
+            begun = plan.record(part)  # what an actor that was killed after recording it had done
             if begun is None or not begun.finished:
                 extract_part(self.run, plan.source, plan.layout, plan.manifest.job, part, *plan.range_of(part), begun)
         return rows
@@ -89,7 +89,9 @@ def extract_with_ray(job: Job, planned: Plan) -> int:
         results = mapped(ray, parts, shared_of(job, planned))
         with stop_on_signal() as stop:
             for row in results.iter_rows():
-                record = planned.records()[row["part"]]
+                record = planned.record(row["part"])
+                if record is None:
+                    raise OutputError(f"part {row['part']} is not in {str(job.out)!r}: do all machines see the same folder?")
                 limit.add(record.reached - record.start, record.failures)
                 advance(record.reached - record.start)
                 if stop:

@@ -18,9 +18,19 @@ def running(job: Job, total: int | None) -> Iterator[Run]:
     batch_size = fitting_batch_size(job.extractor) if auto else int(job.options.batch_size)
     with (
         stop_on_signal() as stop,
-        ThreadPoolExecutor(job.threads, thread_name_prefix="densefeat-decode") as pool,
+        decoding_threads(job.threads) as pool,
         progress_bar("extracting", total, job.unit, show=job.ranks.rank == 0) as advance,
     ):
         yield Run(
             job.extractor, job.schema, job.dtype, job.decoding, batch_size, auto, pool, job.ahead, job.limit(), stop, advance
         )
+
+
+@contextmanager
+def decoding_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that on an error drops what it has not begun, so that a second Ctrl-C need not wait for a batch."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix="densefeat-decode")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -110,6 +110,7 @@ class Job:
             "dtype": self.dtype,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "labels": self.given.listing.labelled,
+            "image_column": self.given.options["image_column"],
             "max_pixels": self.tiling.max_pixels,
             "part_rows": self.part_rows or self.default_part_rows(),
         }

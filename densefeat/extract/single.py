@@ -19,6 +19,8 @@ def extract_single(job: Job) -> ExtractResult:
         with running(job, source.length) as run:
             with EmbeddingWriter(rows_file, job.schema, shown=job.out) as writer:
                 done = run.append_rows(source.items(0, source.length or 2**62), writer)
+            if done.too_many:
+                raise done.too_many
             if run.stop:
                 raise Interrupted("interrupted, nothing was written", run.stop.exit_code)
             run.limit.check_end()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, takewhile
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from densefeat.errors import UsageError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+OPEN = re.compile(rf"[*?\[]|{BRACES.pattern}")
 MAX_FILES = 100_000  # that braces may name
 WEB = ("http", "https")
 
@@ -88,6 +89,11 @@ class Address:
             raise UsageError(f"images {self.text!r}: no such file")
         return paths
 
+    def fixed_folder(self) -> str:
+        """The folder above whatever a glob or braces leave open: names relative to it stay when more files come."""
+        opened = None if self.exists() else OPEN.search(self.path)
+        return self.path[: opened.start() if opened else None].rpartition("/")[0]
+
     def _globbed(self, name: str) -> list[str]:
         if self.on_the_web:
             raise UsageError(f"images {self.text!r}: web servers do not list files: use {{000..099}}, not a glob")
@@ -151,11 +157,3 @@ def expand_braces(text: str) -> Iterable[str]:
     for middle in middles:
         for end in expand_braces(text[found.end() :]):
             yield text[: found.start()] + middle + end
-
-
-def common_folder(paths: list[str]) -> tuple[str, list[str]]:
-    """The lowest folder that holds all, and the paths relative to it."""
-    first, last = (path.split("/")[:-1] for path in (min(paths), max(paths)))  # all others lie between these
-    shared = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    root = "/".join(part for part, _ in shared)
-    return root, [path[len(root) + 1 :] for path in paths]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densefeat.errors import UsageError
-from densefeat.images.addresses import Address, address_of, common_folder
+from densefeat.images.addresses import Address, address_of
 from densefeat.images.columns import check_column, image_columns, is_text
 from densefeat.images.files import LocalFolder
 from densefeat.images.folders import open_folder
@@ -107,7 +107,8 @@ def source_of_files(address: Address, options: Options) -> Source:
         what = f"neither {KINDS}" if address.exists() else f"no such folder or file; give {KINDS}"
         raise UsageError(f"images {address.text!r}: {what}")
     paths = address.files()
-    root, names = common_folder(paths)
+    root = address.fixed_folder()
+    names = [path[len(root) + 1 :] for path in paths]
     if name.endswith(".tar"):
         options.only(address.text, "tar files", "label_column")
         return open_tars(address.folder(root, follow_links=True), names, address.text, options.label_column)

@@ -2,19 +2,20 @@
 
 import os
 import shutil
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from densefeat.errors import OutputError
 from densefeat.store.atomic import atomic_file, sync, written
 from densefeat.store.layout import PART, Layout
 from densefeat.store.manifest import Failure, Manifest, PartRecord, read_manifest, read_records, save_record
-from densefeat.store.reader import finished_parts
+from densefeat.store.reader import finished_parts, row_paths
 
 FAILURES_SCHEMA = pa.schema(
     [
@@ -58,7 +59,9 @@ def begin(layout: Layout, manifest: Manifest) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     manifest.save(layout)
     kept = {record.part for record in finished_parts(layout, manifest)}
-    unfinished = {record.part for record in read_records(layout, manifest.job) if not record.finished}
+    records = list(read_records(layout, manifest))
+    recorded = {layout.record(record.part) for record in records}
+    unfinished = {layout.unfinished(record.part) for record in records if not record.finished}
     with written(layout.root):
         for path in layout.data.iterdir():
             if (match := PART.fullmatch(path.name)) and int(match[1]) not in kept:
@@ -66,58 +69,71 @@ def begin(layout: Layout, manifest: Manifest) -> None:
         for path in layout.root.glob(".*.partial"):
             path.unlink()
         for path in layout.work.iterdir():
-            match = PART.fullmatch(path.name)
-            if path.is_file() and not (match and int(match[1]) in unfinished):
+            if path.is_file() and path not in unfinished:
                 path.unlink()
         for path in layout.records.iterdir():
-            if path.name.endswith(".partial") or not {int(path.stem.split("-")[1])} & (kept | unfinished):
+            if path.is_file() and path not in recorded:
                 path.unlink()
         if len(manifest.rounds) == 1:
             layout.failures.unlink(missing_ok=True)
 
 
-def finish_part(layout: Layout, job: str, record: PartRecord) -> PartRecord:
-    """Move a part from ``work/`` to ``data/`` if it is finished, and record it; returns the record with the file's size."""
-    file = layout.unfinished(record.part)
-    record = replace(record, bytes=file.stat().st_size)
+def finish_part(layout: Layout, job: str, record: PartRecord) -> None:
+    """Move a part from ``work/`` to ``data/`` if it is finished, and record it."""
+    check_job(layout, job)
+    record = replace(record, bytes=layout.unfinished(record.part).stat().st_size)
     if record.finished:
         with written(layout.part(record.part)):
-            os.replace(file, layout.part(record.part))
+            os.replace(layout.unfinished(record.part), layout.part(record.part))
         with suppress(OSError):
             sync(layout.data)
     save_record(layout, job, record)
-    return record
+
+
+def check_job(layout: Layout, job: str) -> None:
+    current = read_manifest(layout)
+    if current is None or current.job != job:
+        raise OutputError(f"output {str(layout.root)!r} was started anew by another process; this one ends")
 
 
 def earlier_failures(layout: Layout, before_part: int) -> list[tuple[Failure, int]]:
-    """Those of closed rounds, with their part."""
+    """Those of closed rounds, with their part. OutputError where their file is damaged."""
     if not before_part or not layout.failures.exists():
         return []
-    entries = pq.read_table(layout.failures).to_pylist()
+    try:
+        entries = pq.read_table(layout.failures, schema=FAILURES_SCHEMA).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise OutputError(f"{layout.failures}: damaged ({error}); --overwrite starts over") from error
     return [(Failure(**entry), part) for entry in entries if (part := entry.pop("part")) < before_part]
 
 
-def close(
-    layout: Layout, manifest: Manifest, tried_again: Container[str] = (), without_content: Iterable[str] = ()
-) -> Manifest:
+def all_failures(layout: Layout, manifest: Manifest, records: Sequence[PartRecord]) -> list[tuple[Failure, int]]:
+    """Of all rounds, less those of earlier ones that the last one tried again. ``records``: of all finished parts."""
+    first_part = manifest.rounds[-1].first_part
+    failures = [(failure, record.part) for record in records for failure in record.failures]
+    earlier = earlier_failures(layout, first_part)
+    if earlier:
+        rows = row_paths(layout, [record for record in records if record.part >= first_part])
+        suspects = pa.array({failure.path for failure, _ in earlier}, pa.large_string())
+        again = {failure.path for failure, _ in failures}
+        again |= set(rows.filter(pc.is_in(rows, value_set=suspects)).to_pylist())
+        earlier = [pair for pair in earlier if pair[0].path not in again]
+    return earlier + failures
+
+
+def close(layout: Layout, manifest: Manifest, without_content: Iterable[str] = ()) -> None:
     """Write ``failures.parquet``, then the manifest that names all parts, and remove ``work/``.
 
-    ``tried_again``: keys of this round, which settles their failure of an earlier one. ``without_content``: images none of
-    whose tiles has a row or a failure.
+    ``without_content``: images none of whose tiles has a row or a failure.
     """
-    current = read_manifest(layout)
-    if current is None or current.job != manifest.job:
-        raise OutputError(f"output {str(layout.root)!r} was started anew by another process; this one ends")
-    records = finished_parts(layout, current)
+    check_job(layout, manifest.job)
+    records = finished_parts(layout, manifest)
+    failures = all_failures(layout, manifest, records)
     first_part = manifest.rounds[-1].first_part
-    failures = [pair for pair in earlier_failures(layout, first_part) if pair[0].path not in tried_again]
-    failures += [(failure, record.part) for record in records for failure in record.failures]
     failures += [(Failure(key, "tile", "no tile with enough content"), first_part) for key in without_content]
     write_failures(layout.failures, failures)
-    complete = replace(manifest, parts=tuple(records), complete=True)
-    complete.save(layout)
+    replace(manifest, parts=tuple(records), complete=True).save(layout)
     remove_work(layout)
-    return complete
 
 
 def remove_work(layout: Layout) -> None:

@@ -119,15 +119,23 @@ def save_record(layout: Layout, job: str, record: PartRecord) -> None:
     write_json(layout.record(record.part), {"job": job, **asdict(record)})
 
 
-def read_records(layout: Layout, job: str) -> Iterator[PartRecord]:
-    """Of this job's parts whose file is there in the recorded size; anything else is as if it had not been done."""
+def read_records(layout: Layout, manifest: Manifest) -> Iterator[PartRecord]:
+    """Of the parts of the last round whose file is there in the recorded size; anything else is as if it had not been done."""
     for path in sorted(layout.records.glob("part-*.json")):
-        try:
-            content = json.loads(path.read_text("utf-8"))
-            owner = content.pop("job")
-            record = PartRecord(**content)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+        record = read_record(layout, manifest, path)
+        if record is not None:
+            yield record
+
+
+def read_record(layout: Layout, manifest: Manifest, path: Path) -> PartRecord | None:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        owner = content.pop("job")
+        failures = tuple(Failure(**failure) for failure in content.pop("failures"))
+        record = PartRecord(**content, failures=failures)
         file = layout.part(record.part) if record.finished else layout.unfinished(record.part)
-        if owner == job and file.is_file() and file.stat().st_size == record.bytes:
-            yield replace(record, failures=tuple(Failure(**failure) for failure in content["failures"]))
+        whole = file.is_file() and file.stat().st_size == record.bytes
+        current = owner == manifest.job and record.part >= manifest.rounds[-1].first_part
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged one makes of it
+        return None
+    return record if whole and current else None

@@ -86,7 +86,7 @@ class Store:
         if layout.failures.exists():
             with readable(layout.failures):
                 closed = [Failure(**row) for row in pq.read_table(layout.failures).drop_columns("part").to_pylist()]
-        records = [] if self.complete else read_records(layout, self.manifest.job)
+        records = [] if self.complete else read_records(layout, self.manifest)
         return closed + [failure for record in records for failure in record.failures]
 
     @property
@@ -94,7 +94,7 @@ class Store:
         """Images (or tiles) gone through and to go through, in an unfinished store's last round; None: not known."""
         if self.manifest is None or self.complete:
             return len(self), len(self)
-        records = read_records(Layout(self.path), self.manifest.job)
+        records = read_records(Layout(self.path), self.manifest)
         return sum(record.reached - record.start for record in records), self.manifest.rounds[-1].positions
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -245,7 +245,7 @@ def open_folder(layout: Layout) -> Store:
 def finished_parts(layout: Layout, manifest: Manifest) -> list[PartRecord]:
     """In order: those that the manifest names, and those of a job that is still running."""
     named = {record.part: record for record in manifest.parts}
-    running = () if manifest.complete else read_records(layout, manifest.job)
+    running = () if manifest.complete else read_records(layout, manifest)
     named |= {record.part: record for record in running if record.finished}
     return [named[part] for part in sorted(named)]
 
@@ -254,6 +254,21 @@ def row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
     """Of one row's vectors in these columns, in memory; a plain column counts as 16."""
     fields = [schema.field(name).type for name in names]
     return sum(type.list_size * type.value_type.bit_width // 8 if pa.types.is_fixed_size_list(type) else 16 for type in fields)
+
+
+def row_paths(layout: Layout, records: Sequence[PartRecord]) -> pa.ChunkedArray:
+    """The ``path`` of every row of these parts."""
+    empty = pa.chunked_array([], pa.large_string())
+    tables = [pq.read_table(layout.part(record.part), columns=["path"], partitioning=None) for record in records]
+    return pa.concat_tables(tables).column("path").cast(pa.large_string()) if tables else empty
+
+
+def is_embeddings(path: Path) -> bool:
+    """Whether a file is a single-file store, of whatever version."""
+    try:
+        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def failures_file(path: Path) -> Path:

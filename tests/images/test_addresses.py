@@ -1,8 +1,10 @@
-"""Globs, braces and common folders."""
+"""Globs, braces, and what keys are relative to."""
+
+from pathlib import Path
 
 import pytest
 
-from densefeat.images.addresses import common_folder, expand_braces
+from densefeat.images.addresses import address_of, expand_braces
 
 
 @pytest.mark.parametrize(
@@ -23,15 +25,26 @@ def test_braces(text: str, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("paths", "root", "names"),
+    ("text", "root"),
     [
-        (["/a/b/c"], "/a/b", ["c"]),
-        (["/c"], "", ["c"]),
-        (["/a/bc/x", "/a/b/y"], "/a", ["bc/x", "b/y"]),
-        (["/a/b/x", "/a/b/c/y", "/a/b/d/z"], "/a/b", ["x", "c/y", "d/z"]),
-        (["/a/x", "/a.b/x", "/a/y"], "", ["a/x", "a.b/x", "a/y"]),
-        (["https://host/a/x", "https://host/b/x"], "https://host", ["a/x", "b/x"]),
+        ("/a/b/c.tar", "/a/b"),
+        ("/c.tar", ""),
+        ("/a/b/*.tar", "/a/b"),
+        ("/a/b*/c.tar", "/a"),
+        ("/a/{b,c}/d?/e.tar", "/a"),
+        ("/a/x{b/c,d}/e.tar", "/a"),
+        ("/a/{b}/c.tar", "/a/{b}"),
+        ("/a/shard-[0-9].tar", "/a"),
+        ("memory://a/{00..03}.tar", "/a"),
+        ("https://host/a/x-{0..9}.tar", "https://host/a"),
     ],
 )
-def test_the_folder_of_all(paths: list[str], root: str, names: list[str]) -> None:
-    assert common_folder(paths) == (root, names)
+def test_the_folder_that_names_are_relative_to(text: str, root: str) -> None:
+    """It does not depend on which files there are."""
+    assert address_of(text).fixed_folder() == root
+
+
+def test_a_file_may_be_named_like_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "[x]").mkdir()
+    (tmp_path / "[x]/{1..2}.tar").write_bytes(b"")
+    assert address_of(tmp_path / "[x]/{1..2}.tar").fixed_folder() == str(tmp_path / "[x]")

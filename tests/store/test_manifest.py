@@ -13,6 +13,8 @@ from densefeat.store.manifest import Failure, Manifest, PartRecord, Round, read_
 FAILED = Failure('a\n"é".jpg', "decode", "the file is empty", 3, 4)
 RECORD = PartRecord(2, 20, 30, 30, rows=9, bytes=4, skipped=1, failures=(FAILED,))
 
+MANIFEST = Manifest({}, {}, "photos/", (Round(0, "", "", 20), Round(2, "", "", 10)), job="job")
+
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
@@ -53,7 +55,7 @@ def test_manifests_that_are_not_believed(change: dict, match: str, layout: Layou
 def test_record_round_trip(layout: Layout) -> None:
     layout.part(2).write_bytes(b"rows")
     save_record(layout, "job", RECORD)
-    assert list(read_records(layout, "job")) == [RECORD]
+    assert list(read_records(layout, MANIFEST)) == [RECORD]
 
 
 @pytest.mark.parametrize(
@@ -64,16 +66,20 @@ def test_record_round_trip(layout: Layout) -> None:
         ("job", RECORD, None, b""),
         ("job", RECORD, "unfinished", b"rows"),  # never moved
         ("job", replace(RECORD, reached=25), "part", b"rows"),  # unfinished by its record
+        ("job", replace(RECORD, part=1), "part", b"rows"),  # of a round that is closed
     ],
 )
 def test_records_that_are_not_believed(job: str, record: PartRecord, file: str | None, content: bytes, layout: Layout) -> None:
     if file:
-        getattr(layout, file)(2).write_bytes(content)
+        getattr(layout, file)(record.part).write_bytes(content)
     save_record(layout, job, record)
-    assert list(read_records(layout, "job")) == []
+    assert list(read_records(layout, MANIFEST)) == []
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"job": "job"}', '{"job": "job", "part": 1, "more": 2}'])
+NULL = '{"job": "job", "part": 2, "start": 0, "reached": 1, "stop": 1, "rows": 1, "bytes": 4, "failures": null}'
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"job": "job"}', '{"job": "job", "part": 1, "more": 2}', NULL])
 def test_damaged_records_are_as_if_not_there(text: str, layout: Layout) -> None:
     layout.record(2).write_text(text)
-    assert list(read_records(layout, "job")) == []
+    assert list(read_records(layout, MANIFEST)) == []
