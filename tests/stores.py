@@ -54,7 +54,7 @@ def write_store(
         stop = min(start + part_rows, rows)
         write_rows(layout.unfinished(part), features, start, stop)
         finish_part(
-            layout, manifest.job, PartRecord(part, start, stop, stop, stop - start, 0, failures=() if part else failures)
+            layout, manifest.round_id, PartRecord(part, start, stop, stop, stop - start, 0, failures=() if part else failures)
         )
     if finished is None:
         close(layout, manifest)

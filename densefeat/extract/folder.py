@@ -70,7 +70,7 @@ def extract_parts(run: Run, planned: Plan, records: dict[int, PartRecord], parts
             raise interrupted(planned, run.stop)
         start, stop = planned.range_of(part)
         begun = records.get(part)
-        record = extract_part(run, planned.source, planned.layout, planned.manifest.job, part, start, stop, begun)
+        record = extract_part(run, planned.source, planned.layout, planned.manifest.round_id, part, start, stop, begun)
         yield record.reached - (begun.reached if begun else start)
         if not record.finished:
             raise interrupted(planned, run.stop)

@@ -87,7 +87,7 @@ def plain_columns(batch: Batch, schema: pa.Schema) -> dict[str, Sequence[Any]]:
 
 
 def extract_part(
-    run: Run, source: Source, layout: Layout, job: str, part: int, start: int, stop: int, begun: PartRecord | None
+    run: Run, source: Source, layout: Layout, round_id: str, part: int, start: int, stop: int, begun: PartRecord | None
 ) -> PartRecord:
     """Extract positions ``start`` to ``stop`` as part number ``part``, from where ``begun`` left it; returns its record.
 
@@ -120,7 +120,7 @@ def extract_part(
         skipped=done.skipped + (begun.skipped if begun else 0),
         failures=(*(begun.failures if begun else ()), *done.failures),
     )
-    finish_part(layout, job, record)
+    finish_part(layout, round_id, record)
     if done.too_many:
         raise done.too_many
     return record

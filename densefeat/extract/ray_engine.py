@@ -68,7 +68,7 @@ class PartActor:
         for part in rows["part"].tolist():
             begun = plan.record(part)  # what an actor that was killed after recording it had done
             if begun is None or not begun.finished:
-                extract_part(self.run, plan.source, plan.layout, plan.manifest.job, part, *plan.range_of(part), begun)
+                extract_part(self.run, plan.source, plan.layout, plan.manifest.round_id, part, *plan.range_of(part), begun)
         return rows
 
 

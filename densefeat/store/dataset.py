@@ -78,21 +78,21 @@ def begin(layout: Layout, manifest: Manifest) -> None:
             layout.failures.unlink(missing_ok=True)
 
 
-def finish_part(layout: Layout, job: str, record: PartRecord) -> None:
+def finish_part(layout: Layout, round_id: str, record: PartRecord) -> None:
     """Move a part from ``work/`` to ``data/`` if it is finished, and record it."""
-    check_job(layout, job)
+    check_round(layout, round_id)
     record = replace(record, bytes=layout.unfinished(record.part).stat().st_size)
     if record.finished:
         with written(layout.part(record.part)):
             os.replace(layout.unfinished(record.part), layout.part(record.part))
         with suppress(OSError):
             sync(layout.data)
-    save_record(layout, job, record)
+    save_record(layout, round_id, record)
 
 
-def check_job(layout: Layout, job: str) -> None:
+def check_round(layout: Layout, round_id: str) -> None:
     current = read_manifest(layout)
-    if current is None or current.job != job:
+    if current is None or current.round_id != round_id:
         raise OutputError(f"output {str(layout.root)!r} was started anew by another process; this one ends")
 
 
@@ -126,7 +126,7 @@ def close(layout: Layout, manifest: Manifest, without_content: Iterable[str] = (
 
     ``without_content``: images none of whose tiles has a row or a failure.
     """
-    check_job(layout, manifest.job)
+    check_round(layout, manifest.round_id)
     records = finished_parts(layout, manifest)
     failures = all_failures(layout, manifest, records)
     first_part = manifest.rounds[-1].first_part

@@ -77,6 +77,11 @@ class Manifest:
     removed: int = 0
     job: str = field(default_factory=lambda: uuid.uuid4().hex)
 
+    @property
+    def round_id(self) -> str:
+        """Of the last round: what its parts are recorded under."""
+        return f"{self.job}-{len(self.rounds)}"
+
     def save(self, layout: Layout) -> None:
         parts = [asdict(replace(part, failures=())) for part in self.parts]  # those are in failures.parquet
         totals = {"rows": sum(part.rows for part in self.parts), "skipped": sum(part.skipped for part in self.parts)}
@@ -114,9 +119,9 @@ def write_json(path: Path, content: Any) -> None:
         json.dump(content, file, ensure_ascii=False, indent=1)
 
 
-def save_record(layout: Layout, job: str, record: PartRecord) -> None:
+def save_record(layout: Layout, round_id: str, record: PartRecord) -> None:
     """Tell that a part is whole, or (``reached`` before ``stop``) how far its unfinished file goes."""
-    write_json(layout.record(record.part), {"job": job, **asdict(record)})
+    write_json(layout.record(record.part), {"round": round_id, **asdict(record)})
 
 
 def read_records(layout: Layout, manifest: Manifest) -> Iterator[PartRecord]:
@@ -130,12 +135,11 @@ def read_records(layout: Layout, manifest: Manifest) -> Iterator[PartRecord]:
 def read_record(layout: Layout, manifest: Manifest, path: Path) -> PartRecord | None:
     try:
         content = json.loads(path.read_text("utf-8"))
-        owner = content.pop("job")
+        owner = content.pop("round")
         failures = tuple(Failure(**failure) for failure in content.pop("failures"))
         record = PartRecord(**content, failures=failures)
         file = layout.part(record.part) if record.finished else layout.unfinished(record.part)
         whole = file.is_file() and file.stat().st_size == record.bytes
-        current = owner == manifest.job and record.part >= manifest.rounds[-1].first_part
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged one makes of it
         return None
-    return record if whole and current else None
+    return record if whole and owner == manifest.round_id else None

@@ -54,7 +54,7 @@ def test_manifests_that_are_not_believed(change: dict, match: str, layout: Layou
 
 def test_record_round_trip(layout: Layout) -> None:
     layout.part(2).write_bytes(b"rows")
-    save_record(layout, "job", RECORD)
+    save_record(layout, MANIFEST.round_id, RECORD)
     assert list(read_records(layout, MANIFEST)) == [RECORD]
 
 
@@ -62,11 +62,11 @@ def test_record_round_trip(layout: Layout) -> None:
     ("job", "record", "file", "content"),
     [
         ("other", RECORD, "part", b"rows"),  # of a job that was started over
-        ("job", RECORD, "part", b"row"),  # of another size than recorded
-        ("job", RECORD, None, b""),
-        ("job", RECORD, "unfinished", b"rows"),  # never moved
-        ("job", replace(RECORD, reached=25), "part", b"rows"),  # unfinished by its record
-        ("job", replace(RECORD, part=1), "part", b"rows"),  # of a round that is closed
+        ("job-2", RECORD, "part", b"row"),  # of another size than recorded
+        ("job-2", RECORD, None, b""),
+        ("job-2", RECORD, "unfinished", b"rows"),  # never moved
+        ("job-2", replace(RECORD, reached=25), "part", b"rows"),  # unfinished by its record
+        ("job-1", RECORD, "part", b"rows"),  # of a round that is closed
     ],
 )
 def test_records_that_are_not_believed(job: str, record: PartRecord, file: str | None, content: bytes, layout: Layout) -> None:
@@ -76,10 +76,10 @@ def test_records_that_are_not_believed(job: str, record: PartRecord, file: str |
     assert list(read_records(layout, MANIFEST)) == []
 
 
-NULL = '{"job": "job", "part": 2, "start": 0, "reached": 1, "stop": 1, "rows": 1, "bytes": 4, "failures": null}'
+NULL = '{"round": "job-2", "part": 2, "start": 0, "reached": 1, "stop": 1, "rows": 1, "bytes": 4, "failures": null}'
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"job": "job"}', '{"job": "job", "part": 1, "more": 2}', NULL])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"round": "job-2"}', '{"round": "job-2", "part": 1, "more": 2}', NULL])
 def test_damaged_records_are_as_if_not_there(text: str, layout: Layout) -> None:
     layout.record(2).write_text(text)
     assert list(read_records(layout, MANIFEST)) == []
