@@ -73,7 +73,7 @@ def test_the_same_command_again_does_nothing(photo_folder: Path, tmp_path: Path)
         (dict(precision="bf16"), "precision 'fp32' there, 'bf16' asked"),
         (dict(part_rows=6), "part_rows 5 there, 6 asked"),
         (dict(labels="folder"), "labels False there, True asked"),
-        (dict(tile=32), "tiles None there"),
+        (dict(tile=90), "tiles None there"),
     ],
 )
 def test_refuses_to_mix_rows_of_two_kinds(options: dict, match: str, photo_folder: Path, tmp_path: Path) -> None:
