@@ -58,7 +58,7 @@ def write_store(root: Path, rows: int, channels: list[int]) -> None:
                 keys = [f"class_{i % 1000:03}/image_{i:07}.jpg" for i in range(first, first + n)]
                 values = {name: np.abs(generator.standard_normal((n, *shape), np.float32)) for name, shape in shapes.items()}
                 writer.append({"path": keys, "width": [500] * n, "height": [375] * n}, values)
-        finish_part(layout, manifest.job, PartRecord(part, start, stop, stop, stop - start, 0))
+        finish_part(layout, manifest.round_id, PartRecord(part, start, stop, stop, stop - start, 0))
     close(layout, manifest)
 
 
