@@ -79,7 +79,7 @@ def extract(
         tile, stride, min_content: Cut images into squares of ``tile`` pixels, ``stride`` apart (None: ``tile``), leaving out
             those of which less than ``min_content`` (0 to 1) is neither nearly white nor nearly black.
         max_pixels: Of an image that has to be decoded whole.
-        part_rows: Input positions for each file of a folder; None: 8192, or as many as make 256 MB.
+        part_rows: Input positions for each file of a folder; None: 8192. Fewer where they would make more than 256 MB.
         on_error: ``"fail"``: stop at the first failure. max_failures: stop beyond a number (``20``) or share (``"5%"``).
         overwrite: Start over where the folder holds a store. update: extract what was added to the input since.
         engine: ``"ray"``: spread the parts over a Ray cluster.

@@ -112,18 +112,18 @@ class Job:
             "labels": self.given.listing.labelled,
             "image_column": self.given.options["image_column"],
             "max_pixels": self.tiling.max_pixels,
-            "part_rows": self.part_rows or self.default_part_rows(),
+            "part_rows": self.bounded_part_rows(),
         }
 
-    def default_part_rows(self) -> int:
+    def bounded_part_rows(self) -> int:
+        """As asked, or the default, but no more than ``PART_BYTES`` of vectors."""
         row_bytes = sum(int(np.prod(shape)) for shape in self.shapes.values()) * np.dtype(self.dtype).itemsize
-        return max(1, min(PART_ROWS, PART_BYTES // max(1, row_bytes)))
+        return max(1, min(self.part_rows or PART_ROWS, PART_BYTES // max(1, row_bytes)))
 
     @cached_property
     def schema(self) -> pa.Schema:
-        described = {name: value for name, value in self.provenance.items() if name != "shapes"}
         tiled = self.tiling.tile is not None
-        return embedding_schema(self.shapes, described, self.dtype, self.given.listing.labelled, tiled)
+        return embedding_schema(self.shapes, self.provenance, self.dtype, self.given.listing.labelled, tiled)
 
     @cached_property
     def decoding(self) -> Decoding:

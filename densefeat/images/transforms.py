@@ -1,4 +1,4 @@
-"""The weights' own preprocessing, from timm's configuration, split so that worker processes hand over small uint8 images."""
+"""The weights' own preprocessing, from timm's configuration, split so that decoding threads hand over small uint8 images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -79,8 +79,8 @@ class Geometry:
     """RGB images or uint8 tensors ``(3, H, W)`` to contiguous uint8 ``(3, size, size)``; picklable, safe in threads.
 
     Images equal timm's evaluation transform bit for bit. Tensors are resized by torchvision, several times as fast: on
-    photographs the mean difference is 0.004 of 255, the largest 2; more (0.2 and 8) where Pillow, from its version 13 on,
-    resizes a tall image's columns first. Where torchvision lacks a step (borders, filters other than bilinear and bicubic)
+    photographs by very little (``benchmarks/decode.py``), more where Pillow, from its version 13 on, resizes a tall image's
+    columns first. Where torchvision lacks a step (borders, filters other than bilinear and bicubic)
     tensors go the images' way.
     """
 

@@ -47,7 +47,7 @@ def test_same_rows_as_a_single_file(photo_folder: Path, tmp_path: Path) -> None:
 
 
 def test_part_size_is_bounded_in_bytes(photo_folder: Path, tmp_path: Path) -> None:
-    extract(photo_folder, tmp_path / "store", pool="none", part_rows=None)
+    extract(photo_folder, tmp_path / "store", pool="none", part_rows=100_000)
     manifest = json.loads((tmp_path / "store/manifest.json").read_text())
     values = sum(int(np.prod(shape)) for shape in manifest["settings"]["shapes"].values())
     assert manifest["settings"]["part_rows"] == 256 * 2**20 // (4 * values) < 8192
