@@ -78,10 +78,10 @@ class Preprocessing:
 class Geometry:
     """RGB images or uint8 tensors ``(3, H, W)`` to contiguous uint8 ``(3, size, size)``; picklable, safe in threads.
 
-    Images equal timm's evaluation transform bit for bit. Tensors are resized by torchvision, several times as fast: on
-    photographs by very little (``benchmarks/decode.py``), more where Pillow, from its version 13 on, resizes a tall image's
-    columns first. Where torchvision lacks a step (borders, filters other than bilinear and bicubic)
-    tensors go the images' way.
+    Images equal timm's evaluation transform bit for bit. Tensors are resized by torchvision, several times as fast; on
+    photographs the results differ very little (``benchmarks/decode.py``), more where Pillow, from its version 13 on, resizes a
+    tall image's columns first. Where torchvision lacks a step (borders, filters other than bilinear and bicubic) tensors go
+    the images' way.
     """
 
     image_steps: Compose
