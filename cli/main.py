@@ -6,10 +6,13 @@ from importlib.metadata import version as installed_version
 import click
 
 from densefeat_cli.convert import convert
+from densefeat_cli.evaluate import evaluate
 from densefeat_cli.extract import extract
 from densefeat_cli.info import info
 from densefeat_cli.models import models
+from densefeat_cli.recipes import recipes
 from densefeat_cli.search import search
+from densefeat_cli.train import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
@@ -27,6 +30,9 @@ densefeat.add_command(models)
 densefeat.add_command(info)
 densefeat.add_command(convert)
 densefeat.add_command(search)
+densefeat.add_command(train)
+densefeat.add_command(evaluate)
+densefeat.add_command(recipes)
 
 
 def main() -> None:

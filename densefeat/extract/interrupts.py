@@ -31,8 +31,8 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
-    """Only the main thread may set signal handlers; elsewhere the request never comes."""
+def stop_on_signal(*signals: signal.Signals) -> Iterator[StopRequest]:
+    """``signals``: SIGINT and SIGTERM where none is named. Only the main thread may set handlers; elsewhere none comes."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -44,7 +44,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         request.signal = number
 
     before: dict[int, Any] = {}
-    for asked in (signal.SIGINT, signal.SIGTERM):
+    for asked in signals or (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(asked) is not signal.SIG_IGN:  # as for a shell's background jobs
             before[asked] = signal.signal(asked, ask)
     try:

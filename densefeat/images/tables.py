@@ -107,9 +107,21 @@ class Tables(Rows):
         return pa.concat_arrays(parts)
 
     def fingerprint(self) -> str:
-        label = self.columns.label
-        labels = None if label is None else pa.concat_arrays([self._labels(file, label) for file in self.files])
-        return fingerprint_of(self.keys(), labels)
+        return fingerprint_of(self.keys(), self.label_values() if self.labelled else None)
+
+    def label_values(self) -> pa.LargeStringArray:
+        """The label of each position, null where it has none; UsageError where no column of labels was named."""
+        if self.columns.label is None:
+            raise UsageError("no column of labels was named")
+        return pa.concat_arrays([self._labels(file, self.columns.label) for file in self.files])
+
+    def class_names(self) -> list[str] | None:
+        """Of the labels in their order, where the files' ClassLabel states them."""
+        for file in self.files:
+            if file.error is None and self.columns.label is not None:
+                with self.folder.open(file.name) as handle, pq.ParquetFile(handle) as table:
+                    return class_names(table.schema_arrow, self.columns.label)
+        return None
 
     def _labels(self, file: TableFile, column: str) -> pa.Array:
         unknown = pa.nulls(file.length, pa.large_string())

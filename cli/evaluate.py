@@ -1,0 +1,57 @@
+"""``densefeat evaluate``."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command(epilog="Example: densefeat evaluate runs/imagenet_densenet121 --data imagenet/val --crops 10")
+@click.argument("model")
+@click.option("--data", required=True, help="A folder of classes, Parquet or tar files, or CIFAR's or SVHN's own folder.")
+@click.option("--weights", type=click.Path(path_type=Path), help="A checkpoint file of your own for MODEL.")
+@click.option("--crops", type=click.Choice(["1", "10"]), default="1", show_default=True, help="10: corners, centre, mirrored.")
+@click.option("--image-size", type=click.IntRange(32), help="Side of a crop, pixels.  [default: the weights' own]")
+@click.option("--crop-pct", type=float, help="Share of the resized image that a crop keeps.  [default: the weights' own]")
+@click.option("--label-column", help="Of Parquet files (default: label), or the extension of tar members (default: cls).")
+@click.option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode.")
+@click.option("--per-class", is_flag=True, help="A row for each class, worst first.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything there, too.")
+def evaluate(
+    model: str, data: str, weights: Path | None, crops: str, image_size: int | None, crop_pct: float | None,
+    label_column: str | None, device: str | None, workers: int, per_class: bool, json_file: Path | None,
+) -> None:  # fmt: skip
+    """Top-1 and top-5 accuracy of MODEL, a name of densefeat models or timm's, or the folder of a run."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from densefeat.extract.progress import progress_bar
+    from densefeat.store.atomic import atomic_file, check_target
+    from densefeat.training.evaluate import evaluate
+    from densefeat.training.world import own_device
+
+    if json_file is not None:
+        check_target(json_file)
+    with progress_bar("evaluating", None) as advance:
+        result = evaluate(
+            model, data, weights=weights, crops=int(crops), image_size=image_size, crop_pct=crop_pct,
+            label_column=label_column, device=str(own_device(device, 0)), workers=workers, advance=advance,
+        ).to_json()  # fmt: skip
+    if json_file is not None:
+        with atomic_file(json_file) as beside:
+            beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    rows = [{"class": "all", **result}]
+    if per_class:
+        rows += sorted((row for row in result["per_class"] if row["images"]), key=lambda row: row["top1"])
+    table = Table("class" if per_class else model, "images", "top-1 %", "top-5 %", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(str(row["class"]), f"{row['images']:,}", f"{row['top1']:.2f}", f"{row['top5']:.2f}")
+    console = Console()
+    console.width = console.width if console.is_terminal else 160
+    console.print(table)
+    left_out = len(result["unread"]) + result["unlabelled"]
+    if left_out:
+        reason = f", the first: {result['unread'][0]['key']}: {result['unread'][0]['reason']}" if result["unread"] else ""
+        click.echo(f"left out: {result['unlabelled']} without a label, {len(result['unread'])} unreadable{reason}", err=True)

@@ -1,0 +1,33 @@
+"""``python -m densefeat.training RECIPE.yaml [key=value …] --out RUN``: ``densefeat train`` where nothing is installed."""
+
+import argparse
+import sys
+
+from densefeat.errors import DensefeatError
+from densefeat.extract.interrupts import Interrupted
+from densefeat.training.recipe_files import load_recipe
+from densefeat.training.train import report, train
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m densefeat.training", description=__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--device")
+    parser.add_argument("--steps", type=int)
+    arguments = parser.parse_intermixed_args()
+    try:
+        result = train(load_recipe(arguments.recipe, arguments.overrides), arguments.out, arguments.device, arguments.steps)
+        print(*report(result), sep="\n")
+    except DensefeatError as error:
+        print(f"densefeat: {error}", file=sys.stderr)
+        return error.exit_code
+    except Interrupted as interrupt:
+        print(f"densefeat: {interrupt}", file=sys.stderr)
+        return interrupt.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

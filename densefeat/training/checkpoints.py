@@ -1,0 +1,53 @@
+"""Checkpoints: whole or not there, told from damaged ones by their own hash."""
+
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densefeat.store.atomic import atomic_file
+
+KEPT = 2  # a damaged newest falls back to the one before
+NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """Write ``step-00001000-0123456789abcdef.pt``, named by step and SHA-256; but for the one before, older ones go."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = buffer.getbuffer()
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{state['step']:08}-{digest(data)}.pt"
+    with atomic_file(path) as beside:
+        beside.write_bytes(data)
+    for old in checkpoint_files(folder)[KEPT:]:
+        old.unlink()
+    return path
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Newest first."""
+    found = [path for path in folder.glob("step-*.pt") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (path.name.split("-")[1], path.stat().st_mtime_ns), reverse=True)
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose content fits its name, and what is wrong with newer ones."""
+    problems: list[str] = []
+    for path in checkpoint_files(folder):
+        if path.name.endswith(f"-{digest(path.read_bytes())}.pt"):
+            return path, problems
+        problems.append(f"checkpoint {path.name} is damaged: left aside")
+    return None, problems
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """On the CPU."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def digest(data: Any) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,0 +1,119 @@
+"""CIFAR's and SVHN's own files, as torchvision unpacks them, without running what a pickle says."""
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from densefeat.errors import DensefeatError, UsageError
+
+MAX_BYTES = 2**31  # of one file: SVHN's largest has 1.3 GB
+CIFAR = {  # marker file: training files, test files, key of the labels, file and key of the class names
+    "data_batch_1": ([f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "labels", "batches.meta", "label_names"),
+    "train": (["train"], ["test"], "fine_labels", "meta", "fine_label_names"),
+}
+SVHN = {True: ["train_32x32.mat", "extra_32x32.mat"], False: ["test_32x32.mat"]}
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Decoded images: uint8 ``(N, H, W, 3)``, their labels int64 ``(N,)``, and the classes that these count in."""
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    classes: list[str]
+
+    def key(self, position: int) -> str:
+        return f"{self.name}#{position}"
+
+
+def read_classic(folder: Path, train: bool) -> Arrays | None:
+    """The images of a folder with CIFAR's python files or SVHN's .mat files; None where it has neither.
+
+    SVHN's training images are its train and extra files together, as in the papers. Raises DensefeatError for a damaged file.
+    """
+    for marker, (train_files, test_files, labels_key, meta, names_key) in CIFAR.items():
+        if (folder / marker).is_file() and (folder / meta).is_file():
+            parts = [read_cifar(folder / name, labels_key) for name in (train_files if train else test_files)]
+            names = [str(name) for name in unpickled(folder / meta)[names_key]]
+            return joined(f"{folder.name}/{'train' if train else 'test'}", parts, names)
+    if (folder / SVHN[False][0]).is_file():
+        files = [folder / name for name in SVHN[train]]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise UsageError(f"{str(folder)!r}: without {', '.join(missing)}")
+        parts = [read_svhn(file) for file in files]
+        return joined(f"{folder.name}/{'train' if train else 'test'}", parts, [str(digit) for digit in range(10)])
+    return None
+
+
+def joined(name: str, parts: list[tuple[np.ndarray, np.ndarray]], classes: list[str]) -> Arrays:
+    images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if len(images) != len(labels) or labels.min() < 0 or labels.max() >= len(classes):
+        raise DensefeatError(f"{name}: {len(images)} images, {len(labels)} labels up to {labels.max()}: damaged files")
+    return Arrays(name, images, labels, classes)
+
+
+def read_cifar(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
+    content = unpickled(path)
+    try:
+        pixels = np.asarray(content["data"], np.uint8).reshape(-1, 3, 32, 32)
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), np.asarray(content[labels_key], np.int64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DensefeatError(f"{str(path)!r}: no CIFAR file: {error}") from error
+
+
+def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.io import loadmat  # late: training of all else does without scipy
+
+    try:
+        content = loadmat(io.BytesIO(read_bounded(path)), variable_names=["X", "y"])
+        pixels, digits = content["X"].astype(np.uint8, copy=False), content["y"].astype(np.int64).ravel()
+        return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), digits % 10  # its files write 10 for the digit 0
+    except DensefeatError:
+        raise
+    except Exception as error:  # scipy raises many kinds
+        raise DensefeatError(f"{str(path)!r}: no SVHN file: {error}") from error
+
+
+def read_bounded(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise DensefeatError(f"{str(path)!r}: {size:,} bytes are more than the limit of {MAX_BYTES:,}")
+    return path.read_bytes()
+
+
+def unpickled(path: Path) -> dict[str, Any]:
+    """The dictionary in one of CIFAR's files; DensefeatError for a pickle that names anything but plain arrays."""
+    try:
+        content = ArraysOnly(io.BytesIO(read_bounded(path))).load()
+        return {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
+    except DensefeatError:
+        raise
+    except Exception as error:  # a damaged pickle raises any kind
+        raise DensefeatError(f"{str(path)!r}: no CIFAR file: {error}") from error
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Reads what numpy arrays, lists, texts and numbers need, and refuses every other name."""
+
+    ALLOWED = {  # noqa: RUF012
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0] for core in ("core", "_core")},
+    }
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
+            return lambda text, encoding: text.encode(encoding)
+        try:
+            return self.ALLOWED[module, name]
+        except KeyError:
+            raise DensefeatError(f"a pickle that names {module}.{name} is not read: it could run anything") from None

@@ -1,0 +1,193 @@
+"""How well a network classifies labelled images: top-1 and top-5, single crop or ten, each class by itself."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import safe_open
+from torch import nn
+from torchvision.transforms.v2.functional import ten_crop
+
+from densefeat.errors import UsageError, WeightsError
+from densefeat.images.transforms import Preprocessing
+from densefeat.nets.create import create_model
+from densefeat.nets.weights import load_weights
+from densefeat.training.classic import Arrays
+from densefeat.training.device_data import DeviceImages
+from densefeat.training.labelled import Labelled, open_labelled
+from densefeat.training.run_folder import CONFIG, WEIGHTS
+from densefeat.training.scores import Scores, score
+from densefeat.training.worker_data import Images, WorkerImages
+from densefeat.training.world import World
+
+MAX_CONFIG = 2**26
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``scores`` over ``classes``; ``unread``: key and reason of images that could not be read, which count nowhere."""
+
+    model: str
+    scores: Scores
+    classes: list[str]
+    crops: int
+    image_size: int
+    unlabelled: int
+    unread: list[tuple[str, str]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Per cent throughout; ``per_class`` in the order of the network's outputs."""
+        images, first, fifth = self.scores.counts.tolist()
+        per_class = [
+            {"class": name, "images": int(n), "top1": share(one, n), "top5": share(five, n)}
+            for name, n, one, five in zip(self.classes, images, first, fifth, strict=True)
+        ]
+        return {
+            "model": self.model,
+            "crops": self.crops,
+            "image_size": self.image_size,
+            **self.scores.to_json(),
+            "unlabelled": self.unlabelled,
+            "unread": [{"key": key, "reason": reason} for key, reason in self.unread],
+            "per_class": per_class,
+        }
+
+
+def share(hits: float, images: float) -> float | None:
+    return round(100 * hits / images, 4) if images else None
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    weights: str | Path | None = None,
+    crops: int = 1,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
+    label_column: str | None = None,
+    device: str = "cpu",
+    workers: int = 0,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Accuracy of a network on the labelled images at ``data``.
+
+    Args:
+        model: A name of timm's (with published weights, or with ``weights``), or the folder of a run.
+        data: As :func:`densefeat.training.labelled.open_labelled` takes it; of CIFAR's and SVHN's files the test images.
+        crops: 1, or 10: corners and centre, each mirrored, their softmax averaged (1608.06993, table 3).
+        image_size: Pixels of a crop's side; None: the weights' own.
+        crop_pct: The crop's share of the resized image's short side; None: the weights' own, or for ten crops 0.875.
+        advance: Told of images done.
+
+    Raises:
+        UsageError: Unknown model or data, or classes that are not the network's.
+        WeightsError: Weights that cannot be had.
+    """
+    if crops not in (1, 10):
+        raise UsageError(f"crops {crops}: choose 1 or 10")
+    network, names = load_network(model, weights)
+    preprocessing = wanted_preprocessing(network, crops, image_size, crop_pct)
+    labelled = open_labelled(data, train=False, label_column=label_column, classes=names)
+    if len(labelled.classes) != network.num_classes:
+        raise UsageError(
+            f"{data!r} has {len(labelled.classes)} classes, the network {network.num_classes}: they cannot be matched"
+        )
+    place = torch.device(device)
+    network = network.to(place, memory_format=torch.channels_last)
+    world = World(0, 1, place)
+    images, positions = images_of(labelled, preprocessing, crops, workers, place)
+
+    def batches():  # type: ignore[no-untyped-def]
+        for x, y in images.plain(positions):
+            yield x.contiguous(memory_format=torch.channels_last), y
+            advance(len(y))
+
+    run = network if crops == 1 else TenCrops(network, preprocessing.size)
+    scores = score(run, batches(), len(labelled.classes), world)
+    unread = sorted(images.failures) if isinstance(images, WorkerImages) else []
+    missing = len(labelled.labels) - len(positions)
+    return Evaluation(model, scores, labelled.classes, crops, preprocessing.size, missing, unread)
+
+
+def load_network(model: str, weights: str | Path | None) -> tuple[nn.Module, list[str] | None]:
+    """A network in eval mode, and the names of its classes where they are known."""
+    folder = Path(model)
+    if not (folder / CONFIG).is_file():
+        if folder.is_dir():
+            raise UsageError(f"model {model!r}: this folder holds no {CONFIG}: not a run, or one that was not evaluated yet")
+        network, _ = create_model(model, weights)
+        return network, class_names(network, weights)
+    config = read_config(folder / CONFIG)
+    try:
+        arguments = dict(config.get("model_args") or {})
+        network = timm.create_model(
+            config["architecture"], num_classes=config["num_classes"], pretrained_cfg=config["pretrained_cfg"], **arguments
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{str(folder / CONFIG)!r}: no network can be made of it: {error}") from error
+    load_weights(network, weights or folder / WEIGHTS)
+    names = config.get("label_names")
+    return network.eval(), list(map(str, names)) if isinstance(names, list) else None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_CONFIG:
+        raise WeightsError(f"{str(path)!r}: {path.stat().st_size:,} bytes are no configuration")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{str(path)!r}: not JSON: {error}") from error
+
+
+def class_names(network: nn.Module, weights: str | Path | None) -> list[str] | None:
+    """As the metadata of a safetensors file tells them (the bundled one's does); None: by the order of the data's own."""
+    file = weights or network.pretrained_cfg.get("file")  # type: ignore[operator, union-attr]
+    if file is None or not str(file).endswith(".safetensors"):
+        return None
+    with safe_open(str(file), "pt") as opened:
+        names = json.loads((opened.metadata() or {}).get("classes", "null"))
+    return names if isinstance(names, list) and len(names) == network.num_classes else None
+
+
+def wanted_preprocessing(network: nn.Module, crops: int, image_size: int | None, crop_pct: float | None) -> Preprocessing:
+    """For ten crops: the whole resized image, which they are taken from."""
+    own = Preprocessing.of(network, image_size)
+    share_kept = crop_pct or (own.crop_pct if crops == 1 or own.crop_pct < 1 else 0.875)
+    if not 0 < share_kept <= 1:
+        raise UsageError(f"crop_pct {crop_pct}: give a share, above 0 and at most 1")
+    return Preprocessing(own.size, share_kept, own.crop_mode, own.interpolation, own.mean, own.std)
+
+
+def images_of(
+    labelled: Labelled, preprocessing: Preprocessing, crops: int, workers: int, device: torch.device
+) -> tuple[DeviceImages | WorkerImages, Any]:
+    """Images as the network wants them, and the positions of those with a label."""
+    whole = preprocessing
+    if crops == 10:
+        side = math.floor(preprocessing.size / preprocessing.crop_pct)
+        whole = Preprocessing(side, 1.0, "center", preprocessing.interpolation, preprocessing.mean, preprocessing.std)
+    positions = (labelled.labels >= 0).nonzero()[0]
+    if isinstance(labelled, Arrays):
+        if labelled.images.shape[1] != whole.size:
+            raise UsageError(f"image size {whole.size}: the images of {labelled.name} have {labelled.images.shape[1]} pixels")
+        return DeviceImages.of(labelled.images, labelled.labels, whole, device, torch.float32), positions
+    images = Images(labelled, whole, "none", 0)
+    return WorkerImages(images, whole, workers, device, torch.float32, set()), positions
+
+
+class TenCrops(nn.Module):
+    """Log of the mean softmax over ten crops of ``(N, 3, H, W)``: ``(N, C)``."""
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = torch.stack([self.network(crop).float().softmax(1) for crop in ten_crop(x, [self.size])]).mean(0)
+        return mean.clamp_min(1e-30).log()

@@ -1,0 +1,155 @@
+"""Labelled images, whatever layout they come in: positions with a class each, and how to read one of them."""
+
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from densefeat.errors import DecodeError, UsageError
+from densefeat.images.files import Indexed
+from densefeat.images.sources import open_source
+from densefeat.images.stream import ImageItem, Source
+from densefeat.images.tables import Tables
+from densefeat.training.classic import Arrays, read_classic
+
+CACHE_BYTES = 2**29  # of encoded images that one process keeps
+
+
+class Reader(Protocol):
+    """Random access to encoded images."""
+
+    def read(self, position: int) -> bytes:
+        """DecodeError (stage ``read``) where it cannot be had."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images as bytes. ``labels``: int64 ``(N,)``, -1 where there is none; ``groups``: rows that are read together, if any."""
+
+    source: Indexed | Tables
+    labels: np.ndarray
+    classes: list[str]
+    groups: np.ndarray | None
+
+    def key(self, position: int) -> str:
+        return os.fsdecode(self.source.keys()[position].as_py())
+
+    def reader(self) -> Reader:
+        return RowReader(self.source) if isinstance(self.source, Tables) else ItemReader(self.source)
+
+
+Labelled = Arrays | Encoded
+
+
+def open_labelled(path: str, train: bool, label_column: str | None = None, classes: list[str] | None = None) -> Labelled:
+    """The labelled images at ``path``.
+
+    Args:
+        path: A folder of classes (``class/image.jpg``); Parquet files in the datasets layout, by glob or braces, too;
+            WebDataset tars; a folder with CIFAR's or SVHN's own files.
+        train: Which of the files where training and test images lie in one folder.
+        label_column: Of Parquet files ("label" by default), or the extension of a tar's members ("cls" by default).
+        classes: Those of the training data, which the labels here must be among; None: they are found here.
+
+    Raises UsageError where the input is missing or of no such layout, has no labels, or has one that is not in ``classes``.
+    """
+    if os.path.isdir(path) and (arrays := read_classic(Path(path), train)) is not None:
+        return arrays
+    source, found = open_with_labels(path, label_column)
+    if not isinstance(source, Indexed | Tables):
+        raise UsageError(f"{path!r}: training needs images by position: give a folder of classes, Parquet files or tar files")
+    texts = label_texts(source)
+    classes = classes if classes is not None else found or sorted_classes(texts)
+    codes = pc.index_in(texts, pa.array(classes, pa.large_string()))
+    unknown = texts.filter(pc.and_(pc.is_null(codes), pc.is_valid(texts)))
+    if len(unknown):
+        raise UsageError(f"{path!r}: label {unknown[0].as_py()!r} is none of the {len(classes)} classes of the training data")
+    labels = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    if not (labels >= 0).any():
+        raise UsageError(f"{path!r}: no image with a label in it")
+    groups = np.array(group_sizes(source)) if isinstance(source, Tables) else None
+    return Encoded(source, labels, classes, groups)
+
+
+def open_with_labels(path: str, label_column: str | None) -> tuple[Source, list[str] | None]:
+    """A source, and the names of its classes in order, where it states them."""
+    name = path.lower()
+    if name.endswith(".parquet"):
+        source = open_source(path, label_column=label_column or "label")
+        return source, source.class_names() if isinstance(source, Tables) else None
+    if name.endswith(".tar"):
+        return open_source(path, label_column=label_column or "cls"), None
+    if label_column is not None:
+        return open_source(path, label_column=label_column), None
+    return open_source(path, labels="folder"), None
+
+
+def label_texts(source: Indexed | Tables) -> pa.LargeStringArray:
+    """The label of each position; null where it has none."""
+    if isinstance(source, Tables):
+        return source.label_values()
+    return pa.nulls(source.length, pa.large_string()) if source.labels is None else source.labels.cast(pa.large_string())
+
+
+def sorted_classes(texts: pa.Array) -> list[str]:
+    """In the order of torchvision's ImageFolder; numbers by their value."""
+    names = [name for name in texts.unique().to_pylist() if name is not None]
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+
+
+@dataclass(frozen=True)
+class ItemReader:
+    """Of files, and members of tars: each has a place of its own."""
+
+    source: Indexed
+
+    def read(self, position: int) -> bytes:
+        return next(iter(self.source.items(position, position + 1))).read()
+
+
+class RowReader:
+    """Of Parquet: a row group is read as a whole, and kept while it is among the last used, up to ``CACHE_BYTES``."""
+
+    def __init__(self, source: Tables) -> None:
+        self.source = source
+        self.starts = np.cumsum([0, *group_sizes(source)]).tolist()
+        self.kept: OrderedDict[int, list[bytes | DecodeError]] = OrderedDict()
+        self.size = 0
+
+    def read(self, position: int) -> bytes:
+        group = bisect_right(self.starts, position) - 1
+        if group not in self.kept:
+            self.keep(group)
+        self.kept.move_to_end(group)
+        row = self.kept[group][position - self.starts[group]]
+        if isinstance(row, DecodeError):
+            raise row
+        return row
+
+    def keep(self, group: int) -> None:
+        self.kept[group] = [attempt(item) for item in self.source.items(self.starts[group], self.starts[group + 1])]
+        self.size += size_of(self.kept[group])
+        while self.size > CACHE_BYTES and len(self.kept) > 1:
+            self.size -= size_of(self.kept.popitem(last=False)[1])
+
+
+def group_sizes(source: Tables) -> list[int]:
+    """Rows of each row group, of all files; a file that cannot be read is one position."""
+    return [count for file in source.files for count in (file.groups if file.error is None else (1,))]
+
+
+def attempt(item: ImageItem) -> bytes | DecodeError:
+    try:
+        return item.read()
+    except DecodeError as error:
+        return error
+
+
+def size_of(rows: list[bytes | DecodeError]) -> int:
+    return sum(len(row) for row in rows if isinstance(row, bytes))

@@ -1,0 +1,182 @@
+"""The training loop, from its first step or any other to the last."""
+
+import time
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+
+from densefeat.extract.interrupts import Interrupted, StopRequest
+from densefeat.training.checkpoints import save_checkpoint
+from densefeat.training.data import Split, TrainingData
+from densefeat.training.device_data import Part
+from densefeat.training.progress import Progress
+from densefeat.training.run_folder import RunFolder
+from densefeat.training.scores import Scores, score
+from densefeat.training.state import State, set_train
+from densefeat.training.watch import DivergedError, Watch, describe
+
+POLL_GPU = 10  # steps between looks at the device: each one waits for it
+
+
+def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, progress: Progress, last: int) -> None:
+    """Run the steps from ``state.step`` to ``last``.
+
+    Evaluates, notes and saves on the way. Raises Interrupted, after a checkpoint, where a signal asked to stop; DivergedError
+    with the step where the loss was not finite, or far above that of guessing.
+    """
+    recipe, per_epoch = state.recipe, data.sampler.steps_per_epoch
+    eval_every = max(1, round(recipe.eval_epochs * per_epoch))
+    kept_steps = [eval_every] if recipe.checkpoint_steps is None else [eval_every, recipe.checkpoint_steps]
+    poll_every = POLL_GPU if state.world.device.type == "cuda" else 1
+    watch = Watch(state.model, len(data.labelled.classes), gradients=not state.scaler.is_enabled())
+    clock = Clock(state.seconds, state.step)
+    set_train(state.model, recipe.freeze_norm)
+
+    for parts in data.batches(state.step, last):
+        if state.step and state.step % eval_every == 0:  # before a step: a run that goes on from here evaluates, too
+            evaluate(state, data, folder, progress)
+            set_train(state.model, recipe.freeze_norm)
+            clock.begin_lap(state.step)
+
+        lr = state.set_lr()
+        watch.note(state.step, backward(state, parts))
+        if recipe.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad)
+        done = state.step + 1
+        keep = done == last or any(done % steps == 0 for steps in kept_steps)
+        asked = 0
+        if keep or state.step % poll_every == 0:  # before the weights are touched, or on a GPU at least before they are kept
+            asked, due = poll(state, watch, stop, clock, data)
+            keep = keep or due or asked > 0
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if state.ema is not None:
+            state.ema.update(state.model, done)
+
+        state.step, state.seconds = done, clock.seconds
+        if done % recipe.log_steps == 0:
+            note_training(state, folder, clock, lr, per_epoch)
+        progress.advance(recipe.batch_size, done / per_epoch, state.sums)
+        if keep:
+            save(state, folder)
+            clock.saved()
+        if asked:
+            raise Interrupted(f"stopped after step {done}; the same command goes on from there", 128 + asked)
+
+
+def backward(state: State, parts: list[Part]) -> torch.Tensor:
+    """Gradients of the mean loss over the whole batch, of all ranks; returns this rank's own mean loss.
+
+    An image without a label (one that could not be read) adds nothing.
+    """
+    recipe = state.recipe
+    state.optimizer.zero_grad()
+    own = torch.zeros((), device=state.world.device)
+    for number, (x, y) in enumerate(parts, 1):
+        alone = number < len(parts) and state.world.size > 1
+        with state.network.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            with state.autocast():
+                logits = state.network(state.formatted(x))
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            total = F.cross_entropy(logits, y, ignore_index=-1, reduction="sum", label_smoothing=recipe.label_smoothing)
+            # DistributedDataParallel takes the mean over ranks: of sums, it is the mean over the batch
+            state.scaler.scale(total * (state.world.size / recipe.batch_size)).backward()
+        own = own + total.detach() * (state.world.size / recipe.batch_size)
+        hits = (logits.detach().argmax(1) == y).sum()
+        state.sums += torch.stack([total.detach().double(), hits.double(), (y >= 0).sum().double()])
+    if state.scaler.is_enabled():
+        state.scaler.unscale_(state.optimizer)
+    return own
+
+
+def poll(state: State, watch: Watch, stop: StopRequest, clock: "Clock", data: TrainingData) -> tuple[int, bool]:
+    """What all ranks agree on: the signal that asks to stop (0: none), and whether a checkpoint is due.
+
+    Raises DivergedError on all of them, with the report of the first that saw it.
+    """
+    report = watch.look()
+    due = state.world.first and clock.since_saved > 60 * state.recipe.checkpoint_minutes
+    asked, saving, bad = state.world.largest([float(stop.signal or 0), float(due), float(report is not None)])
+    if bad:
+        step = int(-state.world.largest([-float(report["step"]) if report else -float("inf")])[0])  # type: ignore[arg-type]
+        report = report or {"step": step, "loss": float("nan"), "gradient_norms": {}}
+        raise DivergedError(describe(report), report | {"keys": data.keys(step)})
+    return int(asked), bool(saving)
+
+
+def note_training(state: State, folder: RunFolder, clock: "Clock", lr: float, per_epoch: int) -> None:
+    """Means since the last line, over all ranks."""
+    loss, hits, count = state.world.total(state.sums).tolist()
+    state.sums.zero_()
+    if state.world.first:
+        folder.note(
+            "train",
+            state.step,
+            epoch=round(state.step / per_epoch, 4),
+            loss=round(loss / max(count, 1), 5),
+            top1=round(100 * hits / max(count, 1), 3),
+            lr=lr,
+            images_per_second=round(state.recipe.batch_size * clock.lap(state.step), 1),
+            seconds=round(clock.seconds, 1),
+        )
+
+
+def evaluate(state: State, data: TrainingData, folder: RunFolder, progress: Progress) -> Scores:
+    """On the validation images; weights better than before (or, with keep: last, any) become the run's."""
+    state.world.same_buffers(state.evaluated)
+    classes = data.labelled.classes
+    scores = judge(state, data.val, len(classes))
+    better = scores.top1 > state.best
+    state.best = max(state.best, scores.top1)
+    if state.world.first:
+        epoch = round(state.step / data.sampler.steps_per_epoch, 4)
+        folder.note("val", state.step, epoch=epoch, **scores.to_json(), best=round(state.best, 4))
+        progress.say(f"epoch {epoch:g}: val top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %")
+        if better or state.recipe.keep == "last":
+            folder.export(state.evaluated, data.preprocessing, classes)
+        folder.draw()
+    return scores
+
+
+def judge(state: State, split: Split, num_classes: int) -> Scores:
+    """The weights that are kept, on a split, in the recipe's arithmetic."""
+    batches = ((state.formatted(x), y) for x, y in split.batches())
+    return score(state.evaluated, batches, num_classes, state.world, state.autocast())
+
+
+def save(state: State, folder: RunFolder) -> None:
+    """A checkpoint, by rank 0, of what all ranks contribute."""
+    content = state.state_dict()
+    if state.world.first:
+        save_checkpoint(folder.checkpoints, content)
+    state.world.wait()
+
+
+class Clock:
+    """Seconds of training, earlier runs counted, since the last checkpoint, and of the steps since a lap began."""
+
+    def __init__(self, before: float, step: int) -> None:
+        self.start = time.monotonic() - before
+        self.last_save = time.monotonic()
+        self.begin_lap(step)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    @property
+    def since_saved(self) -> float:
+        return time.monotonic() - self.last_save
+
+    def saved(self) -> None:
+        self.last_save = time.monotonic()
+
+    def begin_lap(self, step: int) -> None:
+        self.lap_start, self.lap_step = time.monotonic(), step
+
+    def lap(self, step: int) -> float:
+        """Steps per second of the lap that ends here; the next one begins."""
+        rate = (step - self.lap_step) / (time.monotonic() - self.lap_start)
+        self.begin_lap(step)
+        return rate

@@ -1,0 +1,98 @@
+"""The processes of one run, alone or under torchrun, and what they tell each other."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from densefeat.errors import UsageError
+
+
+@dataclass(frozen=True)
+class World:
+    """``size`` processes, of which this is ``rank``; each has a device of its own."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, on the CPU: any shape, dtype as given."""
+        values = values.detach().cpu()
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, values: list[float]) -> list[float]:
+        """The maximum over all ranks of each value."""
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def tell(self, value: str | None) -> str | None:
+        """What rank 0 says."""
+        told = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(told)
+        return told[0]
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """A tensor of each rank, all of one shape, on the CPU."""
+        if self.size == 1:
+            return [values]
+        gathered = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(gathered, values)
+        return gathered
+
+    def same_buffers(self, model: nn.Module) -> None:
+        """BatchNorm's statistics as rank 0 has them: those that training goes on from."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str | None = None) -> Iterator[World]:
+    """This process's place: under torchrun that of its environment, else the only one.
+
+    ``device``: None for the GPU of this process, or the CPU where there is none. Raises UsageError where it does not exist.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = own_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, chosen)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def own_device(device: str | None, local_rank: int) -> torch.device:
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device {name!r}: no such kind of device") from error
+    if chosen.type != "cuda":
+        return chosen
+    index = local_rank if chosen.index is None else chosen.index
+    if index >= torch.cuda.device_count():
+        raise UsageError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs here, and this is process {local_rank}")
+    return torch.device("cuda", index)
