@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from densefeat.store.atomic import atomic_file
 
 KEPT = 2  # a damaged newest falls back to the one before
+FIRST = "step-00000000-"  # made only where a run may have to go back that far
 NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
 
 
@@ -24,7 +26,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     with atomic_file(path) as beside:
         beside.write_bytes(data)
     for old in checkpoint_files(folder)[KEPT:]:
-        old.unlink()
+        if not old.name.startswith(FIRST):
+            old.unlink()
     return path
 
 
@@ -34,13 +37,16 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (path.name.split("-")[1], path.stat().st_mtime_ns), reverse=True)
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose content fits its name, and what is wrong with newer ones."""
+def newest_whole(folder: Path, tried: Collection[str] = ()) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose content fits its name, and what is wrong with newer ones; those ``tried`` are removed."""
     problems: list[str] = []
     for path in checkpoint_files(folder):
-        if path.name.endswith(f"-{digest(path.read_bytes())}.pt"):
+        if path.name in tried and not path.name.startswith(FIRST):
+            path.unlink()
+        elif path.name.endswith(f"-{digest(path.read_bytes())}.pt"):
             return path, problems
-        problems.append(f"checkpoint {path.name} is damaged: left aside")
+        else:
+            problems.append(f"checkpoint {path.name} is damaged: left aside")
     return None, problems
 
 

@@ -39,7 +39,7 @@ def read_classic(folder: Path, train: bool) -> Arrays | None:
     for marker, (train_files, test_files, labels_key, meta, names_key) in CIFAR.items():
         if (folder / marker).is_file() and (folder / meta).is_file():
             parts = [read_cifar(folder / name, labels_key) for name in (train_files if train else test_files)]
-            names = [str(name) for name in unpickled(folder / meta)[names_key]]
+            names = read_names(folder / meta, names_key)
             return joined(f"{folder.name}/{'train' if train else 'test'}", parts, names)
     if (folder / SVHN[False][0]).is_file():
         files = [folder / name for name in SVHN[train]]
@@ -53,18 +53,28 @@ def read_classic(folder: Path, train: bool) -> Arrays | None:
 
 def joined(name: str, parts: list[tuple[np.ndarray, np.ndarray]], classes: list[str]) -> Arrays:
     images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-    if len(images) != len(labels) or labels.min() < 0 or labels.max() >= len(classes):
-        raise DensefeatError(f"{name}: {len(images)} images, {len(labels)} labels up to {labels.max()}: damaged files")
+    if len(images) != len(labels) or not len(labels):
+        raise DensefeatError(f"{name}: {len(images)} images, {len(labels)} labels: damaged files")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise DensefeatError(f"{name}: labels from {labels.min()} to {labels.max()}, {len(classes)} classes: damaged files")
     return Arrays(name, images, labels, classes)
 
 
 def read_cifar(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
     content = unpickled(path)
     try:
-        pixels = np.asarray(content["data"], np.uint8).reshape(-1, 3, 32, 32)
-        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), np.asarray(content[labels_key], np.int64)
-    except (KeyError, TypeError, ValueError) as error:
+        pixels = content["data"].array.reshape(-1, 3, 32, 32)
+        labels = np.array(content[labels_key], np.int64).reshape(-1)
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
+    except Exception as error:  # content of any other kind fails in many ways
         raise DensefeatError(f"{str(path)!r}: no CIFAR file: {error}") from error
+
+
+def read_names(path: Path, key: str) -> list[str]:
+    names = unpickled(path).get(key)
+    if not isinstance(names, list):
+        raise DensefeatError(f"{str(path)!r}: no CIFAR file: without {key!r}")
+    return [str(name) for name in names]
 
 
 def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +83,10 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         content = loadmat(io.BytesIO(read_bounded(path)), variable_names=["X", "y"])
         pixels, digits = content["X"].astype(np.uint8, copy=False), content["y"].astype(np.int64).ravel()
-        return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), digits % 10  # its files write 10 for the digit 0
+        if pixels.shape[:3] != (32, 32, 3):
+            raise ValueError(f"X of shape {pixels.shape}")
+        digits = np.where(digits == 10, 0, digits)  # its files write 10 for the digit 0
+        return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), digits
     except DensefeatError:
         raise
     except Exception as error:  # scipy raises many kinds
@@ -98,13 +111,39 @@ def unpickled(path: Path) -> dict[str, Any]:
         raise DensefeatError(f"{str(path)!r}: no CIFAR file: {error}") from error
 
 
+class PickledType:
+    """In place of numpy's dtype, whose state could say that bytes are addresses of objects: only the name is kept."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        self.name = name
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class PickledArray:
+    """In place of numpy's ndarray. ``array``: uint8, of the shape that the pickle states."""
+
+    array: np.ndarray
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, in_columns, data = state
+        if not isinstance(kind, PickledType) or kind.name != "u1" or in_columns:
+            raise ValueError("an array of anything but bytes, row by row")
+        data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote text
+        self.array = np.frombuffer(data, np.uint8).reshape(shape)
+
+
 class ArraysOnly(pickle.Unpickler):
-    """Reads what numpy arrays, lists, texts and numbers need, and refuses every other name."""
+    """Reads what arrays of bytes, lists, texts and numbers need, and refuses every other name."""
 
     ALLOWED = {  # noqa: RUF012
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        **{(f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0] for core in ("core", "_core")},
+        ("numpy", "ndarray"): PickledArray,
+        ("numpy", "dtype"): PickledType,
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): PickledArray for core in ("core", "_core")},
     }
 
     def __init__(self, file: BinaryIO) -> None:

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import ten_crop
 
 from densefeat.errors import UsageError, WeightsError
 from densefeat.images.transforms import Preprocessing
-from densefeat.nets.create import create_model
+from densefeat.nets.create import create_model, known_config
 from densefeat.nets.weights import load_weights
 from densefeat.training.classic import Arrays
 from densefeat.training.device_data import DeviceImages
@@ -98,6 +98,8 @@ def evaluate(
         raise UsageError(
             f"{data!r} has {len(labelled.classes)} classes, the network {network.num_classes}: they cannot be matched"
         )
+    if names is not None and labelled.classes != names:
+        raise UsageError(f"{data!r}: its classes ({labelled.classes[0]}, …) are not the network's ({names[0]}, …)")
     place = torch.device(device)
     network = network.to(place, memory_format=torch.channels_last)
     world = World(0, 1, place)
@@ -121,19 +123,31 @@ def load_network(model: str, weights: str | Path | None) -> tuple[nn.Module, lis
     if not (folder / CONFIG).is_file():
         if folder.is_dir():
             raise UsageError(f"model {model!r}: this folder holds no {CONFIG}: not a run, or one that was not evaluated yet")
-        network, _ = create_model(model, weights)
-        return network, class_names(network, weights)
+        if weights is None:
+            network, _ = create_model(model)
+        else:
+            known_config(model)
+            network = timm.create_model(model)
+            load_whole(network, weights)
+        return network.eval(), class_names(network, weights)
     config = read_config(folder / CONFIG)
     try:
         arguments = dict(config.get("model_args") or {})
         network = timm.create_model(
             config["architecture"], num_classes=config["num_classes"], pretrained_cfg=config["pretrained_cfg"], **arguments
         )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever another program's file makes timm say
         raise WeightsError(f"{str(folder / CONFIG)!r}: no network can be made of it: {error}") from error
-    load_weights(network, weights or folder / WEIGHTS)
+    load_whole(network, weights or folder / WEIGHTS)
     names = config.get("label_names")
     return network.eval(), list(map(str, names)) if isinstance(names, list) else None
+
+
+def load_whole(network: nn.Module, weights: str | Path) -> None:
+    """The classifier, too: WeightsError where it is for another number of classes, and the network would keep a random one."""
+    dropped = load_weights(network, weights).dropped
+    if dropped:
+        raise WeightsError(f"weights {weights}: {', '.join(dropped)}: not for {network.num_classes} classes, as the network's")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -151,14 +165,19 @@ def class_names(network: nn.Module, weights: str | Path | None) -> list[str] | N
     if file is None or not str(file).endswith(".safetensors"):
         return None
     with safe_open(str(file), "pt") as opened:
-        names = json.loads((opened.metadata() or {}).get("classes", "null"))
-    return names if isinstance(names, list) and len(names) == network.num_classes else None
+        text = (opened.metadata() or {}).get("classes", "null")
+    try:
+        names = json.loads(text)
+    except ValueError:  # another program's metadata
+        return None
+    return list(map(str, names)) if isinstance(names, list) and len(names) == network.num_classes else None
 
 
 def wanted_preprocessing(network: nn.Module, crops: int, image_size: int | None, crop_pct: float | None) -> Preprocessing:
     """For ten crops: the whole resized image, which they are taken from."""
     own = Preprocessing.of(network, image_size)
-    share_kept = crop_pct or (own.crop_pct if crops == 1 or own.crop_pct < 1 else 0.875)
+    usual = own.crop_pct if crops == 1 or own.crop_pct < 1 else 0.875
+    share_kept = usual if crop_pct is None else crop_pct
     if not 0 < share_kept <= 1:
         raise UsageError(f"crop_pct {crop_pct}: give a share, above 0 and at most 1")
     return Preprocessing(own.size, share_kept, own.crop_mode, own.interpolation, own.mean, own.std)

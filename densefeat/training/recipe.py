@@ -20,7 +20,7 @@ class Recipe:
     data: Literal["cifar10", "cifar100", "svhn", "tin200", "imagenet", "images"]  # classes and colours; images: any, counted
     train: str  # a folder of classes, Parquet files, tar files, or CIFAR's or SVHN's own; may change
     val: str  # likewise; may change
-    label_column: str | None  # of Parquet and tar files; None: the one that datasets' ClassLabel marks, or "label"
+    label_column: str | None  # of Parquet files, extension of tar members; None: "label", "cls"
     holdout: int  # training images kept to choose by; 0: the final run on everything
     loader: Literal["device", "workers"]  # device: decoded once, kept there as uint8; workers: decoded anew for every epoch
     workers: int  # processes of the latter, in each rank; may change

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from densefeat.errors import OutputError
 from densefeat.extract.interrupts import StopRequest, stop_on_signal
 from densefeat.extract.progress import progress_bar
 from densefeat.store.lock import locked
-from densefeat.training.checkpoints import load_checkpoint, newest_whole
+from densefeat.training.checkpoints import checkpoint_files, load_checkpoint, newest_whole
 from densefeat.training.data import TrainingData, open_data
 from densefeat.training.loop import evaluate, fit, judge, save
 from densefeat.training.progress import Progress, training_progress
@@ -76,6 +76,8 @@ def run(recipe: Recipe, folder: RunFolder, data: TrainingData, world: World, sto
     total = max(1, round(recipe.epochs * data.sampler.steps_per_epoch))
     state = build(recipe, len(data.labelled.classes), data.sampler.steps_per_epoch, total, world)
     messages = resume(state, folder)
+    if state.step == total and (scores := folder.results()) is not None:
+        return Trained(folder.path, world.rank, total, total, scores)
     last = total if steps is None else min(total, state.step + steps)
     with training_progress(state.step * recipe.batch_size, total * recipe.batch_size, world.first) as progress:
         for message in [*messages, *unreadable(data)]:
@@ -84,6 +86,7 @@ def run(recipe: Recipe, folder: RunFolder, data: TrainingData, world: World, sto
             folder.resume(state.step)
         if recipe.retreats and not state.step:
             save(state, folder)  # to go back to
+        tried: set[str] = set()
         while state.step < last:
             try:
                 fit(state, data, folder, stop, progress, last)
@@ -92,23 +95,25 @@ def run(recipe: Recipe, folder: RunFolder, data: TrainingData, world: World, sto
                     folder.write("divergence.json", error.report)
                 if state.retreats >= recipe.retreats:
                     raise
-                retreat(state, folder)
+                retreat(state, folder, tried)
                 progress.say(f"{error}: back to step {state.step} at {state.lr_scale:g} of the learning rate")
-        scores = None
-        if state.step == total:
-            scores = folder.results() or finish(state, data, folder, progress)
+        scores = finish(state, data, folder, progress) if state.step == total else None
         if world.first:
             folder.close()
     return Trained(folder.path, world.rank, state.step, total, scores)
 
 
-def resume(state: State, folder: RunFolder) -> list[str]:
-    """Go on from the newest checkpoint that is whole, as rank 0 sees it; what there is to say about it."""
-    path, problems = newest_whole(folder.checkpoints) if state.world.first else (None, [])
+def resume(state: State, folder: RunFolder, tried: Collection[str] = ()) -> list[str]:
+    """Go on from the newest checkpoint that is whole, as rank 0 sees it; what there is to say about it.
+
+    Those ``tried`` go, but for the one of step 0.
+    """
+    path, problems = newest_whole(folder.checkpoints, tried) if state.world.first else (None, [])
     name = state.world.tell(path.name if path else None)
     if name is not None:
         state.load_state_dict(load_checkpoint(folder.checkpoints / name))
-        problems.append(f"going on from step {state.step}")
+        if state.step:
+            problems.append(f"going on from step {state.step}")
     return problems
 
 
@@ -120,10 +125,12 @@ def unreadable(data: TrainingData) -> list[str]:
     return [f"{len(data.failures)} images cannot be read and are left out, the first: {key}: {reason}"]
 
 
-def retreat(state: State, folder: RunFolder) -> None:
-    """The last good checkpoint, at half the rate it was made at or last retreated to."""
+def retreat(state: State, folder: RunFolder, tried: set[str]) -> None:
+    """The last good checkpoint, at half the rate of before. One that led to divergence a second time was not good."""
     retreats, scale = state.retreats + 1, state.lr_scale / 2
-    resume(state, folder)
+    resume(state, folder, tried)
+    if state.world.first:
+        tried.add(checkpoint_files(folder.checkpoints)[0].name)
     state.retreats, state.lr_scale = retreats, scale
     if state.world.first:
         folder.resume(state.step)

@@ -7,7 +7,7 @@ from torch import nn
 
 from densefeat.errors import DensefeatError
 
-TOO_HIGH = 20  # times the loss of guessing
+TOO_HIGH = 20  # times the loss of guessing, or of the first step where that is higher
 
 
 class DivergedError(DensefeatError):
@@ -31,7 +31,8 @@ class Watch:
         self.blocks = list(dict.fromkeys(blocks))
         index = torch.tensor([self.blocks.index(block) for block in blocks])
         self.index = index.to(self.parameters[0].device)
-        self.limit = TOO_HIGH * math.log(max(num_classes, 2))
+        self.usual = math.log(max(num_classes, 2))
+        self.begun = False
         self.gradients = gradients
         self.seen: list[tuple[int, torch.Tensor]] = []
 
@@ -52,9 +53,11 @@ class Watch:
             return None
         steps, values = [step for step, _ in self.seen], torch.stack([value for _, value in self.seen]).cpu()
         self.seen.clear()
+        if not self.begun:
+            self.begun, self.usual = True, max(self.usual, float(values[0, 0]))
         for step, (loss, *norms) in zip(steps, values.tolist(), strict=True):
             finite = math.isfinite(loss) and (not self.gradients or all(map(math.isfinite, norms)))
-            if not finite or loss > self.limit:
+            if not finite or loss > TOO_HIGH * self.usual:
                 return {"step": step, "loss": loss, "gradient_norms": dict(zip(self.blocks, norms, strict=True))}
         return None
 

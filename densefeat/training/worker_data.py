@@ -64,7 +64,7 @@ class Images(Dataset):
         random.seed(seed)  # timm's transforms draw from all three
         np.random.seed(seed)
         with torch.random.fork_rng([]):  # without workers it is the network's own generator
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of GPUs, too
             return self.augmented(image)
 
 
@@ -97,7 +97,11 @@ class WorkerImages:
 
     def loader(self, batches: "StepParts | list[list[tuple[None, int]]]") -> DataLoader:
         pin = self.device.type == "cuda"
-        return DataLoader(self.images, batch_sampler=batches, num_workers=self.workers, collate_fn=same, pin_memory=pin)
+        own = torch.Generator()  # of its workers' seeds: else the network's own would be drawn from
+        own = torch.Generator()  # it draws a seed for its workers, which nothing here uses: not from the network's generator
+        return DataLoader(
+            self.images, batch_sampler=batches, num_workers=self.workers, collate_fn=same, pin_memory=pin, generator=own
+        )
 
     def on_device(self, decoded: Decoded) -> Part:
         pixels, labels, failures = decoded

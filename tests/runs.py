@@ -1,0 +1,78 @@
+"""Tiny data and recipes for tests of training."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from densefeat.training.checkpoints import checkpoint_files, load_checkpoint
+from densefeat.training.recipe import Recipe
+from densefeat.training.recipe_files import load_recipe
+
+
+def write_table(path: Path, count: int, classes: int = 10, size: int = 16, seed: int = 0) -> Path:
+    """PNGs of noise around a colour that tells the class, in the datasets layout, with the names of all classes."""
+    random = np.random.default_rng(seed)
+    colours = np.random.default_rng(1234).integers(0, 200, (classes, 3))
+    rows, labels = [], random.integers(0, classes, count)
+    for label in labels:
+        pixels = (colours[label] + random.integers(0, 56, (size, size, 3))).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "png")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    names = [f"class {i}" for i in range(classes)]
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", image), ("label", pa.int64())])
+    schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(pa.table([pa.array(rows, image), pa.array(labels)], schema=schema), path, row_group_size=16)
+    return path
+
+
+def tiny_overrides(folder: Path, **changes: Any) -> list[str]:
+    """For the fast recipe of one small network: 8 steps of 8 images of 16×16, with dropout, on data made in ``folder``."""
+    train, val = folder / "train.parquet", folder / "val.parquet"
+    if not train.exists():
+        write_table(train, 66, seed=1)
+        write_table(val, 21, seed=2)
+    values = {
+        "train": train, "val": val, "image_size": 16, "batch_size": 8, "epochs": 1, "augment": "none", "log_steps": 3,
+        "eval_epochs": 0.5, "lr": 0.05, "cuda_graph": "false", "precision": "float32", "warmup_epochs": 0.25,
+    } | changes  # fmt: skip
+    return [f"{key}={json.dumps(value) if isinstance(value, bool | None) else value}" for key, value in values.items()]
+
+
+def tiny_recipe(folder: Path, **changes: Any) -> Recipe:
+    return load_recipe("cifar10_fast", tiny_overrides(folder, **changes))
+
+
+def newest_state(run: Path) -> dict[str, Any]:
+    return load_checkpoint(checkpoint_files(run / "checkpoints")[0])
+
+
+def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, by their place in it."""
+    if isinstance(state, torch.Tensor):
+        return {name: state}
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    return {key: tensor for place, value in items for key, tensor in tensors_of(value, f"{name}.{place}").items()}
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    """Bit for bit: network, optimizer, average, generators, metrics but for their times."""
+    first, second = tensors_of(newest_state(one)), tensors_of(newest_state(other))
+    assert first.keys() == second.keys()
+    assert len(first) > 100
+    assert not [name for name in first if not torch.equal(first[name], second[name])]
+    assert untimed(one) == untimed(other)
+
+
+def untimed(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
