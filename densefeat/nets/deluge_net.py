@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from timm.layers import BatchNormAct2d
-from timm.models._manipulate import MATCH_PREV_GROUP, checkpoint
+from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import nn
 
 from densefeat.nets.base import STEMS, StagedNet
+from densefeat.nets.efficient import norm_relu_conv, widened
 
 
 class CrossLayerDepthwise(nn.Module):
@@ -34,14 +35,21 @@ class CrossLayerDepthwise(nn.Module):
         self.norm = nn.BatchNorm2d(channels, **dd)
 
     def forward(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        if self.num_inputs == 1:
-            return self.norm(outputs[0])
-        if not self.training and not self.norm.training:
+        if self.folds():
             return self.folded_sum(outputs)
+        return self.norm(self.sum_of_norms(outputs))
+
+    def folds(self) -> bool:
+        return self.num_inputs > 1 and not self.training and not self.norm.training
+
+    def sum_of_norms(self, outputs: list[torch.Tensor]) -> torch.Tensor:
+        """What the last norm reads: ``Σ_i (w_i[c] · BN_i(h_i)[c] + b_i[c])``."""
+        if self.num_inputs == 1:
+            return outputs[0]
         total = torch.zeros_like(outputs[0])
         for i, norm in enumerate(self.norms):
             total = total + norm(outputs[i])
-        return self.norm(total)
+        return total
 
     def folded_sum(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         """All norms as one weighted sum: ``Σ_i a_i[c] · h_i[c] + b[c]``."""
@@ -61,11 +69,6 @@ class CrossLayerDepthwise(nn.Module):
 def scale(weight: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
     """The factor that an eval-mode norm multiplies by, per channel."""
     return widened(weight) * torch.rsqrt(widened(variance) + eps)
-
-
-def widened(values: torch.Tensor) -> torch.Tensor:
-    """In float32 at least, as torch's own BatchNorm computes."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -92,16 +95,22 @@ class CompositeLayer(nn.Module):
         super().__init__()
         self.aggregate = CrossLayerDepthwise(2 * width, num_inputs, **dd)
         self.bottleneck = Bottleneck(2 * width, width, **dd)
-        self.grad_checkpointing = False
+        self.memory_efficient = False
 
     def forward(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting() and torch.is_grad_enabled():
-            return self.checkpointed(outputs)
+        if self.memory_efficient and not torch.jit.is_scripting() and torch.is_grad_enabled():
+            return self.efficient_forward(outputs)
         return self.bottleneck(self.aggregate(outputs))
 
     @torch.jit.unused
-    def checkpointed(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        return checkpoint(lambda *xs: self.bottleneck(self.aggregate(list(xs))), *outputs)
+    def efficient_forward(self, outputs: list[torch.Tensor]) -> torch.Tensor:
+        aggregate, rest = self.aggregate, self.bottleneck
+        if aggregate.folds():
+            x = rest.conv1(rest.act1(aggregate(outputs)))
+        else:
+            x = norm_relu_conv([aggregate.sum_of_norms(outputs)], aggregate.norm, rest.conv1, rest.act1)
+        x = norm_relu_conv([x], rest.norm2, rest.conv2)
+        return norm_relu_conv([x], rest.norm3, rest.conv3)
 
 
 class DelugeBlock(nn.Module):
@@ -133,6 +142,7 @@ class DelugeNet(StagedNet):
         block_config: Composite layers in each block (the CIFAR network's first, which reads the stem, counted).
         stem_type: ``"imagenet"``: 7×7 stem of ``block_widths[0]`` channels and max pool, block 1 opened by a 1×1 convolution.
             ``"cifar"``: 3×3 stem of ``block_widths[0]`` channels, block 1 opened by its first composite layer.
+        memory_efficient: As :meth:`set_grad_checkpointing`.
         in_chans, num_classes, global_pool, drop_rate, device, dtype: As in every timm model.
 
     Raises:
@@ -148,6 +158,7 @@ class DelugeNet(StagedNet):
         num_classes: int = 1000,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        memory_efficient: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -178,6 +189,7 @@ class DelugeNet(StagedNet):
 
         taps = {"norm": [stage["module"] for stage in info[1:]], "raw": raw}
         self._finish(nn.Sequential(stages), info, taps, in_chans, num_classes, global_pool, drop_rate, **dd)
+        self.set_grad_checkpointing(memory_efficient)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -191,10 +203,14 @@ class DelugeNet(StagedNet):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each composite layer in the backward pass."""
+        """Train with less memory: what norms and ReLUs within composite layers give is made again in the backward pass.
+
+        Convolutions are not, and running statistics move once. See :func:`densefeat.nets.efficient.norm_relu_conv`. A layer's
+        ``aggregate`` and ``bottleneck`` are then not called as modules: hooks belong on the layer, its norms or convolutions.
+        """
         for module in self.modules():
             if isinstance(module, CompositeLayer):
-                module.grad_checkpointing = enable
+                module.memory_efficient = enable
 
 
 def first_composite_layer(in_channels: int, width: int, **dd: Any) -> nn.Sequential:

@@ -1,7 +1,8 @@
 """DenseNet: every layer reads, by concatenation, the block's input and all earlier layers' outputs.
 
-Source: Huang et al., "Densely Connected Convolutional Networks" (arXiv 1608.06993), section 3 and table 1; checkpointing:
-Pleiss et al. (arXiv 1707.06990). Parameter names and order are torchvision's, so published weights load without a mapping.
+Source: Huang et al., "Densely Connected Convolutional Networks" (arXiv 1608.06993), section 3 and table 1; training in memory
+linear in depth: Pleiss et al. (arXiv 1707.06990). Parameter names and order are torchvision's, so published weights load
+without a mapping.
 """
 
 import math
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
-from timm.models._manipulate import MATCH_PREV_GROUP, checkpoint
+from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import nn
 
 from densefeat.nets.base import STEMS, StagedNet
+from densefeat.nets.efficient import norm_relu_conv
 
 
 class DenseLayer(nn.Module):
@@ -38,25 +40,23 @@ class DenseLayer(nn.Module):
             self.norm2 = self.conv2 = nn.Identity()
         self.bottleneck = bottleneck
         self.proj_drop_rate = proj_drop_rate
-        self.grad_checkpointing = False
+        self.memory_efficient = False
 
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting() and torch.is_grad_enabled():
-            x = self.checkpointed_first_conv(features)
-        else:
-            x = self.first_conv(features)
-        x = F.dropout(x, self.proj_drop_rate, self.training)
+    def forward(self, features: list[torch.Tensor], statistics: list[torch.Tensor] | None = None) -> torch.Tensor:
+        if self.memory_efficient and not torch.jit.is_scripting() and torch.is_grad_enabled():
+            return self.efficient_forward(features, statistics)
+        x = F.dropout(self.conv1(self.norm1(torch.cat(features, 1))), self.proj_drop_rate, self.training)
         if self.bottleneck:
             x = F.dropout(self.conv2(self.norm2(x)), self.proj_drop_rate, self.training)
         return x
 
-    def first_conv(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """The part whose intermediates, over all layers, grow with the square of the depth: what checkpointing recomputes."""
-        return self.conv1(self.norm1(torch.cat(features, 1)))
-
     @torch.jit.unused
-    def checkpointed_first_conv(self, features: list[torch.Tensor]) -> torch.Tensor:
-        return checkpoint(lambda *xs: self.first_conv(list(xs)), *features)
+    def efficient_forward(self, features: list[torch.Tensor], statistics: list[torch.Tensor] | None) -> torch.Tensor:
+        x = norm_relu_conv(features, self.norm1, self.conv1, statistics=statistics)
+        x = F.dropout(x, self.proj_drop_rate, self.training)
+        if self.bottleneck:
+            x = F.dropout(norm_relu_conv([x], self.norm2, self.conv2), self.proj_drop_rate, self.training)
+        return x
 
 
 class DenseBlock(nn.ModuleDict):
@@ -69,8 +69,9 @@ class DenseBlock(nn.ModuleDict):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = [x]
+        statistics: list[torch.Tensor] = []  # filled by memory-efficient layers, for those after them
         for layer in self.values():
-            features.append(layer(features))
+            features.append(layer(features, statistics))
         return torch.cat(features, 1)
 
 
@@ -83,6 +84,18 @@ class Transition(nn.Sequential):
         self.conv = nn.Conv2d(num_input_features, num_output_features, 1, bias=False, **dd)
         self.drop = nn.Dropout(proj_drop_rate)
         self.pool = nn.AvgPool2d(2, 2)
+        self.memory_efficient = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.memory_efficient and not torch.jit.is_scripting() and torch.is_grad_enabled():
+            x = self.efficient_conv(x)
+        else:
+            x = self.conv(self.norm(x))
+        return self.pool(self.drop(x))
+
+    @torch.jit.unused
+    def efficient_conv(self, x: torch.Tensor) -> torch.Tensor:
+        return norm_relu_conv([x], self.norm, self.conv)
 
 
 class DenseNet(StagedNet):
@@ -98,6 +111,7 @@ class DenseNet(StagedNet):
         stem_type: ``"imagenet"`` (7×7 stride 2 and max pool: stride 4) or ``"cifar"`` (3×3: stride 1).
         in_chans, num_classes, global_pool, drop_rate: As in every timm model; ``drop_rate`` is the classifier's dropout.
         proj_drop_rate: Dropout after each convolution but the first (the paper's 0.2 where there is no augmentation).
+        memory_efficient: As :meth:`set_grad_checkpointing`.
         device, dtype: Where and as what the parameters are made.
 
     Raises:
@@ -118,6 +132,7 @@ class DenseNet(StagedNet):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
+        memory_efficient: bool = False,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -154,6 +169,7 @@ class DenseNet(StagedNet):
             "raw": [f"features.denseblock{i}" for i in blocks],
         }
         self._finish(nn.Sequential(stages), info, taps, in_chans, num_classes, global_pool, drop_rate, **dd)
+        self.set_grad_checkpointing(memory_efficient)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -166,10 +182,13 @@ class DenseNet(StagedNet):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each layer's concatenation and first convolution in the backward pass: memory linear in depth."""
+        """Train in memory linear in depth: concatenations, norms and ReLUs are made again in the backward pass.
+
+        Convolutions are not, and running statistics move once. See :func:`densefeat.nets.efficient.norm_relu_conv`.
+        """
         for module in self.modules():
-            if isinstance(module, DenseLayer):
-                module.grad_checkpointing = enable
+            if isinstance(module, DenseLayer | Transition):
+                module.memory_efficient = enable
 
 
 def check_structure(growth_rate: int, block_config: Sequence[int], bn_size: int, compression: float, stem_type: str) -> None:

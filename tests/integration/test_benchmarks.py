@@ -80,6 +80,18 @@ def test_search() -> None:
     assert number_after(output, "\none query") >= 0
 
 
+def test_memory(tmp_path: Path) -> None:
+    options = ["--networks", "densenet40_k12,densenet121", "--batch-size", 1, "--rounds", 1, "--time"]
+    output = printed("memory.py", *options, "--json", tmp_path / "memory.json")
+    assert output.count("memory_efficient") == 2
+    rows = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    assert [row["way"] for row in rows] == ["plain", "timm", "memory_efficient"] * 2
+    for plain, timm, efficient in (rows[:3], rows[3:]):
+        assert plain["held_bytes"] > 2 * timm["held_bytes"] > 2.4 * efficient["held_bytes"]
+        assert plain["seconds_ratio"] == 1
+        assert min(row["seconds"] for row in (plain, timm, efficient)) > 0
+
+
 def test_no_script_is_left_out() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} <= tested
