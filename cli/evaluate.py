@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from densefeat_cli.info import printable
+
 
 @click.command(epilog="Example: densefeat evaluate runs/imagenet_densenet121 --data imagenet/val --crops 10")
 @click.argument("model")
@@ -26,6 +28,7 @@ def evaluate(
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from densefeat.extract.progress import progress_bar
     from densefeat.store.atomic import atomic_file, check_target
@@ -45,13 +48,16 @@ def evaluate(
     rows = [{"class": "all", **result}]
     if per_class:
         rows += sorted((row for row in result["per_class"] if row["images"]), key=lambda row: row["top1"])
-    table = Table("class" if per_class else model, "images", "top-1 %", "top-5 %", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("class" if per_class else printable(model), "images", "top-1 %", "top-5 %"):
+        table.add_column(Text(column))
     for row in rows:
-        table.add_row(str(row["class"]), f"{row['images']:,}", f"{row['top1']:.2f}", f"{row['top5']:.2f}")
+        table.add_row(Text(printable(str(row["class"]))), f"{row['images']:,}", f"{row['top1']:.2f}", f"{row['top5']:.2f}")
     console = Console()
     console.width = console.width if console.is_terminal else 160
     console.print(table)
     left_out = len(result["unread"]) + result["unlabelled"]
     if left_out:
-        reason = f", the first: {result['unread'][0]['key']}: {result['unread'][0]['reason']}" if result["unread"] else ""
+        first = result["unread"][0] if result["unread"] else {}
+        reason = printable(f", the first: {first['key']}: {first['reason']}") if first else ""
         click.echo(f"left out: {result['unlabelled']} without a label, {len(result['unread'])} unreadable{reason}", err=True)

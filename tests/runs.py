@@ -69,8 +69,10 @@ def assert_same_training(one: Path, other: Path) -> None:
     first, second = tensors_of(newest_state(one)), tensors_of(newest_state(other))
     assert first.keys() == second.keys()
     assert len(first) > 100
-    assert not [name for name in first if not torch.equal(first[name], second[name])]
-    assert untimed(one) == untimed(other)
+    differing = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not differing, differing[:5]
+    lines, others = untimed(one), untimed(other)
+    assert lines == others, [pair for pair in zip(lines, others, strict=False) if pair[0] != pair[1]][:3]
 
 
 def untimed(run: Path) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
 def checkpoint_files(folder: Path) -> list[Path]:
     """Newest first."""
     found = [path for path in folder.glob("step-*.pt") if NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (path.name.split("-")[1], path.stat().st_mtime_ns), reverse=True)
+    return sorted(found, key=lambda path: (int(path.name.split("-")[1]), path.stat().st_mtime_ns), reverse=True)
 
 
 def newest_whole(folder: Path, tried: Collection[str] = ()) -> tuple[Path | None, list[str]]:

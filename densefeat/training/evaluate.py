@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from densefeat.images.transforms import Preprocessing
 from densefeat.nets.create import create_model, known_config
 from densefeat.nets.weights import load_weights
 from densefeat.training.classic import Arrays
-from densefeat.training.device_data import DeviceImages
+from densefeat.training.device_data import DeviceImages, Part
 from densefeat.training.labelled import Labelled, open_labelled
 from densefeat.training.run_folder import CONFIG, WEIGHTS
 from densefeat.training.scores import Scores, score
@@ -101,11 +101,11 @@ def evaluate(
     if names is not None and labelled.classes != names:
         raise UsageError(f"{data!r}: its classes ({labelled.classes[0]}, …) are not the network's ({names[0]}, …)")
     place = torch.device(device)
-    network = network.to(place, memory_format=torch.channels_last)
+    network = network.to(place).to(memory_format=torch.channels_last)
     world = World(0, 1, place)
     images, positions = images_of(labelled, preprocessing, crops, workers, place)
 
-    def batches():  # type: ignore[no-untyped-def]
+    def batches() -> Iterator[Part]:
         for x, y in images.plain(positions):
             yield x.contiguous(memory_format=torch.channels_last), y
             advance(len(y))
@@ -132,10 +132,8 @@ def load_network(model: str, weights: str | Path | None) -> tuple[nn.Module, lis
         return network.eval(), class_names(network, weights)
     config = read_config(folder / CONFIG)
     try:
-        arguments = dict(config.get("model_args") or {})
-        network = timm.create_model(
-            config["architecture"], num_classes=config["num_classes"], pretrained_cfg=config["pretrained_cfg"], **arguments
-        )
+        arguments = (config.get("model_args") or {}) | {"num_classes": config["num_classes"]}  # which may be among them
+        network = timm.create_model(config["architecture"], pretrained_cfg=config["pretrained_cfg"], **arguments)
     except Exception as error:  # whatever another program's file makes timm say
         raise WeightsError(f"{str(folder / CONFIG)!r}: no network can be made of it: {error}") from error
     load_whole(network, weights or folder / WEIGHTS)

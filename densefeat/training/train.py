@@ -56,7 +56,6 @@ def train(recipe: Recipe, out: str | Path, device: str | None = None, steps: int
     """
     folder = RunFolder(Path(out))
     with ExitStack() as stack:
-        stop = stack.enter_context(stop_on_signal(*SIGNALS))
         stack.enter_context(algorithms(recipe.deterministic))
         world = stack.enter_context(joined(device))
         if world.first:
@@ -68,6 +67,7 @@ def train(recipe: Recipe, out: str | Path, device: str | None = None, steps: int
             raise OutputError(f"output {str(out)!r}: rank {world.rank} does not see this folder, which all ranks share")
         advance = stack.enter_context(progress_bar("decoding", None, show=world.first))
         data = open_data(recipe, world, advance)
+        stop = stack.enter_context(stop_on_signal(*SIGNALS))  # from here on there is something to keep
         return run(recipe, folder, data, world, stop, steps)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from densefeat.errors import UsageError
+from densefeat.errors import DensefeatError, UsageError
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class World:
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks, on the CPU: any shape, dtype as given."""
-        values = values.detach().cpu()
+        values = values.detach().cpu().clone()
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -76,12 +76,25 @@ def joined(device: str | None = None) -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        join(rank, size, "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield World(rank, size, chosen)
+    except RuntimeError as error:
+        if size > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise DensefeatError(f"rank {rank} lost the others ({str(error).splitlines()[0]}); see what ended first") from error
+        raise
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def join(rank: int, size: int, backend: str) -> None:
+    """The default process group, apart from that of an attempt before a restart: torchrun's store still holds its addresses."""
+    store, _, _ = next(iter(dist.rendezvous("env://", rank, size)))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        backend, store=dist.PrefixStore(f"densefeat/{attempt}", store), rank=rank, world_size=size
+    )  # fmt: skip
 
 
 def own_device(device: str | None, local_rank: int) -> torch.device:

@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, capsy
     recipe = tiny_recipe(tmp_path, checkpoint_steps=2)
     train(recipe, tmp_path / "straight", "cpu")
     train(recipe, tmp_path / "run", "cpu", 6)
-    newest, before = checkpoint_files(tmp_path / "run/checkpoints")
+    newest, _ = checkpoint_files(tmp_path / "run/checkpoints")
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)

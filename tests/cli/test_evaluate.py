@@ -1,0 +1,134 @@
+"""``densefeat evaluate``: its table, JSON, and what it says of wrong use."""
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from densefeat.training.evaluate import evaluate as evaluate_network
+from densefeat_cli.main import main
+from helpers import BUNDLED
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Runs the command in ``tmp_path``; returns its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["densefeat", "evaluate", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def classes(trained: nn.Module) -> list[str]:
+    with safe_open(trained.pretrained_cfg["file"], "pt") as opened:
+        return json.loads(opened.metadata()["classes"])
+
+
+@pytest.fixture
+def data(tmp_path: Path, photographs: list[Image.Image], classes: list[str]) -> Path:
+    """The photographs at 32×32, four in each of three classes."""
+    for i, photograph in enumerate(photographs):
+        path = tmp_path / "data" / classes[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph.resize((32, 32)).save(path)
+    return tmp_path / "data"
+
+
+def lines(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_the_table(run, data: Path) -> None:
+    wanted = evaluate_network(BUNDLED, str(data)).to_json()
+    code, out, err = run(BUNDLED, "--data", "data", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert lines(out) == [
+        [BUNDLED, "images", "top-1", "%", "top-5", "%"],
+        ["all", "12", f"{wanted['top1']:.2f}", f"{wanted['top5']:.2f}"],
+    ]
+
+
+def test_per_class_worst_first(run, data: Path, classes: list[str]) -> None:
+    wanted = evaluate_network(BUNDLED, str(data)).to_json()
+    code, out, _ = run(BUNDLED, "--data", "data", "--device", "cpu", "--per-class")
+    head, total, *rows = lines(out)
+    assert (code, head, total[:2]) == (0, ["class", "images", "top-1", "%", "top-5", "%"], ["all", "12"])
+    assert sorted(row[0] for row in rows) == classes[:3]
+    firsts = [float(row[2]) for row in rows]
+    assert firsts == sorted(row["top1"] for row in wanted["per_class"] if row["images"])
+    assert {row[1] for row in rows} == {"4"}
+
+
+def test_json(run, data: Path, tmp_path: Path) -> None:
+    code, out, _ = run(BUNDLED, "--data", "data", "--device", "cpu", "--crops", "10", "--json", "e.json")
+    assert code == 0
+    assert "all" in out
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found == evaluate_network(BUNDLED, str(data), crops=10).to_json()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "e.json"]
+
+
+def test_what_was_left_out(run, data: Path, classes: list[str]) -> None:
+    (data / classes[0] / "red\x1b[31m.png").write_bytes(b"")
+    Image.new("RGB", (32, 32)).save(data / "beside.png")
+    code, out, err = run(BUNDLED, "--data", "data", "--device", "cpu")
+    assert code == 0
+    assert lines(out)[1][:2] == ["all", "12"]
+    first = rf"{classes[0]}/red\x1b[31m.png: the file is empty"
+    assert err == f"left out: 1 without a label, 1 unreadable, the first: {first}\n"
+
+
+def test_names_of_classes_are_no_markup(run, tmp_path: Path, photographs: list[Image.Image], trained: nn.Module) -> None:
+    """Nor commands for the terminal."""
+    names = [f"class {i}" for i in range(200)]
+    names[:2] = ["[red]fox[/red]", "[/]\x1b[2J"]
+    tensors = {name: value.contiguous() for name, value in trained.state_dict().items()}
+    save_file(tensors, tmp_path / "w.safetensors", {"classes": json.dumps(names)})
+    photographs[0].resize((32, 32)).save(tmp_path / "a.png")
+    table = pa.table({"image": [(tmp_path / "a.png").read_bytes()] * 2, "label": names[:2]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    code, out, err = run(BUNDLED, "--weights", "w.safetensors", "--data", "x.parquet", "--device", "cpu", "--per-class")
+    assert (code, err) == (0, "")
+    assert sorted(line[0] for line in lines(out)[2:]) == sorted(["[red]fox[/red]", r"[/]\x1b[2J"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "Missing argument 'MODEL'."),
+        ([BUNDLED], 2, "Missing option '--data'."),
+        ([BUNDLED, "--data", "nowhere"], 2, "images 'nowhere': no such folder or file"),
+        (["densefeat_nothing", "--data", "data"], 2, "unknown model 'densefeat_nothing': "),
+        ([BUNDLED, "--data", "data", "--crops", "5"], 2, "Invalid value for '--crops': '5' is not one of '1', '10'."),
+        ([BUNDLED, "--data", "data", "--image-size", "16"], 2, "Invalid value for '--image-size': 16 is not in the range x>=32."),
+        ([BUNDLED, "--data", "data", "--crop-pct", "2"], 2, "crop_pct 2.0: give a share, above 0 and at most 1"),
+        ([BUNDLED, "--data", "data", "--crop-pct", "0"], 2, "crop_pct 0.0: give a share, above 0 and at most 1"),
+        ([BUNDLED, "--data", "data", "--device", "toaster"], 2, "device 'toaster': no such kind of device"),
+        ([BUNDLED, "--data", "data", "--device", "cuda:99"], 2, "device 'cuda:99': there are "),
+        ([BUNDLED, "--data", "data", "--label-column", "x"], 2, "images 'data': label_column 'x' is not for a folder of images"),
+        ([BUNDLED, "--data", "data", "--weights", "none.pth"], 1, "weights none.pth: no such file"),
+        (["data", "--data", "data"], 2, "model 'data': this folder holds no config.json"),
+        ([BUNDLED, "--data", "data", "--json", "no/e.json"], 1, "output 'no/e.json' cannot be written: No such file"),
+        ([BUNDLED, "--data", "data", "--json", "data"], 1, "output 'data' is a folder: give a file name"),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_one_line(run, arguments: list[str], code: int, message: str, data: Path, tmp_path: Path) -> None:
+    ended, out, err = run(*arguments)
+    assert (ended, out) == (code, "")
+    (line,) = err.splitlines()
+    assert line.startswith(f"densefeat: {message}")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -1,0 +1,79 @@
+"""Checkpoints are whole or not there; damage is noticed; nothing is unpickled."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from densefeat.errors import OutputError
+from densefeat.training.checkpoints import KEPT, checkpoint_files, load_checkpoint, newest_whole, save_checkpoint
+
+
+def state(step: int) -> dict:
+    return {"step": step, "weights": torch.full((3,), float(step))}
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 900, 100_000_000):
+        save_checkpoint(tmp_path, state(step))
+    assert len(checkpoint_files(tmp_path)) == KEPT
+    path, problems = newest_whole(tmp_path)
+    assert path is not None
+    assert load_checkpoint(path)["weights"].tolist() == [100_000_000.0] * 3
+    assert not problems
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "grow"])
+def test_damage_is_noticed(tmp_path: Path, harm: str) -> None:
+    save_checkpoint(tmp_path, state(1))
+    newest = save_checkpoint(tmp_path, state(2))
+    content = bytearray(newest.read_bytes())
+    if harm == "flip":
+        content[700] ^= 4
+    newest.write_bytes({"flip": content, "cut": content[:-1], "empty": b"", "grow": content + b"x"}[harm])
+    path, problems = newest_whole(tmp_path)
+    assert path is not None
+    assert load_checkpoint(path)["step"] == 1
+    assert problems == [f"checkpoint {newest.name} is damaged: left aside"]
+
+
+def test_all_damaged_or_none(tmp_path: Path) -> None:
+    assert newest_whole(tmp_path / "nowhere") == (None, [])
+    save_checkpoint(tmp_path, state(1)).write_bytes(b"")
+    (tmp_path / "step-00000009.pt").write_bytes(b"of somebody else")
+    path, problems = newest_whole(tmp_path)
+    assert path is None
+    assert len(problems) == 1
+
+
+def test_the_first_stays_and_tried_ones_go(tmp_path: Path) -> None:
+    first = save_checkpoint(tmp_path, state(0))
+    names = [save_checkpoint(tmp_path, state(step)).name for step in (4, 8, 12)]
+    assert [path.name for path in checkpoint_files(tmp_path)] == [names[2], names[1], first.name]
+    path, _ = newest_whole(tmp_path, {names[2], first.name})
+    assert path is not None
+    assert path.name == names[1]
+    assert not (tmp_path / names[2]).exists()
+    path, _ = newest_whole(tmp_path, {names[1], first.name})
+    assert path == first
+
+
+class Harm:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("harmed",)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save_checkpoint(tmp_path, {"step": 1, "harm": Harm()})
+    with pytest.raises(Exception, match="Weights only load failed"):
+        load_checkpoint(path)
+    assert not Path("harmed").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises((OutputError, FileExistsError)):
+        save_checkpoint(tmp_path / "file", state(1))

@@ -1,0 +1,135 @@
+"""Two processes under torchrun: the same training as one; signals, kills and damaged checkpoints in the middle."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from densefeat.training.checkpoints import checkpoint_files
+from densefeat.training.train import train
+from runs import assert_same_training, newest_state, tiny_overrides, tiny_recipe, untimed
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="POSIX processes")]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+LAUNCH += ["--rdzv-endpoint=localhost:0"]
+ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
+EXACT = dict(precision="float64", freeze_norm=True, augment="cutout", lr=0.05, clip_grad=1.0, log_steps=1, warmup_epochs=0)
+# frozen norms let the activations of fresh weights explode: the gradients are clipped to steps of a sane size
+
+
+def command(overrides: list[str], out: Path, *arguments: str, launch: tuple[str, ...] = ()) -> list[str]:
+    module = ["-m", "densefeat.training", "cifar10_fast", *overrides, "--out", str(out), "--device", "cpu", *arguments]
+    return [*LAUNCH, *launch, *module]
+
+
+def run(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments, **options), capture_output=True, text=True, timeout=240, env=ALONE)  # type: ignore[arg-type]
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    overrides = tiny_overrides(tmp_path, **EXACT)
+    ended = run(overrides, tmp_path / "two", "--steps", "5")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("stopped at step 5 of 8") == 1
+    train(tiny_recipe(tmp_path, **EXACT), tmp_path / "one", "cpu", 5)
+    one, two = newest_state(tmp_path / "one"), newest_state(tmp_path / "two")
+    moved = max((one["model"][name] - start).abs().max() for name, start in fresh(tmp_path).items())
+    assert moved > 1e-3
+    for name, value in one["model"].items():
+        assert (value - two["model"][name]).abs().max() < 1e-8, name
+    for before, after in zip(untimed(tmp_path / "one"), untimed(tmp_path / "two"), strict=True):
+        assert after.pop("event") == before.pop("event")
+        assert after == pytest.approx(before, rel=1e-6)
+
+
+def fresh(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights before the first step."""
+    train(tiny_recipe(folder, **EXACT | {"lr": 1e-30}), folder / "still", "cpu", 1)
+    return newest_state(folder / "still")["model"]
+
+
+def test_uneven_validation_is_exact(tmp_path: Path) -> None:
+    ended = run(tiny_overrides(tmp_path, accumulation=2), tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["val"]["images"] == 21
+    assert f"top-1 {results['val']['top1']:.2f} %" in ended.stdout
+    one = train(tiny_recipe(tmp_path, accumulation=2), tmp_path / "run", "cpu")  # finds the finished run
+    assert one.scores == results
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def workers_of(run: Path) -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            if str(run).encode() in line and b"\0RANK=" in environment:
+                found.append(int(process.name))
+    return found
+
+
+def saved_steps(run: Path) -> int:
+    names = [path.name for path in checkpoint_files(run / "checkpoints")]
+    return int(names[0].split("-")[1]) if names else 0
+
+
+@pytest.fixture
+def straight(tmp_path: Path) -> Path:
+    """What two processes that nobody disturbs end with."""
+    ended = run(tiny_overrides(tmp_path, epochs=3, checkpoint_steps=1), tmp_path / "straight")
+    assert ended.returncode == 0, ended.stderr
+    return tmp_path / "straight"
+
+
+def test_killed_preempted_damaged_and_still_the_same(tmp_path: Path, straight: Path) -> None:
+    overrides, out = tiny_overrides(tmp_path, epochs=3, checkpoint_steps=1), tmp_path / "run"
+    # torchrun starts both anew when one is killed, and they go on by themselves
+    process = subprocess.Popen(
+        command(overrides, out, launch=("--max-restarts=2",)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ALONE
+    )  # fmt: skip
+    wait_for(lambda: saved_steps(out) >= 5, process)
+    os.kill(workers_of(out)[0], signal.SIGKILL)
+    before = saved_steps(out)
+    wait_for(lambda: saved_steps(out) >= before + 3, process)
+    # preemption: torchrun hands SIGTERM on, both stop after the same step
+    process.send_signal(signal.SIGTERM)
+    output = "".join(process.communicate(timeout=120))
+    assert process.returncode != 0
+    assert "stopped after step" in output
+    assert "going on from step" in output
+    # the newest checkpoint is damaged
+    newest, _ = checkpoint_files(out / "checkpoints")
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    ended = run(overrides, out)
+    assert ended.returncode == 0, ended.stderr
+    assert f"{newest.name} is damaged" in ended.stderr
+    assert_same_training(straight, out)
+
+
+def test_sigusr1_to_one_process_stops_both_after_a_checkpoint(tmp_path: Path) -> None:
+    overrides, out = tiny_overrides(tmp_path, epochs=30), tmp_path / "run"
+    process = subprocess.Popen(
+        command(overrides, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ALONE
+    )  # fmt: skip
+    wait_for(lambda: (out / "metrics.jsonl").exists(), process)
+    os.kill(workers_of(out)[-1], signal.SIGUSR1)
+    output = "".join(process.communicate(timeout=120))
+    assert "the same command goes on from there" in output
+    assert saved_steps(out) > 0
+    assert saved_steps(out) == newest_state(out)["step"]
