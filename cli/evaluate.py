@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from densefeat_cli.info import printable
+from densefeat_cli.printable import printable
 
 
 @click.command(epilog="Example: densefeat evaluate runs/imagenet_densenet121 --data imagenet/val --crops 10")

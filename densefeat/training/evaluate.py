@@ -11,9 +11,8 @@ import timm
 import torch
 from safetensors import safe_open
 from torch import nn
-from torchvision.transforms.v2.functional import ten_crop
 
-from densefeat.errors import UsageError, WeightsError
+from densefeat.errors import DensefeatError, UsageError, WeightsError
 from densefeat.images.transforms import Preprocessing
 from densefeat.nets.create import create_model, known_config
 from densefeat.nets.weights import load_weights
@@ -22,7 +21,7 @@ from densefeat.training.device_data import DeviceImages, Part
 from densefeat.training.labelled import Labelled, open_labelled
 from densefeat.training.run_folder import CONFIG, WEIGHTS
 from densefeat.training.scores import Scores, score
-from densefeat.training.worker_data import Images, WorkerImages
+from densefeat.training.worker_data import Images, TenCropGeometry, WorkerImages
 from densefeat.training.world import World
 
 MAX_CONFIG = 2**26
@@ -88,6 +87,7 @@ def evaluate(
     Raises:
         UsageError: Unknown model or data, or classes that are not the network's.
         WeightsError: Weights that cannot be had.
+        DensefeatError: No image can be read.
     """
     if crops not in (1, 10):
         raise UsageError(f"crops {crops}: choose 1 or 10")
@@ -107,12 +107,13 @@ def evaluate(
 
     def batches() -> Iterator[Part]:
         for x, y in images.plain(positions):
-            yield x.contiguous(memory_format=torch.channels_last), y
+            yield x.contiguous(memory_format=torch.channels_last) if crops == 1 else x, y
             advance(len(y))
 
-    run = network if crops == 1 else TenCrops(network, preprocessing.size)
-    scores = score(run, batches(), len(labelled.classes), world)
+    scores = score(network if crops == 1 else TenCrops(network), batches(), len(labelled.classes), world)
     unread = sorted(images.failures) if isinstance(images, WorkerImages) else []
+    if not scores.images:
+        raise DensefeatError(f"{data!r}: none of its images can be read, the first: {unread[0][0]}: {unread[0][1]}")
     missing = len(labelled.labels) - len(positions)
     return Evaluation(model, scores, labelled.classes, crops, preprocessing.size, missing, unread)
 
@@ -172,7 +173,7 @@ def class_names(network: nn.Module, weights: str | Path | None) -> list[str] | N
 
 
 def wanted_preprocessing(network: nn.Module, crops: int, image_size: int | None, crop_pct: float | None) -> Preprocessing:
-    """For ten crops: the whole resized image, which they are taken from."""
+    """The weights' own, but for what was asked; ten crops need something around the centre to be taken from."""
     own = Preprocessing.of(network, image_size)
     usual = own.crop_pct if crops == 1 or own.crop_pct < 1 else 0.875
     share_kept = usual if crop_pct is None else crop_pct
@@ -185,26 +186,26 @@ def images_of(
     labelled: Labelled, preprocessing: Preprocessing, crops: int, workers: int, device: torch.device
 ) -> tuple[DeviceImages | WorkerImages, Any]:
     """Images as the network wants them, and the positions of those with a label."""
-    whole = preprocessing
-    if crops == 10:
-        side = math.floor(preprocessing.size / preprocessing.crop_pct)
-        whole = Preprocessing(side, 1.0, "center", preprocessing.interpolation, preprocessing.mean, preprocessing.std)
-    positions = (labelled.labels >= 0).nonzero()[0]
+    positions, size = (labelled.labels >= 0).nonzero()[0], preprocessing.size
     if isinstance(labelled, Arrays):
-        if labelled.images.shape[1] != whole.size:
-            raise UsageError(f"image size {whole.size}: the images of {labelled.name} have {labelled.images.shape[1]} pixels")
-        return DeviceImages.of(labelled.images, labelled.labels, whole, device, torch.float32), positions
-    images = Images(labelled, whole, "none", 0)
-    return WorkerImages(images, whole, workers, device, torch.float32, set()), positions
+        if labelled.images.shape[1] != size or crops != 1:
+            raise UsageError(
+                f"image size {size}, {crops} crops: the images of {labelled.name} have {labelled.images.shape[1]} pixels "
+                "and are taken whole"
+            )
+        return DeviceImages.of(labelled.images, labelled.labels, preprocessing, device, torch.float32), positions
+    ten = TenCropGeometry(math.floor(size / preprocessing.crop_pct), size, preprocessing.interpolation) if crops == 10 else None
+    images = Images(labelled, preprocessing, "none", 0, ten)
+    return WorkerImages(images, preprocessing, workers, device, torch.float32, set()), positions
 
 
 class TenCrops(nn.Module):
-    """Log of the mean softmax over ten crops of ``(N, 3, H, W)``: ``(N, C)``."""
+    """Log of the mean softmax over ten crops, ``(N, 10, 3, S, S)`` to ``(N, C)``; one crop of all images at a time."""
 
-    def __init__(self, network: nn.Module, size: int) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.size = network, size
+        self.network = network
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = torch.stack([self.network(crop).float().softmax(1) for crop in ten_crop(x, [self.size])]).mean(0)
-        return mean.clamp_min(1e-30).log()
+        chances = [self.network(crop.contiguous(memory_format=torch.channels_last)).softmax(1) for crop in x.unbind(1)]
+        return torch.stack(chances).mean(0).clamp_min(1e-30).log()

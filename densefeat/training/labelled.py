@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.files import Indexed
+from densefeat.images.lists import DELIMITERS, TEXTS
 from densefeat.images.sources import open_source
 from densefeat.images.stream import ImageItem, Source
 from densefeat.images.tables import Tables
@@ -85,9 +86,9 @@ def open_with_labels(path: str, label_column: str | None) -> tuple[Source, list[
         return source, source.class_names() if isinstance(source, Tables) else None
     if name.endswith(".tar"):
         return open_source(path, label_column=label_column or "cls"), None
-    if label_column is not None:
-        return open_source(path, label_column=label_column), None
-    return open_source(path, labels="folder"), None
+    listed = name.startswith("hf:") or name.endswith((*TEXTS, *DELIMITERS))
+    labels = None if listed or label_column is not None else "folder"
+    return open_source(path, labels=labels, label_column=label_column), None
 
 
 def label_texts(source: Indexed | Tables) -> pa.LargeStringArray:

@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import create_transform
+from timm.data.transforms import str_to_interp_mode
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import Resize
+from torchvision.transforms.functional import pil_to_tensor, ten_crop
 
 from densefeat.errors import DecodeError
 from densefeat.images.decode import decode_image
@@ -17,7 +21,7 @@ from densefeat.training.device_data import Part
 from densefeat.training.labelled import Encoded, Reader
 from densefeat.training.sampling import Sampler
 
-Decoded = tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]  # uint8 (n, 3, S, S), int64 (n,), failures
+Decoded = tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]  # uint8 (n, …, 3, S, S), int64 (n,), failures
 EVALUATED = 64  # images at a time
 AUGMENT: dict[str, dict[str, Any]] = {
     "inception": dict(color_jitter=0.4),
@@ -28,12 +32,16 @@ AUGMENT: dict[str, dict[str, Any]] = {
 class Images(Dataset):
     """Maps ``(step, position)`` pairs to one decoded part; what is drawn depends on seed, step and position alone.
 
-    ``step`` None: as evaluation wants them. An image that cannot be read is black, with label -1, and named.
+    ``step`` None: as evaluation wants them, by ``plain`` where it is given. An image that cannot be read is black, has label -1,
+    and is named.
     """
 
-    def __init__(self, labelled: Encoded, preprocessing: Preprocessing, augment: str, seed: int) -> None:
+    def __init__(
+        self, labelled: Encoded, preprocessing: Preprocessing, augment: str, seed: int, plain: "TenCropGeometry | None" = None
+    ) -> None:
         self.labelled, self.size, self.seed = labelled, preprocessing.size, seed
-        self.plain = preprocessing.geometry()
+        self.plain = plain or preprocessing.geometry()
+        self.shape = plain.shape if plain else (3, self.size, self.size)
         self.augmented = None
         if augment != "none":
             self.augmented = create_transform(
@@ -44,7 +52,7 @@ class Images(Dataset):
     def __getitems__(self, wanted: list[tuple[int | None, int]]) -> Decoded:
         if self._reader is None:
             self._reader = self.labelled.reader()  # in the worker: it keeps files and rows of its own
-        pixels = torch.zeros(len(wanted), 3, self.size, self.size, dtype=torch.uint8)
+        pixels = torch.zeros(len(wanted), *self.shape, dtype=torch.uint8)
         labels = torch.from_numpy(self.labelled.labels[[position for _, position in wanted]])
         failures = []
         for row, (step, position) in enumerate(wanted):
@@ -66,6 +74,23 @@ class Images(Dataset):
         with torch.random.fork_rng([]):  # without workers it is the network's own generator
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of GPUs, too
             return self.augmented(image)
+
+
+@dataclass(frozen=True)
+class TenCropGeometry:
+    """The whole image, its short side ``side`` pixels, to corners and centre, each mirrored: uint8 ``(10, 3, size, size)``."""
+
+    side: int
+    size: int
+    interpolation: str
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return 10, 3, self.size, self.size
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        resized = Resize(self.side, str_to_interp_mode(self.interpolation))(image)
+        return torch.stack(ten_crop(pil_to_tensor(resized), [self.size]))
 
 
 def same(part: Any) -> Any:

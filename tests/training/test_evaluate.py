@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torchvision.transforms import FiveCrop
+from torchvision.transforms import Compose, FiveCrop, InterpolationMode, Normalize, Resize, ToTensor
 
-from densefeat import UsageError, WeightsError
+from densefeat import DensefeatError, UsageError, WeightsError
 from densefeat.images.transforms import Preprocessing
 from densefeat.training.evaluate import evaluate
 from densefeat.training.run_folder import RunFolder
@@ -108,11 +108,13 @@ def test_image_size_and_crop(
 
 @pytest.mark.parametrize(("options", "side"), [({}, 36), ({"crop_pct": 0.8}, 40), ({"crop_pct": 1.0}, 32)])
 def test_ten_crops(options: dict[str, float], side: int, folder: Path, trained: nn.Module, classes: list[str]) -> None:
-    """The mean softmax of corners and centre, each mirrored."""
+    """The mean softmax of corners and centre of the whole image, each mirrored."""
+    for file in folder.rglob("*.png"):
+        Image.open(file).resize((60, 40)).save(file)
     found = evaluate(BUNDLED, str(folder), crops=10, **options).to_json()  # type: ignore[arg-type]
     files = sorted(folder.rglob("*.png"))
     config = timm.data.resolve_model_data_config(trained)
-    transform = timm.data.create_transform(**config | {"input_size": (3, side, side), "crop_pct": 1.0}, is_training=False)
+    transform = Compose([Resize(side, InterpolationMode.BICUBIC), ToTensor(), Normalize(config["mean"], config["std"])])
     means = []
     with torch.inference_mode():
         for file in files:
@@ -277,3 +279,10 @@ def test_a_run_without_weights(tmp_path: Path, labelled: Path) -> None:
     (run / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"model\.safetensors: no such file$"):
         evaluate(str(run), str(labelled))
+
+
+def test_nothing_that_can_be_read(folder: Path) -> None:
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"torn")
+    with pytest.raises(DensefeatError, match="none of its images can be read, the first: .*: not an image"):
+        evaluate(BUNDLED, str(folder))
