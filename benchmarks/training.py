@@ -58,8 +58,9 @@ def register(name: str) -> None:
     _, structure = VARIANTS[PREFIX + name]
     own = {key: structure[key] for key in ("growth_rate", "block_config")}
 
-    def create(pretrained: bool = False, **options: Any) -> nn.Module:
-        return transplanted(timm.create_model(PREFIX + name, **options), TimmDenseNet(**own, **options))
+    def create(num_classes: int, **_: Any) -> nn.Module:
+        ours = timm.create_model(PREFIX + name, num_classes=num_classes)
+        return transplanted(ours, TimmDenseNet(num_classes=num_classes, **own))
 
     create.__name__ = TIMM_PREFIX + name
     register_model(create)
@@ -206,7 +207,7 @@ def main(
     rows = measure(runs, batch_size, steps, rounds)
     print_table(rows)
     if file:
-        told = {"torch": torch.__version__, "timm": timm.__version__, "machine": machine, "network": network}
+        told: dict[str, Any] = {"torch": torch.__version__, "timm": timm.__version__, "machine": machine, "network": network}
         told |= {"parameters": parameters, "precision": precision, "batch_size": batch_size, "steps": steps, "rounds": rounds}
         file.write_text(json.dumps(told | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
 

@@ -1,13 +1,18 @@
 """Every benchmark runs, small, and prints its tables."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from densefeat.training.checkpoints import checkpoint_files
 from helpers import BUNDLED
+from runs import write_table
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -90,6 +95,75 @@ def test_memory(tmp_path: Path) -> None:
         assert plain["held_bytes"] > 2 * timm["held_bytes"] > 2.4 * efficient["held_bytes"]
         assert plain["seconds_ratio"] == 1
         assert min(row["seconds"] for row in (plain, timm, efficient)) > 0
+
+
+def test_training(tmp_path: Path) -> None:
+    options = ["--device", "cpu", "--network", "densenet40_k12", "--batch-size", 2, "--steps", 2, "--rounds", 1]
+    output = printed("training.py", *options, "--json", tmp_path / "training.json")
+    assert "1,019,722 parameters" in output
+    rows = json.loads((tmp_path / "training.json").read_text())["rows"]
+    assert [(row["code"], row["mode"]) for row in rows] == [
+        ("timm", "eager"), ("ours", "eager"), ("memory_efficient", "eager"),
+    ]  # fmt: skip
+    assert rows[0]["ratio"] == 1
+    assert min(row["images_per_second"] for row in rows) > 0
+
+
+@pytest.fixture
+def small_cifar(tmp_path: Path) -> Path:
+    write_table(tmp_path / "cifar10-train.parquet", 66, size=32, seed=1)
+    write_table(tmp_path / "cifar10-test.parquet", 21, size=32, seed=2)
+    return tmp_path
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes without the packages that a machine with nothing but this repository and torch may lack."""
+    hidden = ["pydantic", "datasets", "densefeat_recipes", "matplotlib", "tensorboard"]
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({hidden}))\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+
+
+def results_options(data: Path, name: str) -> list[object]:
+    folders = ["--data", data, "--runs", data / "runs", "--results", data / "results"]
+    return [*folders, "--device", "cpu", "--only", name]
+
+
+@pytest.mark.slow
+def test_results(small_cifar: Path, bare: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "cifar10_densenet40_k12_ten_epochs"
+    options, kept = results_options(small_cifar, name), small_cifar / "results" / name
+    assert "incomplete: 1.0 of 10, judged at 1.0 | 21 |" in printed("results.py", *options, "--steps", 2)
+    assert {path.name for path in kept.iterdir()} == {"recipe.yaml", "metrics.jsonl", "device.json"}
+    assert "\ntrain: cifar10-train.parquet\n" in (kept / "recipe.yaml").read_text()
+    printed("results.py", *options)
+    top1 = json.loads((kept / "results.json").read_text())["val"]["top1"]
+    row = f"| {name} | densefeat_densenet40_k12 | 10 | 21 | {top1:.2f} | {100 - top1:.2f} |"
+    assert row in (small_cifar / "results/README.md").read_text()
+    monkeypatch.delenv("PYTHONPATH")  # a machine with matplotlib draws what that one could not
+    assert printed("results.py", *options, "--minutes", 0) == printed("results.py", *options) == ""
+    assert (kept / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_results_stops_its_training(small_cifar: Path) -> None:
+    name = "cifar10_densenet40_k12"
+    options, run = results_options(small_cifar, name), small_cifar / "runs" / name
+    assert printed("results.py", *options, "--minutes", 0.005) == f"{name}\n"  # over before there is anything to keep
+    command = [sys.executable, BENCHMARKS / "results.py", *map(str, options), "--minutes", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 240
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)  # the training process has the other end too: it has ended
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "the same command goes on from there" in said
+    assert checkpoint_files(run / "checkpoints")
 
 
 def test_no_script_is_left_out() -> None:
