@@ -42,8 +42,7 @@ class NumberOrAuto(click.ParamType):
 @click.option("--stride", type=int, metavar="PIXELS", help="From tile to tile.  [default: --tile]")
 @click.option("--min-content", type=float, default=0.0, metavar="SHARE",
               help="Leave out tiles of which less is neither nearly white nor nearly black (0 to 1).")  # fmt: skip
-@click.option("--max-pixels", type=int, default=178_956_970, show_default=True,
-              help="Of an image that has to be decoded whole.")  # fmt: skip
+@click.option("--max-pixels", type=int, help="Of an image that has to be decoded whole.  [default: 178956970]")
 @click.option("--decoder", type=click.Choice(["torchvision", "pillow"]), default="torchvision", show_default=True,
               help="Of JPEG; pillow: bit for bit timm's evaluation transform.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
@@ -69,6 +68,8 @@ def extract(**options: Any) -> None:
     """
     import densefeat
 
+    if options["max_pixels"] is None:
+        del options["max_pixels"]
     result = densefeat.extract(**options)
     if os.environ.get("RANK", "0") != "0":  # of torchrun's processes one speaks
         return

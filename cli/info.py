@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from densefeat_cli.printable import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -99,8 +101,3 @@ def size(count: float) -> str:
         if count < 1000 or unit == "GB":
             break
     return f"{count:,.1f} {unit}"
-
-
-def printable(text: str) -> str:
-    """Control characters as escapes: paths are whatever the input's files were called."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

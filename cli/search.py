@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from densefeat_cli.printable import printable
+
 if TYPE_CHECKING:
     from densefeat.search.results import Neighbours, Pairs
 
@@ -116,7 +118,7 @@ def print_table(found: "Neighbours | Pairs") -> None:
     widest = 0
     records = found.records()
     for record in islice(records, TABLE_ROWS):
-        cells = [printable(record[field]) for field in found.fields]
+        cells = [printable(cell(record[field])) for field in found.fields]
         widest = max(widest, sum(len(cell) for cell in cells))
         table.add_row(*map(Text, cells))
     console = Console()
@@ -127,10 +129,8 @@ def print_table(found: "Neighbours | Pairs") -> None:
         click.echo(f"densefeat: the table ends after {TABLE_ROWS:,} rows: csv and json have all", err=True)
 
 
-def printable(value: Any) -> str:
-    """A cell; control characters, which could command a terminal, as escapes."""
-    text = "" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+def cell(value: Any) -> str:
+    return "" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
 
 
 def print_csv(found: "Neighbours | Pairs") -> None:

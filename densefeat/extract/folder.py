@@ -4,9 +4,9 @@ import time
 from collections.abc import Iterator
 
 from densefeat.errors import UsageError
-from densefeat.extract.interrupts import Interrupted, StopRequest
+from densefeat.extract.interrupts import StopRequest
 from densefeat.extract.part import Run, extract_part
-from densefeat.extract.plan import Plan, finish, join, plan
+from densefeat.extract.plan import Plan, finish, interrupted, join, plan
 from densefeat.extract.ranks import Ranks
 from densefeat.extract.running import running
 from densefeat.extract.settings import ExtractResult, Job
@@ -18,7 +18,6 @@ from densefeat.store.manifest import PartRecord, read_manifest
 from densefeat.store.reader import finished_parts
 
 POLL_SECONDS = 0.5
-GOES_ON = "the same command (without --overwrite) goes on from there"
 
 
 def extract_folder(job: Job) -> ExtractResult:
@@ -76,13 +75,6 @@ def extract_parts(run: Run, planned: Plan, records: dict[int, PartRecord], parts
             raise interrupted(planned, run.stop)
         if record.reached < stop:
             return  # the end of a stream of unknown length
-
-
-def interrupted(planned: Plan, stop: StopRequest) -> Interrupted:
-    done = sum(record.reached - record.start for record in planned.records().values())
-    length = planned.source.length
-    of = "" if length is None else f" of {length:,}"
-    return Interrupted(f"interrupted after {done:,}{of} images; {GOES_ON}", stop.exit_code)
 
 
 def wait_for_others(planned: Plan, stop: StopRequest) -> None:

@@ -106,6 +106,12 @@ def keep_finite(batch: Batch, features: Features) -> tuple[Batch, Features]:
     return batch, {name: value[finite] for name, value in features.items()}
 
 
+def choose_batch_size(asked: int | str, extractor: FeatureExtractor) -> tuple[int, bool]:
+    """Images a pass, and for ``"auto"`` that batches are halved where they do not fit."""
+    auto = asked == "auto"
+    return fitting_batch_size(extractor) if auto else int(asked), auto
+
+
 def fitting_batch_size(extractor: FeatureExtractor, largest: int = 1024) -> int:
     """The smallest power of two from 32 up to which a larger one gains under 3 %, of those that fit into memory."""
     if extractor.device.type == "cpu":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,12 @@ def extract_part(
     leaves the part to be done again.
     """
     file = layout.unfinished(part)
-    if begun and not readable(file):
-        begun = None
-    first = begun.reached if begun else start
-    with (
-        atomic_file(file) as beside,
-        EmbeddingWriter(beside, run.schema, shown=layout.part(part)) as writer,
-    ):
-        if begun:
-            copy_rows(file, writer)
+    with atomic_file(file) as beside, ExitStack() as stack:
+        writer = stack.enter_context(EmbeddingWriter(beside, run.schema, shown=layout.part(part)))
+        if begun and not copy_rows(file, writer):
+            stack.close()
+            begun, writer = None, stack.enter_context(EmbeddingWriter(beside, run.schema, shown=layout.part(part)))
+        first = begun.reached if begun else start
         done = run.append_rows(source.items(first, stop), writer)
     reached = first + done.positions
     if reached < stop and not run.stop and not done.too_many:
@@ -126,18 +123,12 @@ def extract_part(
     return record
 
 
-def readable(file: Path) -> bool:
-    """Whether an unfinished part can be continued: all of it is read, since a disk that filled up or died may have hurt any."""
+def copy_rows(file: Path, writer: EmbeddingWriter) -> bool:
+    """Of an unfinished part; False where it cannot be continued: a disk that filled up or died may have hurt any of it."""
     try:
         with pq.ParquetFile(file) as unfinished:
-            for _ in unfinished.iter_batches():
-                pass
+            for batch in unfinished.iter_batches():
+                writer.append_batch(batch)
     except (OSError, pa.ArrowException):
         return False
     return True
-
-
-def copy_rows(file: Path, writer: EmbeddingWriter) -> None:
-    with pq.ParquetFile(file) as unfinished:
-        for batch in unfinished.iter_batches():
-            writer.append_batch(batch)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -11,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from densefeat.errors import OutputError, UsageError
+from densefeat.extract.interrupts import Interrupted, StopRequest
 from densefeat.extract.ranks import Ranks
 from densefeat.extract.tiling import Tiling
 from densefeat.images.stream import Selected, Source, printable
-from densefeat.store.dataset import all_failures, begin, close, earlier_failures, remove_work, write_failures
+from densefeat.store.dataset import all_failures, begin, close, earlier_failures, have_outcome, remove_work, write_failures
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, Manifest, PartRecord, Round, read_manifest, read_record, read_records
 from densefeat.store.reader import finished_parts, row_paths
@@ -83,6 +85,15 @@ class Input:
     listing: Source
     view: Tiling
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the listing; taken once, since a table is read for it."""
+        return self.listing.fingerprint()
+
+    def fingerprint_of(self, source: Source) -> str:
+        """Of what is extracted, which without tiles may be the listing itself."""
+        return self.fingerprint if source is self.listing else source.fingerprint()
+
 
 def plan(
     layout: Layout, given: Input, settings: dict[str, Any], provenance: dict[str, Any], overwrite: bool, update: bool
@@ -94,15 +105,14 @@ def plan(
     current = read_manifest(layout)  # also before overwriting: another program's is not ours to replace
     if current is None or overwrite:
         source = given.view(given.listing)
-        round_ = Round(0, given.listing.fingerprint(), source.fingerprint(), source.length)
+        round_ = Round(0, given.fingerprint, given.fingerprint_of(source), source.length)
         return started(layout, Manifest(settings, provenance, given.images, (round_,)), source)
     refuse_other_settings(layout, current.settings, settings)
     refuse_damage(layout, current)
-    listing = given.listing.fingerprint()
     if update:
-        return updated(layout, current, given, listing, provenance)
+        return updated(layout, current, given, provenance)
     refuse_other_place(layout, current, given)
-    if listing != current.rounds[-1].listing:
+    if given.fingerprint != current.rounds[-1].listing:
         refuse_other_input(layout, current, given)
     if current.complete:
         remove_work(layout)
@@ -123,22 +133,23 @@ def join(layout: Layout, given: Input, settings: dict[str, Any]) -> Plan | None:
     refuse_other_settings(layout, current.settings, settings)
     if current.complete:
         return None
-    if given.listing.fingerprint() != current.rounds[-1].listing:
+    if given.fingerprint != current.rounds[-1].listing:
         raise OutputError(f"input {given.images!r}: this process lists other images than rank 0")
     return Plan(layout, current, source_of_round(layout, current, given), settings["part_rows"])
 
 
 def finish(planned: Plan, given: Input) -> None:
     """Close the store when every part is there; images without any tile of enough content become failures."""
-    layout, manifest = planned.layout, planned.manifest
-    blank: list[str] = []
-    if any(record.skipped for record in planned.records().values()):
-        records = finished_parts(layout, manifest)
-        failures = [failure.path for failure, _ in all_failures(layout, manifest, records)]
-        keys = comparable(given.listing.keys())
-        known = is_in(keys, [row_paths(layout, records), pa.chunked_array([failures], pa.large_string())])
-        blank = keys.filter(pa.array(~known)).to_pylist()
-    close(layout, manifest, blank)
+    skipped = any(record.skipped for record in planned.records().values())
+    close(planned.layout, planned.manifest, comparable(given.listing.keys()) if skipped else None)
+
+
+def interrupted(planned: Plan, stop: StopRequest) -> Interrupted:
+    done = sum(record.reached - record.start for record in planned.records().values())
+    length = planned.source.length
+    of = "" if length is None else f" of {length:,}"
+    goes_on = "the same command (without --overwrite) goes on from there"
+    return Interrupted(f"interrupted after {done:,}{of} images; {goes_on}", stop.exit_code)
 
 
 def source_of_round(layout: Layout, manifest: Manifest, given: Input) -> Source:
@@ -149,7 +160,7 @@ def source_of_round(layout: Layout, manifest: Manifest, given: Input) -> Source:
         failures = [failure for failure, _ in earlier_failures(layout, last.first_part)]
         listing = Selected(listing, np.flatnonzero(~known_positions(layout, manifest.parts, failures, listing)))
     source = given.view(listing)
-    if source.fingerprint() != last.fingerprint:
+    if given.fingerprint_of(source) != last.fingerprint:
         raise UsageError(
             f"the images of {given.images!r} are not as they were when {str(layout.root)!r} was begun: some have other sizes,"
             " or can be read now that could not; --overwrite starts over"
@@ -157,8 +168,11 @@ def source_of_round(layout: Layout, manifest: Manifest, given: Input) -> Source:
     return source
 
 
-def updated(layout: Layout, current: Manifest, given: Input, listing: str, provenance: dict[str, Any]) -> Plan | None:
+def updated(layout: Layout, current: Manifest, given: Input, provenance: dict[str, Any]) -> Plan | None:
     """A new round for the images that the store does not have; those whose reading failed are tried again."""
+    asked = ({"image_column": made["input_options"]["image_column"]} for made in (current.provenance, provenance))
+    refuse_other_settings(layout, *asked)  # a round's fingerprint does not tell the columns of the ones before it
+    listing = given.fingerprint
     if not current.complete and listing == current.rounds[-1].listing:
         return started(layout, replace(current, provenance=provenance), source_of_round(layout, current, given))
     if not current.complete and current.settings["tiles"]:
@@ -171,7 +185,7 @@ def updated(layout: Layout, current: Manifest, given: Input, listing: str, prove
     known = known_positions(layout, records, [failure for failure, _ in failures], given.listing)
     removed = count_removed(layout, records, given.listing)
     if known.all() and not removed and listing != current.rounds[-1].listing and current.complete:
-        raise UsageError(f"{different(layout, given)}: their order or labels differ: --overwrite starts over")
+        raise UsageError(f"{different(layout, given)}: their order, columns or labels differ: --overwrite starts over")
     extended = replace(
         current, images=given.images, provenance=provenance, parts=records, removed=removed, complete=bool(known.all())
     )
@@ -179,7 +193,7 @@ def updated(layout: Layout, current: Manifest, given: Input, listing: str, prove
         rounds = (*current.rounds[:-1], replace(current.rounds[-1], listing=listing))
     else:
         source = given.view(Selected(given.listing, np.flatnonzero(~known)))
-        rounds = (*current.rounds, Round(following_part(records), listing, source.fingerprint(), source.length))
+        rounds = (*current.rounds, Round(following_part(records), listing, given.fingerprint_of(source), source.length))
     if not current.complete:  # the finished parts of an unfinished round stand for all of it from now on
         write_failures(layout.failures, failures)
     extended = replace(extended, rounds=rounds)
@@ -192,8 +206,8 @@ def updated(layout: Layout, current: Manifest, given: Input, listing: str, prove
 
 def known_positions(layout: Layout, records: Sequence[PartRecord], failures: list[Failure], listing: Source) -> np.ndarray:
     """bool, for each position of the listing: whether these parts have its row, or its failure is a lasting one."""
-    failed = [failure.path for failure in failures if failure.stage != "read"]
-    return is_in(comparable(listing.keys()), [row_paths(layout, records), pa.chunked_array([failed], pa.large_string())])
+    lasting = [failure for failure in failures if failure.stage != "read"]
+    return have_outcome(comparable(listing.keys()), layout, records, lasting)
 
 
 def count_removed(layout: Layout, records: Sequence[PartRecord], listing: Source) -> int:
@@ -208,13 +222,6 @@ def comparable(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:
         return keys.cast(pa.large_string())
     except pa.ArrowInvalid:  # names that are not UTF-8
         return pa.array([printable(key.decode("utf-8", "surrogateescape")) for key in keys.to_pylist()], pa.large_string())
-
-
-def is_in(values: pa.LargeStringArray, sets: list[pa.ChunkedArray]) -> np.ndarray:
-    found = np.zeros(len(values), bool)
-    for value_set in sets:
-        found |= pc.is_in(values, value_set=value_set.combine_chunks()).to_numpy(zero_copy_only=False)
-    return found
 
 
 def refuse_other_settings(layout: Layout, made: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -234,7 +241,7 @@ def refuse_other_input(layout: Layout, current: Manifest, given: Input) -> None:
     retried = known_positions(layout, current.parts, [replace(failure, stage="") for failure in failures], given.listing)
     added, removed = int((~retried).sum()), count_removed(layout, current.parts, given.listing)
     if not added and not removed:
-        raise UsageError(f"{message}: their order or labels differ: --overwrite starts over")
+        raise UsageError(f"{message}: their order, columns or labels differ: --overwrite starts over")
     raise UsageError(
         f"{message}: {added:,} were added and {removed:,} removed. --update extracts those that were added,"
         " --overwrite starts over"

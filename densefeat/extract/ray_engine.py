@@ -15,12 +15,12 @@ import pyarrow as pa
 from torch import nn
 
 from densefeat.errors import OutputError, UsageError
-from densefeat.extract.forward import fitting_batch_size
-from densefeat.extract.interrupts import Interrupted, StopRequest, stop_on_signal
+from densefeat.extract.forward import choose_batch_size
+from densefeat.extract.interrupts import StopRequest, stop_on_signal
 from densefeat.extract.limits import FailureLimit
 from densefeat.extract.part import Run, extract_part
 from densefeat.extract.pipeline import Decoding
-from densefeat.extract.plan import Plan
+from densefeat.extract.plan import Plan, interrupted
 from densefeat.extract.progress import progress_bar
 from densefeat.extract.ranks import Ranks
 from densefeat.extract.settings import Job
@@ -48,14 +48,14 @@ class PartActor:
     def __init__(self, shared: Shared) -> None:
         self.plan = shared.plan
         extractor = FeatureExtractor(shared.model, **shared.extractor_options)
-        auto = shared.batch_size == "auto"
+        batch_size, halve = choose_batch_size(shared.batch_size, extractor)
         self.run = Run(
             extractor=extractor,
             schema=shared.schema,
             dtype=shared.dtype,
             decoding=shared.decoding,
-            batch_size=fitting_batch_size(extractor) if auto else int(shared.batch_size),
-            halve=auto,
+            batch_size=batch_size,
+            halve=halve,
             pool=ThreadPoolExecutor(shared.threads),
             ahead=shared.ahead,
             limit=FailureLimit(),
@@ -95,7 +95,7 @@ def extract_with_ray(job: Job, planned: Plan) -> int:
                 limit.add(record.reached - record.start, record.failures)
                 advance(record.reached - record.start)
                 if stop:
-                    raise Interrupted("interrupted; the same command goes on with the parts that are left", stop.exit_code)
+                    raise interrupted(planned, stop)
     limit.check_end()
     return sum(record.reached - record.start for record in planned.records().values()) - before
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from densefeat.extract.forward import fitting_batch_size
+from densefeat.extract.forward import choose_batch_size
 from densefeat.extract.interrupts import stop_on_signal
 from densefeat.extract.part import Run
 from densefeat.extract.progress import progress_bar
@@ -14,15 +14,14 @@ from densefeat.extract.settings import Job
 @contextmanager
 def running(job: Job, total: int | None) -> Iterator[Run]:
     """``total``: positions that this process will go through, if known."""
-    auto = job.options.batch_size == "auto"
-    batch_size = fitting_batch_size(job.extractor) if auto else int(job.options.batch_size)
+    batch_size, halve = choose_batch_size(job.options.batch_size, job.extractor)
     with (
         stop_on_signal() as stop,
         decoding_threads(job.threads) as pool,
         progress_bar("extracting", total, job.unit, show=job.ranks.rank == 0) as advance,
     ):
         yield Run(
-            job.extractor, job.schema, job.dtype, job.decoding, batch_size, auto, pool, job.ahead, job.limit(), stop, advance
+            job.extractor, job.schema, job.dtype, job.decoding, batch_size, halve, pool, job.ahead, job.limit(), stop, advance
         )
 
 

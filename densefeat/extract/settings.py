@@ -16,10 +16,10 @@ from densefeat.extract.ranks import Ranks
 from densefeat.extract.tiling import Tiling
 from densefeat.features.extractor import FeatureExtractor
 from densefeat.features.pooling import pool_specs
+from densefeat.store.layout import PART_ROWS
 from densefeat.store.writer import embedding_schema
 from densefeat.version import __version__
 
-PART_ROWS = 8192
 PART_BYTES = 256 * 2**20  # of a part's vectors, before compression
 BATCHES_AHEAD = 3  # decoded in advance beside an accelerator or behind a network connection
 
@@ -110,7 +110,6 @@ class Job:
             "dtype": self.dtype,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "labels": self.given.listing.labelled,
-            "image_column": self.given.options["image_column"],
             "max_pixels": self.tiling.max_pixels,
             "part_rows": self.bounded_part_rows(),
         }

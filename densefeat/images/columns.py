@@ -18,6 +18,10 @@ class Columns:
     image: str
     label: str | None
 
+    def names(self) -> pa.StringArray:
+        """For fingerprints: the same rows with images of another column are another input."""
+        return pa.array([self.image, self.label], pa.string())
+
 
 def choose_columns(schema: pa.Schema, image_column: str | None, label_column: str | None, images: str) -> Columns:
     """UsageError, naming the columns there are, where one is missing, cannot be what it should, or must be chosen."""

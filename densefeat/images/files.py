@@ -152,7 +152,7 @@ class Files(Indexed):
 
     def item(self, position: int, key: str, label: str | None) -> ImageItem:  # noqa: ARG002  (of the superclass)
         folder = self.folder
-        return ImageItem(key, label, partial(folder.read, key), folder.path(key), partial(folder.open, key))
+        return ImageItem(key, label, partial(folder.read, key), partial(folder.path, key), partial(folder.open, key))
 
 
 def leads_back(folder: bytes, root: bytes) -> bool:

@@ -57,10 +57,10 @@ class Saved(Rows):
     def fingerprint(self) -> str:
         label = self.columns.label
         if label is None:
-            return fingerprint_of(self.keys(), None)
+            return fingerprint_of(self.keys(), None, self.columns.names())
         names = class_names(self.dataset.features.arrow_schema, label)
         column = self.dataset.select_columns([label]).with_format("arrow")[:].column(label)
-        return fingerprint_of(self.keys(), labels_of(column.combine_chunks(), names))
+        return fingerprint_of(self.keys(), labels_of(column.combine_chunks(), names), self.columns.names())
 
 
 class Streamed(Rows):

@@ -38,18 +38,22 @@ class Item(Protocol):
         """Pixels; None for a tile without enough content. DecodeError with the step that failed and why."""
 
 
+def nowhere() -> None:
+    """The ``path`` of what is no local file."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageItem:
     """An item that is a whole encoded image. ``read``: its bytes, or DecodeError (stage ``read``).
 
     ``open``: where it is a file of its own, for reading parts of it; as ``read`` on errors. ``path``: of a local file that may
-    be read, no link out of its folder; None where ``read`` tells why not.
+    be read, no link out of its folder, which is looked up at the call; None where ``read`` tells why not.
     """
 
     key: str
     label: str | None
     read: Callable[[], bytes]
-    path: str | None = None
+    path: Callable[[], str | None] = nowhere
     open: Callable[[], BinaryIO] | None = None
 
     def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -76,7 +80,7 @@ class Source(Protocol):
         """Of all positions, encoded as by os.fsencode. UsageError where the length is not known."""
 
     def fingerprint(self) -> str:
-        """Of the keys and labels in their order: SHA-256 in hexadecimal."""
+        """Of the keys and labels in their order, and of the columns of a table: SHA-256 in hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def printable(key: str) -> str:
 
 
 def fingerprint_of(*columns: pa.Array | None) -> str:
-    """SHA-256 over the values of columns (keys, labels), independent of how arrow lays them out."""
+    """SHA-256 over the values of columns (keys, labels, …), independent of how arrow lays them out."""
     digest = hashlib.sha256()
     for column in columns:
         if column is None:

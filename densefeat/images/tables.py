@@ -107,7 +107,7 @@ class Tables(Rows):
         return pa.concat_arrays(parts)
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self.keys(), self.label_values() if self.labelled else None)
+        return fingerprint_of(self.keys(), self.label_values() if self.labelled else None, self.columns.names())
 
     def label_values(self) -> pa.LargeStringArray:
         """The label of each position, null where it has none; UsageError where no column of labels was named."""

@@ -191,7 +191,7 @@ def index_label(index: TarIndex, member: tarfile.TarInfo, label_column: str | No
 
 
 class Header(tarfile.TarInfo):
-    """Headers of plain files parsed for their name and size alone, three times as fast; tarfile parses all others."""
+    """Headers of plain files parsed for their name and size alone, which is faster; tarfile parses all others."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":

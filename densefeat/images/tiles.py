@@ -250,7 +250,7 @@ def size_of(image: ImageItem, max_pixels: int) -> Size:
         if file.read(4) not in TIFF:
             return whole_size(file, max_pixels)
         try:
-            if image.path is None or image.open is None:  # elsewhere each segment would cost megabytes of reading ahead
+            if image.open is None or image.path() is None:  # elsewhere each segment would cost megabytes of reading ahead
                 raise NotByRegion("only TIFFs in files on this machine are read by region")
             slide = open_slide(image.open, image.key, max_pixels)
             return Size(slide.width, slide.height, by_region=True)

@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -121,16 +122,29 @@ def all_failures(layout: Layout, manifest: Manifest, records: Sequence[PartRecor
     return earlier + failures
 
 
-def close(layout: Layout, manifest: Manifest, without_content: Iterable[str] = ()) -> None:
+def have_outcome(
+    paths: pa.LargeStringArray, layout: Layout, records: Sequence[PartRecord], failures: Sequence[Failure]
+) -> np.ndarray:
+    """bool, for each path: whether it has a row in these parts, or is among the failures."""
+    failed = pa.array([failure.path for failure in failures], pa.large_string())
+    found = np.zeros(len(paths), bool)
+    for known in (row_paths(layout, records).combine_chunks(), failed):
+        found |= pc.is_in(paths, value_set=known).to_numpy(zero_copy_only=False)
+    return found
+
+
+def close(layout: Layout, manifest: Manifest, tiled: pa.LargeStringArray | None = None) -> None:
     """Write ``failures.parquet``, then the manifest that names all parts, and remove ``work/``.
 
-    ``without_content``: images none of whose tiles has a row or a failure.
+    ``tiled``: paths of images of which tiles were skipped; one without any row or failure becomes a failure itself.
     """
     check_round(layout, manifest.round_id)
     records = finished_parts(layout, manifest)
     failures = all_failures(layout, manifest, records)
-    first_part = manifest.rounds[-1].first_part
-    failures += [(Failure(key, "tile", "no tile with enough content"), first_part) for key in without_content]
+    if tiled is not None:
+        blank = tiled.filter(pa.array(~have_outcome(tiled, layout, records, [failure for failure, _ in failures])))
+        first_part = manifest.rounds[-1].first_part
+        failures += [(Failure(path, "tile", "no tile with enough content"), first_part) for path in blank.to_pylist()]
     write_failures(layout.failures, failures)
     replace(manifest, parts=tuple(records), complete=True).save(layout)
     remove_work(layout)

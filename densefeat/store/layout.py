@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PART = re.compile(r"part-(\d{5,})\.parquet")
+PART_ROWS = 8192  # of a part, unless told otherwise
 
 
 @dataclass(frozen=True)

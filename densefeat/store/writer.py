@@ -46,7 +46,7 @@ def embedding_schema(
 
 
 def is_float32(field: pa.Field) -> bool:
-    """Split into bytes such vectors are smaller and read twice as fast; of float16 DuckDB refuses that."""
+    """Split into bytes such vectors are smaller and read faster; of float16 DuckDB refuses that."""
     return pa.types.is_float32(field.type.value_type)
 
 

@@ -32,7 +32,7 @@ AUGMENT: dict[str, dict[str, Any]] = {
 class Images(Dataset):
     """Maps ``(step, position)`` pairs to one decoded part; what is drawn depends on seed, step and position alone.
 
-    ``step`` None: as evaluation wants them, by ``plain`` where it is given. An image that cannot be read is black, has label -1,
+    ``step`` None: as evaluation wants them, by ``plain`` where given. An image that cannot be read is black, has label -1,
     and is named.
     """
 

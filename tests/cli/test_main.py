@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from densefeat.images.decode import MAX_PIXELS
 from helpers import BUNDLED
 
 
@@ -32,6 +33,10 @@ def test_extract_writes_and_says_what(photo_folder: Path, tmp_path: Path) -> Non
     made_by = json.loads(pq.read_schema(tmp_path / "e.parquet").metadata[b"densefeat"])
     assert (made_by["tap"], made_by["pool"], made_by["precision"]) == ("raw", ["max"], "bf16")
     assert made_by["preprocessing"]["size"] == 40
+
+
+def test_help_names_the_default_of_max_pixels() -> None:
+    assert f"[default: {MAX_PIXELS}]" in densefeat("extract", "--help").stdout
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -107,8 +108,25 @@ def test_other_labels_are_not_an_update(photo_folder: Path, tmp_path: Path) -> N
     extract(photo_folder / "list.csv", tmp_path / "store", label_column="label")
     (photo_folder / "list.csv").write_text("\n".join(["path,label", *(line.replace(",0", ",9") for line in lines)]))
     for update in (False, True):
-        with pytest.raises(UsageError, match="their order or labels differ: --overwrite starts over"):
+        with pytest.raises(UsageError, match="their order, columns or labels differ: --overwrite starts over"):
             extract(photo_folder / "list.csv", tmp_path / "store", label_column="label", update=update)
+
+
+def write_table(path: Path, photo: Path, rows: int) -> None:
+    pq.write_table(pa.table({name: [photo.read_bytes()] * rows for name in ("image", "mask")}), path)
+
+
+def test_rows_of_another_column_do_not_join(photo_folder: Path, tmp_path: Path) -> None:
+    table, store, photo = tmp_path / "table.parquet", tmp_path / "store", photo_folder / "china/01.jpg"
+    write_table(table, photo, 1)
+    extract(table, store, image_column="image")
+    assert extract(table, store, image_column="image").extracted == 0
+    with pytest.raises(UsageError, match="their order, columns or labels differ: --overwrite starts over"):
+        extract(table, store, image_column="mask")
+    write_table(table, photo, 2)
+    with pytest.raises(UsageError, match="was made otherwise: image_column 'image' there, 'mask' asked"):
+        extract(table, store, image_column="mask", update=True)
+    assert extract(table, store, image_column="image", update=True).extracted == 1
 
 
 def test_the_same_names_elsewhere(photo_folder: Path, tmp_path: Path) -> None:
@@ -143,11 +161,18 @@ def extract_single(images: Path, out: Path) -> Path:
     return densefeat.extract(images, out, BUNDLED).path
 
 
-@pytest.mark.parametrize("damage", ["unfinished part", "stray files", "record"])
+@pytest.mark.parametrize("damage", ["unfinished part", "end of unfinished rows", "stray files", "record"])
 def test_damaged_state_is_done_again(damage: str, unfinished: Path, photo_folder: Path) -> None:
     part = next((unfinished / "work").glob("part-*.parquet"))
     if damage == "unfinished part":
         part.write_bytes(b"\0" * part.stat().st_size)
+    elif damage == "end of unfinished rows":
+        group = pq.read_metadata(part).row_group(0)
+        last = group.column(group.num_columns - 1)
+        content = bytearray(part.read_bytes())
+        content[last.data_page_offset : last.data_page_offset + last.total_compressed_size] = bytes(last.total_compressed_size)
+        part.write_bytes(content)
+        assert pq.read_table(part, columns=["path"]).num_rows
     elif damage == "stray files":
         for folder in ("work", "work/records"):
             for name in (".DS_Store", ".nfs0001", "part-x.json"):

@@ -30,8 +30,8 @@ def test_recursive_any_case_sorted_by_path_not_by_folder(tmp_path: Path) -> None
 def test_paths_and_parts_of_files(tmp_path: Path) -> None:
     make(tmp_path / "in", "a.png").joinpath("b.png").symlink_to(make(tmp_path, "out.png") / "out.png")
     inside, outside = files_of(tmp_path / "in").items(0, 2)
-    assert inside.path == str(tmp_path / "in/a.png")
-    assert outside.path is None
+    assert inside.path() == str(tmp_path / "in/a.png")
+    assert outside.path() is None
     with inside.open() as file:
         file.seek(2)
         assert file.read() == b"png"

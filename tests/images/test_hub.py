@@ -31,6 +31,15 @@ def test_saved_to_disk(saved: Path) -> None:
     assert open_source(saved, image_column="image", label_column="label").fingerprint() == source.fingerprint()
 
 
+def test_another_column_is_another_input(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    rows = {name: [{"bytes": b"x", "path": None}] for name in features}
+    datasets.Dataset.from_dict(rows, features).save_to_disk(str(tmp_path / "data"))
+    image, mask = (open_source(tmp_path / "data", image_column=name) for name in features)
+    assert read_source(image) == read_source(mask)
+    assert image.fingerprint() != mask.fingerprint()
+
+
 def test_paths_of_a_saved_data_set_stay_in_it(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     make(tmp_path, "secret.png")

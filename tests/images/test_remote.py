@@ -167,7 +167,7 @@ def test_many_threads_read_at_once(home: str) -> None:
 
 def test_parts_of_a_file(home: str) -> None:
     item = next(open_source(f"{home}/photos").items(0, 1))
-    assert item.path is None
+    assert item.path() is None
     with item.open() as file:
         file.seek(7)
         assert file.read() == b"a.png"

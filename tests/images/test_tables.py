@@ -52,6 +52,9 @@ def test_which_column_holds_the_images(tmp_path: Path) -> None:
     assert read_source(open_source(declared)) == [("declared.parquet#0", "x", b"image 0")]
     assert read_source(open_source(declared, image_column="mask")) == [("declared.parquet#0", "x", b"image 10")]
     assert read_source(open_source(declared, image_column="thumb")) == [("declared.parquet#0", "x", b"t")]
+    prints = [open_source(declared, image_column=column).fingerprint() for column in (None, "image", "mask", "thumb")]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
     with pytest.raises(UsageError, match="more than one column of images: choose one of thumb, image, mask"):
         open_source(write(tmp_path / "open.parquet", columns))
 
