@@ -17,6 +17,8 @@ def main() -> int:
     parser.add_argument("--device")
     parser.add_argument("--steps", type=int)
     arguments = parser.parse_intermixed_args()
+    if arguments.steps is not None and arguments.steps < 1:
+        parser.error(f"--steps {arguments.steps}: give 1 or more")
     try:
         result = train(load_recipe(arguments.recipe, arguments.overrides), arguments.out, arguments.device, arguments.steps)
         print(*report(result), sep="\n")

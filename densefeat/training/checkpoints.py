@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from densefeat.store.atomic import atomic_file
+from densefeat.store.atomic import atomic_file, written
 
 KEPT = 2  # a damaged newest falls back to the one before
 FIRST = "step-00000000-"  # made only where a run may have to go back that far
@@ -23,7 +23,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     data = buffer.getbuffer()
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{state['step']:08}-{digest(data)}.pt"
-    with atomic_file(path) as beside:
+    with atomic_file(path) as beside, written(path):
         beside.write_bytes(data)
     for old in checkpoint_files(folder)[KEPT:]:
         if not old.name.startswith(FIRST):
@@ -38,7 +38,10 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def newest_whole(folder: Path, tried: Collection[str] = ()) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose content fits its name, and what is wrong with newer ones; those ``tried`` are removed."""
+    """The newest checkpoint whose content fits its name, and what was wrong with newer ones: they are renamed.
+
+    Those ``tried`` are removed, but for the one of step 0.
+    """
     problems: list[str] = []
     for path in checkpoint_files(folder):
         if path.name in tried and not path.name.startswith(FIRST):
@@ -46,6 +49,7 @@ def newest_whole(folder: Path, tried: Collection[str] = ()) -> tuple[Path | None
         elif path.name.endswith(f"-{digest(path.read_bytes())}.pt"):
             return path, problems
         else:
+            path.rename(path.with_suffix(".damaged"))  # out of the way of whole ones
             problems.append(f"checkpoint {path.name} is damaged: left aside")
     return None, problems
 

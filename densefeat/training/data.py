@@ -1,5 +1,6 @@
 """What a recipe trains on and is judged by."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from densefeat.training.sampling import Sampler, rank_parts
 from densefeat.training.worker_data import Images, WorkerImages
 from densefeat.training.world import World
 
+MAX_GROUP = 20_000  # images
 DTYPES = {"float64": torch.float64}  # of the network and its input; all other precisions: float32
 
 
@@ -48,6 +50,19 @@ class TrainingData:
         """For each step the parts of this rank's share of the batch."""
         return self.images.batches(self.sampler, self.parts, self.augment, start, stop)
 
+    def unread(self) -> Failures:
+        """Of the images met so far, on this rank, in the order of their keys."""
+        splits = [self.val, *([self.test] if self.test else [])]
+        loaders = [self.images, *(split.images for split in splits)]
+        met = set(self.failures).union(*(loader.failures for loader in loaders if isinstance(loader, WorkerImages)))
+        return sorted(met)
+
+    def fingerprint(self) -> str:
+        """Of the training images' positions and labels: SHA-256 in hexadecimal."""
+        digest = hashlib.sha256(self.sampler.positions.astype("<i8").tobytes())
+        digest.update(self.labelled.labels[self.sampler.positions].astype("<i8").tobytes())
+        return digest.hexdigest()
+
     def keys(self, step: int) -> list[str]:
         """Of the whole batch of a step."""
         return [self.labelled.key(int(position)) for position in self.sampler.batch(step)]
@@ -77,6 +92,11 @@ def open_data(recipe: Recipe, world: World, advance: Callable[[int], None] = lam
     mine = slice(world.rank, None, world.size)
     test = Split(val_images, val_positions[mine])
     groups = train.groups if isinstance(train, Encoded) and recipe.loader == "workers" else None
+    if groups is not None and groups.max() > MAX_GROUP:
+        raise UsageError(
+            f"{recipe.train!r}: row groups of {groups.max():,} images, which every worker would hold: write it with "
+            f"row_group_size=1000 (at most {MAX_GROUP:,} are taken)"
+        )
     sampler = Sampler(train_positions, groups, recipe.batch_size, recipe.seed)
     parts = rank_parts(recipe.batch_size, recipe.accumulation, world.rank, world.size)
     own = Split(train_images, kept[mine]) if recipe.holdout else test

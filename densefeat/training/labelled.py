@@ -39,7 +39,13 @@ class Encoded:
     groups: np.ndarray | None
 
     def key(self, position: int) -> str:
-        return os.fsdecode(self.source.keys()[position].as_py())
+        if isinstance(self.source, Indexed):
+            return os.fsdecode(self.source.keys()[position].as_py())
+        for file in self.source.files:  # the keys of all rows would take a while to make
+            if position < file.length:
+                return f"{file.name}#{position}" if file.error is None else file.name
+            position -= file.length
+        raise IndexError(position)
 
     def reader(self) -> Reader:
         return RowReader(self.source) if isinstance(self.source, Tables) else ItemReader(self.source)
@@ -70,7 +76,8 @@ def open_labelled(path: str, train: bool, label_column: str | None = None, class
     codes = pc.index_in(texts, pa.array(classes, pa.large_string()))
     unknown = texts.filter(pc.and_(pc.is_null(codes), pc.is_valid(texts)))
     if len(unknown):
-        raise UsageError(f"{path!r}: label {unknown[0].as_py()!r} is none of the {len(classes)} classes of the training data")
+        known = f"the {len(classes)} classes that are known"
+        raise UsageError(f"{path!r}: label {unknown[0].as_py()!r} is none of {known}, {', '.join(classes[:3])}, …")
     labels = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     if not (labels >= 0).any():
         raise UsageError(f"{path!r}: no image with a label in it")

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 
+from densefeat.errors import DensefeatError
 from densefeat.extract.interrupts import Interrupted, StopRequest
 from densefeat.training.checkpoints import save_checkpoint
 from densefeat.training.data import Split, TrainingData
@@ -31,6 +32,7 @@ def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, 
     poll_every = POLL_GPU if state.world.device.type == "cuda" else 1
     watch = Watch(state.model, len(data.labelled.classes), gradients=not state.scaler.is_enabled())
     clock = Clock(state.seconds, state.step)
+    told = len(data.failures)
     set_train(state.model, recipe.freeze_norm)
 
     for parts in data.batches(state.step, last):
@@ -56,7 +58,10 @@ def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, 
 
         state.step, state.seconds = done, clock.seconds
         if done % recipe.log_steps == 0:
-            note_training(state, folder, clock, lr, per_epoch)
+            note_training(state, data, folder, clock, lr)
+            if (count := len(data.unread())) > told:
+                told = count
+                progress.say(f"step {done}: {told} images could not be read and count nowhere{first_unread(data)}")
         progress.advance(recipe.batch_size, done / per_epoch, state.sums)
         if keep:
             save(state, folder)
@@ -99,27 +104,34 @@ def poll(state: State, watch: Watch, stop: StopRequest, clock: "Clock", data: Tr
     due = state.world.first and clock.since_saved > 60 * state.recipe.checkpoint_minutes
     asked, saving, bad = state.world.largest([float(stop.signal or 0), float(due), float(report is not None)])
     if bad:
-        step = int(-state.world.largest([-float(report["step"]) if report else -float("inf")])[0])  # type: ignore[arg-type]
-        report = report or {"step": step, "loss": float("nan"), "gradient_norms": {}}
-        raise DivergedError(describe(report), report | {"keys": data.keys(step)})
+        first = min((seen for seen in state.world.everyone(report) if seen), key=lambda seen: seen["step"])
+        raise DivergedError(describe(first), first | {"keys": data.keys(first["step"])})
     return int(asked), bool(saving)
 
 
-def note_training(state: State, folder: RunFolder, clock: "Clock", lr: float, per_epoch: int) -> None:
-    """Means since the last line, over all ranks."""
+def note_training(state: State, data: TrainingData, folder: RunFolder, clock: "Clock", lr: float) -> None:
+    """Means since the last line, over all ranks; DensefeatError where no image at all could be read."""
     loss, hits, count = state.world.total(state.sums).tolist()
     state.sums.zero_()
+    if not count:
+        raise DensefeatError(f"none of the images of the last {state.recipe.log_steps} steps can be read{first_unread(data)}")
     if state.world.first:
         folder.note(
             "train",
             state.step,
-            epoch=round(state.step / per_epoch, 4),
+            epoch=round(state.step / data.sampler.steps_per_epoch, 4),
             loss=round(loss / max(count, 1), 5),
             top1=round(100 * hits / max(count, 1), 3),
             lr=lr,
             images_per_second=round(state.recipe.batch_size * clock.lap(state.step), 1),
             seconds=round(clock.seconds, 1),
+            unread=len(data.unread()),
         )
+
+
+def first_unread(data: TrainingData) -> str:
+    """Key and reason of one, on this rank; nothing where there is none."""
+    return "".join(f", the first: {key}: {reason}" for key, reason in data.unread()[:1])
 
 
 def evaluate(state: State, data: TrainingData, folder: RunFolder, progress: Progress) -> Scores:
@@ -127,6 +139,8 @@ def evaluate(state: State, data: TrainingData, folder: RunFolder, progress: Prog
     state.world.same_buffers(state.evaluated)
     classes = data.labelled.classes
     scores = judge(state, data.val, len(classes))
+    if not scores.images:
+        raise DensefeatError(f"none of the validation images can be read{first_unread(data)}")
     better = scores.top1 > state.best
     state.best = max(state.best, scores.top1)
     if state.world.first:

@@ -1,8 +1,8 @@
 """What a recipe says: every key, its type, and what it means. A recipe file names them all."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin
 
 from densefeat.errors import UsageError
 
@@ -95,11 +95,16 @@ POSITIVE = ("image_size", "epochs", "batch_size", "accumulation", "lr", "eval_ep
 NOT_NEGATIVE = ("holdout", "workers", "label_smoothing", "momentum", "weight_decay", "warmup_epochs", "retreats")
 SHARES = ("label_smoothing", "momentum", "ema", "crop_pct")
 DEVICE_AUGMENT = ("none", "shift-mirror", "cutout")
+WORKER_AUGMENT = ("none", "inception", "randaugment")
 
 
 def check(recipe: Recipe) -> None:
     """Raise UsageError for values that no run can have, or that do not go together."""
     values = vars(recipe)
+    for field in fields(Recipe):  # pydantic has seen to it, but for a machine without it
+        choices = get_args(field.type)
+        if get_origin(field.type) is Literal:
+            refuse(values[field.name] not in choices, field.name, values[field.name], f"give one of {', '.join(choices)}")
     for key, value in values.items():
         refuse(isinstance(value, float) and not math.isfinite(value), key, value, "give a finite number")
     for key in POSITIVE:
@@ -115,7 +120,14 @@ def check(recipe: Recipe) -> None:
     on_device = recipe.augment in DEVICE_AUGMENT
     refuse(recipe.loader == "device" and not on_device, "augment", recipe.augment,
            f"loader: device has {', '.join(DEVICE_AUGMENT)}")  # fmt: skip
-    refuse(recipe.loader == "workers" and recipe.augment == "cutout", "augment", recipe.augment, "only with loader: device")
+    by_workers = recipe.augment in WORKER_AUGMENT
+    refuse(recipe.loader == "workers" and not by_workers, "augment", recipe.augment,
+           f"loader: workers has {', '.join(WORKER_AUGMENT)}")  # fmt: skip
+    refuse(recipe.seed < 0, "seed", recipe.seed, "give 0 or more")
+    refuse(recipe.milestones != sorted(recipe.milestones), "milestones", recipe.milestones, "give them in order")
+    refuse(recipe.optimizer == "sgd" and not recipe.momentum, "momentum", recipe.momentum, "Nesterov's needs one above 0")
+    graph_of_parts = recipe.cuda_graph and recipe.accumulation > 1
+    refuse(graph_of_parts, "cuda_graph", True, "it has one gradient for all parts: only with accumulation: 1")
     refuse(recipe.sync_bn and recipe.memory_efficient, "sync_bn", True, "its layers are not memory_efficient: choose one")
     refuse(recipe.sync_bn and recipe.cuda_graph, "sync_bn", True, "its communication is in no cuda_graph: choose one")
     refuse(recipe.compile and recipe.cuda_graph, "cuda_graph", True, "compile makes kernels of its own: choose one")

@@ -1,6 +1,7 @@
 """The folder of one run: recipe, metrics, curves, checkpoints, weights."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from densefeat.errors import UsageError
 from densefeat.images.transforms import Preprocessing
-from densefeat.store.atomic import atomic_file
+from densefeat.store.atomic import atomic_file, written
 from densefeat.training.curves import draw_curves
 from densefeat.training.recipe import MAY_CHANGE, Recipe
 from densefeat.training.recipe_files import dump
@@ -27,9 +28,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.events: Any = None
 
-    def begin(self, recipe: Recipe) -> None:
-        """Make the folder, or find it made for this recipe. UsageError, with the differences, for another run's."""
-        self.path.mkdir(parents=True, exist_ok=True)
+    def check(self, recipe: Recipe) -> None:
+        """UsageError, with the differences, where the folder is another run's, or holds something else."""
         file = self.path / RECIPE
         if file.exists():
             before = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -40,11 +40,16 @@ class RunFolder:
                 raise UsageError(f"{str(self.path)!r} holds a run of another recipe ({what}): name another --out")
         elif any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise UsageError(f"{str(self.path)!r} is not empty and holds no run: name another --out")
-        with atomic_file(file) as beside:
+
+    def begin(self, recipe: Recipe, step: int) -> None:
+        """The recipe, now that data and network are known to be there; what was noted after ``step`` is forgotten."""
+        with atomic_file(self.path / RECIPE) as beside:
             beside.write_text(dump(recipe), encoding="utf-8")
+        self.resume(step)
 
     def resume(self, step: int) -> None:
         """Forget what was noted after ``step``, and an evaluation there: they will be noted again."""
+        self.close()
         if step:
             kept = [line for line in self.metrics() if line["step"] < step + (line["event"] == "train")]
             with atomic_file(self.path / METRICS) as beside:
@@ -73,8 +78,8 @@ class RunFolder:
 
     def note(self, event: str, step: int, **values: Any) -> None:
         """One line of metrics, and TensorBoard's scalars."""
-        line = {"event": event, "step": step, **values}
-        with open(self.path / METRICS, "a", encoding="utf-8") as file:
+        line = {"event": event, "step": step, **finite(values)}
+        with written(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.events is not None:
             for name, value in values.items():
@@ -89,7 +94,7 @@ class RunFolder:
     def write(self, name: str, content: object) -> None:
         """A JSON file beside the others."""
         with atomic_file(self.path / name) as beside:
-            beside.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+            beside.write_text(json.dumps(finite(content), indent=1) + "\n", encoding="utf-8")
 
     def draw(self) -> None:
         draw_curves(self.metrics(), self.path / "curves.png")
@@ -97,6 +102,7 @@ class RunFolder:
     def close(self) -> None:
         if self.events is not None:
             self.events.close()
+            self.events = None
 
     def export(self, model: nn.Module, preprocessing: Preprocessing, classes: list[str]) -> None:
         """Weights as timm reads them: ``timm.create_model("local-dir:RUN")``."""
@@ -110,3 +116,12 @@ class RunFolder:
         with atomic_file(self.path / WEIGHTS) as beside:
             tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
             save_file(tensors, beside, {"format": "pt", "classes": json.dumps(classes)})
+
+
+def finite(value: Any) -> Any:
+    """For JSON, which has no NaN and no infinity: those as text."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

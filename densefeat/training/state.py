@@ -1,6 +1,7 @@
 """Everything that a step changes: the network, its optimizer, their averages, and the place in the run."""
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -26,7 +27,7 @@ class State:
     """``network``: what a step calls: ``model`` itself, or it in DistributedDataParallel.
 
     ``lr_scale``: halved by each of ``retreats``; ``best``: highest top-1 so far; ``seconds``: of training, earlier runs
-    counted; ``sums``: loss, hits and images since the last line of metrics.
+    counted; ``images``: which ones are trained on; ``sums``: loss, hits and images since the last line of metrics.
     """
 
     recipe: Recipe
@@ -42,6 +43,7 @@ class State:
     retreats: int = 0
     best: float = -1.0
     seconds: float = 0.0
+    images: str = ""
     sums: torch.Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
 
     @property
@@ -79,6 +81,7 @@ class State:
             "retreats": self.retreats,
             "best": self.best,
             "seconds": self.seconds,
+            "images": self.images,
             "sums": self.world.total(self.sums),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -89,12 +92,18 @@ class State:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a checkpoint. With another number of ranks than it was made by, dropout draws anew."""
+        """Go on from a checkpoint. With another number of ranks than it was made by, dropout draws anew.
+
+        Raises UsageError where it was made with other images.
+        """
+        if saved["images"] != self.images:
+            raise UsageError("the training images or their labels are not those that this run began with: name another --out")
         self.step, self.best, self.seconds = saved["step"], saved["best"], saved["seconds"]
         self.lr_scale, self.retreats = saved["lr_scale"], saved["retreats"]
         self.sums = (saved["sums"] if self.world.first else torch.zeros_like(saved["sums"])).to(self.sums.device)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler = make_scaler(self.recipe, self.world)  # what the old one knows of its last step goes
         self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["ema"])
@@ -130,7 +139,7 @@ def build(recipe: Recipe, num_classes: int, steps_per_epoch: int, total_steps: i
     if world.size > 1:
         devices = [world.device] if world.device.type == "cuda" else None
         network = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
+    scaler = make_scaler(recipe, world)
     scheduler = make_scheduler(recipe, optimizer, steps_per_epoch, total_steps)
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
     return State(recipe, world, model, network, optimizer, scheduler, scaler, ema, sums=sums)
@@ -147,8 +156,11 @@ def make_model(recipe: Recipe, num_classes: int) -> nn.Module:
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    if recipe.optimizer not in list_optimizers():
-        raise UsageError(f"optimizer {recipe.optimizer!r}: timm has {', '.join(map(str, list_optimizers()))}")
+    names = list(map(str, list_optimizers()))
+    if recipe.optimizer not in names:
+        raise UsageError(
+            f"optimizer {recipe.optimizer!r}: timm has {', '.join(get_close_matches(recipe.optimizer, names, 5, 0.3))}, …"
+        )
     return create_optimizer_v2(
         model,
         recipe.optimizer,
@@ -159,9 +171,13 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
+def make_scaler(recipe: Recipe, world: World) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
+
+
 def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int) -> Scheduler:
     """The rate as a function of the step."""
-    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total_steps - 1)
     if recipe.schedule == "step":
         steps = [round(share * total_steps) + 1 for share in recipe.milestones]  # timm counts from 1
         return MultiStepLRScheduler(
@@ -183,7 +199,8 @@ def graph_model(recipe: Recipe, model: nn.Module, world: World) -> None:
     """Forward and backward of a part as two CUDA graphs; evaluation goes on without. Statistics stay as they were."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     size = recipe.batch_size // (world.size * recipe.accumulation)
-    sample = torch.zeros(size, 3, recipe.image_size, recipe.image_size, device=world.device)
+    dtype = next(model.parameters()).dtype
+    sample = torch.zeros(size, 3, recipe.image_size, recipe.image_size, device=world.device, dtype=dtype)
     if recipe.channels_last:
         sample = sample.to(memory_format=torch.channels_last)
     with torch.autocast("cuda", AUTOCAST.get(recipe.precision), enabled=recipe.precision in AUTOCAST, cache_enabled=False):

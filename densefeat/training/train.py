@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from densefeat.errors import OutputError
+from densefeat.errors import DensefeatError, OutputError
 from densefeat.extract.interrupts import StopRequest, stop_on_signal
 from densefeat.extract.progress import progress_bar
 from densefeat.store.lock import locked
-from densefeat.training.checkpoints import checkpoint_files, load_checkpoint, newest_whole
+from densefeat.training.checkpoints import load_checkpoint, newest_whole
 from densefeat.training.data import TrainingData, open_data
 from densefeat.training.loop import evaluate, fit, judge, save
 from densefeat.training.progress import Progress, training_progress
@@ -61,12 +61,12 @@ def train(recipe: Recipe, out: str | Path, device: str | None = None, steps: int
         if world.first:
             folder.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder.path / ".lock"))
-            folder.begin(recipe)
+            folder.check(recipe)
         world.wait()
         if not folder.path.is_dir():
             raise OutputError(f"output {str(out)!r}: rank {world.rank} does not see this folder, which all ranks share")
-        advance = stack.enter_context(progress_bar("decoding", None, show=world.first))
-        data = open_data(recipe, world, advance)
+        with progress_bar("decoding", None, show=world.first) as advance:
+            data = open_data(recipe, world, advance)
         stop = stack.enter_context(stop_on_signal(*SIGNALS))  # from here on there is something to keep
         return run(recipe, folder, data, world, stop, steps)
 
@@ -75,15 +75,21 @@ def run(recipe: Recipe, folder: RunFolder, data: TrainingData, world: World, sto
     """Build, resume, fit; after divergence, again from the last checkpoint at half the rate, as often as the recipe allows."""
     total = max(1, round(recipe.epochs * data.sampler.steps_per_epoch))
     state = build(recipe, len(data.labelled.classes), data.sampler.steps_per_epoch, total, world)
-    messages = resume(state, folder)
+    state.images = data.fingerprint()
+    if len(set(world.everyone(state.images))) > 1:
+        raise DensefeatError("the ranks do not see the same training images: check that all can read them")
+    _, messages = resume(state, folder)
     if state.step == total and (scores := folder.results()) is not None:
         return Trained(folder.path, world.rank, total, total, scores)
     last = total if steps is None else min(total, state.step + steps)
-    with training_progress(state.step * recipe.batch_size, total * recipe.batch_size, world.first) as progress:
+    with ExitStack() as stack:
+        done, images = state.step * recipe.batch_size, total * recipe.batch_size
+        progress = stack.enter_context(training_progress(done, images, world.first))
         for message in [*messages, *unreadable(data)]:
             progress.say(message)
         if world.first:
-            folder.resume(state.step)
+            stack.callback(folder.close)
+            folder.begin(recipe, state.step)
         if recipe.retreats and not state.step:
             save(state, folder)  # to go back to
         tried: set[str] = set()
@@ -93,18 +99,15 @@ def run(recipe: Recipe, folder: RunFolder, data: TrainingData, world: World, sto
             except DivergedError as error:
                 if world.first:
                     folder.write("divergence.json", error.report)
-                if state.retreats >= recipe.retreats:
+                if state.retreats >= recipe.retreats or not retreat(state, folder, tried):
                     raise
-                retreat(state, folder, tried)
                 progress.say(f"{error}: back to step {state.step} at {state.lr_scale:g} of the learning rate")
         scores = finish(state, data, folder, progress) if state.step == total else None
-        if world.first:
-            folder.close()
     return Trained(folder.path, world.rank, state.step, total, scores)
 
 
-def resume(state: State, folder: RunFolder, tried: Collection[str] = ()) -> list[str]:
-    """Go on from the newest checkpoint that is whole, as rank 0 sees it; what there is to say about it.
+def resume(state: State, folder: RunFolder, tried: Collection[str] = ()) -> tuple[str | None, list[str]]:
+    """Go on from the newest checkpoint that is whole, as rank 0 sees it; its name, and what there is to say.
 
     Those ``tried`` go, but for the one of step 0.
     """
@@ -114,7 +117,7 @@ def resume(state: State, folder: RunFolder, tried: Collection[str] = ()) -> list
         state.load_state_dict(load_checkpoint(folder.checkpoints / name))
         if state.step:
             problems.append(f"going on from step {state.step}")
-    return problems
+    return name, problems
 
 
 def unreadable(data: TrainingData) -> list[str]:
@@ -125,15 +128,20 @@ def unreadable(data: TrainingData) -> list[str]:
     return [f"{len(data.failures)} images cannot be read and are left out, the first: {key}: {reason}"]
 
 
-def retreat(state: State, folder: RunFolder, tried: set[str]) -> None:
-    """The last good checkpoint, at half the rate of before. One that led to divergence a second time was not good."""
+def retreat(state: State, folder: RunFolder, tried: set[str]) -> bool:
+    """To the last good checkpoint, at half the rate of before; False where there is none.
+
+    One that led to divergence a second time was not good.
+    """
     retreats, scale = state.retreats + 1, state.lr_scale / 2
-    resume(state, folder, tried)
-    if state.world.first:
-        tried.add(checkpoint_files(folder.checkpoints)[0].name)
+    name, _ = resume(state, folder, tried)
+    if name is None:
+        return False
+    tried.add(name)
     state.retreats, state.lr_scale = retreats, scale
     if state.world.first:
         folder.resume(state.step)
+    return True
 
 
 @contextmanager

@@ -122,7 +122,6 @@ class WorkerImages:
 
     def loader(self, batches: "StepParts | list[list[tuple[None, int]]]") -> DataLoader:
         pin = self.device.type == "cuda"
-        own = torch.Generator()  # of its workers' seeds: else the network's own would be drawn from
         own = torch.Generator()  # it draws a seed for its workers, which nothing here uses: not from the network's generator
         return DataLoader(
             self.images, batch_sampler=batches, num_workers=self.workers, collate_fn=same, pin_memory=pin, generator=own

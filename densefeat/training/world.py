@@ -1,15 +1,20 @@
 """The processes of one run, alone or under torchrun, and what they tell each other."""
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from densefeat.errors import DensefeatError, UsageError
+
+WAIT_SECONDS, POLL_SECONDS = 1800, 0.05
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,13 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(told)
         return told[0]
+
+    def everyone(self, value: Any) -> list[Any]:
+        """What each rank says, in their order."""
+        said = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(said, value)
+        return said
 
     def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
         """A tensor of each rank, all of one shape, on the CPU."""
@@ -89,12 +101,38 @@ def joined(device: str | None = None) -> Iterator[World]:
 
 
 def join(rank: int, size: int, backend: str) -> None:
-    """The default process group, apart from that of an attempt before a restart: torchrun's store still holds its addresses."""
+    """The default process group, under a name that is new: torchrun's store still holds addresses from before a restart."""
     store, _, _ = next(iter(dist.rendezvous("env://", rank, size)))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(
-        backend, store=dist.PrefixStore(f"densefeat/{attempt}", store), rank=rank, world_size=size
-    )  # fmt: skip
+    name = invite(store, size) if rank == 0 else accept(store, rank)
+    dist.init_process_group(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=size)
+
+
+def invite(store: dist.Store, size: int) -> str:
+    """Rank 0 tells every ticket a new name, until a ticket of each rank has confirmed it: older tickets stay unanswered."""
+    name, waiting = f"densefeat/{uuid.uuid4().hex}", set(range(1, size))
+    told: set[str] = set()
+    end = time.monotonic() + WAIT_SECONDS
+    while waiting:
+        for rank in list(waiting):
+            if store.check([key := f"densefeat/train/ask/{rank}"]):
+                ticket = store.get(key).decode()
+                if ticket not in told:
+                    store.set(f"densefeat/train/{ticket}", name)
+                    told.add(ticket)
+                if store.check([f"{name}/{ticket}"]):
+                    waiting.discard(rank)
+        if time.monotonic() > end:
+            raise DensefeatError(f"ranks {sorted(waiting)} did not come within {WAIT_SECONDS} s: start all {size} processes")
+        time.sleep(POLL_SECONDS)
+    return name
+
+
+def accept(store: dist.Store, rank: int) -> str:
+    ticket = uuid.uuid4().hex
+    store.set(f"densefeat/train/ask/{rank}", ticket)
+    name = store.get(f"densefeat/train/{ticket}").decode()
+    store.set(f"{name}/{ticket}", "here")
+    return name
 
 
 def own_device(device: str | None, local_rank: int) -> torch.device:

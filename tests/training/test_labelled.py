@@ -80,7 +80,7 @@ def test_classes_of_the_training_data(make_folder: MakeFolder, make_parquet: Mak
     assert (val.classes, val.labels.tolist()) == (train, [1, 1, 2])
     other_order = make_parquet("val.parquet", [0, 1, 2], ["zebra", "bee", "Ant"])
     assert opened(other_order, classes=train).labels.tolist() == [2, 1, 0]
-    message = r"val2': label 'cat' is none of the 3 classes of the training data$"
+    message = r"val2': label 'cat' is none of the 3 classes that are known, "
     with pytest.raises(UsageError, match=message):
         opened(make_folder({"bee": 1, "cat": 1}, "val2"), classes=train)
 

@@ -2,18 +2,21 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
 
-from densefeat import UsageError
+from densefeat import DensefeatError, UsageError
 from densefeat.training.checkpoints import checkpoint_files
 from densefeat.training.train import Trained, train
 from densefeat.training.watch import DivergedError
-from runs import assert_same_training, newest_state, tiny_recipe, untimed
+from runs import assert_same_training, newest_state, tiny_recipe, untimed, write_table
 
 
 def test_the_folder_of_a_run(tmp_path: Path) -> None:
@@ -151,7 +154,7 @@ def test_retreat_goes_back_at_half_the_rate(tmp_path: Path, capsys: pytest.Captu
     [
         (dict(model="densefeat_densenet40"), "unknown model 'densefeat_densenet40'.*did you mean"),
         (dict(model="densefeat_delugenet146"), "does not take what the recipe gives it"),
-        (dict(optimizer="sgdd"), "optimizer 'sgdd': timm has"),
+        (dict(optimizer="sgdd"), "optimizer 'sgdd': timm has sgd, "),
         (dict(batch_size=100), "66 training images are less than one batch of 100"),
         (dict(accumulation=3), "batch_size 8: not to be shared out between 1 processes with accumulation 3"),
         (dict(data="cifar100"), "data 'cifar100' has 100 classes, .* has 10"),
@@ -159,6 +162,11 @@ def test_retreat_goes_back_at_half_the_rate(tmp_path: Path, capsys: pytest.Captu
         (dict(holdout=66), "holdout 66: there are 66 training images"),
         (dict(sync_bn=True), "sync_bn: the device is cpu"),
         (dict(cuda_graph=True), "cuda_graph: the device is cpu"),
+        (dict(cuda_graph=True, accumulation=2), "only with accumulation: 1"),
+        (dict(loader="workers", augment="shift-mirror"), "loader: workers has none, inception, randaugment"),
+        (dict(momentum=0), "momentum 0.0: Nesterov's needs one above 0"),
+        (dict(milestones=[0.7, 0.3]), "milestones .*: give them in order"),
+        (dict(seed=-1), "seed -1: give 0 or more"),
     ],
 )
 def test_wrong_recipes(tmp_path: Path, changes: dict, message: str) -> None:
@@ -175,3 +183,50 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine/thesis.txt").write_text("not a run")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
         train(tiny_recipe(tmp_path), tmp_path / "mine", "cpu", 1)
+
+
+def test_a_wrong_recipe_does_not_claim_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown model"):
+        train(tiny_recipe(tmp_path, model="densefeat_densenet40"), tmp_path / "run", "cpu", 1)
+    assert train(tiny_recipe(tmp_path), tmp_path / "run", "cpu", 1).step == 1
+
+
+def test_other_images_are_refused(tmp_path: Path) -> None:
+    train(tiny_recipe(tmp_path), tmp_path / "run", "cpu", 1)
+    write_table(tmp_path / "train.parquet", 66, seed=7)
+    with pytest.raises(UsageError, match="are not those that this run began with"):
+        train(tiny_recipe(tmp_path), tmp_path / "run", "cpu", 1)
+
+
+def test_a_scaler_survives_retreats(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, lr=1e9, warmup_epochs=0, retreats=2, checkpoint_steps=1, precision="fp16")
+    with pytest.raises(DivergedError, match="diverged at step"):
+        train(recipe, tmp_path / "run", "cpu")
+
+
+def test_images_that_workers_cannot_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = tiny_recipe(tmp_path, loader="workers", log_steps=2)
+    table = pq.read_table(tmp_path / "train.parquet")
+    rows = table.to_pylist()
+    for row in rows[:5]:
+        row["image"]["bytes"] = row["image"]["bytes"][:100]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / "train.parquet", row_group_size=16)
+    train(recipe, tmp_path / "run", "cpu")
+    said = capsys.readouterr().err.replace("\n", "")
+    assert "images could not be read and count nowhere, the first: train.parquet#" in said
+    lines = [line for line in untimed(tmp_path / "run") if line["event"] == "train"]
+    assert 3 <= lines[-1]["unread"] <= 5  # two images of the epoch fill no batch
+    for row in rows:
+        row["image"]["bytes"] = b"torn"
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / "train.parquet", row_group_size=16)
+    with pytest.raises(DensefeatError, match="none of the images of the last 2 steps can be read, the first: train.parquet#"):
+        train(recipe, tmp_path / "all", "cpu")
+
+
+def test_row_groups_without_end_are_refused(tmp_path: Path) -> None:
+    row = pq.read_table(write_table(tmp_path / "small.parquet", 1))
+    huge = pa.concat_tables([row] * 20_001).combine_chunks()
+    pq.write_table(huge, tmp_path / "huge.parquet")
+    recipe = tiny_recipe(tmp_path, loader="workers")
+    with pytest.raises(UsageError, match="row groups of 20,001 images, .*: write it with row_group_size=1000"):
+        train(replace(recipe, train=str(tmp_path / "huge.parquet")), tmp_path / "run", "cpu")
