@@ -18,7 +18,13 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
         for event in ("train", "val"):
             lines = [line for line in metrics if line["event"] == event and name in line]
             if lines:
-                axis.plot([line["epoch"] for line in lines], [line[name] for line in lines], label=event, linewidth=1)
+                axis.plot(
+                    [line["epoch"] for line in lines],
+                    [line[name] for line in lines],
+                    label=event,
+                    linewidth=1,
+                    marker="." if event == "val" else "",
+                )
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:

@@ -61,7 +61,6 @@ def test_refused(changes: dict[str, Any], message: str) -> None:
         {"warmup_epochs": 299.9},
         {"loader": "workers", "augment": "none"},
         {"loader": "workers", "augment": "inception"},
-        {"loader": "workers", "augment": "inception"},
         {"loader": "workers", "augment": "randaugment"},
         {"augment": "cutout"},
         {"compile": True, "sync_bn": True},
