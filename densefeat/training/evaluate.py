@@ -190,7 +190,7 @@ def images_of(
     if isinstance(labelled, Arrays):
         if labelled.images.shape[1] != size or crops != 1:
             raise UsageError(
-                f"image size {size}, {crops} crops: the images of {labelled.name} have {labelled.images.shape[1]} pixels "
+                f"image size {size}, crops {crops}: the images of {labelled.name} have {labelled.images.shape[1]} pixels "
                 "and are taken whole"
             )
         return DeviceImages.of(labelled.images, labelled.labels, preprocessing, device, torch.float32), positions

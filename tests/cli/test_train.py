@@ -1,7 +1,6 @@
 """`densefeat train` as a process: what a person sees, and what a typing mistake costs."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -54,6 +53,11 @@ def test_wrong_use_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str], 
     assert len(ended.stderr.splitlines()) == 1
 
 
+def hear_ctrl_c() -> None:
+    """A background job of a shell, as this test may be one, does not."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_saves_a_checkpoint(tmp_path: Path) -> None:
     overrides = tiny_overrides(tmp_path, epochs=200)
     command = [
@@ -68,7 +72,7 @@ def test_ctrl_c_saves_a_checkpoint(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "run"),
     ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c) as process:
         while not (tmp_path / "run/metrics.jsonl").exists():
             assert process.poll() is None
             time.sleep(0.05)

@@ -149,7 +149,7 @@ def test_images_without_a_label_and_images_that_cannot_be_read(folder: Path, png
         ({"model": "densefeat_densenet_bc100_k13"}, "^unknown model 'densefeat_densenet_bc100_k13': did you mean densefeat_"),
         ({"model": "densefeat_densenet_bc100_k13", "weights": "x"}, "^unknown model 'densefeat_densenet_bc100_k13': did you"),
         ({"data": "nowhere"}, "^images 'nowhere': no such folder or file"),
-        ({"data": "{strange}"}, "strange': label 'cat' is none of the 200 classes of the training data$"),
+        ({"data": "{strange}"}, "strange': label 'cat' is none of the 200 classes that are known"),
         ({"data": "{strange}", "label_column": "label"}, "label_column 'label' is not for a folder"),
         ({"model": "{strange}"}, "strange': this folder holds no config.json: not a run, or one that was not evaluated yet$"),
     ],
@@ -248,7 +248,7 @@ def test_decoded_arrays(tmp_path: Path, pieces: np.ndarray) -> None:
         Image.fromarray(piece).save(file)
     logits = by_timm(model, files, mean=(0.49, 0.48, 0.44), std=(0.24, 0.25, 0.26))
     assert_equals(found, logits, torch.arange(10) % 3)
-    with pytest.raises(UsageError, match="image size 40: the images of c/test have 32 pixels"):
+    with pytest.raises(UsageError, match="image size 40, crops 1: the images of c/test have 32 pixels"):
         evaluate(str(run), str(data), image_size=40)
     other = write_cifar100(tmp_path / "other", pieces[:10], ["x", "z", "y"])
     with pytest.raises(UsageError, match=re.escape("its classes (x, …) are not the network's (x, …)")):

@@ -198,6 +198,7 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
         train(tiny_recipe(tmp_path), tmp_path / "run", "cpu", 1)
 
 
+@pytest.mark.slow
 def test_a_scaler_survives_retreats(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, lr=1e9, warmup_epochs=0, retreats=2, checkpoint_steps=1, precision="fp16")
     with pytest.raises(DivergedError, match="diverged at step"):
