@@ -80,7 +80,7 @@ def open_labelled(path: str, train: bool, label_column: str | None = None, class
         raise UsageError(f"{path!r}: label {unknown[0].as_py()!r} is none of {known}, {', '.join(classes[:3])}, …")
     labels = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     if not (labels >= 0).any():
-        raise UsageError(f"{path!r}: no image with a label in it")
+        raise UsageError(f"{path!r}: no image with a label in it: labels are folders (class/image.jpg), or label_column")
     groups = np.array(group_sizes(source)) if isinstance(source, Tables) else None
     return Encoded(source, labels, classes, groups)
 

@@ -160,9 +160,9 @@ def test_tars_with_labels_beside_the_images(make_tar: MakeTar, pngs: list[bytes]
     ("name", "options", "message"),
     [
         ("nowhere", {}, "nowhere': no such folder or file"),
-        ("flat", {}, "flat': no image with a label in it$"),
+        ("flat", {}, "flat': no image with a label in it: labels are folders"),
         ("flat", {"label_column": "label"}, "label_column 'label' is not for a folder of images"),
-        ("none.parquet", {}, "none.parquet': no image with a label in it$"),
+        ("none.parquet", {}, "none.parquet': no image with a label in it: labels are folders"),
         ("far.parquet", {}, "far.parquet': label '7' is none of the 2 classes"),
         ("none.tar", {}, "none.tar': no member with the extension 'cls': there are png"),
     ],
