@@ -158,12 +158,14 @@ def algorithms(deterministic: bool) -> Iterator[None]:
 
 
 def finish(state: State, data: TrainingData, folder: RunFolder, progress: Progress) -> dict[str, dict[str, Any]]:
-    """The last evaluation, then the kept weights as they are in the file, on validation and test images."""
-    evaluate(state, data, folder, progress)
-    state.world.wait()
-    state.evaluated.load_state_dict(load_file(folder.path / WEIGHTS))
-    splits = {"val": data.val} | ({"test": data.test} if data.test else {})
-    scores = {name: judge(state, split, len(data.labelled.classes)).to_json() for name, split in splits.items()}
+    """The last evaluation, and what it did not see of the kept weights: of earlier ones both, and the test images."""
+    scores = {"val": evaluate(state, data, folder, progress).to_json()}
+    splits = {"test": data.test} if data.test else {}
+    if state.recipe.keep == "best":
+        state.world.wait()
+        state.evaluated.load_state_dict(load_file(folder.path / WEIGHTS))
+        splits = {"val": data.val} | splits
+    scores |= {name: judge(state, split, len(data.labelled.classes)).to_json() for name, split in splits.items()}
     if state.world.first:
         folder.write(RESULTS, scores)
     return scores
