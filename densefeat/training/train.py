@@ -5,6 +5,7 @@ import signal
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def run(recipe: Recipe, folder: RunFolder, data: TrainingData, world: World, sto
     with ExitStack() as stack:
         done, images = state.step * recipe.batch_size, total * recipe.batch_size
         progress = stack.enter_context(training_progress(done, images, world.first))
-        for message in [*messages, *unreadable(data)]:
+        for message in [*messages, *unreadable(data), *not_drawn()]:
             progress.say(message)
         if world.first:
             stack.callback(folder.close)
@@ -126,6 +127,13 @@ def unreadable(data: TrainingData) -> list[str]:
         return []
     key, reason = data.failures[0]
     return [f"{len(data.failures)} images cannot be read and are left out, the first: {key}: {reason}"]
+
+
+def not_drawn() -> list[str]:
+    """One line on what the run folder will lack, if anything."""
+    if find_spec("matplotlib") and find_spec("tensorboard"):
+        return []
+    return ["curves.png and TensorBoard's events need: pip install 'densefeat[train]'"]
 
 
 def retreat(state: State, folder: RunFolder, tried: set[str]) -> bool:
