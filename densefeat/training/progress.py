@@ -35,7 +35,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays."""
         if self.first:
-            self.bar.console.print(text, highlight=False, soft_wrap=True)
+            self.bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
