@@ -8,8 +8,10 @@ import click
 from densefeat_cli.convert import convert
 from densefeat_cli.evaluate import evaluate
 from densefeat_cli.extract import extract
+from densefeat_cli.finetune import finetune
 from densefeat_cli.info import info
 from densefeat_cli.models import models
+from densefeat_cli.predict import predict
 from densefeat_cli.recipes import recipes
 from densefeat_cli.search import search
 from densefeat_cli.train import train
@@ -30,8 +32,10 @@ densefeat.add_command(models)
 densefeat.add_command(info)
 densefeat.add_command(convert)
 densefeat.add_command(search)
+densefeat.add_command(finetune)
 densefeat.add_command(train)
 densefeat.add_command(evaluate)
+densefeat.add_command(predict)
 densefeat.add_command(recipes)
 
 

@@ -3,6 +3,7 @@
 from densefeat.errors import DensefeatError, UsageError, WeightsError
 from densefeat.extract import ExtractResult, extract
 from densefeat.features.extractor import FeatureExtractor
+from densefeat.heads.network import load_run
 from densefeat.nets import zoo as _zoo  # noqa: F401  (registers the models)
 from densefeat.nets.deluge_net import CrossLayerDepthwise, DelugeNet
 from densefeat.nets.dense_net import DenseNet
@@ -22,6 +23,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "extract",
+    "load_run",
     "load_weights",
     "open_store",
 ]

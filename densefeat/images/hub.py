@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,11 +24,13 @@ TIMEOUT = 10  # seconds until the Hub has to answer
 
 
 class Saved(Rows):
-    """The rows of a folder that datasets' ``save_to_disk`` wrote, with keys ``foldername#17``."""
+    """Rows on this machine's disk, at any position at once: of a folder that ``save_to_disk`` wrote, or of a split that was
+    fetched whole. Keys ``NAME#17``. ``read_path``: where a row names a file.
+    """
 
-    def __init__(self, folder: str, dataset: "Dataset", columns: Columns) -> None:
+    def __init__(self, name: str, dataset: "Dataset", columns: Columns, read_path: Callable[[str], bytes]) -> None:
         super().__init__()
-        self.folder, self.dataset, self.columns = folder, dataset, columns
+        self.name, self.dataset, self.columns, self.read_path = name, dataset, columns, read_path
 
     @property
     def length(self) -> int:
@@ -38,29 +40,31 @@ class Saved(Rows):
     def labelled(self) -> bool:
         return self.columns.label is not None
 
-    @property
-    def name(self) -> str:
-        return os.path.basename(self.folder)
-
     def rows(self, start: int) -> Iterator[ImageItem]:
         tables = self.dataset.with_format("arrow")
         names = class_names(self.dataset.features.arrow_schema, self.columns.label)
-        read_path = LocalFolder(self.folder).read
         for first in range(start, self.length, BATCH_ROWS):
             for batch in tables[first : first + BATCH_ROWS].to_batches():
-                yield from row_items(batch, self.columns, names, self.name, first, read_path)
+                yield from row_items(batch, self.columns, names, self.name, first, self.read_path)
                 first += len(batch)
 
     def keys(self) -> pa.LargeBinaryArray:
         return row_keys(self.name, self.length)
 
+    def label_values(self) -> pa.LargeStringArray:
+        """The label of each position, null where it has none; UsageError where no column of labels was named."""
+        if self.columns.label is None:
+            raise UsageError("no column of labels was named")
+        column = self.dataset.select_columns([self.columns.label]).with_format("arrow")[:].column(self.columns.label)
+        return labels_of(column.combine_chunks(), self.class_names())
+
+    def class_names(self) -> list[str] | None:
+        """Of the labels in their order, where they are a ClassLabel."""
+        return class_names(self.dataset.features.arrow_schema, self.columns.label)
+
     def fingerprint(self) -> str:
-        label = self.columns.label
-        if label is None:
-            return fingerprint_of(self.keys(), None, self.columns.names())
-        names = class_names(self.dataset.features.arrow_schema, label)
-        column = self.dataset.select_columns([label]).with_format("arrow")[:].column(label)
-        return fingerprint_of(self.keys(), labels_of(column.combine_chunks(), names), self.columns.names())
+        labels = self.label_values() if self.labelled else None
+        return fingerprint_of(self.keys(), labels, self.columns.names())
 
 
 class Streamed(Rows):
@@ -119,7 +123,40 @@ def open_saved(folder: str, images: str, image_column: str | None = None, label_
     if not len(dataset):
         raise UsageError(f"images {images!r}: no rows in it")
     with datasets_errors(images):
-        return Saved(os.path.realpath(folder), dataset.cast_column(columns.image, Image(decode=False)), columns)
+        home = os.path.realpath(folder)
+        encoded = dataset.cast_column(columns.image, Image(decode=False))
+        return Saved(os.path.basename(home), encoded, columns, LocalFolder(home).read)
+
+
+def open_split(address: str, image_column: str | None = None, label_column: str | None = None) -> Saved:
+    """``hf:NAME:SPLIT`` as :func:`open_hub`, but fetched whole, for reading at any position."""
+    name, split = name_and_split(address)
+    local = os.path.isdir(name)
+    with datasets_errors(address):
+        from datasets import Image, config, load_dataset
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        if not local:
+            check_reachable(name)
+        dataset = load_dataset(name, split=split)
+        columns = choose_columns(dataset.features.arrow_schema, image_column, label_column, address)
+        if not len(dataset):
+            raise UsageError(f"images {address!r}: no rows in it")
+        encoded = dataset.cast_column(columns.image, Image(decode=False))
+    homes = (os.path.realpath(name),) if local else (HF_HUB_CACHE, str(config.HF_DATASETS_CACHE))
+    return Saved(f"{name}:{split}", encoded, columns, partial(read_from, homes))
+
+
+def name_and_split(address: str) -> tuple[str, str]:
+    name, colon, split = address.removeprefix("hf:").rpartition(":")
+    if not (name and colon and split):
+        raise UsageError(f"images {address!r}: write hf:NAME:SPLIT, such as hf:cifar10:test")
+    return name, split
+
+
+def read_from(homes: tuple[str, ...], path: str) -> bytes:
+    """A file below the first of some folders that has it below."""
+    return read_inside(next((home for home in homes if path.startswith(home + os.sep)), homes[0]), path)
 
 
 def open_hub(address: str, image_column: str | None = None, label_column: str | None = None) -> Streamed:
@@ -127,9 +164,7 @@ def open_hub(address: str, image_column: str | None = None, label_column: str | 
 
     Raises UsageError where it is not there, cannot be reached, or has no such columns. No code of the data set is run.
     """
-    name, colon, split = address.removeprefix("hf:").rpartition(":")
-    if not (name and colon and split):
-        raise UsageError(f"images {address!r}: write hf:NAME:SPLIT, such as hf:cifar10:test")
+    name, split = name_and_split(address)
     local = os.path.isdir(name)
     with datasets_errors(address):
         from datasets import Image, load_dataset

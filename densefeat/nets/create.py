@@ -12,6 +12,7 @@ from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_
 from torch import nn
 
 from densefeat.errors import UsageError, WeightsError
+from densefeat.nets.runs import load_backbone, read_run
 from densefeat.nets.weights import file_sha256, load_weights
 from densefeat.nets.zoo import BUNDLED
 
@@ -22,6 +23,8 @@ WAYS_OUT = "use the bundled densefeat_densenet_bc100_k12, or a checkpoint file o
 def create_model(name: str, weights: str | Path | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """A network with the weights its name stands for, or with those in a file; in eval mode.
 
+    ``name``: timm's or ours, or the folder of a run, whose network comes without a head that is not timm's.
+
     Returns:
         The model, and ``{"model": name with tag, "weights": {"source", "sha256", "license"}}``.
 
@@ -29,6 +32,8 @@ def create_model(name: str, weights: str | Path | None = None) -> tuple[nn.Modul
         UsageError: Unknown name or tag; names the closest.
         WeightsError: Weights that do not exist, cannot be fetched, or do not fit. Never another network's, never random ones.
     """
+    if not is_model(split_model_name_tag(name)[0]) and Path(name).is_dir():
+        return run_model(name, weights)
     config = known_config(name)
     full_name = ".".join(filter(None, (config.architecture, config.tag)))
     if weights is not None:
@@ -50,6 +55,14 @@ def create_model(name: str, weights: str | Path | None = None) -> tuple[nn.Modul
         ) from error
     file = weights_file(config)
     return model, record(full_name, source_of(config), file_sha256(file) if file else None, config.license)
+
+
+def run_model(folder: str, weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
+    run = read_run(folder)
+    if weights is not None:
+        raise UsageError(f"weights {str(weights)!r}: the run {folder!r} has its own")
+    model, sha256 = load_backbone(run)
+    return model, record(str(run.path.resolve()), str(run.weights.resolve()), sha256, None)
 
 
 def ask_hub() -> None:

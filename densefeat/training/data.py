@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from densefeat.errors import UsageError
+from densefeat.heads.targets import Task
 from densefeat.images.transforms import Preprocessing
 from densefeat.training.device_data import DeviceImages, Failures, Part, decode_all
+from densefeat.training.finetune_recipe import AnyRecipe
 from densefeat.training.labelled import Encoded, Labelled, open_labelled
 from densefeat.training.order import held_out
 from densefeat.training.recipe import DATA, Recipe
@@ -45,6 +47,7 @@ class TrainingData:
     val: Split
     test: Split | None
     failures: Failures  # of images that were decoded before the run
+    task: Task = "single"
 
     def batches(self, start: int, stop: int) -> Iterator[list[Part]]:
         """For each step the parts of this rank's share of the batch."""
@@ -62,6 +65,10 @@ class TrainingData:
         digest = hashlib.sha256(self.sampler.positions.astype("<i8").tobytes())
         digest.update(self.labelled.labels[self.sampler.positions].astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def train_labels(self) -> np.ndarray:
+        """Of the training images: int64 ``(n,)``, or int8 ``(n, C)``."""
+        return self.labelled.labels[self.sampler.positions]
 
     def keys(self, step: int) -> list[str]:
         """Of the whole batch of a step."""
@@ -84,20 +91,14 @@ def open_data(recipe: Recipe, world: World, advance: Callable[[int], None] = lam
     preprocessing = Preprocessing(size, recipe.crop_pct, "center", "bicubic", facts.mean, facts.std)
 
     failures: Failures = []
-    train_images, train_positions = prepared(recipe, train, recipe.augment, preprocessing, world, failures, advance)
-    val_images, val_positions = prepared(recipe, val, "none", preprocessing, world, failures, advance)
+    train_images, train_positions = prepared(recipe, train, preprocessing, world, failures, advance)
+    val_images, val_positions = prepared(recipe, val, preprocessing, world, failures, advance)
     if recipe.holdout >= len(train_positions):
         raise UsageError(f"holdout {recipe.holdout}: there are {len(train_positions)} training images")
     train_positions, kept = held_out(train_positions, recipe.holdout, recipe.seed)
     mine = slice(world.rank, None, world.size)
     test = Split(val_images, val_positions[mine])
-    groups = train.groups if isinstance(train, Encoded) and recipe.loader == "workers" else None
-    if groups is not None and groups.max() > MAX_GROUP:
-        raise UsageError(
-            f"{recipe.train!r}: row groups of {groups.max():,} images, which every worker would hold: write it with "
-            f"row_group_size=1000 (at most {MAX_GROUP:,} are taken)"
-        )
-    sampler = Sampler(train_positions, groups, recipe.batch_size, recipe.seed)
+    sampler = Sampler(train_positions, groups_of(recipe, train), recipe.batch_size, recipe.seed)
     parts = rank_parts(recipe.batch_size, recipe.accumulation, world.rank, world.size)
     own = Split(train_images, kept[mine]) if recipe.holdout else test
     return TrainingData(
@@ -105,10 +106,20 @@ def open_data(recipe: Recipe, world: World, advance: Callable[[int], None] = lam
     )
 
 
+def groups_of(recipe: AnyRecipe, train: Labelled) -> np.ndarray | None:
+    """Sizes of what is read together; UsageError where that is too much."""
+    groups = train.groups if isinstance(train, Encoded) and recipe.loader == "workers" else None
+    if groups is not None and groups.max() > MAX_GROUP:
+        raise UsageError(
+            f"{recipe.train!r}: row groups of {groups.max():,} images, which every worker would hold: write it with "
+            f"row_group_size=1000 (at most {MAX_GROUP:,} are taken)"
+        )
+    return groups
+
+
 def prepared(
-    recipe: Recipe,
+    recipe: AnyRecipe,
     labelled: Labelled,
-    augment: str,
     preprocessing: Preprocessing,
     world: World,
     failures: Failures,
@@ -119,9 +130,14 @@ def prepared(
     if recipe.loader == "device":
         images, labels, failed = decode_all(labelled, preprocessing, advance)
         failures += failed
-        return DeviceImages.of(images, labels, preprocessing, world.device, dtype), np.flatnonzero(labels >= 0)
+        return DeviceImages.of(images, labels, preprocessing, world.device, dtype), labelled_positions(labels)
     if not isinstance(labelled, Encoded):
         raise UsageError(f"loader 'workers': {labelled.name} holds decoded images, for loader=device")
-    encoded = Images(labelled, preprocessing, augment, recipe.seed)
+    encoded = Images(labelled, preprocessing, recipe.augment, recipe.seed)  # evaluation does without augmentation anyway
     loader = WorkerImages(encoded, preprocessing, recipe.workers, world.device, dtype, set())
-    return loader, np.flatnonzero(labelled.labels >= 0)
+    return loader, labelled_positions(labelled.labels)
+
+
+def labelled_positions(labels: np.ndarray) -> np.ndarray:
+    """Of images with a label: int64."""
+    return np.flatnonzero(labels >= 0 if labels.ndim == 1 else labels[:, 0] >= 0)

@@ -10,21 +10,23 @@ from typing import Any
 import timm
 import torch
 from safetensors import safe_open
+from timm.models import is_model, split_model_name_tag
 from torch import nn
 
-from densefeat.errors import DensefeatError, UsageError, WeightsError
+from densefeat.errors import DensefeatError, UsageError
+from densefeat.heads.metrics import metrics
+from densefeat.heads.network import load_run
+from densefeat.heads.targets import Targets
 from densefeat.images.transforms import Preprocessing
 from densefeat.nets.create import create_model, known_config
-from densefeat.nets.weights import load_weights
+from densefeat.nets.runs import load_whole, read_run
 from densefeat.training.classic import Arrays
+from densefeat.training.data import labelled_positions
 from densefeat.training.device_data import DeviceImages, Part
 from densefeat.training.labelled import Labelled, open_labelled
-from densefeat.training.run_folder import CONFIG, WEIGHTS
-from densefeat.training.scores import Scores, score
+from densefeat.training.scores import AnyScores, LabelScores, Scores, score, score_labels
 from densefeat.training.worker_data import Images, TenCropGeometry, WorkerImages
 from densefeat.training.world import World
-
-MAX_CONFIG = 2**26
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Evaluation:
     """``scores`` over ``classes``; ``unread``: key and reason of images that could not be read, which count nowhere."""
 
     model: str
-    scores: Scores
+    scores: AnyScores
     classes: list[str]
     crops: int
     image_size: int
@@ -40,12 +42,7 @@ class Evaluation:
     unread: list[tuple[str, str]]
 
     def to_json(self) -> dict[str, Any]:
-        """Per cent throughout; ``per_class`` in the order of the network's outputs."""
-        images, first, fifth = self.scores.counts.tolist()
-        per_class = [
-            {"class": name, "images": int(n), "top1": share(one, n), "top5": share(five, n)}
-            for name, n, one, five in zip(self.classes, images, first, fifth, strict=True)
-        ]
+        """Per cent, but for auroc; ``per_class`` in the order of the network's outputs."""
         return {
             "model": self.model,
             "crops": self.crops,
@@ -53,8 +50,26 @@ class Evaluation:
             **self.scores.to_json(),
             "unlabelled": self.unlabelled,
             "unread": [{"key": key, "reason": reason} for key, reason in self.unread],
-            "per_class": per_class,
+            "per_class": per_class(self.scores, self.classes) if isinstance(self.scores, Scores) else per_label(self.scores),
         }
+
+
+def per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
+    images, first, fifth = scores.counts.tolist()
+    return [
+        {"class": name, "images": int(n), "top1": share(one, n), "top5": share(five, n)}
+        for name, n, one, five in zip(classes, images, first, fifth, strict=True)
+    ]
+
+
+def per_label(scores: LabelScores) -> list[dict[str, Any]]:
+    """Each label by itself, as if it were the only one."""
+    rows = []
+    for column, name in enumerate(scores.targets.classes):
+        alone = Targets("multi", (name,), scores.targets.values[:, [column]])
+        images = int(alone.values.sum())
+        rows.append({"class": name, "images": images, **metrics(alone, scores.logits[:, [column]])})
+    return rows
 
 
 def share(hits: float, images: float) -> float | None:
@@ -74,7 +89,7 @@ def evaluate(
     workers: int = 0,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Accuracy of a network on the labelled images at ``data``.
+    """Accuracy of a network on the labelled images at ``data``; of one for several labels an image, mean average precision.
 
     Args:
         model: A name of timm's (with published weights, or with ``weights``), or the folder of a run.
@@ -93,7 +108,10 @@ def evaluate(
         raise UsageError(f"crops {crops}: choose 1 or 10")
     network, names = load_network(model, weights)
     preprocessing = wanted_preprocessing(network, crops, image_size, crop_pct)
-    labelled = open_labelled(data, train=False, label_column=label_column, classes=names)
+    task = read_run(model).task if is_folder(model) else "single"
+    if task == "multi" and crops != 1:
+        raise UsageError(f"crops {crops}: {model!r} gives several labels an image: choose 1")
+    labelled = open_labelled(data, train=False, label_column=label_column, classes=names, task=task)
     if len(labelled.classes) != network.num_classes:
         raise UsageError(
             f"{data!r} has {len(labelled.classes)} classes, the network {network.num_classes}: they cannot be matched"
@@ -110,7 +128,11 @@ def evaluate(
             yield x.contiguous(memory_format=torch.channels_last) if crops == 1 else x, y
             advance(len(y))
 
-    scores = score(network if crops == 1 else TenCrops(network), batches(), len(labelled.classes), world)
+    scores: AnyScores
+    if task == "multi":
+        scores = score_labels(network, batches(), labelled.classes, world)
+    else:
+        scores = score(network if crops == 1 else TenCrops(network), batches(), len(labelled.classes), world)
     unread = sorted(images.failures) if isinstance(images, WorkerImages) else []
     if not scores.images:
         raise DensefeatError(f"{data!r}: none of its images can be read, the first: {unread[0][0]}: {unread[0][1]}")
@@ -120,42 +142,20 @@ def evaluate(
 
 def load_network(model: str, weights: str | Path | None) -> tuple[nn.Module, list[str] | None]:
     """A network in eval mode, and the names of its classes where they are known."""
-    folder = Path(model)
-    if not (folder / CONFIG).is_file():
-        if folder.is_dir():
-            raise UsageError(f"model {model!r}: this folder holds no {CONFIG}: not a run, or one that was not evaluated yet")
-        if weights is None:
-            network, _ = create_model(model)
-        else:
-            known_config(model)
-            network = timm.create_model(model)
-            load_whole(network, weights)
-        return network.eval(), class_names(network, weights)
-    config = read_config(folder / CONFIG)
-    try:
-        arguments = (config.get("model_args") or {}) | {"num_classes": config["num_classes"]}  # which may be among them
-        network = timm.create_model(config["architecture"], pretrained_cfg=config["pretrained_cfg"], **arguments)
-    except Exception as error:  # whatever another program's file makes timm say
-        raise WeightsError(f"{str(folder / CONFIG)!r}: no network can be made of it: {error}") from error
-    load_whole(network, weights or folder / WEIGHTS)
-    names = config.get("label_names")
-    return network.eval(), list(map(str, names)) if isinstance(names, list) else None
+    if is_folder(model):
+        return load_run(model, weights), read_run(model).classes
+    if weights is None:
+        network, _ = create_model(model)
+    else:
+        known_config(model)
+        network = timm.create_model(model)
+        load_whole(network, weights)
+    return network.eval(), class_names(network, weights)
 
 
-def load_whole(network: nn.Module, weights: str | Path) -> None:
-    """The classifier, too: WeightsError where it is for another number of classes, and the network would keep a random one."""
-    dropped = load_weights(network, weights).dropped
-    if dropped:
-        raise WeightsError(f"weights {weights}: {', '.join(dropped)}: not for {network.num_classes} classes, as the network's")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_CONFIG:
-        raise WeightsError(f"{str(path)!r}: {path.stat().st_size:,} bytes are no configuration")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{str(path)!r}: not JSON: {error}") from error
+def is_folder(model: str) -> bool:
+    """Whether it is a run's folder that is meant, and no network of that name."""
+    return Path(model).is_dir() and not is_model(split_model_name_tag(model)[0])
 
 
 def class_names(network: nn.Module, weights: str | Path | None) -> list[str] | None:
@@ -186,7 +186,7 @@ def images_of(
     labelled: Labelled, preprocessing: Preprocessing, crops: int, workers: int, device: torch.device
 ) -> tuple[DeviceImages | WorkerImages, Any]:
     """Images as the network wants them, and the positions of those with a label."""
-    positions, size = (labelled.labels >= 0).nonzero()[0], preprocessing.size
+    positions, size = labelled_positions(labelled.labels), preprocessing.size
     if isinstance(labelled, Arrays):
         if labelled.images.shape[1] != size or crops != 1:
             raise UsageError(

@@ -12,7 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from densefeat.errors import DecodeError, UsageError
+from densefeat.heads.classes import SEPARATOR, several, sorted_classes
+from densefeat.heads.targets import Task
 from densefeat.images.files import Indexed
+from densefeat.images.hub import Saved, open_saved, open_split
 from densefeat.images.lists import DELIMITERS, TEXTS
 from densefeat.images.sources import open_source
 from densefeat.images.stream import ImageItem, Source
@@ -31,14 +34,20 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Images as bytes. ``labels``: int64 ``(N,)``, -1 where there is none; ``groups``: rows that are read together, if any."""
+    """Images as bytes. ``groups``: rows that are read together, if any.
 
-    source: Indexed | Tables
+    ``labels``: int64 ``(N,)``, -1 where there is none; of several labels an image int8 ``(N, C)``, 0 and 1, -1 throughout.
+    """
+
+    source: Indexed | Tables | Saved
     labels: np.ndarray
     classes: list[str]
     groups: np.ndarray | None
+    task: Task = "single"
 
     def key(self, position: int) -> str:
+        if isinstance(self.source, Saved):
+            return f"{self.source.name}#{position}"
         if isinstance(self.source, Indexed):
             return os.fsdecode(self.source.keys()[position].as_py())
         for file in self.source.files:  # the keys of all rows would take a while to make
@@ -54,25 +63,33 @@ class Encoded:
 Labelled = Arrays | Encoded
 
 
-def open_labelled(path: str, train: bool, label_column: str | None = None, classes: list[str] | None = None) -> Labelled:
+def open_labelled(
+    path: str, train: bool, label_column: str | None = None, classes: list[str] | None = None, task: str = "single"
+) -> Labelled:
     """The labelled images at ``path``.
 
     Args:
-        path: A folder of classes (``class/image.jpg``); Parquet files in the datasets layout, by glob or braces, too;
-            WebDataset tars; a folder with CIFAR's or SVHN's own files.
+        path: A folder of classes (``class/image.jpg``); a list of paths with ``label_column``; Parquet files in the datasets
+            layout, by glob or braces, too; WebDataset tars; ``hf:NAME:SPLIT``, or what ``save_to_disk`` wrote; a folder with
+            CIFAR's or SVHN's own files.
         train: Which of the files where training and test images lie in one folder.
-        label_column: Of Parquet files ("label" by default), or the extension of a tar's members ("cls" by default).
+        label_column: Of lists and tables ("label" by default), or the extension of a tar's members ("cls" by default).
         classes: Those of the training data, which the labels here must be among; None: they are found here.
+        task: "multi": a label names any number of classes, ``a|b``, a lone ``|`` none; "auto": that where any has a ``|``.
 
     Raises UsageError where the input is missing or of no such layout, has no labels, or has one that is not in ``classes``.
     """
     if os.path.isdir(path) and (arrays := read_classic(Path(path), train)) is not None:
         return arrays
     source, found = open_with_labels(path, label_column)
-    if not isinstance(source, Indexed | Tables):
+    if not isinstance(source, Indexed | Tables | Saved):
         raise UsageError(f"{path!r}: training needs images by position: give a folder of classes, Parquet files or tar files")
     texts = label_texts(source)
-    classes = classes if classes is not None else found or sorted_classes(texts)
+    groups = np.array(group_sizes(source)) if isinstance(source, Tables) else None
+    several = task == "multi" or (task == "auto" and pc.any(pc.match_substring(texts, SEPARATOR)).as_py())
+    if several:
+        return Encoded(source, *label_matrix(texts, classes, path), groups, "multi")
+    classes = classes if classes is not None else found or sorted_classes(texts.drop_null().unique().to_pylist())
     codes = pc.index_in(texts, pa.array(classes, pa.large_string()))
     unknown = texts.filter(pc.and_(pc.is_null(codes), pc.is_valid(texts)))
     if len(unknown):
@@ -80,8 +97,7 @@ def open_labelled(path: str, train: bool, label_column: str | None = None, class
         raise UsageError(f"{path!r}: label {unknown[0].as_py()!r} is none of {known}, {', '.join(classes[:3])}, …")
     labels = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     if not (labels >= 0).any():
-        raise UsageError(f"{path!r}: no image with a label in it: labels are folders (class/image.jpg), or label_column")
-    groups = np.array(group_sizes(source)) if isinstance(source, Tables) else None
+        raise UsageError(no_label(path))
     return Encoded(source, labels, classes, groups)
 
 
@@ -93,29 +109,51 @@ def open_with_labels(path: str, label_column: str | None) -> tuple[Source, list[
         return source, source.class_names() if isinstance(source, Tables) else None
     if name.endswith(".tar"):
         return open_source(path, label_column=label_column or "cls"), None
-    listed = name.startswith("hf:") or name.endswith((*TEXTS, *DELIMITERS))
-    labels = None if listed or label_column is not None else "folder"
+    if name.startswith("hf:"):
+        rows = open_split(path, label_column=label_column or "label")
+        return rows, rows.class_names()
+    if os.path.isfile(os.path.join(path, "dataset_info.json")):
+        saved = open_saved(path, path, label_column=label_column or "label")
+        return saved, saved.class_names()
+    if name.endswith(tuple(DELIMITERS)):
+        return open_source(path, label_column=label_column or "label"), None
+    labels = None if name.endswith(TEXTS) or label_column is not None else "folder"
     return open_source(path, labels=labels, label_column=label_column), None
 
 
-def label_texts(source: Indexed | Tables) -> pa.LargeStringArray:
+def no_label(path: str) -> str:
+    return f"{path!r}: no image with a label in it: labels are folders (class/image.jpg), or label_column"
+
+
+def label_matrix(texts: pa.LargeStringArray, classes: list[str] | None, path: str) -> tuple[np.ndarray, list[str]]:
+    """int8 ``(N, C)``, and the names of the classes. UsageError for a label that is none of ``classes``."""
+    rows = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
+    if not len(rows):
+        raise UsageError(no_label(path))
+    found = several([text for text in texts.to_pylist() if text is not None])
+    names = list(found.classes) if classes is None else classes
+    if unknown := [name for name in found.classes if name not in set(names)]:
+        known = f"the {len(names)} classes that are known"
+        raise UsageError(f"{path!r}: label {unknown[0]!r} is none of {known}, {', '.join(names[:3])}, …")
+    places = np.array([names.index(name) for name in found.classes], np.int64)
+    labels = np.full((len(texts), len(names)), -1, np.int8)
+    labels[rows] = 0
+    labels[np.ix_(rows, places)] = found.values
+    return labels, names
+
+
+def label_texts(source: Indexed | Tables | Saved) -> pa.LargeStringArray:
     """The label of each position; null where it has none."""
-    if isinstance(source, Tables):
+    if isinstance(source, Tables | Saved):
         return source.label_values()
     return pa.nulls(source.length, pa.large_string()) if source.labels is None else source.labels.cast(pa.large_string())
 
 
-def sorted_classes(texts: pa.Array) -> list[str]:
-    """In the order of torchvision's ImageFolder; numbers by their value."""
-    names = [name for name in texts.unique().to_pylist() if name is not None]
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
-
-
 @dataclass(frozen=True)
 class ItemReader:
-    """Of files, and members of tars: each has a place of its own."""
+    """Of files, members of tars, and rows on this machine's disk: each has a place of its own."""
 
-    source: Indexed
+    source: Indexed | Saved
 
     def read(self, position: int) -> bytes:
         return next(iter(self.source.items(position, position + 1))).read()

@@ -4,45 +4,54 @@ import time
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 
 from densefeat.errors import DensefeatError
 from densefeat.extract.interrupts import Interrupted, StopRequest
 from densefeat.training.checkpoints import save_checkpoint
 from densefeat.training.data import Split, TrainingData
 from densefeat.training.device_data import Part
+from densefeat.training.losses import Loss, Mixing, loss_of, mixing_of
 from densefeat.training.progress import Progress
 from densefeat.training.run_folder import RunFolder
-from densefeat.training.scores import Scores, score
-from densefeat.training.state import State, set_train
+from densefeat.training.scores import AnyScores, score, score_labels
+from densefeat.training.state import State
 from densefeat.training.watch import DivergedError, Watch, describe
 
 POLL_GPU = 10  # steps between looks at the device: each one waits for it
+HITS = {"single": "top1", "multi": "labels_right"}  # what the hits of a task's loss are called, per cent
 
 
 def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, progress: Progress, last: int) -> None:
     """Run the steps from ``state.step`` to ``last``.
 
-    Evaluates, notes and saves on the way. Raises Interrupted, after a checkpoint, where a signal asked to stop; DivergedError
-    with the step where the loss was not finite, or far above that of guessing.
+    Evaluates, notes and saves on the way; returns early where the recipe's patience is at its end. Raises Interrupted, after a
+    checkpoint, where a signal asked to stop; DivergedError with the step where the loss was not finite, or far above that of
+    guessing.
     """
     recipe, per_epoch = state.recipe, data.sampler.steps_per_epoch
     eval_every = max(1, round(recipe.eval_epochs * per_epoch))
     kept_steps = [eval_every] if recipe.checkpoint_steps is None else [eval_every, recipe.checkpoint_steps]
     poll_every = POLL_GPU if state.world.device.type == "cuda" else 1
-    watch = Watch(state.model, len(data.labelled.classes), gradients=not state.scaler.is_enabled())
+    classes = len(data.labelled.classes)
+    loss = loss_of(recipe, data.task, data.train_labels(), classes, state.world.device)
+    mixing = mixing_of(recipe, data.task, classes)
+    watch = Watch(state.model, loss.guess, gradients=not state.scaler.is_enabled())
     clock = Clock(state.seconds, state.step)
     told = len(data.failures)
-    set_train(state.model, recipe.freeze_norm)
+    state.set_mode()
 
     for parts in data.batches(state.step, last):
         if state.step and state.step % eval_every == 0:  # before a step: a run that goes on from here evaluates, too
             evaluate(state, data, folder, progress)
-            set_train(state.model, recipe.freeze_norm)
+            if state.ended:
+                return
+            state.set_mode()
             clock.begin_lap(state.step)
+        elif state.step == state.head_steps:
+            state.set_mode()
 
         lr = state.set_lr()
-        watch.note(state.step, backward(state, parts))
+        watch.note(state.step, backward(state, parts, loss, mixing))
         if recipe.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad)
         done = state.step + 1
@@ -70,7 +79,7 @@ def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, 
             raise Interrupted(f"stopped after step {done}; the same command goes on from there", 128 + asked)
 
 
-def backward(state: State, parts: list[Part]) -> torch.Tensor:
+def backward(state: State, parts: list[Part], loss: Loss, mixing: Mixing | None = None) -> torch.Tensor:
     """Gradients of the mean loss over the whole batch, of all ranks; returns this rank's own mean loss.
 
     An image without a label (one that could not be read) adds nothing.
@@ -79,17 +88,19 @@ def backward(state: State, parts: list[Part]) -> torch.Tensor:
     state.optimizer.zero_grad()
     own = torch.zeros((), device=state.world.device)
     for number, (x, y) in enumerate(parts, 1):
+        targets = y
+        if mixing is not None:
+            x, targets = mixing((x, y), state.step, state.world.rank * len(parts) + number)
         alone = number < len(parts) and state.world.size > 1
         with state.network.no_sync() if alone else nullcontext():  # type: ignore[operator]
             with state.autocast():
                 logits = state.network(state.formatted(x))
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            total = F.cross_entropy(logits, y, ignore_index=-1, reduction="sum", label_smoothing=recipe.label_smoothing)
+            total = loss(logits, targets)
             # DistributedDataParallel takes the mean over ranks: of sums, it is the mean over the batch
             state.scaler.scale(total * (state.world.size / recipe.batch_size)).backward()
         own = own + total.detach() * (state.world.size / recipe.batch_size)
-        hits = (logits.detach().argmax(1) == y).sum()
-        state.sums += torch.stack([total.detach().double(), hits.double(), (y >= 0).sum().double()])
+        state.sums += torch.stack([total.detach().double(), loss.hits(logits.detach(), y).double(), loss.count(y).double()])
     if state.scaler.is_enabled():
         state.scaler.unscale_(state.optimizer)
     return own
@@ -121,7 +132,7 @@ def note_training(state: State, data: TrainingData, folder: RunFolder, clock: "C
             state.step,
             epoch=round(state.step / data.sampler.steps_per_epoch, 4),
             loss=round(loss / count, 5),
-            top1=round(100 * hits / count, 3),
+            **{HITS[data.task]: round(100 * hits / count, 3)},
             lr=lr,
             images_per_second=round(state.recipe.batch_size * clock.lap(state.step), 1),
             seconds=round(clock.seconds, 1),
@@ -134,29 +145,31 @@ def first_unread(data: TrainingData) -> str:
     return "".join(f", the first: {key}: {reason}" for key, reason in data.unread()[:1])
 
 
-def evaluate(state: State, data: TrainingData, folder: RunFolder, progress: Progress) -> Scores:
+def evaluate(state: State, data: TrainingData, folder: RunFolder, progress: Progress) -> AnyScores:
     """On the validation images; weights better than before (or, with keep: last, any) become the run's."""
     state.world.same_buffers(state.evaluated)
-    classes = data.labelled.classes
-    scores = judge(state, data.val, len(classes))
+    scores = judge(state, data.val, data)
     if not scores.images:
         raise DensefeatError(f"none of the validation images can be read{first_unread(data)}")
-    better = scores.top1 > state.best
-    state.best = max(state.best, scores.top1)
+    better = scores.main > state.best
+    state.best = max(state.best, scores.main)
+    state.stale = 0 if better else state.stale + 1
     if state.world.first:
         epoch = round(state.step / data.sampler.steps_per_epoch, 4)
         folder.note("val", state.step, epoch=epoch, **scores.to_json(), best=round(state.best, 4))
-        progress.say(f"epoch {epoch:g}: val top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %")
+        progress.say(f"epoch {epoch:g}: val {scores.told()}")
         if better or state.recipe.keep == "last":
-            folder.export(state.evaluated, data.preprocessing, classes)
+            folder.export(state.evaluated, data.preprocessing, data.labelled.classes, data.task)
         folder.draw()
     return scores
 
 
-def judge(state: State, split: Split, num_classes: int) -> Scores:
+def judge(state: State, split: Split, data: TrainingData) -> AnyScores:
     """The weights that are kept, on a split, in the recipe's arithmetic."""
     batches = ((state.formatted(x), y) for x, y in split.batches())
-    return score(state.evaluated, batches, num_classes, state.world, state.autocast())
+    if data.task == "multi":
+        return score_labels(state.evaluated, batches, data.labelled.classes, state.world, state.autocast())
+    return score(state.evaluated, batches, len(data.labelled.classes), state.world, state.autocast())
 
 
 def save(state: State, folder: RunFolder) -> None:

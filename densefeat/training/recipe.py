@@ -8,27 +8,21 @@ from densefeat.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One training run. Only keys that a resumed run may change are marked so; all others are part of its identity."""
+class Run:
+    """What every kind of run says. Only keys that a resumed run may change are marked so; all others are its identity."""
 
     # the network
     model: str  # a name of timm's, ours among them
     memory_efficient: bool  # recompute concatenation, BatchNorm and ReLU in the backward pass (arXiv 1707.06990)
-    proj_drop_rate: float | Literal["auto"]  # after each convolution; auto: 0.2 where augment is none, else 0 (1608.06993, 3)
 
     # the data
-    data: Literal["cifar10", "cifar100", "svhn", "tin200", "imagenet", "images"]  # classes and colours; images: any, counted
     train: str  # a folder of classes, Parquet files, tar files, or CIFAR's or SVHN's own; may change
-    val: str  # likewise; may change
     label_column: str | None  # of Parquet files, extension of tar members; None: "label", "cls"
-    holdout: int  # training images kept to choose by; 0: the final run on everything
     loader: Literal["device", "workers"]  # device: decoded once, kept there as uint8; workers: decoded anew for every epoch
     workers: int  # processes of the latter, in each rank; may change
-    image_size: int  # pixels, of a side
-    crop_pct: float  # share of a side that the single crop of evaluation keeps
 
     # augmentation
-    augment: Literal["none", "shift-mirror", "cutout", "inception", "randaugment"]  # shift-mirror: the papers' "+"
+    augment: Literal["none", "shift-mirror", "cutout", "crop-mirror", "inception", "randaugment"]  # shift-mirror: papers' "+"
     label_smoothing: float
 
     # optimisation
@@ -65,6 +59,25 @@ class Recipe:
     retreats: int  # times to go back to the last good checkpoint, at half the lr, after divergence; may change
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Run):
+    """Training from scratch."""
+
+    proj_drop_rate: float | Literal["auto"]  # after each convolution; auto: 0.2 where augment is none, else 0 (1608.06993, 3)
+
+    data: Literal["cifar10", "cifar100", "svhn", "tin200", "imagenet", "images"]  # classes and colours; images: any, counted
+    val: str  # as train; may change
+    holdout: int  # training images kept to choose by; 0: the final run on everything
+    image_size: int  # pixels, of a side
+    crop_pct: float  # share of a side that the single crop of evaluation keeps
+
+    # what only fine-tuning varies
+    mode, head, head_epochs, layer_decay = "full", "linear", 0.0, 1.0
+    mixup = cutmix = 0.0
+    class_weights = sampling = "uniform"
+    patience = None
+
+
 # what does not change the weights that a run ends with, or only by its own decision
 MAY_CHANGE = {
     "train", "val", "workers", "log_steps", "checkpoint_steps", "checkpoint_minutes", "retreats",
@@ -91,30 +104,37 @@ DATA = {
 }
 
 POSITIVE = ("image_size", "epochs", "batch_size", "accumulation", "lr", "eval_epochs", "log_steps", "checkpoint_minutes",
-            "crop_pct", "checkpoint_steps", "clip_grad", "ema")  # fmt: skip
-NOT_NEGATIVE = ("holdout", "workers", "label_smoothing", "momentum", "weight_decay", "warmup_epochs", "retreats")
-SHARES = ("label_smoothing", "momentum", "ema", "crop_pct")
+            "crop_pct", "checkpoint_steps", "clip_grad", "ema", "layer_decay", "head_width", "patience")  # fmt: skip
+NOT_NEGATIVE = ("holdout", "workers", "label_smoothing", "momentum", "weight_decay", "warmup_epochs", "retreats",
+                "head_epochs", "mixup", "cutmix", "seed")  # fmt: skip
+SHARES = ("label_smoothing", "momentum", "ema", "crop_pct", "layer_decay")
 DEVICE_AUGMENT = ("none", "shift-mirror", "cutout")
-WORKER_AUGMENT = ("none", "inception", "randaugment")
+WORKER_AUGMENT = ("none", "crop-mirror", "inception", "randaugment")
 
 
 def check(recipe: Recipe) -> None:
     """Raise UsageError for values that no run can have, or that do not go together."""
-    values = vars(recipe)
-    for field in fields(Recipe):  # pydantic has seen to it, but for a machine without it
+    check_run(recipe)
+    drop = recipe.proj_drop_rate
+    refuse(drop != "auto" and not 0 <= float(drop) < 1, "proj_drop_rate", drop, "give auto, or a share below 1")
+
+
+def check_run(recipe: Run) -> None:
+    """What holds for every kind of run."""
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    for field in fields(recipe):  # pydantic has seen to it, but for a machine without it
         choices = get_args(field.type)
         if get_origin(field.type) is Literal:
             refuse(values[field.name] not in choices, field.name, values[field.name], f"give one of {', '.join(choices)}")
     for key, value in values.items():
         refuse(isinstance(value, float) and not math.isfinite(value), key, value, "give a finite number")
-    for key in POSITIVE:
-        refuse(values[key] is not None and not values[key] > 0, key, values[key], "give a number above 0")
-    for key in NOT_NEGATIVE:
-        refuse(values[key] < 0, key, values[key], "give 0 or more")
-    for key in SHARES:
-        refuse(values[key] is not None and values[key] > 1, key, values[key], "give a share, at most 1")
-    drop = recipe.proj_drop_rate
-    refuse(drop != "auto" and not 0 <= float(drop) < 1, "proj_drop_rate", drop, "give auto, or a share below 1")
+    for keys, wrong, instead in (
+        (POSITIVE, lambda value: value <= 0, "give a number above 0"),
+        (NOT_NEGATIVE, lambda value: value < 0, "give 0 or more"),
+        (SHARES, lambda value: value > 1, "give a share, at most 1"),
+    ):
+        for key in keys:
+            refuse(values.get(key) is not None and wrong(values[key]), key, values.get(key), instead)
     refuse(not all(0 < share < 1 for share in recipe.milestones), "milestones", recipe.milestones, "give shares of the run")
     refuse(recipe.warmup_epochs >= recipe.epochs, "warmup_epochs", recipe.warmup_epochs, f"epochs are {recipe.epochs}")
     on_device = recipe.augment in DEVICE_AUGMENT
@@ -123,7 +143,6 @@ def check(recipe: Recipe) -> None:
     by_workers = recipe.augment in WORKER_AUGMENT
     refuse(recipe.loader == "workers" and not by_workers, "augment", recipe.augment,
            f"loader: workers has {', '.join(WORKER_AUGMENT)}")  # fmt: skip
-    refuse(recipe.seed < 0, "seed", recipe.seed, "give 0 or more")
     refuse(recipe.milestones != sorted(recipe.milestones), "milestones", recipe.milestones, "give them in order")
     refuse(recipe.optimizer == "sgd" and not recipe.momentum, "momentum", recipe.momentum, "Nesterov's needs one above 0")
     graph_of_parts = recipe.cuda_graph and recipe.accumulation > 1

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from densefeat.errors import UsageError
-from densefeat.training.recipe import Recipe, check
+from densefeat.training.finetune_recipe import FineTuning, check_finetuning
+from densefeat.training.recipe import Recipe, Run, check
+
+AnyRun = TypeVar("AnyRun", bound=Run)
 
 PACKAGE = "densefeat_recipes"
-KEYS = [field.name for field in fields(Recipe)]
+COMMANDS: dict[type[Run], str] = {Recipe: "densefeat train", FineTuning: "densefeat finetune"}
 MAX_BYTES = 2**20
 
 
@@ -25,13 +28,14 @@ class Loader(yaml.SafeLoader):
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def recipe_names() -> list[str]:
-    """Of the recipes in the package, sorted; empty where it is not installed."""
+def recipe_names(kind: type[Run] | None = None) -> list[str]:
+    """Of the recipes in the package (of one kind), sorted; empty where it is not installed."""
     try:
         files = resources.files(PACKAGE).iterdir()
     except ModuleNotFoundError:
         return []
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    names = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    return names if kind is None else [name for name in names if kind_of(recipe_text(name), name) is kind]
 
 
 def recipe_text(name: str) -> str:
@@ -56,27 +60,56 @@ def recipe_text(name: str) -> str:
         raise UsageError(f"recipe {name!r}: not a text file in UTF-8") from error
 
 
+def keys_of(kind: type[Run]) -> list[str]:
+    """All that a recipe of this kind names."""
+    return [field.name for field in fields(kind)]
+
+
+def kind_of(text: str, name: str) -> type[Recipe] | type[FineTuning]:
+    """Of a recipe's text: FineTuning where it has a key that only those have."""
+    try:
+        node = yaml.compose(text, Loader)
+    except yaml.YAMLError as error:
+        raise not_yaml(name, error) from error
+    found = {str(key.value) for key, _ in node.value} if isinstance(node, yaml.MappingNode) else set()
+    return FineTuning if found & (set(keys_of(FineTuning)) - set(keys_of(Recipe))) else Recipe
+
+
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a name or path, with ``key=value`` put over what it says.
+    """The recipe of a name or path for training from scratch, with ``key=value`` put over what it says.
 
     Raises UsageError for an unknown, repeated or missing key and for a value of the wrong type, with the line it stands in.
     """
-    values, places = parse(recipe_text(name), name)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UsageError(f"{override!r}: overrides are written key=value")
-        known(key, f"in {override!r}")
-        values[key], places[key] = parse_value(text, override), f"in {override!r}"
-    missing = [key for key in KEYS if key not in values]
-    if missing:
-        raise UsageError(f"recipe {name}: without {', '.join(missing)}; see: densefeat recipes show, for a complete one")
-    recipe = built(values, places)
+    recipe = read_recipe(name, overrides, Recipe)
     check(recipe)
     return recipe
 
 
-def parse(text: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+def load_finetuning(name: str, overrides: Sequence[str] = ()) -> FineTuning:
+    """As :func:`load_recipe`, for fine-tuning."""
+    recipe = read_recipe(name, overrides, FineTuning)
+    check_finetuning(recipe)
+    return recipe
+
+
+def read_recipe(name: str, overrides: Sequence[str], kind: type[AnyRun]) -> AnyRun:
+    text = recipe_text(name)
+    if (other := kind_of(text, name)) is not kind:
+        raise UsageError(f"recipe {name} is for {COMMANDS[other]}, not for {COMMANDS[kind]}")
+    values, places = parse(text, name, kind)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UsageError(f"{override!r}: overrides are written key=value")
+        known(key, f"in {override!r}", kind)
+        values[key], places[key] = parse_value(value, override), f"in {override!r}"
+    missing = [key for key in keys_of(kind) if key not in values]
+    if missing:
+        raise UsageError(f"recipe {name}: without {', '.join(missing)}; see: densefeat recipes show, for a complete one")
+    return built(values, places, kind)
+
+
+def parse(text: str, name: str, kind: type[Run]) -> tuple[dict[str, Any], dict[str, str]]:
     """Values, and the place of each key for messages."""
     try:
         node = yaml.compose(text, Loader)
@@ -85,16 +118,20 @@ def parse(text: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
         values, places = {}, {}
         for key_node, value_node in node.value:
             key, place = str(key_node.value), f"{name}, line {key_node.start_mark.line + 1}"
-            known(key, place)
+            known(key, place, kind)
             if key in values:
                 raise UsageError(f"{place}: {key!r} stands there twice")
             values[key], places[key] = constructed(value_node), place
         return values, places
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"recipe {name}{where}: not YAML: {problem}") from error
+        raise not_yaml(name, error) from error
+
+
+def not_yaml(name: str, error: yaml.YAMLError) -> UsageError:
+    mark = getattr(error, "problem_mark", None)
+    where = f", line {mark.line + 1}" if mark else ""
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return UsageError(f"recipe {name}{where}: not YAML: {problem}")
 
 
 def constructed(node: yaml.Node) -> Any:
@@ -114,24 +151,25 @@ def parse_value(text: str, override: str) -> Any:
         raise UsageError(f"{override!r}: {text!r} is no value in YAML") from error
 
 
-def known(key: str, place: str) -> None:
-    if key in KEYS:
+def known(key: str, place: str, kind: type[Run]) -> None:
+    keys = keys_of(kind)
+    if key in keys:
         return
-    close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(KEYS)}"
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(keys)}"
     raise UsageError(f"{place}: unknown key {key!r}: {hint}")
 
 
-def built(values: dict[str, Any], places: dict[str, str]) -> Recipe:
+def built(values: dict[str, Any], places: dict[str, str], kind: type[AnyRun]) -> AnyRun:
     """Types checked by pydantic; on a bare machine, which has none, they are taken as they are."""
     try:
         from pydantic import ConfigDict, ValidationError, create_model
     except ImportError:
-        return Recipe(**values)
-    types: dict[str, Any] = {field.name: (field.type, ...) for field in fields(Recipe)}
+        return kind(**values)
+    types: dict[str, Any] = {field.name: (field.type, ...) for field in fields(kind)}
     schema = create_model("Recipe", __config__=ConfigDict(strict=True), **types)
     try:
-        return Recipe(**schema(**values).model_dump())
+        return kind(**schema(**values).model_dump())
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
@@ -140,6 +178,6 @@ def built(values: dict[str, Any], places: dict[str, str]) -> Recipe:
         raise UsageError(f"{places[key]}: {key} {values[key]!r}: give {what}") from error
 
 
-def dump(recipe: Recipe) -> str:
+def dump(recipe: Run) -> str:
     """A recipe as YAML, in the order of the keys."""
     return yaml.safe_dump(vars(recipe), sort_keys=False, allow_unicode=True)

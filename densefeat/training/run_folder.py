@@ -11,13 +11,16 @@ from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from densefeat.errors import UsageError
+from densefeat.heads.network import HeadedNet
+from densefeat.heads.targets import Task
 from densefeat.images.transforms import Preprocessing
+from densefeat.nets.runs import CONFIG, OWN, WEIGHTS
 from densefeat.store.atomic import atomic_file, written
 from densefeat.training.curves import draw_curves
-from densefeat.training.recipe import MAY_CHANGE, Recipe
+from densefeat.training.recipe import MAY_CHANGE, Run
 from densefeat.training.recipe_files import dump
 
-RECIPE, METRICS, WEIGHTS, CONFIG, RESULTS = "recipe.yaml", "metrics.jsonl", "model.safetensors", "config.json", "results.json"
+RECIPE, METRICS, RESULTS = "recipe.yaml", "metrics.jsonl", "results.json"
 
 
 class RunFolder:
@@ -28,7 +31,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.events: Any = None
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, recipe: Run) -> None:
         """UsageError, with the differences, where the folder is another run's, or holds something else."""
         file = self.path / RECIPE
         if file.exists():
@@ -41,7 +44,7 @@ class RunFolder:
         elif any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise UsageError(f"{str(self.path)!r} is not empty and holds no run: name another --out")
 
-    def begin(self, recipe: Recipe, step: int) -> None:
+    def begin(self, recipe: Run, step: int) -> None:
         """The recipe, now that data and network are known to be there; what was noted after ``step`` is forgotten."""
         with atomic_file(self.path / RECIPE) as beside:
             beside.write_text(dump(recipe), encoding="utf-8")
@@ -104,15 +107,20 @@ class RunFolder:
             self.events.close()
             self.events = None
 
-    def export(self, model: nn.Module, preprocessing: Preprocessing, classes: list[str]) -> None:
-        """Weights as timm reads them: ``timm.create_model("local-dir:RUN")``."""
+    def export(self, model: nn.Module, preprocessing: Preprocessing, classes: list[str], task: Task) -> None:
+        """Weights as timm reads them, ``timm.create_model("local-dir:RUN")``; heads of ours: :func:`densefeat.load_run`."""
         facts = preprocessing.to_json()
         size = facts.pop("size")
         config = facts | {"input_size": (3, size, size), "num_classes": len(classes)}
         source = {"file": None, "url": None, "hf_hub_id": None, "tag": None, "license": None}
-        model.pretrained_cfg = dict(model.pretrained_cfg) | source | config  # type: ignore[assignment, arg-type]
+        own: dict[str, Any] = {"task": task, "head": "linear"}
+        backbone = model
+        if isinstance(model, HeadedNet):
+            backbone, own = model.backbone, own | {"head": model.kind, "head_width": model.width}
+        backbone.pretrained_cfg = dict(model.pretrained_cfg) | source | config  # type: ignore[assignment, arg-type]
         with atomic_file(self.path / CONFIG) as beside:
-            save_config_for_hf(model, str(beside), {"label_names": classes})
+            facts_beside = {"label_names": classes, "num_classes": len(classes), OWN: own}
+            save_config_for_hf(backbone, str(beside), facts_beside)
         with atomic_file(self.path / WEIGHTS) as beside:
             tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
             save_file(tensors, beside, {"format": "pt", "classes": json.dumps(classes)})

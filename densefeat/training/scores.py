@@ -1,14 +1,18 @@
-"""Top-1, top-5 and loss over a split, exact for any number of ranks."""
+"""How good logits are over a split, exact for any number of ranks: of one class an image, or of several labels."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from densefeat.heads.metrics import metrics
+from densefeat.heads.targets import Targets
 from densefeat.training.device_data import Part
 from densefeat.training.world import World
 
@@ -34,9 +38,56 @@ class Scores:
         """In per cent."""
         return 100 * float(self.counts[2].sum()) / max(self.images, 1)
 
+    @property
+    def balanced(self) -> float:
+        """The mean over classes with images of their own top-1, in per cent."""
+        there = self.counts[0] > 0
+        return 100 * float((self.counts[1, there] / self.counts[0, there]).mean()) if there.any() else 0.0
+
+    @property
+    def main(self) -> float:
+        """What weights are chosen by."""
+        return self.top1
+
+    def told(self) -> str:
+        return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %" if len(self.counts[0]) > 5 else f"top-1 {self.top1:.2f} %"
+
     def to_json(self) -> dict[str, Any]:
         mean = self.loss / max(self.images, 1)
-        return {"images": self.images, "top1": round(self.top1, 4), "top5": round(self.top5, 4), "loss": round(mean, 5)}
+        shares = {"top1": self.top1, "top5": self.top5, "balanced_accuracy": self.balanced}
+        return {"images": self.images, **{name: round(value, 4) for name, value in shares.items()}, "loss": round(mean, 5)}
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """Of images with several labels. ``targets`` bool and ``logits`` float32, ``(n, C)``; ``loss``: the sum over images."""
+
+    targets: Targets
+    logits: np.ndarray
+    loss: float
+
+    @property
+    def images(self) -> int:
+        return len(self.targets)
+
+    @cached_property
+    def values(self) -> dict[str, float | None]:
+        return metrics(self.targets, self.logits) if self.images else {"map": None}
+
+    @property
+    def main(self) -> float:
+        """Mean average precision, in per cent: what weights are chosen by."""
+        return self.values["map"] or 0.0
+
+    def told(self) -> str:
+        return f"mAP {self.main:.2f} %"
+
+    def to_json(self) -> dict[str, Any]:
+        values = {name: None if value is None else round(value, 4) for name, value in self.values.items()}
+        return {"images": self.images, **values, "loss": round(self.loss / max(self.images, 1), 5)}
+
+
+AnyScores = Scores | LabelScores
 
 
 @torch.inference_mode()
@@ -51,16 +102,45 @@ def score(
 
     Images with label -1 do not count. Where there are fewer than five classes, top-5 counts all of them.
     """
-    model.eval()
     counts = torch.zeros(3, num_classes, dtype=torch.float64, device=world.device)
     loss = torch.zeros(1, dtype=torch.float64, device=world.device)
-    for x, y in batches:
-        with autocast or nullcontext():
-            logits = model(x)
-        logits = logits.float() if logits.dtype != torch.float64 else logits
+    for logits, y in judged(model, batches, autocast):
         loss += F.cross_entropy(logits, y, ignore_index=-1, reduction="sum")
         add_hits(counts, logits, y)
     return Scores(world.total(counts), float(world.total(loss)))
+
+
+@torch.inference_mode()
+def score_labels(
+    model: nn.Module,
+    batches: Iterable[Part],
+    classes: list[str],
+    world: World,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> LabelScores:
+    """As :func:`score`, of targets ``(n, C)``, 0 or 1; images with -1 throughout do not count."""
+    loss = torch.zeros(1, dtype=torch.float64, device=world.device)
+    logits_of, targets_of = [np.empty((0, len(classes)), np.float32)], [np.empty((0, len(classes)), bool)]
+    for logits, y in judged(model, batches, autocast):
+        there = y[:, 0] >= 0
+        logits, y = logits[there], y[there]
+        loss += F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="sum") / len(classes)
+        logits_of.append(logits.float().cpu().numpy())
+        targets_of.append(y.cpu().numpy() > 0)
+    every = world.everyone((np.concatenate(logits_of), np.concatenate(targets_of)))
+    logits_all, targets_all = (np.concatenate([parts[i] for parts in every]) for i in (0, 1))
+    return LabelScores(Targets("multi", tuple(classes), targets_all), logits_all, float(world.total(loss)))
+
+
+def judged(
+    model: nn.Module, batches: Iterable[Part], autocast: AbstractContextManager[Any] | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits and targets, batch by batch."""
+    model.eval()
+    for x, y in batches:
+        with autocast or nullcontext():
+            logits = model(x)
+        yield logits.float() if logits.dtype != torch.float64 else logits, y
 
 
 def add_hits(counts: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> None:

@@ -15,8 +15,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from densefeat.errors import UsageError
+from densefeat.heads.network import HeadedNet
 from densefeat.nets.create import known_config
+from densefeat.training.finetune_recipe import AnyRecipe, FineTuning
 from densefeat.training.recipe import Recipe, drop_rate
+from densefeat.training.stages import Stages, parameter_groups, set_trained, stages_of, trained_stages
 from densefeat.training.world import World
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,10 +30,11 @@ class State:
     """``network``: what a step calls: ``model`` itself, or it in DistributedDataParallel.
 
     ``lr_scale``: halved by each of ``retreats``; ``best``: highest top-1 so far; ``seconds``: of training, earlier runs
-    counted; ``images``: which ones are trained on; ``sums``: loss, hits and images since the last line of metrics.
+    counted; ``images``: which ones are trained on; ``sums``: loss, hits and images since the last line of metrics;
+    ``stale``: evaluations since the best; ``stages``, ``head_steps``: of fine-tuning, the steps in which the head learns alone.
     """
 
-    recipe: Recipe
+    recipe: AnyRecipe
     world: World
     model: nn.Module
     network: nn.Module
@@ -38,10 +42,13 @@ class State:
     scheduler: Scheduler
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
+    stages: Stages | None = None
+    head_steps: int = 0
     step: int = 0
     lr_scale: float = 1.0
     retreats: int = 0
-    best: float = -1.0
+    best: float = float("-inf")
+    stale: int = 0
     seconds: float = 0.0
     images: str = ""
     sums: torch.Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
@@ -63,12 +70,25 @@ class State:
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
         return x.contiguous(memory_format=layout)
 
+    @property
+    def ended(self) -> bool:
+        """By the recipe's patience."""
+        return self.recipe.patience is not None and self.stale >= self.recipe.patience
+
     def set_lr(self) -> float:
-        """The rate of the step to come: a function of its number."""
+        """The rate of the step to come, a function of its number; returns that of the head."""
         self.scheduler.step_update(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] *= self.lr_scale
-        return self.optimizer.param_groups[0]["lr"]
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def set_mode(self) -> None:
+        """Train mode for what the step to come may move, eval mode for all else."""
+        if self.stages is None:
+            set_train(self.model, self.recipe.freeze_norm)
+        else:
+            trained = trained_stages(self.recipe, self.stages, self.step < self.head_steps)
+            set_trained(self.model, self.stages, trained, self.recipe.freeze_norm)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; the same on every rank but for ``rng``, which holds the generators of all. A collective call.
@@ -80,6 +100,7 @@ class State:
             "lr_scale": self.lr_scale,
             "retreats": self.retreats,
             "best": self.best,
+            "stale": self.stale,
             "seconds": self.seconds,
             "images": self.images,
             "sums": self.world.total(self.sums),
@@ -99,7 +120,7 @@ class State:
         if saved["images"] != self.images:
             raise UsageError("the training images or their labels are not those that this run began with: name another --out")
         self.step, self.best, self.seconds = saved["step"], saved["best"], saved["seconds"]
-        self.lr_scale, self.retreats = saved["lr_scale"], saved["retreats"]
+        self.lr_scale, self.retreats, self.stale = saved["lr_scale"], saved["retreats"], saved["stale"]
         self.sums = (saved["sums"] if self.world.first else torch.zeros_like(saved["sums"])).to(self.sums.device)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -113,12 +134,25 @@ class State:
                 torch.cuda.set_rng_state(saved["cuda_rng"][self.world.rank])
 
 
-def build(recipe: Recipe, num_classes: int, steps_per_epoch: int, total_steps: int, world: World) -> State:
-    """The state before the first step. Raises UsageError for an unknown network or optimizer, or what it cannot do."""
+def build(
+    recipe: AnyRecipe,
+    num_classes: int,
+    size: int,
+    steps_per_epoch: int,
+    total_steps: int,
+    world: World,
+    backbone: nn.Module | None = None,
+) -> State:
+    """The state before the first step, for images of ``size`` pixels a side.
+
+    ``backbone``: what fine-tuning starts from; it becomes the state's. Raises UsageError for an unknown network or optimizer,
+    or what it cannot do.
+    """
     if recipe.cuda_graph and world.device.type != "cuda":
         raise UsageError(f"cuda_graph: the device is {world.device.type}")
     torch.manual_seed(recipe.seed)  # the same weights on every rank
-    model = make_model(recipe, num_classes).to(world.device)
+    model = with_head(recipe, backbone, num_classes) if isinstance(recipe, FineTuning) else make_model(recipe, num_classes)
+    model = model.to(world.device)
     if recipe.precision == "float64":
         model = model.double()
     if recipe.channels_last:
@@ -129,20 +163,28 @@ def build(recipe: Recipe, num_classes: int, steps_per_epoch: int, total_steps: i
         model = convert_sync_batchnorm(model)
     ema = None if recipe.ema is None else ModelEmaV3(model, decay=recipe.ema, use_warmup=True)
     torch.manual_seed(recipe.seed + 1 + world.rank)  # other dropout on every rank
-    optimizer = make_optimizer(recipe, model)
-    set_train(model, recipe.freeze_norm)
+    stages = stages_of(model) if isinstance(recipe, FineTuning) else None
+    optimizer = make_optimizer(recipe, model, stages)
+    head_steps = round(recipe.head_epochs * steps_per_epoch)
+    if stages is None:
+        set_train(model, recipe.freeze_norm)
+    else:
+        set_trained(model, stages, trained_stages(recipe, stages, head_only=False), recipe.freeze_norm)
     if recipe.compile:
         model.compile()
     if recipe.cuda_graph:
-        graph_model(recipe, model, world)
+        graph_model(recipe, model, size, world)
     network: nn.Module = model
     if world.size > 1:
         devices = [world.device] if world.device.type == "cuda" else None
-        network = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        unused = head_steps > 0 or isinstance(model, HeadedNet)  # what lies between the last map and timm's classifier
+        network = DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=unused
+        )  # fmt: skip
     scaler = make_scaler(recipe, world)
     scheduler = make_scheduler(recipe, optimizer, steps_per_epoch, total_steps)
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    return State(recipe, world, model, network, optimizer, scheduler, scaler, ema, sums=sums)
+    return State(recipe, world, model, network, optimizer, scheduler, scaler, ema, stages, head_steps, sums=sums)
 
 
 def make_model(recipe: Recipe, num_classes: int) -> nn.Module:
@@ -155,14 +197,30 @@ def make_model(recipe: Recipe, num_classes: int) -> nn.Module:
         raise UsageError(f"model {recipe.model!r} does not take what the recipe gives it: {error}") from error
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def with_head(recipe: FineTuning, backbone: nn.Module | None, num_classes: int) -> nn.Module:
+    """A trained network with a fresh head; UsageError for one that cannot have it."""
+    assert backbone is not None
+    if recipe.memory_efficient:
+        if not hasattr(backbone, "set_grad_checkpointing"):
+            raise UsageError(f"memory_efficient: {recipe.model!r} has no way to recompute its activations")
+        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    if not hasattr(backbone, "reset_classifier"):
+        raise UsageError(f"model {recipe.model!r} has no classifier to replace: take one of timm's image classifiers")
+    backbone.reset_classifier(num_classes if recipe.head == "linear" else 0)  # type: ignore[operator]
+    return backbone if recipe.head == "linear" else HeadedNet(backbone, recipe.head, recipe.head_width, num_classes)
+
+
+def make_optimizer(recipe: AnyRecipe, model: nn.Module, stages: Stages | None) -> torch.optim.Optimizer:
     names = list(map(str, list_optimizers()))
     if recipe.optimizer not in names:
         raise UsageError(
             f"optimizer {recipe.optimizer!r}: timm has {', '.join(get_close_matches(recipe.optimizer, names, 5, 0.3))}, …"
         )
+    parameters: Any = model
+    if stages is not None:
+        parameters = parameter_groups(model, recipe, stages, trained_stages(recipe, stages, head_only=False))
     return create_optimizer_v2(
-        model,
+        parameters,
         recipe.optimizer,
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
@@ -171,11 +229,11 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def make_scaler(recipe: Recipe, world: World) -> torch.amp.GradScaler:
+def make_scaler(recipe: AnyRecipe, world: World) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
 
 
-def make_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int) -> Scheduler:
+def make_scheduler(recipe: AnyRecipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int) -> Scheduler:
     """The rate as a function of the step."""
     warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total_steps - 1)
     if recipe.schedule == "step":
@@ -195,12 +253,12 @@ def set_train(model: nn.Module, freeze_norm: bool) -> None:
                 module.eval()
 
 
-def graph_model(recipe: Recipe, model: nn.Module, world: World) -> None:
+def graph_model(recipe: AnyRecipe, model: nn.Module, pixels: int, world: World) -> None:
     """Forward and backward of a part as two CUDA graphs; evaluation goes on without. Statistics stay as they were."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     size = recipe.batch_size // (world.size * recipe.accumulation)
     dtype = next(model.parameters()).dtype
-    sample = torch.zeros(size, 3, recipe.image_size, recipe.image_size, device=world.device, dtype=dtype)
+    sample = torch.zeros(size, 3, pixels, pixels, device=world.device, dtype=dtype)
     if recipe.channels_last:
         sample = sample.to(memory_format=torch.channels_last)
     with torch.autocast("cuda", AUTOCAST.get(recipe.precision), enabled=recipe.precision in AUTOCAST, cache_enabled=False):

@@ -4,24 +4,29 @@ import os
 import signal
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from densefeat.errors import DensefeatError, OutputError
 from densefeat.extract.interrupts import StopRequest, stop_on_signal
 from densefeat.extract.progress import progress_bar
+from densefeat.nets.create import create_model
+from densefeat.nets.runs import WEIGHTS
 from densefeat.store.lock import locked
 from densefeat.training.checkpoints import load_checkpoint, newest_whole
 from densefeat.training.data import TrainingData, open_data
+from densefeat.training.finetune_recipe import AnyRecipe, FineTuning
 from densefeat.training.loop import evaluate, fit, judge, save
+from densefeat.training.own_data import open_own_data
 from densefeat.training.progress import Progress, training_progress
-from densefeat.training.recipe import Recipe
-from densefeat.training.run_folder import RESULTS, WEIGHTS, RunFolder
+from densefeat.training.run_folder import RESULTS, RunFolder
+from densefeat.training.start import own_preprocessing, start_from_probe
 from densefeat.training.state import State, build
 from densefeat.training.watch import DivergedError
 from densefeat.training.world import World, joined
@@ -40,8 +45,8 @@ class Trained:
     scores: dict[str, dict[str, Any]] | None
 
 
-def train(recipe: Recipe, out: str | Path, device: str | None = None, steps: int | None = None) -> Trained:
-    """Train as ``recipe`` says, in the folder ``out``; the same call goes on from the newest checkpoint there.
+def train(recipe: AnyRecipe, out: str | Path, device: str | None = None, steps: int | None = None) -> Trained:
+    """Train or fine-tune as ``recipe`` says, in the folder ``out``; the same call goes on from the newest checkpoint there.
 
     Alone, or in each of the processes that torchrun started (``out`` is then a folder that all machines see).
 
@@ -51,6 +56,7 @@ def train(recipe: Recipe, out: str | Path, device: str | None = None, steps: int
 
     Raises:
         UsageError: Data or network that do not exist or do not fit; ``out`` holds a run of another recipe.
+        WeightsError: There are no weights to fine-tune.
         OutputError: ``out`` cannot be written, or is being written to.
         DivergedError: The loss is not finite, or far above that of guessing; ``divergence.json`` in ``out`` says more.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 asked to stop; there is a checkpoint.
@@ -66,35 +72,52 @@ def train(recipe: Recipe, out: str | Path, device: str | None = None, steps: int
         world.wait()
         if not folder.path.is_dir():
             raise OutputError(f"output {str(out)!r}: rank {world.rank} does not see this folder, which all ranks share")
+        backbone = create_model(recipe.model, recipe.weights)[0] if isinstance(recipe, FineTuning) else None
         with progress_bar("decoding", None, show=world.first) as advance:
-            data = open_data(recipe, world, advance)
+            if isinstance(recipe, FineTuning) and backbone is not None:
+                data = open_own_data(recipe, own_preprocessing(recipe, backbone), world, advance)
+            elif not isinstance(recipe, FineTuning):
+                data = open_data(recipe, world, advance)
         stop = stack.enter_context(stop_on_signal(*SIGNALS))  # from here on there is something to keep
-        return run(recipe, folder, data, world, stop, steps)
+        return run(recipe, folder, data, world, stop, steps, backbone)
 
 
-def run(recipe: Recipe, folder: RunFolder, data: TrainingData, world: World, stop: StopRequest, steps: int | None) -> Trained:
+def run(
+    given: AnyRecipe,
+    folder: RunFolder,
+    data: TrainingData,
+    world: World,
+    stop: StopRequest,
+    steps: int | None,
+    backbone: nn.Module | None = None,
+) -> Trained:
     """Build, resume, fit; after divergence, again from the last checkpoint at half the rate, as often as the recipe allows."""
-    total = max(1, round(recipe.epochs * data.sampler.steps_per_epoch))
-    state = build(recipe, len(data.labelled.classes), data.sampler.steps_per_epoch, total, world)
+    recipe = replace(given, batch_size=data.sampler.batch_size)  # of few images of one's own no more than there are
+    per_epoch = data.sampler.steps_per_epoch
+    total = max(1, round(recipe.epochs * per_epoch))
+    state = build(recipe, len(data.labelled.classes), data.preprocessing.size, per_epoch, total, world, backbone)
     state.images = data.fingerprint()
     if len(set(world.everyone(state.images))) > 1:
         raise DensefeatError("the ranks do not see the same training images: check that all can read them")
     _, messages = resume(state, folder)
-    if state.step == total and (scores := folder.results()) is not None:
-        return Trained(folder.path, world.rank, total, total, scores)
+    if (done := folder.results()) is not None and state.step == done.get("step", total):
+        return Trained(folder.path, world.rank, state.step, total, splits_of(done))
     last = total if steps is None else min(total, state.step + steps)
     with ExitStack() as stack:
-        done, images = state.step * recipe.batch_size, total * recipe.batch_size
-        progress = stack.enter_context(training_progress(done, images, world.first))
+        size = recipe.batch_size
+        progress = stack.enter_context(training_progress(state.step * size, total * size, world.first))
         for message in [*messages, *unreadable(data), *not_drawn()]:
             progress.say(message)
         if world.first:
             stack.callback(folder.close)
-            folder.begin(recipe, state.step)
+            folder.begin(given, state.step)
+        if isinstance(recipe, FineTuning) and recipe.head_start == "probe" and not state.step:
+            progress.say(start_from_probe(state, data))
+            evaluate(state, data, folder, progress)
         if recipe.retreats and not state.step:
             save(state, folder)  # to go back to
         tried: set[str] = set()
-        while state.step < last:
+        while state.step < last and not state.ended:
             try:
                 fit(state, data, folder, stop, progress, last)
             except DivergedError as error:
@@ -103,7 +126,7 @@ def run(recipe: Recipe, folder: RunFolder, data: TrainingData, world: World, sto
                 if state.retreats >= recipe.retreats or not retreat(state, folder, tried):
                     raise
                 progress.say(f"{error}: back to step {state.step} at {state.lr_scale:g} of the learning rate")
-        scores = finish(state, data, folder, progress) if state.step == total else None
+        scores = finish(state, data, folder, progress) if state.step == total or state.ended else None
     return Trained(folder.path, world.rank, state.step, total, scores)
 
 
@@ -167,16 +190,20 @@ def algorithms(deterministic: bool) -> Iterator[None]:
 
 def finish(state: State, data: TrainingData, folder: RunFolder, progress: Progress) -> dict[str, dict[str, Any]]:
     """The last evaluation, and what it did not see of the kept weights: of earlier ones both, and the test images."""
-    scores = {"val": evaluate(state, data, folder, progress).to_json()}
+    scores = {} if state.ended else {"val": evaluate(state, data, folder, progress).to_json()}
     splits = {"test": data.test} if data.test else {}
     if state.recipe.keep == "best":
         state.world.wait()
         state.evaluated.load_state_dict(load_file(folder.path / WEIGHTS))
         splits = {"val": data.val} | splits
-    scores |= {name: judge(state, split, len(data.labelled.classes)).to_json() for name, split in splits.items()}
+    scores |= {name: judge(state, split, data).to_json() for name, split in splits.items()}
     if state.world.first:
-        folder.write(RESULTS, scores)
+        folder.write(RESULTS, scores | {"step": state.step})
     return scores
+
+
+def splits_of(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: scores for name, scores in results.items() if isinstance(scores, dict)}
 
 
 def report(result: Trained) -> list[str]:
@@ -185,9 +212,13 @@ def report(result: Trained) -> list[str]:
         return []
     if result.scores is None:
         return [f"{result.path}: stopped at step {result.step} of {result.steps}; the same command goes on from there"]
-    lines = [f"{result.path}: {result.steps} steps; weights in {result.path / WEIGHTS}"]
-    for split, scores in result.scores.items():
-        error = 100 - scores["top1"]
-        accuracy = f"top-1 {scores['top1']:.2f} % (error {error:.2f} %), top-5 {scores['top5']:.2f} %"
-        lines.append(f"{split}: {scores['images']} images, {accuracy}")
-    return lines
+    early = f" of {result.steps}, no better for a while" if result.step < result.steps else ""
+    lines = [f"{result.path}: {result.step} steps{early}; weights in {result.path / WEIGHTS}"]
+    return lines + [f"{split}: {scores['images']} images, {told(scores)}" for split, scores in result.scores.items()]
+
+
+def told(scores: dict[str, Any]) -> str:
+    if "top1" not in scores:
+        return f"mAP {scores['map']:.2f} %, macro F1 {scores['macro_f1']:.2f} %"
+    error = 100 - scores["top1"]
+    return f"top-1 {scores['top1']:.2f} % (error {error:.2f} %), top-5 {scores['top5']:.2f} %"

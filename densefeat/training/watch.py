@@ -21,17 +21,18 @@ class DivergedError(DensefeatError):
 class Watch:
     """Loss and gradient norms of the steps since it last looked, kept on the device.
 
-    ``gradients``: whether infinite ones are a fault: a gradient scaler brings them about by itself.
+    ``guess``: the loss of guessing. ``gradients``: whether infinite ones are a fault: a gradient scaler brings them about by
+    itself.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int, gradients: bool) -> None:
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self.parameters = [parameter for _, parameter in named]
-        blocks = [".".join(name.split(".")[:-1][:2]) for name, _ in named]
+    def __init__(self, model: nn.Module, guess: float, gradients: bool) -> None:
+        named = dict(model.named_parameters())  # also those that do not learn yet
+        self.parameters = list(named.values())
+        blocks = [".".join(name.split(".")[:-1][:2]) for name in named]
         self.blocks = list(dict.fromkeys(blocks))
         index = torch.tensor([self.blocks.index(block) for block in blocks])
         self.index = index.to(self.parameters[0].device)
-        self.usual = math.log(max(num_classes, 2))
+        self.usual = guess
         self.begun = False
         self.gradients = gradients
         self.seen: list[tuple[int, torch.Tensor]] = []

@@ -66,11 +66,15 @@ class World:
         dist.all_gather(gathered, values)
         return gathered
 
+    def same(self, tensors: list[torch.Tensor]) -> None:
+        """As rank 0 has them."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
+
     def same_buffers(self, model: nn.Module) -> None:
         """BatchNorm's statistics as rank 0 has them: those that training goes on from."""
-        if self.size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+        self.same(list(model.buffers()))
 
     def wait(self) -> None:
         if self.size > 1:

@@ -169,7 +169,7 @@ def small(num_classes: int = 3, seed: int = 0) -> nn.Module:
 def write_run(path: Path, model: nn.Module, names: list[str]) -> Path:
     path.mkdir()
     preprocessing = Preprocessing(32, 1.0, "center", "bicubic", (0.49, 0.48, 0.44), (0.24, 0.25, 0.26))
-    RunFolder(path).export(model, preprocessing, names)
+    RunFolder(path).export(model, preprocessing, names, "single")
     return path
 
 

@@ -37,7 +37,7 @@ DEVICE = "loader: device has none, shift-mirror, cutout"
         ({"warmup_epochs": 300}, "warmup_epochs 300: epochs are 300"),
         ({"augment": "inception"}, f"augment 'inception': {DEVICE}"),
         ({"augment": "randaugment"}, f"augment 'randaugment': {DEVICE}"),
-        ({"loader": "workers", "augment": "cutout"}, "augment 'cutout': loader: workers has none, inception, randaugment"),
+        ({"loader": "workers", "augment": "cutout"}, "augment 'cutout': loader: workers has none, crop-mirror, inception, randaugment"),
         ({"sync_bn": True, "memory_efficient": True}, "sync_bn True: its layers are not memory_efficient: choose one"),
         ({"sync_bn": True, "cuda_graph": True}, "sync_bn True: its communication is in no cuda_graph: choose one"),
         ({"compile": True, "cuda_graph": True}, "cuda_graph True: compile makes kernels of its own: choose one"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from sklearn.metrics import log_loss, recall_score, top_k_accuracy_score
 from torch import nn
 
 from densefeat.training.device_data import Part
@@ -39,6 +39,7 @@ def test_against_scikit_learn(classes: int, dtype: torch.dtype) -> None:
     assert found.loss == pytest.approx(300 * theirs, rel=1e-5)
     assert found.to_json() == {
         "images": 300, "top1": round(found.top1, 4), "top5": round(found.top5, 4), "loss": pytest.approx(theirs, abs=1e-4),
+        "balanced_accuracy": pytest.approx(100 * recall_score(y, x.argmax(1), labels=y.unique(), average="macro"), abs=1e-3),
     }  # fmt: skip
 
 
@@ -74,7 +75,7 @@ def test_images_without_a_label_do_not_count() -> None:
 
 def test_no_image_at_all() -> None:
     x, _ = made(4, 10)
-    nothing = {"images": 0, "top1": 0.0, "top5": 0.0, "loss": 0.0}
+    nothing = {"images": 0, "top1": 0.0, "top5": 0.0, "balanced_accuracy": 0.0, "loss": 0.0}
     assert scored(x, torch.full((4,), -1)).to_json() == nothing
     assert score(nn.Identity(), [], 10, WORLD).to_json() == nothing
 

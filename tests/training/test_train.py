@@ -163,7 +163,7 @@ def test_retreat_goes_back_at_half_the_rate(tmp_path: Path, capsys: pytest.Captu
         (dict(sync_bn=True), "sync_bn: the device is cpu"),
         (dict(cuda_graph=True), "cuda_graph: the device is cpu"),
         (dict(cuda_graph=True, accumulation=2), "only with accumulation: 1"),
-        (dict(loader="workers", augment="shift-mirror"), "loader: workers has none, inception, randaugment"),
+        (dict(loader="workers", augment="shift-mirror"), "loader: workers has none, crop-mirror, inception, randaugment"),
         (dict(momentum=0), "momentum 0.0: Nesterov's needs one above 0"),
         (dict(milestones=[0.7, 0.3]), "milestones .*: give them in order"),
         (dict(seed=-1), "seed -1: give 0 or more"),

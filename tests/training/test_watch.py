@@ -1,5 +1,7 @@
 """The first step that went wrong, by loss or by gradients, with the norms of each block."""
 
+import math
+
 import pytest
 import timm
 import torch
@@ -18,7 +20,7 @@ def model() -> nn.Module:
 
 
 def test_norms_by_block(model: nn.Module) -> None:
-    watch = Watch(model, 10, gradients=True)
+    watch = Watch(model, math.log(10), gradients=True)
     norms = dict(zip(watch.blocks, watch.norms().tolist(), strict=True))
     assert list(norms) == [
         "features.conv0", "features.denseblock1", "features.transition1", "features.denseblock2", "features.transition2",
@@ -30,7 +32,7 @@ def test_norms_by_block(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1000.0])
 def test_the_first_bad_step_is_told(model: nn.Module, bad: float) -> None:
-    watch = Watch(model, 10, gradients=True)
+    watch = Watch(model, math.log(10), gradients=True)
     for step, loss in enumerate((2.3, 40.0, bad, float("nan"), 2.3), 7):
         watch.note(step, torch.tensor(loss))
     report = watch.look()
@@ -42,7 +44,7 @@ def test_the_first_bad_step_is_told(model: nn.Module, bad: float) -> None:
 
 
 def test_a_high_first_loss_is_this_network_s_own(model: nn.Module) -> None:
-    watch = Watch(model, 10, gradients=True)
+    watch = Watch(model, math.log(10), gradients=True)
     watch.note(0, torch.tensor(1e4))
     watch.note(1, torch.tensor(1e5))
     assert watch.look() is None
@@ -53,6 +55,6 @@ def test_a_high_first_loss_is_this_network_s_own(model: nn.Module) -> None:
 def test_infinite_gradients_are_a_scaler_s_business(model: nn.Module) -> None:
     next(model.parameters()).grad[0] = float("inf")  # type: ignore[index]
     for gradients in (True, False):
-        watch = Watch(model, 10, gradients)
+        watch = Watch(model, math.log(10), gradients)
         watch.note(3, torch.tensor(2.0))
         assert (watch.look() is None) is not gradients

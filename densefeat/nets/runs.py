@@ -1,0 +1,117 @@
+"""The folder of a trained network: its configuration as timm writes it, and its weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from densefeat.errors import UsageError, WeightsError
+from densefeat.nets.weights import check_fit, file_sha256, load_weights
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+OWN = "densefeat"  # the key of what timm's configuration has no place for
+BACKBONE = "backbone."  # what the keys of a network's weights begin with where its head is not timm's
+MAX_CONFIG = 2**26  # bytes
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """``task``: single or multi. ``head``: linear (timm's own classifier), or a kind of ours, ``head_width`` wide."""
+
+    path: Path
+    architecture: str
+    arguments: dict[str, Any]
+    pretrained_cfg: dict[str, Any]
+    num_classes: int
+    classes: list[str] | None
+    task: str
+    head: str
+    head_width: int
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS
+
+
+def is_run(name: str | Path) -> bool:
+    """Whether a name is a folder with a network's configuration."""
+    return (Path(name) / CONFIG).is_file()
+
+
+def read_run(folder: str | Path) -> RunConfig:
+    """The configuration in a run's folder. UsageError where there is none, WeightsError where it cannot be understood."""
+    path = Path(folder)
+    file = path / CONFIG
+    if not file.is_file():
+        raise UsageError(f"model {str(folder)!r}: this folder holds no {CONFIG}: not a run, or one that was not evaluated yet")
+    if file.stat().st_size > MAX_CONFIG:
+        raise WeightsError(f"{str(file)!r}: {file.stat().st_size:,} bytes are no configuration")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{str(file)!r}: not JSON: {error}") from error
+    try:
+        own, names = config.get(OWN) or {}, config.get("label_names")
+        return RunConfig(
+            path,
+            str(config["architecture"]),
+            dict(config.get("model_args") or {}),
+            dict(config["pretrained_cfg"]),
+            int(config["num_classes"]),
+            list(map(str, names)) if isinstance(names, list) else None,
+            str(own.get("task", "single")),
+            str(own.get("head", "linear")),
+            int(own.get("head_width", 1)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{str(file)!r}: no network can be made of it: {error}") from error
+
+
+def make_network(run: RunConfig, num_classes: int) -> nn.Module:
+    """timm's network of a run, with that many classes and fresh weights; WeightsError where it cannot be made."""
+    arguments = run.arguments | {"num_classes": num_classes}  # which may be among them
+    try:
+        return timm.create_model(run.architecture, pretrained_cfg=run.pretrained_cfg, **arguments)
+    except Exception as error:  # whatever another program's file makes timm say
+        raise WeightsError(f"{str(run.path / CONFIG)!r}: no network can be made of it: {error}") from error
+
+
+def load_backbone(run: RunConfig) -> tuple[nn.Module, str]:
+    """A run's network up to its head (a linear one stays), in eval mode, and the SHA-256 of the file of its weights."""
+    if run.head == "linear":
+        model = make_network(run, run.num_classes)
+        load_whole(model, run.weights)
+    else:
+        model = make_network(run, 0)
+        load_part(model, run.weights, BACKBONE)
+    return model.eval(), file_sha256(run.weights)
+
+
+def load_whole(network: nn.Module, weights: str | Path) -> None:
+    """The classifier, too: WeightsError where it is for another number of classes, and the network would keep a random one."""
+    dropped = load_weights(network, weights).dropped
+    if dropped:
+        classes = getattr(network, "num_classes", "other")
+        raise WeightsError(f"weights {weights}: {', '.join(dropped)}: not for {classes} classes, as the network's")
+
+
+def load_part(network: nn.Module, weights: Path, prefix: str) -> None:
+    """The tensors of a safetensors file whose names begin with ``prefix``; WeightsError where they do not fit."""
+    tensors = read_tensors(weights)
+    part = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    check_fit(part, network, weights)
+    network.load_state_dict(part, strict=False)  # checked above; only num_batches_tracked may be missing
+
+
+def read_tensors(weights: Path) -> dict[str, torch.Tensor]:
+    if not weights.is_file():
+        raise WeightsError(f"weights {weights}: no such file")
+    try:
+        return safetensors.torch.load_file(weights)
+    except Exception as error:  # of safetensors, in many types
+        raise WeightsError(f"weights {weights}: damaged, or no safetensors file ({str(error).splitlines()[0]})") from error

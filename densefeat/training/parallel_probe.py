@@ -1,0 +1,222 @@
+"""The probe protocol ``sgd``: linear heads learnt by descent on augmented images, as in DINOv2's linear evaluation."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densefeat.errors import UsageError
+from densefeat.extract.interrupts import stop_on_signal
+from densefeat.extract.job import extract
+from densefeat.extract.progress import progress_bar
+from densefeat.features.extractor import FeatureExtractor
+from densefeat.heads.blocks import Fits
+from densefeat.heads.candidates import ALL, Candidate, conclude
+from densefeat.heads.choice import choose
+from densefeat.heads.columns import Columns, columns_of
+from densefeat.heads.labels import LabelFile, gather
+from densefeat.heads.linear import Linear
+from densefeat.heads.metrics import MAIN
+from densefeat.heads.probe import (
+    FEATURES,
+    OURS,
+    TEST_FEATURES,
+    Probed,
+    asked_before,
+    asked_of,
+    check_overlap,
+    check_parts,
+    finished,
+    leaks,
+    parts_of,
+    reported,
+)
+from densefeat.heads.protocols import Fitted
+from densefeat.heads.results import Asked, plain, write_report
+from densefeat.heads.splits import TEST, TRAIN, VAL
+from densefeat.heads.targets import Task
+from densefeat.images.sources import open_source
+from densefeat.store.atomic import written
+from densefeat.store.lock import locked
+from densefeat.store.reader import open_store
+from densefeat.training.parallel_heads import MOMENTUM, RATES, ParallelHeads
+from densefeat.training.parallel_training import Lesson, fitting_batch, learn, make_lesson
+from densefeat.training.world import World, joined
+
+CHECKPOINTS = ".checkpoints"
+WORKERS = 8  # at most, where none are named
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last: what schedulers send before they preempt
+
+
+def probe_images(
+    images: str | Path,
+    out: str | Path,
+    *,
+    model: str = "densefeat_densenet121",
+    weights: str | Path | None = None,
+    labels: str | Path | None = None,
+    label_column: str | None = None,
+    test: str | Path | None = None,
+    pools: str = "avg",
+    epochs: int = 10,
+    batch_size: int = 128,
+    workers: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    image_size: int | None = None,
+) -> Probed:
+    """Learn heads for every block, and for all of them side by side, on augmented images; report as the other protocols do.
+
+    Thirteen learning rates for each, all at once, while the images pass the frozen network; the best on the validation images
+    is taken. Those and the test images are judged by features of the whole image, kept in a store in ``out``. Alone, or in
+    each of the processes that torchrun started. The same call goes on from the last checkpoint, and finds what is finished.
+
+    Args:
+        images, model, weights, image_size: As in :func:`densefeat.extract`; images that can be read by position.
+        out: The folder for everything.
+        labels: ``"folder"``, or a CSV with ``path`` and ``label``; None: ``label_column``'s, of a folder its folders.
+        label_column: Of the CSV, of Parquet files, or the extension of a tar's members.
+        test: Images to test on; None: 20 % of the images, stratified.
+        pools: ``"avg"``, ``"max"``, ``"gem"``, or several: candidates of their own.
+        epochs: Over the training images.
+        batch_size: Of all processes together; where there are fewer training images, these.
+        workers: Processes that decode, of each rank; None: one for every core, up to eight.
+        device: As torch names it; None or ``"auto"``: a GPU if there is one.
+
+    Raises:
+        UsageError: Images, labels or splits that do not serve, numbers to predict; ``out`` holds something else.
+        OutputError: ``out`` cannot be written, or is being written to.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 asked to stop; everything is saved.
+    """
+    out, device = Path(out), None if device == "auto" else device
+    reading = reading_of(images, labels, label_column)
+    making = dict(model=model, weights=weights, pool=pools, image_size=image_size)
+    places = extracted(images, test, out, **reading, **making, device=device or "auto", workers=workers or None)
+    with ExitStack() as stack:
+        world = stack.enter_context(joined(device))
+        if world.first:
+            stack.enter_context(locked(out / ".lock"))
+        world.wait()  # until all ranks have written what they extracted
+        file = None if labels in (None, "folder") else LabelFile(Path(str(labels)))
+        fits, paths, asked = prepared(places, file, label_column if file else None, epochs, batch_size, seed, world)
+        if (before := finished(out, asked)) is not None:
+            return Probed(out, before, done_before=True)
+        extractor = FeatureExtractor(
+            model, "all", pools, weights=weights, device=str(world.device), image_size=image_size
+        )  # fmt: skip
+        workers = min(WORKERS, os.cpu_count() or 1) if workers is None else workers
+        source, size = open_source(images, **reading), asked.protocol["batch_size"]
+        lesson = make_lesson(
+            source, fits.targets, paths, fits.parts == TRAIN, extractor, epochs, size, workers, seed, world
+        )  # fmt: skip
+        heads = trained(lesson, extractor, fits, asked, out, world)
+        results = concluded(heads, fits, asked, out) if world.first else {}
+        world.wait()
+        return Probed(out, results)
+
+
+def reading_of(images: str | Path, labels: str | Path | None, label_column: str | None) -> dict[str, Any]:
+    """How to open the images, with the labels that are theirs."""
+    if labels == "folder" or (labels is None and label_column is None and os.path.isdir(images)):
+        return {"labels": "folder"}
+    return {"label_column": label_column} if labels is None and label_column else {}
+
+
+def extracted(images: str | Path, test: str | Path | None, out: Path, **settings: Any) -> list[Path]:
+    """Where stores of the whole images are, made now as far as they are not there."""
+    if out.is_dir() and (
+        others := sorted(entry.name for entry in out.iterdir() if entry.name not in OURS and entry.name[0] != ".")
+    ):
+        raise UsageError(f"output {str(out)!r} is not empty and holds no probe ({others[0]!r}): name another --out")
+    with written(out):
+        out.mkdir(parents=True, exist_ok=True)
+    places = {out / FEATURES: images} | ({} if test is None else {out / TEST_FEATURES: test})
+    for place, given in places.items():
+        extract(given, place, **settings)
+    return list(places)
+
+
+def prepared(
+    places: list[Path], file: LabelFile | None, label_column: str | None, epochs: int, batch_size: int, seed: int, world: World
+) -> tuple[Fits, list[str], Asked]:
+    """The same on every rank: what is to be judged, the paths of its rows, and what the report says of it."""
+    stores = [open_store(place) for place in places]
+    columns, notes = columns_of(stores)
+    check_overlap(stores)
+    labelled = gather(stores, file, label_column)
+    parts = parts_of(labelled, stores, seed)
+    labelled = reported(labelled, parts, judged=True)
+    targets = labelled.targets
+    check_parts(targets, parts)
+    told = described(targets.task, epochs, fitting_batch(batch_size, int(np.count_nonzero(parts == TRAIN)), world))
+    asked = asked_of(labelled, parts, stores, columns, told, seed, None, tuple(notes + leaks(labelled, parts)))
+    return Fits("sgd", columns, targets, labelled.rows, parts, seed, lambda _: None), labelled.paths, asked
+
+
+def trained(lesson: Lesson, extractor: FeatureExtractor, fits: Fits, asked: Asked, out: Path, world: World) -> ParallelHeads:
+    targets, size = fits.targets, lesson.sampler.batch_size
+    names = {name: fits.columns.width(wanted) for name, wanted in candidates_of(fits.columns).items()}
+    heads = ParallelHeads.start(names, len(targets.classes), targets.task, size, fits.seed, world.device)
+    text = json.dumps(plain(asked_before(vars(asked))), sort_keys=True)
+    with (
+        stop_on_signal(*SIGNALS) as stop,
+        progress_bar("learning", lesson.steps * size, show=world.first) as advance,
+    ):
+        learn(heads, lesson, extractor, out / CHECKPOINTS, text, world, stop, advance)
+    return heads
+
+
+def concluded(heads: ParallelHeads, fits: Fits, asked: Asked, out: Path) -> dict[str, Any]:
+    val, test = (fits.targets.take(fits.parts == part) for part in (VAL, TEST))
+    results = write_report(out, conclude(candidates(heads, fits), val, test, fits.seed), asked)
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # the same call now finds the results
+    return results
+
+
+def candidates_of(columns: Columns) -> dict[str, tuple[str, ...]]:
+    """Each column alone, and all side by side."""
+    alone = {name: (name,) for name in columns.widths}
+    return alone | ({ALL: tuple(alone)} if len(alone) > 1 else {})
+
+
+def candidates(heads: ParallelHeads, fits: Fits) -> Iterator[Candidate]:
+    """Of each the rate that is best on the validation images."""
+    for name, wanted in candidates_of(fits.columns).items():
+        yield fits.candidate(name, wanted, chosen(heads, name, fits, wanted))
+
+
+def chosen(heads: ParallelHeads, name: str, fits: Fits, wanted: tuple[str, ...]) -> Fitted:
+    val = fits.parts == VAL
+    x = fits.columns.read(wanted, fits.rows[val])
+
+    def scores(head: Linear) -> np.ndarray:
+        return np.nan_to_num(head.scores(x))  # where a rate was so high that its head diverged, it knows nothing
+
+    learnt = ((rate, heads.linear(name, place)) for place, rate in enumerate(RATES))
+    choice, head = choose("lr", learnt, scores, fits.targets.take(val), lambda _: None)
+    return Fitted(head, choice.chosen, choice.tried, choice.val_scores)
+
+
+def described(task: Task, epochs: int, batch_size: int) -> dict[str, Any]:
+    """What makes figures comparable with published ones, as JSON. UsageError for numbers to predict."""
+    if task == "regression":
+        raise UsageError("protocol 'sgd' predicts classes, these labels are numbers: use ridge")
+    loss = "cross entropy" if task == "single" else "binary cross entropy of each class, summed"
+    return {
+        "name": "sgd",
+        "grid": {"lr": list(RATES)},
+        "criterion": f"{MAIN[task]} on the validation rows; of equals the smallest lr",
+        "objective": f"{loss}, mean over images; no weight decay",
+        "solver": f"SGD, momentum {MOMENTUM}, lr * batch size / 256, cosine to 0",
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "augmentation": "a random part of 8 % to 100 % of the area, mirrored or not; whole images to choose and test",
+        "refit": "none: validation rows only choose",
+        "sources": ["arXiv 2304.07193 (DINOv2), appendix B.3", "facebookresearch/dinov2, dinov2/eval/linear.py"],
+    }

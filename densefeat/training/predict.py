@@ -1,0 +1,159 @@
+"""What a trained network, or a probe, says of images: scores as a store, and a table of predictions that people read."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models import is_model, split_model_name_tag
+from torch import nn
+
+from densefeat.errors import UsageError
+from densefeat.extract import extract
+from densefeat.heads.predictions import predicted
+from densefeat.heads.probe_file import FILE, Probe, load_probe
+from densefeat.heads.targets import Task
+from densefeat.images.transforms import Preprocessing
+from densefeat.nets.runs import is_run, read_run
+from densefeat.nets.weights import file_sha256
+from densefeat.store.atomic import atomic_file, written
+from densefeat.store.reader import Store, open_store
+from densefeat.training.evaluate import load_network
+
+SCORES, TABLE = "scores", "predictions.csv"
+COLUMN = "scores"  # of the store
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """``table``: a CSV with ``path``, ``predicted`` and ``score`` (see :func:`densefeat.heads.predictions.predicted`).
+
+    ``store``: all scores, one row an image.
+
+    ``counts``: images by what they were predicted as, most first; empty for a regression.
+    """
+
+    table: Path
+    store: Path
+    rows: int
+    failures: int
+    failures_path: Path
+    counts: dict[str, int]
+
+
+class Scorer(nn.Module):
+    """A network's scores, as the one map of a timm model: what an extraction can pool, write and resume.
+
+    ``(N, 3, H, W)`` to ``(N, K)``. ``classes``: K names; none of a regression. ``network``: such a network, or the probe's.
+    """
+
+    def __init__(self, network: nn.Module, classes: list[str], task: Task, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.network, self.classes, self.task = network, classes, task
+        self.scores = nn.Identity()
+        facts = preprocessing.to_json()
+        size = facts.pop("size")
+        self.pretrained_cfg = facts | {"input_size": (3, size, size)}
+        self.feature_info = [{"num_chs": max(1, len(classes)), "reduction": size, "module": COLUMN}]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scores(self.network(x)[:, :, None, None])[:, :, 0, 0]
+
+
+class ProbeNet(nn.Module):
+    """A probe with the network whose features it reads: images ``(N, 3, H, W)`` to ``(N, K)``."""
+
+    def __init__(self, probe: Probe, file: Path, weights: str | Path | None, device: str) -> None:
+        super().__init__()
+        self.extractor, self.probe = probe.extractor(weights, device), probe
+        self.model = self.extractor.model
+        sha256 = bytearray.fromhex(file_sha256(file))  # a store of scores is known by its network's tensors: other probe, other
+        self.register_buffer("identity", torch.frombuffer(sha256, dtype=torch.uint8).float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = {name: value.cpu().numpy() for name, value in self.extractor.forward(x).items()}
+        scores = self.probe.scores(features)
+        return torch.from_numpy(scores.reshape(len(x), -1))
+
+
+def predict(
+    model: str,
+    images: str | Path,
+    out: str | Path,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int | str = 32,
+    workers: int | None = None,
+    **reading: Any,
+) -> Predicted:
+    """Predict every image's class (or labels, or value), in the order of the input; the same call goes on where it stopped.
+
+    Args:
+        model: The folder of a run or of a probe, a probe's file, or a name of timm's with published weights.
+        images, batch_size, workers, reading: As in :func:`densefeat.extract`; one row an image, failures beside them.
+        out: A folder: ``scores/`` is a store with the column ``scores`` ``(rows, K)``, logits or a probe's own scores;
+            ``predictions.csv`` appears when all is done.
+        weights: A checkpoint file instead of those of a named network; or that of a probe's network, which is elsewhere now.
+
+    Raises as :func:`densefeat.extract`; UsageError for a model that is none, WeightsError where its files do not fit.
+    """
+    out = Path(out)
+    if out.is_dir() and any(entry.name not in (SCORES, TABLE) for entry in out.iterdir()):
+        raise UsageError(f"output {str(out)!r} holds something else than predictions: name another folder")
+    scorer, decoder, precision = open_scorer(model, weights, device)
+    with written(out):
+        out.mkdir(parents=True, exist_ok=True)
+    result = extract(
+        images, out / SCORES, model=scorer, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
+        precision=precision, **reading,
+    )  # fmt: skip
+    store = open_store(result.path)
+    counts = write_table(out / TABLE, store, scorer.task, scorer.classes)
+    return Predicted(out / TABLE, result.path, result.rows, result.failures, result.failures_path, counts)
+
+
+def open_scorer(model: str, weights: str | Path | None, device: str) -> tuple[Scorer, str, str]:
+    """The scorer of a model, and the decoder and the precision that it was made with."""
+    path = Path(model)
+    if path.is_file() or (path / FILE).is_file():
+        probe = load_probe(path)
+        net = ProbeNet(probe, path if path.is_file() else path / FILE, weights, device)
+        scorer = Scorer(net, list(probe.classes), probe.task, net.extractor.preprocessing)
+        return scorer, net.extractor.decoder, "fp32"  # the extractor inside has the precision that was recorded
+    network, classes = load_network(model, weights)
+    task: Task = "multi" if is_run(model) and not is_name(model) and read_run(model).task == "multi" else "single"
+    count = int(network.num_classes)  # type: ignore[arg-type]
+    if not count:
+        raise UsageError(f"model {model!r} has no classifier: fine-tune it, or give a probe")
+    names = classes or [str(number) for number in range(count)]
+    return Scorer(network, names, task, Preprocessing.of(network)), "pillow", "fp32"
+
+
+def is_name(model: str) -> bool:
+    return is_model(split_model_name_tag(model)[0])
+
+
+def write_table(path: Path, store: Store, task: Task, classes: list[str]) -> dict[str, int]:
+    """The predictions of a store's scores as CSV; how many images were predicted as what."""
+    counts: Counter[str] = Counter()
+    own = [name for name in ("path", "x", "y", "label") if name in store.schema.names]
+    with atomic_file(path) as beside, written(path), open(beside, "w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow([*own, "predicted", "score"])
+        for columns, scores in pieces(store, own):
+            names, sure = predicted(task, classes, scores[:, 0] if task == "regression" else scores)
+            counts.update(names)
+            for place, name, score in zip(zip(*columns, strict=True), names, sure.tolist(), strict=True):
+                lines.writerow(["" if value is None else value for value in place] + [name, f"{score:.6g}"])
+    return {} if task == "regression" else dict(counts.most_common())
+
+
+def pieces(store: Store, names: list[str]) -> Iterator[tuple[list[list[Any]], np.ndarray]]:
+    for batch in store.record_batches([*names, COLUMN]):
+        values = batch.column(COLUMN).flatten().to_numpy().reshape(len(batch), -1)
+        yield [batch.column(name).to_pylist() for name in names], values
