@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+HEAD_EPOCHS = 2.0  # of a head that no probe can start
+
 
 @click.command(epilog="Example: densefeat finetune --data photos/ --model densefeat_densenet_bc100_k12 --out runs/photos")
 @click.option("--data", required=True, help="Folder of classes, or with train/ and val/ of such; a list with labels (.csv);"
@@ -36,7 +38,8 @@ def finetune(
 
     values = {"train": data, "val": val, "head": head, **given}
     if head not in (None, "linear"):  # a probe is linear; any other head first learns by itself
-        values |= {"head_start": "random", "head_epochs": 0 if given["mode"] == "head" else 2}
+        longest = float(given["epochs"] or HEAD_EPOCHS) / 2
+        values |= {"head_start": "random", "head_epochs": 0 if given["mode"] == "head" else min(HEAD_EPOCHS, longest)}
     filled = [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
     result = train(load_finetuning(recipe, [*filled, *overrides]), out, device, steps)
     for line in report(result):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ import torch
 from PIL import Image
 
 from densefeat.training.checkpoints import checkpoint_files, load_checkpoint
+from densefeat.training.finetune_recipe import FineTuning
 from densefeat.training.recipe import Recipe
-from densefeat.training.recipe_files import load_recipe
+from densefeat.training.recipe_files import load_finetuning, load_recipe
+from helpers import BUNDLED
 
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+LAUNCH += ["--rdzv-endpoint=localhost:0"]
+FINETUNE = Path(__file__).parents[1] / "recipes/finetune_folder.yaml"
 FAST = Path(__file__).parents[1] / "recipes/cifar10_fast.yaml"  # by its path: found where nothing is installed, too
 
 
@@ -52,6 +58,30 @@ def tiny_overrides(folder: Path, **changes: Any) -> list[str]:
 
 def tiny_recipe(folder: Path, **changes: Any) -> Recipe:
     return load_recipe(str(FAST), tiny_overrides(folder, **changes))
+
+
+def write_classes(folder: Path, count: int, classes: int = 3, size: int = 40, seed: int = 0) -> Path:
+    """``count`` PNGs for each class, ``class 0/000.png``, like those of :func:`write_table`."""
+    random = np.random.default_rng(seed)
+    colours = np.random.default_rng(1234).integers(0, 200, (classes, 3))
+    for label in range(classes):
+        (folder / f"class {label}").mkdir(parents=True)
+        for i in range(count):
+            pixels = (colours[label] + random.integers(0, 56, (size, size, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"class {label}" / f"{i:03}.png")
+    return folder
+
+
+def tiny_finetuning(folder: Path, **changes: Any) -> FineTuning:
+    """Of the bundled network on three classes of ten images made in ``folder``: 24 train, 6 choose; six steps of 8."""
+    data = folder / "classes"
+    if "train" not in changes and not data.exists():
+        write_classes(data, 10)
+    values = {
+        "model": BUNDLED, "train": str(data), "workers": 0, "epochs": 2, "batch_size": 8, "log_steps": 2, "warmup_epochs": 0.5,
+        "lr": 0.001,
+    } | changes  # fmt: skip
+    return load_finetuning(str(FINETUNE), [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
 
 def newest_state(run: Path) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def read_run(folder: str | Path) -> RunConfig:
             str(config["architecture"]),
             dict(config.get("model_args") or {}),
             dict(config["pretrained_cfg"]),
-            int(config["num_classes"]),
+            int(own.get("num_classes", config["num_classes"])),
             list(map(str, names)) if isinstance(names, list) else None,
             str(own.get("task", "single")),
             str(own.get("head", "linear")),

@@ -1,11 +1,11 @@
-"""``python -m densefeat.training RECIPE.yaml [key=value …] --out RUN``: ``densefeat train`` where nothing is installed."""
+"""``python -m densefeat.training RECIPE.yaml [key=value …] --out RUN``: train or fine-tune where nothing is installed."""
 
 import argparse
 import sys
 
 from densefeat.errors import DensefeatError
 from densefeat.extract.interrupts import Interrupted
-from densefeat.training.recipe_files import load_recipe
+from densefeat.training.recipe_files import load_any
 from densefeat.training.train import report, train
 
 
@@ -20,7 +20,7 @@ def main() -> int:
     if arguments.steps is not None and arguments.steps < 1:
         parser.error(f"--steps {arguments.steps}: give 1 or more")
     try:
-        result = train(load_recipe(arguments.recipe, arguments.overrides), arguments.out, arguments.device, arguments.steps)
+        result = train(load_any(arguments.recipe, arguments.overrides), arguments.out, arguments.device, arguments.steps)
         print(*report(result), sep="\n")
     except DensefeatError as error:
         print(f"densefeat: {error}", file=sys.stderr)

@@ -92,6 +92,12 @@ def load_finetuning(name: str, overrides: Sequence[str] = ()) -> FineTuning:
     return recipe
 
 
+def load_any(name: str, overrides: Sequence[str] = ()) -> Recipe | FineTuning:
+    """The recipe of a name or path, of whichever kind it is."""
+    load = load_finetuning if kind_of(recipe_text(name), name) is FineTuning else load_recipe
+    return load(name, overrides)
+
+
 def read_recipe(name: str, overrides: Sequence[str], kind: type[AnyRun]) -> AnyRun:
     text = recipe_text(name)
     if (other := kind_of(text, name)) is not kind:

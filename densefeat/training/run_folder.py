@@ -111,16 +111,15 @@ class RunFolder:
         """Weights as timm reads them, ``timm.create_model("local-dir:RUN")``; heads of ours: :func:`densefeat.load_run`."""
         facts = preprocessing.to_json()
         size = facts.pop("size")
-        config = facts | {"input_size": (3, size, size), "num_classes": len(classes)}
+        config = facts | {"input_size": (3, size, size)}
         source = {"file": None, "url": None, "hf_hub_id": None, "tag": None, "license": None}
         own: dict[str, Any] = {"task": task, "head": "linear"}
         backbone = model
         if isinstance(model, HeadedNet):
-            backbone, own = model.backbone, own | {"head": model.kind, "head_width": model.width}
+            backbone, own = model.backbone, own | {"head": model.kind, "head_width": model.width, "num_classes": len(classes)}
         backbone.pretrained_cfg = dict(model.pretrained_cfg) | source | config  # type: ignore[assignment, arg-type]
         with atomic_file(self.path / CONFIG) as beside:
-            facts_beside = {"label_names": classes, "num_classes": len(classes), OWN: own}
-            save_config_for_hf(backbone, str(beside), facts_beside)
+            save_config_for_hf(backbone, str(beside), {"label_names": classes, OWN: own})
         with atomic_file(self.path / WEIGHTS) as beside:
             tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
             save_file(tensors, beside, {"format": "pt", "classes": json.dumps(classes)})

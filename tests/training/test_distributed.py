@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,11 +14,9 @@ import torch
 
 from densefeat.training.checkpoints import checkpoint_files
 from densefeat.training.train import train
-from runs import assert_same_training, newest_state, tiny_overrides, tiny_recipe, untimed
+from runs import LAUNCH, assert_same_training, newest_state, tiny_overrides, tiny_recipe, untimed
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="POSIX processes")]
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-LAUNCH += ["--rdzv-endpoint=localhost:0"]
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 EXACT = dict(precision="float64", freeze_norm=True, augment="cutout", lr=0.05, clip_grad=1.0, log_steps=1, warmup_epochs=0)
 # frozen norms let the activations of fresh weights explode: the gradients are clipped to steps of a sane size

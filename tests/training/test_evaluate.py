@@ -260,7 +260,7 @@ def test_decoded_arrays(tmp_path: Path, pieces: np.ndarray) -> None:
     [
         ("{", "not JSON"),
         ("[1]", "no network can be made of it"),
-        ("{}", "no network can be made of it: 'num_classes'"),
+        ("{}", "no network can be made of it: 'architecture'"),
         ('{"architecture": "nothing", "num_classes": 3, "pretrained_cfg": {}}', "no network can be made of it: Unknown model"),
         ('{"architecture": "hf-hub:a/b", "num_classes": 3, "pretrained_cfg": {"x": 1}}', "no network can be made of it"),
         (f'{{"architecture": "{BUNDLED}", "num_classes": 3, "pretrained_cfg": {{}}, "model_args": 7}}', "no network can be"),

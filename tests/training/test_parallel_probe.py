@@ -216,7 +216,7 @@ def test_what_cannot_be_probed(make_folder: Callable[..., Path], tmp_path: Path)
     with pytest.raises(UsageError, match="not empty and holds no probe"):
         probe_images(images, tmp_path / "used", **FAST)
     with pytest.raises(UsageError, match="'in'"):
-        probe_images(images, tmp_path / "out", **FAST)
+        probe_images(images, tmp_path / "other", **FAST)
 
 
 SCRIPT = """
