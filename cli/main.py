@@ -12,6 +12,7 @@ from densefeat_cli.finetune import finetune
 from densefeat_cli.info import info
 from densefeat_cli.models import models
 from densefeat_cli.predict import predict
+from densefeat_cli.probe import probe
 from densefeat_cli.recipes import recipes
 from densefeat_cli.search import search
 from densefeat_cli.train import train
@@ -32,6 +33,7 @@ densefeat.add_command(models)
 densefeat.add_command(info)
 densefeat.add_command(convert)
 densefeat.add_command(search)
+densefeat.add_command(probe)
 densefeat.add_command(finetune)
 densefeat.add_command(train)
 densefeat.add_command(evaluate)

@@ -52,6 +52,8 @@ def check_finetuning(recipe: FineTuning) -> None:
     refuse(recipe.head_epochs and recipe.mode == "head", "head_epochs", recipe.head_epochs, "mode: head has no other epochs")
     refuse(recipe.head_epochs >= recipe.epochs, "head_epochs", recipe.head_epochs, f"epochs are {recipe.epochs}")
     refuse(recipe.cuda_graph and (recipe.head_epochs or mixes(recipe)), "cuda_graph", True, "not with head_epochs or mixing")
+    lost = recipe.patience is not None and recipe.keep == "last"
+    refuse(lost, "patience", recipe.patience, "it chooses weights that keep: last does not keep")
     balanced = recipe.class_weights == recipe.sampling == "balanced"
     refuse(balanced, "class_weights", "balanced", "sampling is balanced, too: rare classes would count twice")
     odd = mixes(recipe) and (recipe.batch_size // recipe.accumulation) % 2

@@ -1,0 +1,75 @@
+"""``densefeat finetune`` and ``densefeat predict`` as a newcomer runs them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from densefeat.errors import UsageError
+from densefeat_cli.main import densefeat
+from helpers import BUNDLED
+from runs import write_classes
+
+QUICK = ["workers=0", "batch_size=8"]
+
+
+def call(*arguments: object) -> str:
+    result = CliRunner().invoke(densefeat, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_from_a_folder_to_predictions(tmp_path: Path) -> None:
+    data, run = write_classes(tmp_path / "photos", 10, classes=2), tmp_path / "run"
+    common = ["finetune", "--data", data, "--model", BUNDLED, "--out", run, "--device", "cpu", "--epochs", "2", *QUICK]
+    assert "stopped at step 1 of 4; the same command goes on from there" in call(*common, "--steps", 1)
+    said = call(*common)
+    assert f"{run}: 4 steps; weights in {run / 'model.safetensors'}" in said
+    assert "val: 4 images, top-1 100.00 %" in said
+    said = call("predict", "--model", run, "--images", data, "--out", tmp_path / "new", "--device", "cpu")
+    assert said.splitlines()[1].split() == ["class", "0", "10"]
+    assert f"wrote {tmp_path / 'new/predictions.csv'}: 20 rows; all scores in {tmp_path / 'new/scores'}" in said
+    assert "100.00" in call("evaluate", run, "--data", data, "--device", "cpu")
+    assert "20 rows" in call("extract", "--images", data, "--model", run, "--out", tmp_path / "store", "--device", "cpu")
+
+
+@pytest.mark.parametrize("head", ["mlp", "cross-layer"])
+def test_another_head_first_learns_by_itself(tmp_path: Path, head: str) -> None:
+    data = write_classes(tmp_path / "photos", 5, classes=2)
+    call("finetune", "--data", data, "--model", BUNDLED, "--out", tmp_path / "run", "--head", head, "--epochs", 1,
+         "--device", "cpu", *QUICK, "warmup_epochs=0", "head_width=8")  # fmt: skip
+    recipe = (tmp_path / "run/recipe.yaml").read_text()
+    assert "head_start: random\nhead_epochs: 0.5\n" in recipe
+    assert json.loads((tmp_path / "run/config.json").read_text())["densefeat"]["head"] == head
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mode", "tail"], "mode 'tail': give head, full, or blocks:3-4"),
+        (["--mode", "blocks:3-2"], "mode 'blocks:3-2': give the lower block first"),
+        (["--recipe", "cifar10_fast"], "recipe cifar10_fast is for densefeat train, not for densefeat finetune"),
+        (["lr"], "'lr': overrides are written key=value"),
+        (["leaning_rate=1"], "unknown key 'leaning_rate'"),
+        (["proj_drop_rate=0"], "unknown key 'proj_drop_rate'"),
+        (["head=mlp"], "head_start 'probe': it is a linear head, not mlp"),
+        (["class_weights=balanced", "sampling=balanced"], "sampling is balanced, too"),
+        (["mixup=0.2", "batch_size=9"], "batch_size 9: images are mixed in pairs"),
+        (["val_share=1"], "val_share 1.0: give a share"),
+        (["keep=last"], "patience 6: it chooses weights that keep: last does not keep"),
+        (["head_epochs=20"], "head_epochs 20.0: epochs are 15"),
+        (["--model", "densefeat_densnet121"], "unknown model 'densefeat_densnet121': did you mean"),
+    ],
+)
+def test_wrong_use(tmp_path: Path, arguments: list[str], message: str) -> None:
+    data = write_classes(tmp_path / "photos", 2, classes=2)
+    command = ["finetune", "--data", str(data), "--out", str(tmp_path / "run"), "--model", BUNDLED, *arguments]
+    with pytest.raises(UsageError) as error:
+        CliRunner().invoke(densefeat, command, catch_exceptions=False)
+    assert message in str(error.value)
+
+
+def test_a_recipe_of_fine_tuning_is_none_for_training(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="recipe finetune_folder is for densefeat finetune, not for densefeat train"):
+        CliRunner().invoke(densefeat, ["train", "finetune_folder"], catch_exceptions=False)
