@@ -1,10 +1,13 @@
 """Which vectors of a store are compared."""
 
 import re
+from typing import Any
 
 from densefeat.errors import UsageError
 from densefeat.store.reader import Store
 from densefeat.store.writer import vector_names
+
+BY_KEY = "query it by --key"  # what to do where a store cannot be queried by images
 
 
 def choose_column(store: Store, block: int | None = None, column: str | None = None) -> str:
@@ -35,14 +38,25 @@ def choose_column(store: Store, block: int | None = None, column: str | None = N
 
 
 def made_by(store: Store, column: str) -> tuple[str, str]:
-    """The block and the pool that a column comes from, as its store's provenance names them.
+    """As :func:`block_and_pool`, of a store."""
+    return block_and_pool(
+        store.provenance, column, f"{store.path} does not tell which block and pool made {column!r}: {BY_KEY}"
+    )
 
-    UsageError where none of them gives the column.
+
+def block_and_pool(made: dict[str, Any], column: str, unknown: str) -> tuple[str, str]:
+    """The block and the pool that a column comes from, as provenance names them.
+
+    UsageError, ``unknown``, where none of them gives the column.
     """
-    pools = store.provenance["pool"]
-    pools = pools.split(",") if isinstance(pools, str) else pools  # text in older stores
-    for block in store.provenance["blocks"]:
+    pools = pools_of(made)
+    for block in made["blocks"]:
         for pool in pools:
             if column == (block if len(pools) == 1 else f"{block}_{pool.partition(':')[0]}"):
                 return block, pool
-    raise UsageError(f"{store.path} does not tell which block and pool made {column!r}: query it by --key")
+    raise UsageError(unknown)
+
+
+def pools_of(made: dict[str, Any]) -> list[str]:
+    pools = made["pool"]
+    return pools.split(",") if isinstance(pools, str) else pools  # text in older stores

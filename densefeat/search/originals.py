@@ -39,10 +39,17 @@ def thumbnails(store: Store, wanted: Iterable[Entry], images: str | Path | None 
     ``images``: where they are, as in :func:`densefeat.images.sources.open_source`; None: where the job that made the store
     found them, unless that is on a network: nothing is fetched from an address that only a file names.
     """
-    place = store.provenance.get("images") if images is None else str(images)
+    return thumbnails_by(store.provenance, wanted, images)
+
+
+def thumbnails_by(
+    provenance: dict[str, Any], wanted: Iterable[Entry], images: str | Path | None = None
+) -> tuple[dict[Entry, str], str | None]:
+    """As :func:`thumbnails`, by the provenance of a store."""
+    place = provenance.get("images") if images is None else str(images)
     if place is None:
         return {}, "the store does not tell where its images are: give --images"
-    reading = store.provenance.get("input_options", {}) if images is None else {}
+    reading = provenance.get("input_options", {}) if images is None else {}
     for address in (place, reading.get("base") or ""):
         if images is None and ("://" in address or address.startswith("hf:")):
             return {}, f"the images were at {address}: give --images to fetch them"
@@ -50,7 +57,7 @@ def thumbnails(store: Store, wanted: Iterable[Entry], images: str | Path | None 
     made: dict[Entry, str] = {}
     try:
         source = source_of(place, {entry.path for entry in chosen}, reading)
-        items = items_of(source, chosen, store.provenance.get("tiles"))
+        items = items_of(source, chosen, provenance.get("tiles"))
         with ThreadPoolExecutor() as pool:
             while some := list(islice(items, AHEAD)):
                 uris = pool.map(thumbnail_of, (item for _, item in some))

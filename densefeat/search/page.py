@@ -53,7 +53,8 @@ def write_page(path: Path, found: Neighbours | Pairs, images: str | Path | None 
     return problem
 
 
-def page(title: str, notes: list[str], sections: list[str], kind: str) -> str:
+def page(title: str, notes: list[str], sections: list[str], kind: str = "", style: str = "") -> str:
+    """``sections``: HTML; ``kind``: attributes of what is around them; ``style``: more of it."""
     told = "\n".join(f"<p>{escape(note)}</p>" for note in notes)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -62,7 +63,7 @@ def page(title: str, notes: list[str], sections: list[str], kind: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>{STYLE}{style}</style>
 </head>
 <body>
 <h1>{escape(title)}</h1>

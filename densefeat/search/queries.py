@@ -15,7 +15,7 @@ from densefeat.features.extractor import FeatureExtractor, open_image
 from densefeat.images.transforms import Preprocessing
 from densefeat.nets.create import known_config, source_of
 from densefeat.nets.weights import file_sha256
-from densefeat.search.columns import made_by
+from densefeat.search.columns import BY_KEY, block_and_pool, pools_of
 from densefeat.store.reader import Store
 
 NEEDED = ("model", "weights", "blocks", "pool", "tap", "precision", "preprocessing")  # of provenance
@@ -36,59 +36,79 @@ def embed(
             pixels.append(open_image(image, extractor.decoder))
         except DecodeError as error:
             raise UsageError(f"query {str(image)!r}: {error}") from error
-    (features,) = extractor(pixels).values()
+    features = extractor(pixels)[column]
     return features.reshape(len(pixels), -1).numpy()
 
 
 def extractor_of(store: Store, column: str, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
-    """The network that made a column, up to its block, with the preprocessing that the store records.
+    """The network that made a column, as :func:`extractor_by`."""
+    return extractor_by(store.provenance, [column], str(store.path), weights, device, BY_KEY)
 
-    ``weights``: a checkpoint file; None: the file that the store names, or the published weights if it was made by them.
-    Raises UsageError where the store does not tell what made it or the weights are others, WeightsError where there are none.
+
+def extractor_by(
+    made: dict[str, Any],
+    columns: Sequence[str],
+    shown: str,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    instead: str = "extract its features again",
+) -> FeatureExtractor:
+    """The network that made these columns, up to the last of their blocks, with the preprocessing that was recorded.
+
+    Its features have the columns' names; with several pools there are more of them, as all pools of a block are made.
+
+    Args:
+        made: Provenance, as stores have it.
+        shown: What errors call the store, or what was made from it. instead: what they say to do.
+        weights: A checkpoint file; None: the file that is named, or the published weights if it was made by them.
+
+    Raises:
+        UsageError: Where it is not told what made them, or the weights are others. WeightsError: there are none.
     """
-    made = store.provenance
     if missing := [name for name in NEEDED if name not in made]:
-        raise UsageError(f"{store.path} does not tell what made it ({', '.join(missing)} missing): query it by --key")
+        raise UsageError(f"{shown} does not tell what made it ({', '.join(missing)} missing): {instead}")
     known = made["weights"]
     if known["source"] == "a model object":
-        raise UsageError(f"{store.path} was made by a model object ({made['model']}): query it by --key")
-    block, pool = made_by(store, column)
-    file = weights_file(made["model"], known, weights)
+        raise UsageError(f"{shown} was made by a model object ({made['model']}): {instead}")
+    blocks = {
+        block_and_pool(made, column, f"{shown} does not tell which block and pool made {column!r}: {instead}")[0]
+        for column in columns
+    }
     extractor = FeatureExtractor(
         made["model"],
-        pool=pool,
+        pool=pools_of(made),
         tap=made["tap"],
-        weights=file,
+        weights=weights_file(made["model"], known, weights, shown),
         device=device,
         precision=made["precision"],
         decoder=made.get("decoder", "pillow"),
     )
-    check_sha256(extractor.provenance["weights"] | {"sha256": extractor.weights_sha256}, known)
-    extractor.taps = [tap for tap in extractor.taps if tap.name == block]
+    check_sha256(extractor.provenance["weights"] | {"sha256": extractor.weights_sha256}, known, shown)
+    extractor.taps = [tap for tap in extractor.taps if tap.name in blocks]
     extractor.preprocessing = Preprocessing(**{name: as_tuple(value) for name, value in made["preprocessing"].items()})
     return extractor
 
 
-def weights_file(model: str, known: dict[str, Any], weights: str | Path | None) -> Path | None:
-    """The checkpoint to load, its hash compared before it is read; None for published weights."""
-    if weights is None and source_of(known_config(model)) == known["source"]:
+def weights_file(model: str, known: dict[str, Any], weights: str | Path | None, shown: str) -> Path | None:
+    """The checkpoint to load, its hash compared before it is read; None for published weights, and those of a run's folder."""
+    if weights is None and (Path(model).is_dir() or source_of(known_config(model)) == known["source"]):
         return None
     file = Path(known["source"] if weights is None else weights)
     if not file.is_file():
         if weights is not None:
             raise UsageError(f"weights {str(file)!r}: no such file")
         raise UsageError(
-            f"the store's weights were {known['source']!r}, not here now: --weights FILE (sha256 {known['sha256']})"
+            f"the weights of {shown} were {known['source']!r}, not here now: --weights FILE (sha256 {known['sha256']})"
         )
-    check_sha256({"source": str(file), "sha256": file_sha256(file)}, known)
+    check_sha256({"source": str(file), "sha256": file_sha256(file)}, known, shown)
     return file
 
 
-def check_sha256(here: dict[str, Any], known: dict[str, Any]) -> None:
+def check_sha256(here: dict[str, Any], known: dict[str, Any], shown: str) -> None:
     """Raise UsageError where two records of weights tell of different files."""
     if None not in (here["sha256"], known["sha256"]) and here["sha256"] != known["sha256"]:
-        told = f"sha256 {here['sha256']}, the store's ({known['source']!r}) {known['sha256']}"
-        raise UsageError(f"weights {here['source']!r} are others than those of the store: {told}")
+        told = f"sha256 {here['sha256']}, its own ({known['source']!r}) {known['sha256']}"
+        raise UsageError(f"weights {here['source']!r} are others than those of {shown}: {told}")
 
 
 def as_tuple(value: Any) -> Any:

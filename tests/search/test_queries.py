@@ -58,7 +58,8 @@ def test_a_checkpoint_that_was_moved(of_checkpoint: Path, tmp_path: Path) -> Non
     (tmp_path / "mine.safetensors").rename(tmp_path / "elsewhere.safetensors")
     store = densefeat.open_store(of_checkpoint)
     with pytest.raises(
-        UsageError, match=r"weights were '.*mine.safetensors', not here now: --weights FILE \(sha256 [0-9a-f]{64}\)"
+        UsageError,
+        match=r"the weights of .*e.parquet were '.*mine.safetensors', not here now: --weights FILE \(sha256 [0-9a-f]{64}\)",
     ):
         extractor_of(store, "block1", device="cpu")
     extractor_of(store, "block1", tmp_path / "elsewhere.safetensors", "cpu")
@@ -67,7 +68,7 @@ def test_a_checkpoint_that_was_moved(of_checkpoint: Path, tmp_path: Path) -> Non
 def test_other_weights_are_refused_before_they_are_read(of_checkpoint: Path, tmp_path: Path, bundled_file: Path) -> None:
     (tmp_path / "mine.safetensors").write_bytes(b"no checkpoint at all")
     here, there = file_sha256(tmp_path / "mine.safetensors"), file_sha256(bundled_file)
-    with pytest.raises(UsageError, match=rf"are others than those of the store: sha256 {here}, the store's \('.*'\) {there}"):
+    with pytest.raises(UsageError, match=rf"are others than those of .*e.parquet: sha256 {here}, its own \('.*'\) {there}"):
         extractor_of(densefeat.open_store(of_checkpoint), "block1", device="cpu")
 
 
@@ -89,7 +90,7 @@ MADE = {
         (MADE | {"model": "Mine", "weights": {"source": "a model object", "sha256": "00"}}, None, r"a model object \(Mine\)"),
         (MADE | {"model": "densefeat_nonsense"}, None, "unknown model 'densefeat_nonsense'"),
         (MADE, "nowhere.pt", "weights 'nowhere.pt': no such file"),
-        (MADE, None, "sha256 [0-9a-f]{64}, the store's .* 00"),
+        (MADE, None, "sha256 [0-9a-f]{64}, its own .* 00"),
     ],
 )
 def test_stores_that_no_network_fits(make_store, provenance: dict, weights: str | None, match: str) -> None:

@@ -1,0 +1,169 @@
+"""``densefeat probe``."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from densefeat_cli.printable import printable
+
+if TYPE_CHECKING:
+    from densefeat.heads.probe import Probed
+    from densefeat.heads.tables import Table
+
+OF_IMAGES = ("model", "weights", "image_size", "pool", "device", "batch_size", "workers")
+OF_STORES = ("task", "split_column", "group_column")
+
+
+@click.command(epilog="Example: densefeat probe embeddings/ --out probe/, or: densefeat probe --images photos/ --out probe/")
+@click.argument("store", required=False, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for results, charts, page and probe.")
+@click.option("--images", help="What to extract a store from, in OUT/features; with STORE: where its images are now.")
+@click.option("--test", help="Store (or, with --images, images) to test on.  [default: a fifth of the rows]")
+@click.option("--protocol", type=click.Choice(["logreg", "knn", "ridge", "sgd"]), default="logreg", show_default=True,
+              help="sgd: on augmented --images.")  # fmt: skip
+@click.option("--labels", metavar="folder|FILE.csv", help="class/image.jpg, or a CSV of path,label.  [default: the store's own;"
+              " of a folder of images: folder]")  # fmt: skip
+@click.option("--label-column", metavar="NAME", help="Other than label.")
+@click.option("--task", type=click.Choice(["auto", "single", "multi", "regression"]), default="auto", show_default=True,
+              help="multi: labels a|b; auto: by the labels.")  # fmt: skip
+@click.option("--split-column", metavar="NAME", help="Of the CSV or the store: train, val, test.")
+@click.option("--group-column", metavar="NAME", help="Rows of one value, as a patient, stay on one side.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--model", help="Of --images: a name of `densefeat models`, or any timm model.  [default: densefeat_densenet121]")
+@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint file instead of the published weights.")
+@click.option("--image-size", type=int, help="Pixels of the square input.  [default: the weights' own]")
+@click.option("--pool", help="avg, max, gem; or several: avg,max.  [default: avg]")
+@click.option("--device", help="auto, cpu, cuda, cuda:N, mps.  [default: auto]")
+@click.option("--batch-size", type=click.IntRange(1), help="Images a pass.")
+@click.option("--workers", type=int, help="Threads that read and decode.")
+@click.option("--epochs", type=click.IntRange(1), help="Of sgd.")
+def probe(store: Path | None, out: Path, images: str | None, protocol: str, **options: Any) -> None:
+    """Which block's features serve the labels, how good they can get, and the model: heads on a STORE, or on images.
+
+    A head for each block, for the best blocks together, and for all; chosen on validation rows, told of on test rows that
+    nothing was chosen by. OUT gets results.json, report.html, charts, predictions.csv, and probe.safetensors.
+    """
+    check_input(store, images, protocol, options)
+    given = {name: value for name, value in options.items() if value is not None}
+    if protocol == "sgd":
+        by_descent(str(images), out, given)
+        return
+    from densefeat.heads.probe import probe as run
+
+    for name in OF_IMAGES:
+        options.pop(name)
+    options.pop("epochs")
+    if store is None:
+        store, options["test"] = extracted(str(images), out, given)
+        images = None
+        options["labels"] = None if options["labels"] == "folder" else options["labels"]
+        options["label_column"] = options["label_column"] if options["labels"] else None
+    show(run(store, out, images=images, protocol=protocol, **options))
+
+
+def check_input(store: Path | None, images: str | None, protocol: str, options: dict[str, Any]) -> None:
+    if store is None and images is None:
+        raise click.UsageError("give a STORE of densefeat extract, or --images to make one from")
+    if protocol == "sgd":
+        if store is not None or images is None:
+            raise click.UsageError("--protocol sgd learns from augmented images: give --images, and no STORE")
+        if given := [name for name in OF_STORES if options[name] not in (None, "auto")]:
+            raise click.UsageError(f"--{given[0].replace('_', '-')} is not for --protocol sgd: use another protocol")
+        return
+    if options["epochs"] is not None:
+        raise click.UsageError("--epochs is for --protocol sgd")
+    if store is not None:
+        if given := [name for name in OF_IMAGES if options[name] is not None]:
+            raise click.UsageError(f"--{given[0].replace('_', '-')} is for --images alone: a STORE has its features")
+        if options["labels"] == "folder":
+            raise click.UsageError("--labels folder is for --images: give --labels FILE.csv, or none for the store's own")
+
+
+def by_descent(images: str, out: Path, given: dict[str, Any]) -> None:
+    from densefeat.training.parallel_probe import probe_images
+
+    given.pop("task")
+    if "pool" in given:
+        given["pools"] = given.pop("pool")
+    probed = probe_images(images, out, **given)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+        show(probed)
+
+
+def extracted(images: str, out: Path, given: dict[str, Any]) -> tuple[Path, Path | None]:
+    """Stores of the images and the test images, made now as far as they are not there."""
+    import densefeat
+    from densefeat.heads.probe import FEATURES, TEST_FEATURES, check_free
+
+    check_free(out)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {name: given[name] for name in OF_IMAGES if name in given}
+    labels = given.get("labels", "folder" if os.path.isdir(images) and "label_column" not in given else None)
+    if labels == "folder":
+        settings["labels"] = "folder"
+    elif labels is None and "label_column" in given:
+        settings["label_column"] = given["label_column"]
+    click.echo(f"densefeat: features of {images} to {out / FEATURES}", err=True)
+    densefeat.extract(images, out / FEATURES, **settings)
+    test = given.get("test")
+    if test is None or is_store(test):
+        return out / FEATURES, None if test is None else Path(test)
+    densefeat.extract(test, out / TEST_FEATURES, **settings)
+    return out / FEATURES, out / TEST_FEATURES
+
+
+def is_store(path: str) -> bool:
+    from densefeat.store.layout import Layout
+    from densefeat.store.reader import is_embeddings
+
+    return Layout(Path(path)).manifest.exists() or (os.path.isfile(path) and is_embeddings(Path(path)))
+
+
+def show(probed: "Probed") -> None:
+    """Tables on stdout; what was found odd, and where everything is, on stderr."""
+    from densefeat.heads.label_report import told
+    from densefeat.heads.tables import cells, few_shot_cells
+
+    results = probed.results
+    for line in [*told(results["labels"]), *results["notes"]]:
+        click.echo("densefeat: " + printable(line), err=True)
+    marked = [candidate["name"] == results["best"] for candidate in results["candidates"]]
+    wide, narrow = cells(results), cells(results, narrow=True)
+    print_table(*(wide if fits_terminal(wide) else narrow), marked)
+    if results["few_shot"]:
+        print_table(*few_shot_cells(results))
+    click.echo(f"best: {printable(results['best'])} (by the validation rows; brackets: 95 % intervals on the test rows)")
+    if results["comparison"]:
+        click.echo(printable(results["comparison"]["told"]))
+    if not (probed.path / "blocks.png").exists():
+        click.echo("densefeat: no charts: they need matplotlib, pip install 'densefeat[train]'", err=True)
+    click.echo(f"{'already there' if probed.done_before else 'wrote'}: {probed.path / 'report.html'}", err=True)
+
+
+def fits_terminal(table: "Table") -> bool:
+    from rich.console import Console
+
+    console, (headings, rows) = Console(), table
+    widths = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
+    return not console.is_terminal or sum(widths) + 2 * len(headings) <= console.width
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
+    for number, row in enumerate(rows):
+        style = "bold" if number < len(marked) and marked[number] else ""
+        table.add_row(*(Text(printable(cell), style) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 40 * len(headings)
+    console.print(table)
+    click.echo()

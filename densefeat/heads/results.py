@@ -1,0 +1,145 @@
+"""What a probe leaves behind: results, charts, predictions, a page, and the fitted head."""
+
+import csv
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import sklearn
+import torch
+
+from densefeat.heads.asked import Asked
+from densefeat.heads.candidates import Concluded
+from densefeat.heads.charts import draw_blocks, draw_confusion
+from densefeat.heads.classes import names_of
+from densefeat.heads.page import write_page
+from densefeat.heads.predictions import confusions, predicted
+from densefeat.heads.probe_file import FILE, Probe, save_probe
+from densefeat.heads.targets import Targets
+from densefeat.store.atomic import atomic_file, written
+from densefeat.version import __version__
+
+RESULTS, PAGE, PREDICTIONS = "results.json", "report.html", "predictions.csv"
+BLOCKS, CONFUSION = "blocks", "confusion"
+KIND = "densefeat probe"
+
+
+def write_report(out: Path, concluded: Concluded, asked: Asked) -> dict[str, Any]:
+    """Everything into a folder, each file whole or not at all, ``results.json`` last; returns what is in that.
+
+    Charts are left out where matplotlib (an extra) is not installed. Raises OutputError where a file cannot be written.
+    """
+    results = results_of(concluded, asked)
+    with written(out):
+        out.mkdir(parents=True, exist_ok=True)
+    save_probe(out / FILE, probe_of(concluded, asked))
+    charts = draw_blocks(out / BLOCKS, results)
+    confusion = None
+    if concluded.scores is not None:
+        write_predictions(out / PREDICTIONS, concluded.targets, concluded.scores, asked)
+        if concluded.targets.task == "single":
+            confusion = draw_confusion(out / CONFUSION, concluded.targets, concluded.scores)
+    write_page(out / PAGE, concluded, asked, results, [picture for picture in (charts, confusion) if picture])
+    with atomic_file(out / RESULTS) as beside:
+        beside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
+    return results
+
+
+def results_of(concluded: Concluded, asked: Asked) -> dict[str, Any]:
+    """JSON types alone."""
+    targets = concluded.targets
+    found = {
+        "kind": KIND,
+        "protocol": asked.protocol,
+        "task": targets.task,
+        "main_metric": concluded.main,
+        "classes": list(targets.classes),
+        "rows": asked.sizes,
+        "split_sha256": asked.split_sha256,
+        "seed": asked.seed,
+        "labels": asked.labels,
+        "notes": list(asked.notes),
+        "candidates": [outcome.to_json() for outcome in concluded.outcomes],
+        "best": concluded.winner.name,
+        "next": None if concluded.next is None else concluded.outcomes[concluded.next].name,
+        "comparison": None if concluded.comparison is None else asdict(concluded.comparison) | {"told": verdict(concluded)},
+        "confusions": [] if concluded.scores is None else confusions(targets, concluded.scores),
+        "few_shot": asked.few_shot,
+        "provenance": asked.provenance,
+        "test_provenance": asked.test_provenance,
+        "settings": asked.settings,
+        "versions": versions(),
+    }
+    return plain(found)
+
+
+def probe_of(concluded: Concluded, asked: Asked) -> Probe:
+    best, targets = concluded.winner, concluded.targets
+    told = {
+        "protocol": asked.protocol,
+        "chosen": best.chosen,
+        "name": best.name,
+        "rows": asked.sizes,
+        "split_sha256": asked.split_sha256,
+        "seed": asked.seed,
+        "val": best.val,
+        "test": best.test,
+        "intervals": best.intervals,
+    }
+    return Probe(targets.task, targets.classes, best.columns, asked.provenance, concluded.head, plain(told))
+
+
+def verdict(concluded: Concluded) -> str:
+    """The comparison of the best with the next, in words."""
+    comparison = concluded.comparison
+    if comparison is None or concluded.next is None:
+        return ""
+    best, other = concluded.winner.name, concluded.outcomes[concluded.next].name
+    low, high = comparison.interval
+    sure = "a difference" if comparison.p_value < 0.05 else "no difference that these rows can show"
+    return (
+        f"{best} less {other}, next best on the validation rows: {comparison.metric} {comparison.difference:+.4g}"
+        f" ({low:+.4g} to {high:+.4g}), p = {comparison.p_value:.3g} ({comparison.test}): {sure}"
+    )
+
+
+def write_predictions(path: Path, targets: Targets, scores: np.ndarray, asked: Asked) -> None:
+    """A line for each test row: path, x and y of a tile, label, prediction, and its score."""
+    places = [] if asked.places is None else ["x", "y"]
+    with (
+        atomic_file(path) as beside,
+        written(path),
+        open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", *places, "label", "predicted", "score"])
+        guesses, sure = predicted(targets.task, targets.classes, scores)
+        rows = zip(asked.paths, names_of(targets), guesses, sure.tolist(), strict=True)
+        for row, (key, label, guess, score) in enumerate(rows):
+            writer.writerow([key, *([] if asked.places is None else asked.places[row].tolist()), label, guess, f"{score:.6g}"])
+
+
+def versions() -> dict[str, str]:
+    return {
+        "densefeat": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "scikit-learn": sklearn.__version__,
+        "scipy": scipy.__version__,
+    }
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: no numpy, no tuples, nothing that is not finite (null)."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,51 @@
+"""results.json and tables."""
+
+import json
+
+import numpy as np
+
+from densefeat.heads.results import plain
+from densefeat.heads.tables import cells, few_shot_cells
+
+
+def test_only_what_json_has() -> None:
+    value = {"a": np.float32(1.5), 2: (np.int64(3), float("nan")), "b": np.array([1.0, np.inf]), "c": [True, None, "x"]}
+    expected = {"a": 1.5, "2": [3, None], "b": [1.0, None], "c": [True, None, "x"]}
+    assert plain(value) == expected
+    assert json.loads(json.dumps(plain(value), allow_nan=False)) == expected
+
+
+RESULTS = {
+    "main_metric": "top1",
+    "candidates": [
+        {
+            "name": "block1",
+            "features": 1024,
+            "chosen": {"C": 0.0001234},
+            "val": {"top1": 61.26},
+            "test": {"top1": 60.04, "auroc": 0.91234, "macro_f1": None},
+            "intervals": {"top1": [58.0, 62.06], "auroc": [0.9, 0.92], "macro_f1": None},
+        },
+        {"name": "all", "features": 5, "chosen": {"k": 10}, "val": {"top1": None}, "test": {}, "intervals": {}},
+    ],
+    "few_shot": [
+        {"name": "a", "shots": 1, "mean": 10.0, "deviation": 1.26},
+        {"name": "a", "shots": 5, "mean": 20.0, "deviation": 0.5},
+        {"name": "b", "shots": 1, "mean": None, "deviation": None},
+    ],
+}
+
+
+def test_tables() -> None:
+    names, rows = cells(RESULTS)
+    assert names == ["candidate", "features", "setting", "val top-1, %", "top-1, %", "macro F1, %", "AUROC"]
+    assert rows == [
+        ["block1", "1,024", "C 0.000123", "61.3", "60.0 (58.0–62.1)", "–", "0.912 (0.900–0.920)"],
+        ["all", "5", "k 10", "–", "–", "–", "–"],
+    ]
+    names, rows = cells(RESULTS, narrow=True)
+    assert (names[3:], rows[0][3:]) == (["val top-1, %", "top-1, %"], ["61.3", "60.0 (58.0–62.1)"])
+    assert few_shot_cells(RESULTS) == (
+        ["candidate", "1 a class", "5 a class"],
+        [["a", "10.0 ± 1.3", "20.0 ± 0.5"], ["b", "–", "–"]],
+    )
