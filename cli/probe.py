@@ -22,8 +22,9 @@ OF_STORES = ("task", "split_column", "group_column")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for results, charts, page and probe.")
 @click.option("--images", help="What to extract a store from, in OUT/features; with STORE: where its images are now.")
 @click.option("--test", help="Store (or, with --images, images) to test on.  [default: a fifth of the rows]")
-@click.option("--protocol", type=click.Choice(["logreg", "knn", "ridge", "sgd"]), default="logreg", show_default=True,
-              help="sgd: on augmented --images.")  # fmt: skip
+@click.option("--protocol", type=click.Choice(["logreg", "knn", "ridge", "sgd"]),
+              help="sgd: on augmented --images.  [default: logreg, for numbers ridge]")  # fmt: skip
+@click.option("--standardize", is_flag=True, help="Of logreg: features by their mean and deviation over the training rows.")
 @click.option("--labels", metavar="folder|FILE.csv", help="class/image.jpg, or a CSV of path,label.  [default: the store's own;"
               " of a folder of images: folder]")  # fmt: skip
 @click.option("--label-column", metavar="NAME", help="Other than label.")
@@ -40,7 +41,7 @@ OF_STORES = ("task", "split_column", "group_column")
 @click.option("--batch-size", type=click.IntRange(1), help="Images a pass.")
 @click.option("--workers", type=int, help="Threads that read and decode.")
 @click.option("--epochs", type=click.IntRange(1), help="Of sgd.")
-def probe(store: Path | None, out: Path, images: str | None, protocol: str, **options: Any) -> None:
+def probe(store: Path | None, out: Path, images: str | None, protocol: str | None, **options: Any) -> None:
     """Which block's features serve the labels, how good they can get, and the model: heads on a STORE, or on images.
 
     A head for each block, for the best blocks together, and for all; chosen on validation rows, told of on test rows that
@@ -64,10 +65,12 @@ def probe(store: Path | None, out: Path, images: str | None, protocol: str, **op
     show(run(store, out, images=images, protocol=protocol, **options))
 
 
-def check_input(store: Path | None, images: str | None, protocol: str, options: dict[str, Any]) -> None:
+def check_input(store: Path | None, images: str | None, protocol: str | None, options: dict[str, Any]) -> None:
     if store is None and images is None:
         raise click.UsageError("give a STORE of densefeat extract, or --images to make one from")
     if protocol == "sgd":
+        if options["standardize"]:
+            raise click.UsageError("--standardize is for --protocol logreg")
         if store is not None or images is None:
             raise click.UsageError("--protocol sgd learns from augmented images: give --images, and no STORE")
         if given := [name for name in OF_STORES if options[name] not in (None, "auto")]:
@@ -86,6 +89,7 @@ def by_descent(images: str, out: Path, given: dict[str, Any]) -> None:
     from densefeat.training.parallel_probe import probe_images
 
     given.pop("task")
+    given.pop("standardize")
     if "pool" in given:
         given["pools"] = given.pop("pool")
     probed = probe_images(images, out, **given)
@@ -139,7 +143,7 @@ def show(probed: "Probed") -> None:
     if results["comparison"]:
         click.echo(printable(results["comparison"]["told"]))
     if not (probed.path / "blocks.png").exists():
-        click.echo("densefeat: no charts: they need matplotlib, pip install 'densefeat[train]'", err=True)
+        click.echo("densefeat: no charts: they need matplotlib (pip install matplotlib)", err=True)
     click.echo(f"{'already there' if probed.done_before else 'wrote'}: {probed.path / 'report.html'}", err=True)
 
 

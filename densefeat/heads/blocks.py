@@ -30,6 +30,7 @@ class Fits:
     parts: np.ndarray
     seed: int
     advance: Callable[[int], None]
+    standardize: bool = False
 
     @property
     def fitting(self) -> np.ndarray:
@@ -46,7 +47,8 @@ class Fits:
 
     def fit(self, names: tuple[str, ...]) -> Fitted:
         targets = self.targets.take(self.fitting)
-        return fit(self.protocol, self.features(names), targets, self.val, seed=self.seed, advance=self.advance)
+        x, scaled = self.features(names), self.standardize
+        return fit(self.protocol, x, targets, self.val, standardize=scaled, seed=self.seed, advance=self.advance)
 
     def rating(self, fitted: Fitted) -> float:
         """The main metric on the validation rows."""

@@ -34,7 +34,7 @@ class Picture:
 
 
 def draw_blocks(stem: Path, results: dict[str, Any]) -> Picture | None:
-    """``stem``.png and .svg of the candidates in results.json; None where matplotlib (an extra) is not installed.
+    """``stem``.png and .svg of the candidates in results.json; None where matplotlib is not installed.
 
     Left: each candidate; right: the main metric against the number of features. With 95 % intervals, where there are some.
     """

@@ -43,7 +43,8 @@ def probe(
     out: str | Path,
     *,
     test: str | Path | Store | None = None,
-    protocol: str = "logreg",
+    protocol: str | None = None,
+    standardize: bool = False,
     labels: str | Path | None = None,
     label_column: str | None = None,
     task: str = "auto",
@@ -58,7 +59,8 @@ def probe(
         store: Of ``densefeat extract``; its vector columns are the candidates.
         out: The folder. What the same call has left there is not made again.
         test: Another store, of the test rows alone, made in the same way; None: 20 % of the rows, stratified.
-        protocol: ``"logreg"``, ``"knn"`` or ``"ridge"``; see :mod:`densefeat.heads.protocols`.
+        protocol: ``"logreg"``, ``"knn"`` or ``"ridge"``; see :mod:`densefeat.heads.protocols`. None: logreg, for numbers ridge.
+        standardize: Of logreg: features by their mean and deviation over the training rows (ridge always does so).
         labels: A CSV with ``path`` and ``label``; None: the store's own column.
         label_column: Other than ``label``, of the CSV or the store.
         task: ``"single"``, ``"multi"`` (``a|b``), ``"regression"``, or ``"auto"``: by the labels.
@@ -78,7 +80,10 @@ def probe(
     check_overlap(stores)
     file = None if labels is None else LabelFile(Path(labels))
     labelled = gather(stores, file, label_column, task, split_column, group_column)
-    chosen = described(protocol, labelled.targets.task)
+    protocol = protocol or ("ridge" if labelled.targets.task == "regression" else "logreg")
+    if standardize and protocol != "logreg":
+        raise UsageError(f"--standardize is for logreg: {protocol} {'always' if protocol == 'ridge' else 'never'} does so")
+    chosen = described(protocol, labelled.targets.task) | ({"standardize": standardize} if protocol == "logreg" else {})
     parts = parts_of(labelled, stores, seed)
     labelled = reported(labelled, parts, judged=labelled.parts is None)
     check_parts(labelled.targets, parts)
@@ -87,7 +92,8 @@ def probe(
     if (before := finished(out, asked)) is not None:
         return Probed(out, before, done_before=True)
     with progress_bar("fitting", number_of_settings(protocol, len(columns.widths)), "settings") as advance:
-        return Probed(out, run(Fits(protocol, columns, labelled.targets, labelled.rows, parts, seed, advance), asked, out))
+        fits = Fits(protocol, columns, labelled.targets, labelled.rows, parts, seed, advance, standardize)
+        return Probed(out, run(fits, asked, out))
 
 
 def run(fits: Fits, asked: Asked, out: Path) -> dict[str, Any]:

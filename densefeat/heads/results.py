@@ -31,7 +31,7 @@ KIND = "densefeat probe"
 def write_report(out: Path, concluded: Concluded, asked: Asked) -> dict[str, Any]:
     """Everything into a folder, each file whole or not at all, ``results.json`` last; returns what is in that.
 
-    Charts are left out where matplotlib (an extra) is not installed. Raises OutputError where a file cannot be written.
+    Charts are left out where matplotlib is not installed. Raises OutputError where a file cannot be written.
     """
     results = results_of(concluded, asked)
     with written(out):

@@ -7,7 +7,7 @@ from densefeat.store.atomic import atomic_file
 
 
 def draw_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
-    """A PNG of the lines of metrics.jsonl; False where matplotlib (an extra) is not installed."""
+    """A PNG of the lines of metrics.jsonl; False where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -153,10 +153,10 @@ def unreadable(data: TrainingData) -> list[str]:
 
 
 def not_drawn() -> list[str]:
-    """One line on what the run folder will lack, if anything."""
-    if find_spec("matplotlib") and find_spec("tensorboard"):
-        return []
-    return ["curves.png and TensorBoard's events need: pip install 'densefeat[train]'"]
+    """A line on each thing that the run folder will lack."""
+    needed = {"matplotlib": "curves.png needs: pip install matplotlib",
+              "tensorboard": "TensorBoard's events need: pip install 'densefeat[train]'"}  # fmt: skip
+    return [told for package, told in needed.items() if not find_spec(package)]
 
 
 def retreat(state: State, folder: RunFolder, tried: set[str]) -> bool:

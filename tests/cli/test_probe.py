@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from probes import class_store, codes_of, features_of, write_probe_store
 
 import densefeat
 from densefeat.errors import UsageError
 from densefeat.heads.probe_file import load_probe
 from densefeat_cli.probe import probe
 from helpers import BUNDLED
+from probes import class_store, codes_of, features_of, write_probe_store
 from runs import write_table
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from probes import codes_of, features_of, single, write_probe_store
 from sklearn.metrics import accuracy_score
 
 import densefeat
@@ -12,6 +11,7 @@ from densefeat.heads.blocks import Fits, candidates, few_shot, name_of, number_o
 from densefeat.heads.columns import columns_of
 from densefeat.heads.protocols import GRIDS, fit
 from densefeat.heads.splits import TEST, VAL, split
+from probes import codes_of, features_of, single, write_probe_store
 
 WIDTHS = {"a": 5, "b": 3, "c": 4, "d": 6}
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from probes import single
 from sklearn.metrics import accuracy_score, r2_score
 
 from densefeat.errors import UsageError
@@ -10,6 +9,7 @@ from densefeat.heads.candidates import Candidate, conclude
 from densefeat.heads.linear import Linear
 from densefeat.heads.protocols import Fitted
 from densefeat.heads.targets import Targets
+from probes import single
 
 VAL, TEST = single([0, 1, 2, 0, 1, 2]), single(np.arange(60) % 3)
 

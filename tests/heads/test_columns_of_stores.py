@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from probes import class_store, codes_of, features_of, write_probe_store
 
 import densefeat
 from densefeat.errors import UsageError
 from densefeat.heads.columns import Columns, columns_of
 from densefeat.store.reader import Store
+from probes import class_store, codes_of, features_of, write_probe_store
 from stores import write_store
 
 

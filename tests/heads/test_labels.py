@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from probes import single, write_probe_store
 
 import densefeat
 from densefeat.errors import UsageError
@@ -14,6 +13,7 @@ from densefeat.heads.label_report import absent_classes, lone_classes, told
 from densefeat.heads.labels import gather, joined
 from densefeat.heads.targets import Targets
 from densefeat.store.reader import Store
+from probes import single, write_probe_store
 
 KEYS = ["a.jpg", "b.jpg", "é/c.jpg", "d, e.jpg"]
 

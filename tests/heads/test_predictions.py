@@ -1,11 +1,11 @@
 """Scores as people read them."""
 
 import numpy as np
-from probes import single
 from sklearn.metrics import confusion_matrix, log_loss
 
 from densefeat.heads.predictions import confusion, confusions, predicted, worst
 from densefeat.heads.targets import Targets
+from probes import single
 
 R = np.random.default_rng(0)
 

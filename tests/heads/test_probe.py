@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from probes import NAMES, WIDTHS, class_store, codes_of, features_of, write_probe_store
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, r2_score
@@ -18,6 +17,7 @@ from densefeat.errors import DensefeatError, UsageError
 from densefeat.heads.probe import Probed, probe
 from densefeat.heads.probe_file import load_probe
 from densefeat.heads.splits import split_sha256
+from probes import NAMES, WIDTHS, class_store, codes_of, features_of, write_probe_store
 
 FILES = {"results.json", "report.html", "predictions.csv", "probe.safetensors"}
 PICTURES = {"blocks.png", "blocks.svg", "confusion.png", "confusion.svg"}
@@ -194,7 +194,20 @@ def test_numbers(tmp_path: Path) -> None:
     best = by_name(probed, probed.results["best"])
     assert r2_score(wanted, found) == pytest.approx(best["test"]["r2"], abs=1e-4)
     with pytest.raises(UsageError, match="protocol 'logreg' predicts classes, these labels are numbers: use ridge"):
-        probe(store, tmp_path / "other")
+        probe(store, tmp_path / "other", protocol="logreg")
+    with pytest.raises(UsageError, match="--standardize is for logreg: ridge always does so"):
+        probe(store, tmp_path / "other", standardize=True)
+    assert probe(store, tmp_path / "out").done_before  # of numbers it is the protocol
+
+
+def test_standardised_features(tmp_path: Path) -> None:
+    features = features_of(codes_of(200, 3))
+    features = {name: (values * 1000 + 7).astype(np.float32) for name, values in features.items()}
+    store = write_probe_store(tmp_path / "s.parquet", [NAMES[code] for code in codes_of(200, 3)], features)
+    plain, scaled = (probe(store, tmp_path / name, standardize=name == "scaled") for name in ("plain", "scaled"))
+    assert (plain.results["protocol"]["standardize"], scaled.results["protocol"]["standardize"]) == (False, True)
+    chosen = [by_name(probed, "block2")["chosen"]["C"] for probed in (plain, scaled)]
+    assert chosen[0] < chosen[1] / 100  # the scale of features is a part of the penalty
 
 
 @pytest.mark.parametrize("protocol", ["ridge", "knn", "logreg"])

@@ -4,11 +4,11 @@ import hashlib
 
 import numpy as np
 import pytest
-from probes import single
 
 from densefeat.errors import UsageError
 from densefeat.heads.splits import TEST, TRAIN, VAL, held_out, hold_out_val, split, split_sha256
 from densefeat.heads.targets import Targets
+from probes import single
 
 
 def test_every_class_gives_its_share() -> None:
