@@ -32,6 +32,7 @@ from torch import nn
 from densefeat.nets.zoo import VARIANTS
 from densefeat.training.device_data import Part
 from densefeat.training.loop import backward
+from densefeat.training.losses import Loss
 from densefeat.training.recipe import Recipe
 from densefeat.training.recipe_files import load_recipe
 from densefeat.training.state import State, build
@@ -93,7 +94,7 @@ def check_same(network: str) -> int:
     logits, counts = [], []
     for code in CODES:
         recipe = recipe_of(network, f"{code}:eager", "float64", len(x))
-        state = build(recipe, classes, 1, 100, World(0, 1, torch.device("cpu")))
+        state = build(recipe, classes, size, 1, 100, World(0, 1, torch.device("cpu")))
         logits.append(state.model(state.formatted(x)).detach())
         counts.append(sum(parameter.numel() for parameter in state.model.parameters()))
     if len(set(counts)) > 1:
@@ -110,19 +111,20 @@ class Run:
     def __init__(self, network: str, way: str, precision: str, batch_size: int, device: torch.device) -> None:
         _, size, self.classes = NETWORKS[network]
         recipe = recipe_of(network, way, precision, batch_size)
-        self.state: State = build(recipe, self.classes, 1000, 1000 * round(recipe.epochs), World(0, 1, device))
+        self.state: State = build(recipe, self.classes, size, 1000, 1000 * round(recipe.epochs), World(0, 1, device))
         generator = torch.Generator().manual_seed(0)
         dtype = torch.float64 if precision == "float64" else torch.float32
         x = torch.randn(batch_size, 3, size, size, generator=generator, dtype=dtype)
         y = torch.randint(self.classes, (batch_size,), generator=generator)
         self.parts: list[Part] = [(x.to(device), y.to(device))]
-        self.watch = Watch(self.state.model, self.classes, gradients=not self.state.scaler.is_enabled())
+        self.loss = Loss("single", self.classes, recipe.label_smoothing)
+        self.watch = Watch(self.state.model, self.loss.guess, gradients=not self.state.scaler.is_enabled())
 
     def step(self) -> None:
         """As ``fit`` does it."""
         state = self.state
         state.set_lr()
-        self.watch.note(state.step, backward(state, self.parts))
+        self.watch.note(state.step, backward(state, self.parts, self.loss))
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.step += 1

@@ -6,6 +6,8 @@ import click
 
 from densefeat_cli.printable import printable
 
+TOP = {"top1": "top-1 %", "top5": "top-5 %"}  # of one class an image
+
 
 @click.command(epilog="Example: densefeat evaluate runs/imagenet_densenet121 --data imagenet/val --crops 10")
 @click.argument("model")
@@ -23,7 +25,10 @@ def evaluate(
     model: str, data: str, weights: Path | None, crops: str, image_size: int | None, crop_pct: float | None,
     label_column: str | None, device: str | None, workers: int, per_class: bool, json_file: Path | None,
 ) -> None:  # fmt: skip
-    """Top-1 and top-5 accuracy of MODEL, a name of densefeat models or timm's, or the folder of a run."""
+    """Top-1 and top-5 accuracy of MODEL, a name of densefeat models or timm's, or the folder of a run.
+
+    Of a run with several labels an image: mean average precision.
+    """
     import json
 
     from rich.console import Console
@@ -45,14 +50,16 @@ def evaluate(
     if json_file is not None:
         with atomic_file(json_file) as beside:
             beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    shown = {"map": "mAP %", "auroc": "AUROC", "macro_f1": "macro F1 %"} if "map" in result else TOP
     rows = [{"class": "all", **result}]
     if per_class:
-        rows += sorted((row for row in result["per_class"] if row["images"]), key=lambda row: row["top1"])
+        rows += sorted((row for row in result["per_class"] if row["images"]), key=lambda row: row[next(iter(shown))])
     table = Table(box=None, pad_edge=False)
-    for column in ("class" if per_class else printable(model), "images", "top-1 %", "top-5 %"):
+    for column in ("class" if per_class else printable(model), "images", *shown.values()):
         table.add_column(Text(column))
     for row in rows:
-        table.add_row(Text(printable(str(row["class"]))), f"{row['images']:,}", f"{row['top1']:.2f}", f"{row['top5']:.2f}")
+        numbers = ("" if row[name] is None else f"{row[name]:.2f}" for name in shown)
+        table.add_row(Text(printable(str(row["class"]))), f"{row['images']:,}", *numbers)
     console = Console()
     console.width = console.width if console.is_terminal else 160
     console.print(table)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from densefeat.training.loop import backward
+from densefeat.training.losses import Loss
 from densefeat.training.recipe import Recipe
 from densefeat.training.state import State, build
 from densefeat.training.train import train
@@ -24,10 +25,11 @@ DEVICE = "cuda:0"
 # well conditioned: over deeper networks, smaller batches and larger rates, differences of rounding grow a hundredfold in a step
 CALM = dict(model="densefeat_densenet40_k12", proj_drop_rate=0.0, lr=0.01, warmup_epochs=0, batch_size=32)
 ROOT = Path(__file__).parents[2]
+LOSS = Loss("single", 10, 0.0)
 
 
 def built(recipe: Recipe) -> State:
-    return build(recipe, 10, 10, 100, World(0, 1, torch.device(DEVICE)))
+    return build(recipe, 10, 16, 10, 100, World(0, 1, torch.device(DEVICE)))
 
 
 def batch(seed: int, count: int = 32, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +44,7 @@ def take_steps(state: State, count: int) -> list[float]:
     losses = []
     for seed in range(count):
         state.set_lr()
-        losses.append(backward(state, [batch(seed)]))
+        losses.append(backward(state, [batch(seed)], LOSS))
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.step += 1
@@ -148,7 +150,7 @@ def peak_bytes(state: State) -> int:
     for _ in range(2):  # the first makes gradients, and finds cuDNN's workspaces
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        backward(state, parts)
+        backward(state, parts, LOSS)
     return torch.cuda.max_memory_allocated() - before
 
 
