@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from scipy.special import logsumexp
 
 from densefeat.errors import UsageError
 from densefeat.heads.metrics import MAIN, main_metric
@@ -13,11 +14,12 @@ from densefeat.heads.targets import Targets
 Advance = Callable[[int], None]
 Setting = dict[str, float | int]
 Solution = TypeVar("Solution")
+SMOOTHING = 0.1  # of labels, where settings are chosen by log loss
 
 
 @dataclass(frozen=True)
 class Choice:
-    """``tried``: every setting with its main metric; ``chosen``: the best, of equals the first; ``val_scores``: its scores."""
+    """``tried``: every setting with its main metric; ``chosen``: the best; ``val_scores``: the scores by it."""
 
     chosen: Setting
     tried: list[Setting]
@@ -30,20 +32,40 @@ def choose(
     scores: Callable[[Solution], np.ndarray],
     targets: Targets,
     advance: Advance,
+    by_loss: bool = False,
 ) -> tuple[Choice, Solution]:
     """Of pairs (value of the setting ``name``, what was fitted with it) the best by its ``scores`` on the validation rows.
 
-    One solution is kept at a time.
+    Of equals the one with the lowest :func:`log_loss`: few rows give the same accuracy with many settings, the strongest
+    penalties among them, which leave no score far from any other. ``by_loss``: that alone decides. One solution is kept at a
+    time.
     """
-    metric, tried, best = MAIN[targets.task], list[Setting](), -np.inf
+    metric, tried, best = MAIN[targets.task], list[Setting](), (-np.inf, -np.inf)
     for value, solution in solutions:
         found = scores(solution)
-        rating = rated(targets, found)
-        tried.append({name: value, metric: rating})
+        main, loss = rated(targets, found), log_loss(targets, found)
+        tried.append({name: value, metric: main} | ({} if targets.task == "regression" else {"log_loss": loss}))
+        rating = (0.0 if by_loss else main, -loss)
         if rating > best:
             best, chosen, kept, kept_scores = rating, value, solution, found
         advance(1)
     return Choice({name: chosen}, tried, kept_scores), kept
+
+
+def log_loss(targets: Targets, scores: np.ndarray) -> float:
+    """Mean over rows (of several labels, and labels) of the cross entropy of logits with smoothed targets; 0 for numbers.
+
+    Without smoothing a few rows that are all told apart would ask for weights without bound.
+    """
+    if targets.task == "regression":
+        return 0.0
+    logits = scores.astype(np.float64)
+    if targets.task == "multi":
+        losses = np.logaddexp(0, np.where(targets.values, -logits, logits)), np.logaddexp(0, logits) - logits / 2
+    else:
+        norm = logsumexp(logits, axis=1)
+        losses = norm - logits[np.arange(len(logits)), targets.values], norm - logits.mean(1)
+    return float((1 - SMOOTHING) * losses[0].mean() + SMOOTHING * losses[1].mean())
 
 
 def rated(targets: Targets, scores: np.ndarray) -> float:

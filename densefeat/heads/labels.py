@@ -57,6 +57,8 @@ def gather(
     if not len(rows):
         raise UsageError(nothing(stores, file, column or LABEL, keys))
     paths = keys.take(pa.array(rows)).to_pylist()
+    starts = np.cumsum([len(store) for store in stores])
+    places = list(zip(np.searchsorted(starts, rows, "right").tolist(), paths, strict=True))  # of two stores: other images
     known = [text for text in texts if text is not None]
     taken, why = task_of(known) if task == "auto" else (task, "as asked")
     targets = targets_of(known, taken, paths)  # type: ignore[arg-type]
@@ -66,7 +68,7 @@ def gather(
         targets,
         rows,
         paths,
-        joined(paths, None if groups is None else [groups[row] for row in rows]),
+        joined(places, None if groups is None else [groups[row] for row in rows]),
         None if split is None else parts_of([split[row] for row in rows], paths, split_column or ""),
         report | {"task": taken, "task_from": why},
     )
@@ -102,13 +104,13 @@ def nothing(stores: Sequence[Store], file: LabelFile | None, column: str, keys: 
     return f"labels {str(file.path)!r}: none for a row of {stores[0].path}; it has {there!r}, the rows {keys[0].as_py()!r}"
 
 
-def joined(paths: Sequence[str], groups: Sequence[str | None] | None) -> np.ndarray:
-    """int64 ``(n,)``: rows of one path, and of one group, have one number; numbers in the order of the rows.
+def joined(places: Sequence[tuple[int, str]], groups: Sequence[str | None] | None) -> np.ndarray:
+    """int64 ``(n,)``: rows of one place (store and path), and of one group, have one number; in the order of the rows.
 
     A path that stands in several groups joins them.
     """
-    numbers: dict[str, int] = {}
-    members = np.array([numbers.setdefault(path, len(numbers)) for path in paths], np.int64)
+    numbers: dict[tuple[int, str], int] = {}
+    members = np.array([numbers.setdefault(place, len(numbers)) for place in places], np.int64)
     if groups is None:
         return members
     from scipy.sparse import coo_array

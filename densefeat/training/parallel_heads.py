@@ -1,6 +1,6 @@
 """Many linear heads learnt at once on the same features: every learning rate of a grid, in one pass over the images.
 
-Source: DINOv2's linear evaluation (arXiv 2304.07193, appendix B.3, and the authors' ``dinov2/eval/linear.py``): heads that
+Source: DINOv2's linear evaluation (arXiv 2304.07193), with the numbers of the authors' ``dinov2/eval/linear.py``: heads that
 start from a normal distribution of std 0.01 and bias 0, SGD of momentum 0.9 without weight decay, rates for 256 images a
 batch, on a cosine to 0 from the first step.
 """

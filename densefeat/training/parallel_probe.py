@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from densefeat.heads.blocks import Fits
 from densefeat.heads.candidates import ALL, Candidate, conclude
 from densefeat.heads.choice import choose
 from densefeat.heads.columns import Columns, columns_of
-from densefeat.heads.labels import LabelFile, gather
+from densefeat.heads.label_file import LabelFile
+from densefeat.heads.labels import gather
 from densefeat.heads.linear import Linear
 from densefeat.heads.metrics import MAIN
 from densefeat.heads.probe import (
@@ -174,7 +176,11 @@ def trained(lesson: Lesson, extractor: FeatureExtractor, fits: Fits, asked: Aske
 
 def concluded(heads: ParallelHeads, fits: Fits, asked: Asked, out: Path) -> dict[str, Any]:
     val, test = (fits.targets.take(fits.parts == part) for part in (VAL, TEST))
-    results = write_report(out, conclude(candidates(heads, fits), val, test, fits.seed), asked)
+    found = conclude(candidates(heads, fits), val, test, fits.seed)
+    if highest := [outcome.name for outcome in found.outcomes if outcome.chosen["lr"] == RATES[-1]]:
+        told = f"the highest learning rate was the best for {', '.join(highest)}: more epochs may serve better"
+        asked = replace(asked, notes=(*asked.notes, told))
+    results = write_report(out, found, asked)
     shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)  # the same call now finds the results
     return results
 
@@ -218,5 +224,8 @@ def described(task: Task, epochs: int, batch_size: int) -> dict[str, Any]:
         "batch_size": batch_size,
         "augmentation": "a random part of 8 % to 100 % of the area, mirrored or not; whole images to choose and test",
         "refit": "none: validation rows only choose",
-        "sources": ["arXiv 2304.07193 (DINOv2), appendix B.3", "facebookresearch/dinov2, dinov2/eval/linear.py"],
+        "sources": [
+            "arXiv 2304.07193 (DINOv2), linear evaluation",
+            "facebookresearch/dinov2, dinov2/eval/linear.py: the grid of lr",
+        ],
     }

@@ -1,5 +1,6 @@
 """Parallel heads learn from augmented images that pass a frozen network once a step."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def make_lesson(
     images = Images(encoded, extractor.preprocessing, "none", seed)
     # the protocol's own: the recipes' crops are milder, or come with changes of colour
     images.augmented = create_transform(
-        (3, size, size), is_training=True, color_jitter=None, interpolation="bicubic", normalize=False
+        (3, size, size), is_training=True, color_jitter=0.0, interpolation="bicubic", normalize=False
     )
     loader = WorkerImages(images, extractor.preprocessing, workers, world.device, torch.float32, set())
     sampler = Sampler(np.flatnonzero(encoded.labels >= 0), encoded.groups, batch_size, seed)
@@ -85,14 +86,11 @@ def with_rows(source: Source, paths: list[str], train: np.ndarray) -> Encoded:
     if not isinstance(source, Indexed | Tables | Saved):
         raise UsageError("protocol 'sgd' reads images by position: give a folder, a list, Parquet files or tar files")
     groups = np.array(group_sizes(source)) if isinstance(source, Tables) else None
-    count = source.length if isinstance(source, Indexed | Saved) else int(sum(group_sizes(source)))
-    encoded = Encoded(source, np.full(count, -1, np.int64), [], groups)
     places = {paths[row]: int(row) for row in np.flatnonzero(train)}
-    for position in range(count):
-        encoded.labels[position] = places.pop(printable(encoded.key(position)), -1)
+    labels = np.array([places.pop(printable(os.fsdecode(key)), -1) for key in source.keys().to_pylist()], np.int64)
     if places:
         raise DensefeatError(f"{len(places):,} images are not there any more, {next(iter(places))!r} first: extract them again")
-    return encoded
+    return Encoded(source, labels, [], groups)
 
 
 def fitting_batch(batch_size: int, images: int, world: World) -> int:

@@ -166,6 +166,35 @@ def test_results_stops_its_training(small_cifar: Path) -> None:
     assert checkpoint_files(run / "checkpoints")
 
 
+@pytest.mark.slow
+def test_cross_layer(small_cifar: Path) -> None:
+    options = ["--data", small_cifar, "--out", small_cifar / "out", "--rows", 40, "--epochs", 2, "--width", 8, "--seeds", 2]
+    output = printed("cross_layer.py", *options)
+    assert "40 training images, 21 test images" in output
+    told = json.loads((small_cifar / "out/cross_layer.json").read_text())
+    assert told["bytes"] == 61 * 858 * 64 * 2
+    assert list(told["heads"])[-1] == "cross-layer"
+    for name, found in told["heads"].items():
+        assert number_after(output, f"\n{name} ") == pytest.approx(found["top1"][0], abs=0.006)
+        assert sum(found["seeds"]) / 2 == pytest.approx(found["top1"][0])
+        assert found["rate"] == float(max(found["held_out"], key=found["held_out"].get))
+    assert told["heads"]["linear, all blocks"]["parameters"] == 859 * 10
+    assert sum(told["usage"]) == pytest.approx(1)
+    assert {path.name for path in (small_cifar / "out").iterdir()} == {"cross_layer.json", "block_usage.png", "block_usage.svg"}
+
+
 def test_no_script_is_left_out() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} <= tested
+
+
+@pytest.mark.slow
+def test_probe() -> None:
+    lines = printed("probe.py", "--rows", 400, "--features", 24, "--classes", 3, "--rounds", 1).splitlines()
+    own, tight, loose = (
+        next(line for line in lines if line.startswith(name))
+        for name in ("densefeat", "scikit-learn, tol 1e-6", "scikit-learn, tol 1e-4")
+    )
+    assert own.split()[-3] == tight.split()[-3]
+    assert abs(float(own.split()[-2]) - float(tight.split()[-2])) < 0.3
+    assert loose.split()[-3].startswith("10^")

@@ -163,6 +163,10 @@ def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path) -> None:
         best = max(candidate["tried"], key=lambda setting: setting["top1"])
         assert candidate["chosen"] == {"lr": best["lr"]}
         assert candidate["val"]["top1"] == best["top1"]
+    highest = [candidate["name"] for candidate in results["candidates"] if candidate["chosen"]["lr"] == RATES[-1]]
+    assert [note for note in results["notes"] if "highest learning rate" in note] == [
+        f"the highest learning rate was the best for {', '.join(highest)}: more epochs may serve better"
+    ][: len(highest)]
     won = next(candidate for candidate in results["candidates"] if candidate["name"] == results["best"])
     assert won["val"]["top1"] > 50
     files = {path.name for path in out.iterdir()}

@@ -1,0 +1,52 @@
+"""How a cross-layer head uses each block, as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from densefeat.errors import UsageError
+from densefeat.store.atomic import atomic_file
+
+
+def draw_usage(usage: np.ndarray, names: Sequence[str], stem: Path) -> bool:
+    """``stem.png`` and ``stem.svg``; False where matplotlib is not installed.
+
+    Args:
+        usage: ``(blocks, width)``, shares in [0, 1] as :meth:`CrossLayerHead.block_usage` gives them.
+        names: Of the blocks, in the same order.
+        stem: The files' path without its suffix.
+
+    On the left every channel, those of one strongest block side by side; on the right the mean over channels. Raises
+    UsageError where there is not one name a block.
+    """
+    if usage.ndim != 2 or len(usage) != len(names):
+        raise UsageError(f"usage of shape {usage.shape} for {len(names)} names: give (blocks, width), a name for each block")
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    blocks, width = usage.shape
+    figure = Figure(figsize=(10, 1.6 + 0.4 * blocks), layout="constrained")
+    heat, bars = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
+    image = heat.imshow(usage[:, by_strongest_block(usage)], aspect="auto", vmin=0, interpolation="nearest")
+    heat.set(xlabel=f"{width} channels, by strongest block", title="share of each block in each channel")
+    heat.set_yticks(range(blocks), names, parse_math=False)
+    figure.colorbar(image, ax=heat, label="share")
+    means = bars.barh(range(blocks), usage.mean(1))
+    bars.bar_label(means, fmt="{:.0%}", padding=3)
+    bars.set(xlabel="mean share", title="mean over channels")
+    bars.margins(x=0.35)
+    bars.tick_params(labelleft=False)
+    # without these two, an SVG would differ at every call
+    with matplotlib.rc_context({"svg.hashsalt": "densefeat"}):
+        for kind, metadata in (("png", None), ("svg", {"Date": None})):
+            with atomic_file(stem.with_name(f"{stem.name}.{kind}")) as beside, open(beside, "wb") as file:
+                figure.savefig(file, format=kind, dpi=100, metadata=metadata)
+    return True
+
+
+def by_strongest_block(usage: np.ndarray) -> np.ndarray:
+    """Channels int64 ``(width,)``: by their strongest block, then by its share, largest first."""
+    return np.lexsort((-usage.max(0), usage.argmax(0)))
