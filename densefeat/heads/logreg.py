@@ -19,6 +19,7 @@ from densefeat.heads.targets import Targets
 
 C = tuple(float(c) for c in 10.0 ** np.linspace(-6, 5, 45))
 TOLERANCE = 1e-4
+FEW = 500  # validation rows
 PIECE_VALUES = 2**21  # features and scores gone through at a time
 NEVER = -1e4  # score of a class that has no training rows
 
@@ -109,12 +110,11 @@ def constants(targets: Targets) -> np.ndarray:
     return np.where(always, -NEVER, NEVER)
 
 
-def fit(
-    x: np.ndarray, targets: Targets, train: int, standardize: bool, advance: Advance, by_loss: bool = False
-) -> tuple[Linear, Choice]:
+def fit(x: np.ndarray, targets: Targets, train: int, standardize: bool, advance: Advance) -> tuple[Linear, Choice]:
     """Choose C with the first ``train`` rows, the training rows, on the others; then fit on all.
 
-    ``x``: float32 ``(n, D)``, overwritten. ``by_loss``: choose by log loss, as what starts a training needs.
+    ``x``: float32 ``(n, D)``, overwritten. On fewer than ``FEW`` rows C is chosen by log loss alone: their accuracy takes few
+    values, and its best ones stand where chance puts them.
     """
     mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
     if standardize:
@@ -124,7 +124,11 @@ def fit(
     axes = principal(x)
     fitting, val = targets.take(np.arange(train)), targets.take(np.arange(train, len(x)))
     partial = Loss(axes.x[:train], axes.variance, fitting)
-    choice, solution = choose("C", sweep(partial), lambda w: partial.linear(w).scores(axes.x[train:]), val, advance, by_loss)
+
+    def scores(weights: np.ndarray) -> np.ndarray:
+        return partial.linear(weights).scores(axes.x[train:])
+
+    choice, solution = choose("C", sweep(partial), scores, val, advance, by_loss=len(val) < FEW)
     loss = Loss(axes.x, axes.variance, targets)
     start = loss.start.copy()
     start[np.isin(loss.classes, partial.classes)] = solution

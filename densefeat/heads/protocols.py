@@ -151,10 +151,11 @@ def described(protocol: str, task: Task) -> dict[str, Any]:
     check_protocol(protocol, task, standardize=False)
     setting = {"logreg": "C", "knn": "k", "ridge": "l2"}[protocol]
     of_equals = "the first" if task == "regression" else LOWEST_LOSS
+    of_few = f"; by that alone on fewer than {logreg.FEW} rows" if protocol == "logreg" else ""
     return {
         "name": protocol,
         "grid": {setting: list(GRIDS[protocol])},
-        "criterion": f"{MAIN[task]} on the validation rows; of equals {of_equals}",
+        "criterion": f"{MAIN[task]} on the validation rows; of equals {of_equals}{of_few}",
         **METHODS[protocol],
     }
 

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from densefeat.heads import logreg
 from densefeat.heads.linear import Linear
-from densefeat.heads.rows import training_first
+from densefeat.heads.protocols import fit
 from densefeat.heads.splits import held_out
 from densefeat.heads.targets import Targets
 from densefeat.images.transforms import Preprocessing
@@ -29,9 +28,8 @@ def own_preprocessing(recipe: FineTuning, backbone: nn.Module) -> Preprocessing:
 def start_from_probe(state: State, data: TrainingData) -> str:
     """Fit the linear head to the training images' features by logistic regression; returns what to tell of it.
 
-    At most ``MOST`` images, drawn by the seed; C of the protocol ``logreg``, but chosen by log loss, on a tenth of them: the
-    most accurate head may be far too sure of itself. All ranks then have the same. Fine-tuning that starts here distorts
-    features less (arXiv 2202.10054).
+    At most ``MOST`` images, drawn by the seed; C as the protocol ``logreg`` chooses it, on a tenth of them. All ranks then have
+    the same head. Fine-tuning that starts here distorts features less (arXiv 2202.10054).
     """
     head = state.model.get_classifier()  # type: ignore[operator]
     text: str | None = None
@@ -57,9 +55,9 @@ def probe_of(state: State, data: TrainingData) -> tuple[Linear, float, int]:
     values = labels > 0 if data.task == "multi" else labels
     targets = Targets(data.task, tuple(data.labelled.classes), values)
     val = held_out(targets, CHOSEN_ON, state.recipe.seed)
-    order = training_first(features, val)
-    head, choice = logreg.fit(features, targets.take(order), int((~val).sum()), False, lambda _: None, by_loss=True)
-    return head, float(choice.chosen["C"]), len(targets)
+    fitted = fit("logreg", features, targets, val)
+    assert isinstance(fitted.head, Linear)
+    return fitted.head, float(fitted.chosen["C"]), len(targets)
 
 
 @torch.inference_mode()

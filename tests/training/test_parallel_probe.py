@@ -160,7 +160,7 @@ def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path) -> None:
     assert sum(results["rows"].values()) == 95
     for candidate in results["candidates"]:
         assert [setting["lr"] for setting in candidate["tried"]] == list(RATES)
-        best = max(candidate["tried"], key=lambda setting: setting["top1"])
+        best = max(candidate["tried"], key=lambda setting: (setting["top1"], -setting["log_loss"]))
         assert candidate["chosen"] == {"lr": best["lr"]}
         assert candidate["val"]["top1"] == best["top1"]
     highest = [candidate["name"] for candidate in results["candidates"] if candidate["chosen"]["lr"] == RATES[-1]]
@@ -247,7 +247,13 @@ def test_two_processes_learn_what_one_does(table: Path, tmp_path: Path) -> None:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert ended.returncode == 0, ended.stderr
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
-    assert one["candidates"] == two["candidates"]
+    for first, second in zip(one["candidates"], two["candidates"], strict=True):
+        tried = [candidate.pop("tried") for candidate in (first, second)]
+        assert first == second
+        assert [setting.pop("log_loss") for setting in tried[0]] == pytest.approx(
+            [s.pop("log_loss") for s in tried[1]], abs=1e-5
+        )
+        assert tried[0] == tried[1]
     assert one["split_sha256"] == two["split_sha256"]
     heads = [load_file(tmp_path / name / "probe.safetensors") for name in ("one", "two")]
     assert np.abs(heads[0]["weight"] - heads[1]["weight"]).max() < 1e-5
