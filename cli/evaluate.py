@@ -51,6 +51,8 @@ def evaluate(
         with atomic_file(json_file) as beside:
             beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     shown = {"map": "mAP %", "auroc": "AUROC", "macro_f1": "macro F1 %"} if "map" in result else TOP
+    if len(result["per_class"]) <= 5:
+        shown = {name: title for name, title in shown.items() if name != "top5"}
     rows = [{"class": "all", **result}]
     if per_class:
         rows += sorted((row for row in result["per_class"] if row["images"]), key=lambda row: row[next(iter(shown))])

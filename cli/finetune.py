@@ -4,14 +4,13 @@ from pathlib import Path
 
 import click
 
-HEAD_EPOCHS = 2.0  # of a head that no probe can start
-
 
 @click.command(epilog="Example: densefeat finetune --data photos/ --model densefeat_densenet_bc100_k12 --out runs/photos")
 @click.option("--data", required=True, help="Folder of classes, or with train/ and val/ of such; a list with labels (.csv);"
               " Parquet, tar shards, hf:NAME:SPLIT.")  # fmt: skip
 @click.option("--val", help="Validation images, likewise.  [default: DATA/val, or a fifth of each class]")
 @click.option("--model", help="A name of densefeat models, any of timm's, or the folder of a run.  [default: the recipe's]")
+@click.option("--weights", help="A checkpoint file of your own for MODEL.  [default: the published ones]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
 @click.option("--recipe", default="finetune_folder", show_default=True, help="A name of densefeat recipes, or a .yaml file.")
 @click.option("--mode", help="head: the network stays as it is, bit for bit; full; blocks:3-4.  [default: the recipe's]")
@@ -23,7 +22,7 @@ HEAD_EPOCHS = 2.0  # of a head that no probe can start
 @click.option("--steps", type=click.IntRange(1), help="Stop after so many, with a checkpoint; the same command goes on.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def finetune(
-    data: str, val: str | None, out: Path, recipe: str, head: str | None, overrides: tuple[str, ...],
+    data: str, val: str | None, out: Path, recipe: str, overrides: tuple[str, ...],
     device: str | None, steps: int | None, **given: str | float | None,
 ) -> None:  # fmt: skip
     """Fine-tune a network on labelled images of your own; KEY=VALUE changes any other line of the recipe.
@@ -36,11 +35,8 @@ def finetune(
     from densefeat.training.recipe_files import load_finetuning
     from densefeat.training.train import report, train
 
-    values = {"train": data, "val": val, "head": head, **given}
-    if head not in (None, "linear"):  # a probe is linear; any other head first learns by itself
-        longest = float(given["epochs"] or HEAD_EPOCHS) / 2
-        values |= {"head_start": "random", "head_epochs": 0 if given["mode"] == "head" else min(HEAD_EPOCHS, longest)}
-    filled = [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
+    values = {"train": data, "val": val, **given}
+    filled = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
     result = train(load_finetuning(recipe, [*filled, *overrides]), out, device, steps)
     for line in report(result):
         click.echo(line)

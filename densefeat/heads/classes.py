@@ -56,10 +56,17 @@ def targets_of(texts: Sequence[str], task: Task, paths: Sequence[str]) -> Target
     return Targets(task, tuple(classes), np.fromiter((codes[text] for text in texts), np.int64, len(texts)))
 
 
-def several(texts: Sequence[str]) -> Targets:
+def several(texts: Sequence[str], known: Sequence[str] | None = None) -> Targets:
+    """``known``: the classes, where that is settled; UsageError for another one, and without them for none at all."""
     pieces = [[piece for part in text.split(SEPARATOR) if (piece := part.strip())] for text in texts]
     classes = sorted_classes(piece for some in pieces for piece in some)
-    check_classes(classes)
+    if known is None:
+        check_classes(classes)
+    elif unknown := set(classes) - set(known):
+        told = f"the {len(known)} classes that are known, {', '.join(known[:3])}, …"
+        raise UsageError(f"label {min(unknown)!r} is none of {told}")
+    else:
+        classes = list(known)
     if len(texts) * len(classes) > MAX_MULTI:
         raise UsageError(f"{len(classes):,} classes for {len(texts):,} rows are too many: leave out the rarest")
     codes = {name: code for code, name in enumerate(classes)}

@@ -8,6 +8,7 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
+from timm.models import is_model
 from torch import nn
 
 from densefeat.errors import UsageError, WeightsError
@@ -17,6 +18,16 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 OWN = "densefeat"  # the key of what timm's configuration has no place for
 BACKBONE = "backbone."  # what the keys of a network's weights begin with where its head is not timm's
 MAX_CONFIG = 2**26  # bytes
+MAX_CLASSES, MAX_WIDTH, MAX_PIXELS = 2**20, 2**16, 2**13
+FOREIGN = {
+    "pretrained",
+    "checkpoint_path",
+    "cache_dir",
+    "features_only",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "scriptable",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ def read_run(folder: str | Path) -> RunConfig:
         raise WeightsError(f"{str(file)!r}: not JSON: {error}") from error
     try:
         own, names = config.get(OWN) or {}, config.get("label_names")
-        return RunConfig(
+        run = RunConfig(
             path,
             str(config["architecture"]),
             dict(config.get("model_args") or {}),
@@ -68,8 +79,21 @@ def read_run(folder: str | Path) -> RunConfig:
             str(own.get("head", "linear")),
             int(own.get("head_width", 1)),
         )
+        check_bounds(run)
+        return run
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{str(file)!r}: no network can be made of it: {error}") from error
+
+
+def check_bounds(run: RunConfig) -> None:
+    """Raise ValueError for what would fetch or read other files, or make memory that no weights fill."""
+    if not is_model(run.architecture):
+        raise ValueError(f"Unknown model {run.architecture!r}")
+    if others := FOREIGN & run.arguments.keys():
+        raise ValueError(f"model_args has {min(others)!r}")
+    size = run.pretrained_cfg.get("input_size") or (3, 1, 1)
+    if not 0 <= run.num_classes <= MAX_CLASSES or not 0 < run.head_width <= MAX_WIDTH or max(map(int, size)) > MAX_PIXELS:
+        raise ValueError(f"num_classes {run.num_classes}, head_width {run.head_width}, input_size {list(size)}")
 
 
 def make_network(run: RunConfig, num_classes: int) -> nn.Module:

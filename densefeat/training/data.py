@@ -1,8 +1,9 @@
 """What a recipe trains on and is judged by."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ class TrainingData:
     test: Split | None
     failures: Failures  # of images that were decoded before the run
     task: Task = "single"
+    notes: list[str] = field(default_factory=list)  # on labels, for people
 
     def batches(self, start: int, stop: int) -> Iterator[list[Part]]:
         """For each step the parts of this rank's share of the batch."""
@@ -61,9 +63,11 @@ class TrainingData:
         return sorted(met)
 
     def fingerprint(self) -> str:
-        """Of the training images' positions and labels: SHA-256 in hexadecimal."""
+        """Of the training images' positions and labels, and the names of the classes: SHA-256 in hexadecimal."""
         digest = hashlib.sha256(self.sampler.positions.astype("<i8").tobytes())
-        digest.update(self.labelled.labels[self.sampler.positions].astype("<i8").tobytes())
+        labels = self.train_labels()
+        digest.update(np.ascontiguousarray(labels, "<i8" if labels.ndim == 1 else "i1").data)
+        digest.update(json.dumps(self.labelled.classes).encode())
         return digest.hexdigest()
 
     def train_labels(self) -> np.ndarray:

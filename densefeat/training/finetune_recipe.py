@@ -7,6 +7,7 @@ from typing import Literal
 from densefeat.heads.kinds import KINDS
 from densefeat.training.recipe import Recipe, Run, check_run, refuse
 
+FIRST_EPOCHS = 2.0  # of a head that no probe starts
 MODE = re.compile(r"head|full|blocks:([1-9]\d*)(?:-([1-9]\d*))?")
 
 
@@ -18,8 +19,8 @@ class FineTuning(Run):
     mode: str  # head: nothing else moves; full; blocks:3-4: these and the head, numbered as in densefeat extract
     head: Literal["linear", "mlp", "cross-layer"]
     head_width: int  # channels that each block is projected to (cross-layer), hidden units (mlp)
-    head_start: Literal["random", "probe"]  # probe: logistic regression on the training images' features (linear head)
-    head_epochs: float  # in which the head alone learns, before the rest does
+    head_start: Literal["auto", "random", "probe"]  # probe: logistic regression on the images' features; auto: where linear
+    head_epochs: float | Literal["auto"]  # in which the head alone learns, before the rest does; auto: a few where not a probe
     layer_decay: float  # factor on the rate from block to block, backwards from the head
 
     task: Literal["auto", "single", "multi"]  # multi: labels are a|b; auto: multi where any has a |
@@ -33,6 +34,20 @@ class FineTuning(Run):
     class_weights: Literal["uniform", "balanced"]  # balanced: errors on rare classes cost more, in proportion
     sampling: Literal["uniform", "balanced"]  # balanced: rare classes are drawn as often as others
     patience: int | None  # evaluations without a better one after which the run ends
+
+    @property
+    def start(self) -> Literal["random", "probe"]:
+        """Of the head."""
+        if self.head_start == "auto":
+            return "probe" if self.head == "linear" else "random"
+        return self.head_start
+
+    @property
+    def head_only_epochs(self) -> float:
+        """In which nothing but the head moves, though more will."""
+        if self.head_epochs != "auto":
+            return self.head_epochs
+        return 0.0 if self.start == "probe" or self.mode == "head" else min(FIRST_EPOCHS, self.epochs / 4)
 
 
 AnyRecipe = Recipe | FineTuning
@@ -49,9 +64,11 @@ def check_finetuning(recipe: FineTuning) -> None:
     refuse(not 0 < recipe.val_share < 1, "val_share", recipe.val_share, "give a share, above 0 and below 1")
     probe_of_other = recipe.head_start == "probe" and recipe.head != "linear"
     refuse(probe_of_other, "head_start", "probe", f"it is a linear head, not {recipe.head}: give random, and head_epochs")
-    refuse(recipe.head_epochs and recipe.mode == "head", "head_epochs", recipe.head_epochs, "mode: head has no other epochs")
-    refuse(recipe.head_epochs >= recipe.epochs, "head_epochs", recipe.head_epochs, f"epochs are {recipe.epochs}")
-    refuse(recipe.cuda_graph and (recipe.head_epochs or mixes(recipe)), "cuda_graph", True, "not with head_epochs or mixing")
+    first = recipe.head_only_epochs
+    refuse(first < 0, "head_epochs", first, "give 0 or more")
+    refuse(first and recipe.mode == "head", "head_epochs", first, "mode: head has no other epochs")
+    refuse(first >= recipe.epochs, "head_epochs", first, f"epochs are {recipe.epochs}")
+    refuse(recipe.cuda_graph and (first or mixes(recipe)), "cuda_graph", True, "not with head_epochs or mixing")
     lost = recipe.patience is not None and recipe.keep == "last"
     refuse(lost, "patience", recipe.patience, "it chooses weights that keep: last does not keep")
     balanced = recipe.class_weights == recipe.sampling == "balanced"

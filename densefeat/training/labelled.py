@@ -130,16 +130,13 @@ def label_matrix(texts: pa.LargeStringArray, classes: list[str] | None, path: st
     rows = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
     if not len(rows):
         raise UsageError(no_label(path))
-    found = several([text for text in texts.to_pylist() if text is not None])
-    names = list(found.classes) if classes is None else classes
-    if unknown := [name for name in found.classes if name not in set(names)]:
-        known = f"the {len(names)} classes that are known"
-        raise UsageError(f"{path!r}: label {unknown[0]!r} is none of {known}, {', '.join(names[:3])}, …")
-    places = np.array([names.index(name) for name in found.classes], np.int64)
-    labels = np.full((len(texts), len(names)), -1, np.int8)
-    labels[rows] = 0
-    labels[np.ix_(rows, places)] = found.values
-    return labels, names
+    try:
+        found = several([text for text in texts.to_pylist() if text is not None], classes)
+    except UsageError as error:
+        raise UsageError(f"{path!r}: {error}") from error
+    labels = np.full((len(texts), len(found.classes)), -1, np.int8)
+    labels[rows] = found.values
+    return labels, list(found.classes)
 
 
 def label_texts(source: Indexed | Tables | Saved) -> pa.LargeStringArray:

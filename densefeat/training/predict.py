@@ -103,7 +103,7 @@ def predict(
     Raises as :func:`densefeat.extract`; UsageError for a model that is none, WeightsError where its files do not fit.
     """
     out = Path(out)
-    if out.is_dir() and any(entry.name not in (SCORES, TABLE) for entry in out.iterdir()):
+    if out.is_dir() and any(entry.name not in (SCORES, TABLE) and entry.name[0] != "." for entry in out.iterdir()):
         raise UsageError(f"output {str(out)!r} holds something else than predictions: name another folder")
     scorer, decoder, precision = open_scorer(model, weights, device)
     with written(out):

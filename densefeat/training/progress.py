@@ -32,6 +32,10 @@ class Progress:
             text = f"epoch {epoch:.1f}  loss {loss / count:.3f}  top-1 {100 * hits / count:.1f} %"
             self.bar.update(self.task, description=text)
 
+    def doing(self, text: str) -> None:
+        """What goes on beside the steps."""
+        self.bar.update(self.task, description=text)
+
     def say(self, text: str) -> None:
         """A line that stays."""
         if self.first:

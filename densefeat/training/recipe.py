@@ -72,7 +72,7 @@ class Recipe(Run):
     crop_pct: float  # share of a side that the single crop of evaluation keeps
 
     # what only fine-tuning varies
-    mode, head, head_epochs, layer_decay = "full", "linear", 0.0, 1.0
+    mode, head, head_only_epochs, layer_decay = "full", "linear", 0.0, 1.0
     mixup = cutmix = 0.0
     class_weights = sampling = "uniform"
     patience = None
@@ -106,7 +106,7 @@ DATA = {
 POSITIVE = ("image_size", "epochs", "batch_size", "accumulation", "lr", "eval_epochs", "log_steps", "checkpoint_minutes",
             "crop_pct", "checkpoint_steps", "clip_grad", "ema", "layer_decay", "head_width", "patience")  # fmt: skip
 NOT_NEGATIVE = ("holdout", "workers", "label_smoothing", "momentum", "weight_decay", "warmup_epochs", "retreats",
-                "head_epochs", "mixup", "cutmix", "seed")  # fmt: skip
+                "mixup", "cutmix", "seed")  # fmt: skip
 SHARES = ("label_smoothing", "momentum", "ema", "crop_pct", "layer_decay")
 DEVICE_AUGMENT = ("none", "shift-mirror", "cutout")
 WORKER_AUGMENT = ("none", "crop-mirror", "inception", "randaugment")
@@ -116,6 +116,7 @@ def check(recipe: Recipe) -> None:
     """Raise UsageError for values that no run can have, or that do not go together."""
     check_run(recipe)
     drop = recipe.proj_drop_rate
+    refuse(recipe.warmup_epochs >= recipe.epochs, "warmup_epochs", recipe.warmup_epochs, f"epochs are {recipe.epochs}")
     refuse(drop != "auto" and not 0 <= float(drop) < 1, "proj_drop_rate", drop, "give auto, or a share below 1")
 
 
@@ -136,7 +137,6 @@ def check_run(recipe: Run) -> None:
         for key in keys:
             refuse(values.get(key) is not None and wrong(values[key]), key, values.get(key), instead)
     refuse(not all(0 < share < 1 for share in recipe.milestones), "milestones", recipe.milestones, "give shares of the run")
-    refuse(recipe.warmup_epochs >= recipe.epochs, "warmup_epochs", recipe.warmup_epochs, f"epochs are {recipe.epochs}")
     on_device = recipe.augment in DEVICE_AUGMENT
     refuse(recipe.loader == "device" and not on_device, "augment", recipe.augment,
            f"loader: device has {', '.join(DEVICE_AUGMENT)}")  # fmt: skip

@@ -44,17 +44,20 @@ class RunFolder:
         elif any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise UsageError(f"{str(self.path)!r} is not empty and holds no run: name another --out")
 
-    def begin(self, recipe: Run, step: int) -> None:
-        """The recipe, now that data and network are known to be there; what was noted after ``step`` is forgotten."""
+    def begin(self, recipe: Run, step: int | None) -> None:
+        """The recipe, now that data and network are known to be there; what was noted after ``step`` is forgotten.
+
+        ``step``: of the checkpoint that the run goes on from; None: it begins.
+        """
         with atomic_file(self.path / RECIPE) as beside:
             beside.write_text(dump(recipe), encoding="utf-8")
         self.resume(step)
 
-    def resume(self, step: int) -> None:
-        """Forget what was noted after ``step``, and an evaluation there: they will be noted again."""
+    def resume(self, step: int | None) -> None:
+        """Forget what was noted after ``step``, and an evaluation there, but before all steps: they will be noted again."""
         self.close()
-        if step:
-            kept = [line for line in self.metrics() if line["step"] < step + (line["event"] == "train")]
+        if step is not None:
+            kept = [line for line in self.metrics() if line["step"] < max(1, step + (line["event"] == "train"))]
             with atomic_file(self.path / METRICS) as beside:
                 beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         else:
@@ -63,7 +66,7 @@ class RunFolder:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:  # its package is an extra
             return
-        self.events = SummaryWriter(str(self.path), purge_step=step + 1)
+        self.events = SummaryWriter(str(self.path), purge_step=(step or 0) + 1)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines so far; one that was cut off by a crash is left out."""
@@ -122,7 +125,7 @@ class RunFolder:
             save_config_for_hf(backbone, str(beside), {"label_names": classes, OWN: own})
         with atomic_file(self.path / WEIGHTS) as beside:
             tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-            save_file(tensors, beside, {"format": "pt", "classes": json.dumps(classes)})
+            save_file(tensors, beside, {"classes": json.dumps(classes)})  # one key: of several the order differs by chance
 
 
 def finite(value: Any) -> Any:

@@ -55,7 +55,13 @@ def past(name: str, end: str, seen: dict[str, int], prefix: str) -> bool:
 
 
 def name_of(model: nn.Module, module: nn.Module) -> str:
-    return next(name for name, candidate in model.named_modules() if candidate is module)
+    """UsageError for what is none of its modules, as where there are several classifiers."""
+    for name, candidate in model.named_modules():
+        if candidate is module:
+            return name
+    raise UsageError(
+        f"{type(model).__name__} has no classifier of one module: take head: mlp or cross-layer, or another network"
+    )
 
 
 def trained_stages(recipe: AnyRecipe, stages: Stages, head_only: bool) -> set[int]:

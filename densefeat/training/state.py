@@ -165,7 +165,7 @@ def build(
     torch.manual_seed(recipe.seed + 1 + world.rank)  # other dropout on every rank
     stages = stages_of(model) if isinstance(recipe, FineTuning) else None
     optimizer = make_optimizer(recipe, model, stages)
-    head_steps = round(recipe.head_epochs * steps_per_epoch)
+    head_steps = round(recipe.head_only_epochs * steps_per_epoch)
     if stages is None:
         set_train(model, recipe.freeze_norm)
     else:
@@ -235,7 +235,8 @@ def make_scaler(recipe: AnyRecipe, world: World) -> torch.amp.GradScaler:
 
 def make_scheduler(recipe: AnyRecipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int) -> Scheduler:
     """The rate as a function of the step."""
-    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total_steps - 1)
+    shortest = min(recipe.warmup_epochs, recipe.epochs / 2) if isinstance(recipe, FineTuning) else recipe.warmup_epochs
+    warmup = min(round(shortest * steps_per_epoch), total_steps - 1)
     if recipe.schedule == "step":
         steps = [round(share * total_steps) + 1 for share in recipe.milestones]  # timm counts from 1
         return MultiStepLRScheduler(

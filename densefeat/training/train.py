@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from densefeat.errors import DensefeatError, OutputError
+from densefeat.errors import DensefeatError, OutputError, UsageError
 from densefeat.extract.interrupts import StopRequest, stop_on_signal
 from densefeat.extract.progress import progress_bar
 from densefeat.nets.create import create_model
 from densefeat.nets.runs import WEIGHTS
+from densefeat.store.atomic import written
 from densefeat.store.lock import locked
 from densefeat.training.checkpoints import load_checkpoint, newest_whole
 from densefeat.training.data import TrainingData, open_data
@@ -65,8 +66,11 @@ def train(recipe: AnyRecipe, out: str | Path, device: str | None = None, steps: 
     with ExitStack() as stack:
         stack.enter_context(algorithms(recipe.deterministic))
         world = stack.enter_context(joined(device))
+        if isinstance(recipe, FineTuning):
+            check_apart(folder.path, recipe)
         if world.first:
-            folder.path.mkdir(parents=True, exist_ok=True)
+            with written(folder.path):
+                folder.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder.path / ".lock"))
             folder.check(recipe)
         world.wait()
@@ -99,22 +103,22 @@ def run(
     state.images = data.fingerprint()
     if len(set(world.everyone(state.images))) > 1:
         raise DensefeatError("the ranks do not see the same training images: check that all can read them")
-    _, messages = resume(state, folder)
+    checkpoint, messages = resume(state, folder)
     if (done := folder.results()) is not None and state.step == done.get("step", total):
         return Trained(folder.path, world.rank, state.step, total, splits_of(done))
     last = total if steps is None else min(total, state.step + steps)
     with ExitStack() as stack:
         size = recipe.batch_size
         progress = stack.enter_context(training_progress(state.step * size, total * size, world.first))
-        for message in [*messages, *unreadable(data), *not_drawn()]:
+        for message in [*messages, *data.notes, *unreadable(data), *not_drawn()]:
             progress.say(message)
         if world.first:
             stack.callback(folder.close)
-            folder.begin(given, state.step)
-        if isinstance(recipe, FineTuning) and recipe.head_start == "probe" and not state.step:
-            progress.say(start_from_probe(state, data))
+            folder.begin(given, None if checkpoint is None else state.step)
+        if isinstance(recipe, FineTuning) and recipe.start == "probe" and checkpoint is None:
+            progress.say(start_from_probe(state, data, stop, progress))
             evaluate(state, data, folder, progress)
-        if recipe.retreats and not state.step:
+        if recipe.retreats and checkpoint is None:
             save(state, folder)  # to go back to
         tried: set[str] = set()
         while state.step < last and not state.ended:
@@ -128,6 +132,13 @@ def run(
                 progress.say(f"{error}: back to step {state.step} at {state.lr_scale:g} of the learning rate")
         scores = finish(state, data, folder, progress) if state.step == total or state.ended else None
     return Trained(folder.path, world.rank, state.step, total, scores)
+
+
+def check_apart(out: Path, recipe: FineTuning) -> None:
+    """UsageError where the run would lie among its own images."""
+    for place in (recipe.train, recipe.val):
+        if place is not None and os.path.isdir(place) and out.resolve().is_relative_to(Path(place).resolve()):
+            raise UsageError(f"output {str(out)!r} is in the folder of images {place!r}: name another --out")
 
 
 def resume(state: State, folder: RunFolder, tried: Collection[str] = ()) -> tuple[str | None, list[str]]:
@@ -219,6 +230,7 @@ def report(result: Trained) -> list[str]:
 
 def told(scores: dict[str, Any]) -> str:
     if "top1" not in scores:
-        return f"mAP {scores['map']:.2f} %, macro F1 {scores['macro_f1']:.2f} %"
-    error = 100 - scores["top1"]
-    return f"top-1 {scores['top1']:.2f} % (error {error:.2f} %), top-5 {scores['top5']:.2f} %"
+        known = {"mAP": scores["map"], "macro F1": scores.get("macro_f1")}
+        return ", ".join(f"{name} {'undefined' if value is None else f'{value:.2f} %'}" for name, value in known.items())
+    error, fifth = 100 - scores["top1"], scores["top5"]
+    return f"top-1 {scores['top1']:.2f} % (error {error:.2f} %)" + (f", top-5 {fifth:.2f} %" if fifth < 100 else "")

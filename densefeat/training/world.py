@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from densefeat.errors import DensefeatError, UsageError
 
 WAIT_SECONDS, POLL_SECONDS = 1800, 0.05
+LONGEST_SECONDS = 4 * 3600  # that the others wait for what rank 0 does alone, as fitting a probe
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def join(rank: int, size: int, backend: str) -> None:
     """The default process group, under a name that is new: torchrun's store still holds addresses from before a restart."""
     store, _, _ = next(iter(dist.rendezvous("env://", rank, size)))
     name = invite(store, size) if rank == 0 else accept(store, rank)
-    dist.init_process_group(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=size)
+    timeout = timedelta(seconds=LONGEST_SECONDS)
+    dist.init_process_group(backend, timeout=timeout, store=dist.PrefixStore(name, store), rank=rank, world_size=size)
 
 
 def invite(store: dist.Store, size: int) -> str:

@@ -39,8 +39,8 @@ def test_another_head_first_learns_by_itself(tmp_path: Path, head: str) -> None:
     data = write_classes(tmp_path / "photos", 5, classes=2)
     call("finetune", "--data", data, "--model", BUNDLED, "--out", tmp_path / "run", "--head", head, "--epochs", 1,
          "--device", "cpu", *QUICK, "warmup_epochs=0", "head_width=8")  # fmt: skip
-    recipe = (tmp_path / "run/recipe.yaml").read_text()
-    assert "head_start: random\nhead_epochs: 0.5\n" in recipe
+    starts = [line for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines() if '"step": 0,' in line]
+    assert not starts  # no probe
     assert json.loads((tmp_path / "run/config.json").read_text())["densefeat"]["head"] == head
 
 
@@ -53,7 +53,7 @@ def test_another_head_first_learns_by_itself(tmp_path: Path, head: str) -> None:
         (["lr"], "'lr': overrides are written key=value"),
         (["leaning_rate=1"], "unknown key 'leaning_rate'"),
         (["proj_drop_rate=0"], "unknown key 'proj_drop_rate'"),
-        (["head=mlp"], "head_start 'probe': it is a linear head, not mlp"),
+        (["head=mlp", "head_start=probe"], "head_start 'probe': it is a linear head, not mlp"),
         (["class_weights=balanced", "sampling=balanced"], "sampling is balanced, too"),
         (["mixup=0.2", "batch_size=9"], "batch_size 9: images are mixed in pairs"),
         (["val_share=1"], "val_share 1.0: give a share"),
@@ -68,6 +68,20 @@ def test_wrong_use(tmp_path: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError) as error:
         CliRunner().invoke(densefeat, command, catch_exceptions=False)
     assert message in str(error.value)
+
+
+def test_names_that_yaml_would_read_otherwise(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "emo😀: [x]", 3, classes=2)
+    said = call("finetune", "--data", data, "--model", BUNDLED, "--out", tmp_path / "run", "--recipe", "finetune_few_shot",
+                "--head", "mlp", "--epochs", 1, "--device", "cpu", *QUICK)  # fmt: skip
+    assert "val: 2 images" in said
+
+
+def test_a_run_is_no_image(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "photos", 3, classes=2)
+    command = ["finetune", "--data", str(data), "--model", BUNDLED, "--out", str(data / "run")]
+    with pytest.raises(UsageError, match="is in the folder of images .*: name another --out"):
+        CliRunner().invoke(densefeat, command, catch_exceptions=False)
 
 
 def test_a_recipe_of_fine_tuning_is_none_for_training(tmp_path: Path) -> None:

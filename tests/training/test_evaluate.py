@@ -264,6 +264,12 @@ def test_decoded_arrays(tmp_path: Path, pieces: np.ndarray) -> None:
         ('{"architecture": "nothing", "num_classes": 3, "pretrained_cfg": {}}', "no network can be made of it: Unknown model"),
         ('{"architecture": "hf-hub:a/b", "num_classes": 3, "pretrained_cfg": {"x": 1}}', "no network can be made of it"),
         (f'{{"architecture": "{BUNDLED}", "num_classes": 3, "pretrained_cfg": {{}}, "model_args": 7}}', "no network can be"),
+        (f'{{"architecture": "{BUNDLED}", "num_classes": 3, "pretrained_cfg": {{}}, "model_args": {{"checkpoint_path": "/x"}}}}',
+         "model_args has 'checkpoint_path'"),
+        ('{"architecture": "local-dir:/x", "num_classes": 3, "pretrained_cfg": {}}', "Unknown model 'local-dir:/x'"),
+        (f'{{"architecture": "{BUNDLED}", "num_classes": 300000000, "pretrained_cfg": {{}}}}', "num_classes 300000000"),
+        (f'{{"architecture": "{BUNDLED}", "num_classes": 3, "pretrained_cfg": {{"input_size": [3, 200000, 200000]}}}}',
+         "input_size"),
         (f'{{"architecture": "{BUNDLED}", "num_classes": 4, "pretrained_cfg": {{}}}}', "not for 4 classes, as the network's"),
     ],
 )  # fmt: skip

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -16,7 +18,7 @@ from densefeat import UsageError
 from densefeat.training.evaluate import evaluate
 from densefeat.training.train import train
 from helpers import BUNDLED
-from runs import assert_same_training, newest_state, tiny_finetuning, untimed, write_classes
+from runs import assert_same_training, newest_state, tiny_finetuning, untimed, write_classes, write_table
 
 BACKBONE = "features."
 
@@ -150,6 +152,40 @@ def test_patience_ends_a_run_and_keeps_the_best(tmp_path: Path) -> None:
     assert [line for line in untimed(tmp_path / "run") if line["event"] == "val"] == values
 
 
+def test_a_run_that_may_retreat_is_begun_once(tmp_path: Path) -> None:
+    recipe = tiny_finetuning(tmp_path, retreats=1, patience=1, lr=1e-12, epochs=9)
+    straight = train(recipe, tmp_path / "straight", "cpu")
+    assert (straight.step, newest_state(tmp_path / "straight")["step"]) == (3, 3)
+    train(recipe, tmp_path / "pieces", "cpu", steps=1)
+    for file in (tmp_path / "pieces/checkpoints").glob("step-00000001-*"):
+        file.unlink()  # as if it had ended right after the first one
+    train(recipe, tmp_path / "pieces", "cpu")
+    assert_same_training(tmp_path / "straight", tmp_path / "pieces")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "pieces")]
+    assert files[0] == files[1]
+
+
+def test_too_few_images_for_a_probe(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "few", 2, classes=2)
+    result = train(tiny_finetuning(tmp_path, train=str(data), epochs=1), tmp_path / "run", "cpu")
+    assert result.scores is not None
+    assert np.isfinite(result.scores["val"]["loss"])
+
+
+def test_a_class_without_training_images(tmp_path: Path) -> None:
+    """Named by the data set, or in the validation images alone: unlikely, not impossible."""
+    table = write_table(tmp_path / "train.parquet", 40, classes=3)
+    rows = pq.read_table(table)
+    pq.write_table(rows.filter(pc.not_equal(rows["label"], 2)), table)
+    write_table(tmp_path / "val.parquet", 12, classes=3, seed=1)
+    recipe = tiny_finetuning(tmp_path, train=str(table), val=str(tmp_path / "val.parquet"), mode="head", epochs=1)
+    result = train(recipe, tmp_path / "run", "cpu")
+    assert result.scores is not None
+    assert np.abs(newest_state(tmp_path / "run")["model"]["classifier.bias"].numpy()).max() < 20
+    losses = [line["loss"] for line in untimed(tmp_path / "run") if line["event"] == "train"]
+    assert max(losses) < 5
+
+
 def test_few_images_make_a_smaller_batch(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "few", 4, classes=2)
     recipe = tiny_finetuning(tmp_path, train=str(data), batch_size=32, mixup=0.2, val_share=0.3, warmup_epochs=0)
@@ -226,6 +262,7 @@ def test_several_labels(tmp_path: Path) -> None:
         (dict(train="nowhere/"), "no such folder or file"),
         (dict(optimizer="nothing"), "optimizer 'nothing'"),
         (dict(image_size=8), "image size 8"),
+        (dict(mixup=0.2, batch_size=12, accumulation=4), "batch_size 12: images are mixed in pairs"),
     ],
 )
 def test_wrong_recipes(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

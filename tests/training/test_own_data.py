@@ -61,6 +61,70 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert opened(tmp_path, train=str(tmp_path / "in"), batch_size=4).labelled.classes == ["train", "tram"]
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_names_of_the_validation_folder(tmp_path: Path, name: str) -> None:
+    write_classes(tmp_path / "in/train", 4)
+    write_classes(tmp_path / "in" / name, 2, seed=1)
+    for folder in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "test"):
+        (tmp_path / "in" / folder).mkdir()
+    for val in (None, str(tmp_path / "in" / name)):
+        data = opened(tmp_path, train=str(tmp_path / "in"), val=val)
+        assert data.labelled.classes == ["class 0", "class 1", "class 2"]
+        assert (len(data.sampler.positions), len(data.val.positions)) == (12, 6)
+    (tmp_path / "in/more/a").mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds train/ with folders in it, and 'more' beside it: give"):
+        opened(tmp_path, train=str(tmp_path / "in"))
+    (tmp_path / "in/more").rename(tmp_path / "in" / ("valid" if name == "val" else "val"))
+    with pytest.raises(UsageError, match="name one of them with --val"):
+        opened(tmp_path, train=str(tmp_path / "in"))
+
+
+def test_what_is_told_of_labels(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "in", 6)
+    for file in sorted((folder / "class 1").iterdir())[1:]:
+        file.unlink()
+    lines = [f"in/{file.relative_to(folder)},{file.parent.name}" for file in sorted(folder.rglob("*.png"))]
+    lines[2] = lines[2].partition(",")[0] + ","
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines))
+    data = opened(tmp_path, train=str(tmp_path / "list.csv"), batch_size=4)
+    place = str(tmp_path / "list.csv")
+    assert data.notes == [
+        f"1 images of {place!r} have no label and are left out, 'in/class 0/002.png' first",
+        "1 classes have one image, 'class 1' first",
+    ]
+
+
+def test_numbers_are_no_classes(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "in", 2)
+    lines = [f"in/{file.relative_to(folder)},{i + 0.5}" for i, file in enumerate(sorted(folder.rglob("*.png")))]
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines))
+    with pytest.raises(UsageError, match=r"its labels are numbers \(0.5, 1.5, 2.5, …\), which only probes predict"):
+        opened(tmp_path, train=str(tmp_path / "list.csv"))
+    assert len(opened(tmp_path, train=str(tmp_path / "list.csv"), task="single", batch_size=2).labelled.classes) == 6
+
+
+def test_validation_images_that_all_have_the_same_labels(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "in", 2)
+    files = sorted(folder.rglob("*.png"))
+    for name, tags in (
+        ("train", ["a|b", "a", "b", "|", "a", "c"]),
+        ("val", ["a"] * 6),
+        ("none", ["|"] * 6),
+        ("new", ["d"] * 6),
+    ):
+        lines = [f"in/{file.relative_to(folder)},{tag}" for file, tag in zip(files, tags, strict=True)]
+        (tmp_path / f"{name}.csv").write_text("path,label\n" + "\n".join(lines))
+    for name in ("val", "none"):
+        data = opened(
+            tmp_path, train=str(tmp_path / "train.csv"), val=str(tmp_path / f"{name}.csv"), task="multi", batch_size=2
+        )
+        assert data.labelled.classes == ["a", "b", "c"]
+        labels = np.concatenate([y.numpy() for _, y in data.val.batches()])
+        assert labels.sum(0).tolist() == [6 * (name == "val"), 0, 0]
+    with pytest.raises(UsageError, match=r"new.csv': label 'd' is none of the 3 classes that are known, a, b, c"):
+        opened(tmp_path, train=str(tmp_path / "train.csv"), val=str(tmp_path / "new.csv"), task="multi")
+
+
 def test_every_kind_of_input_gives_the_same(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "in", 10)
     files = sorted(folder.rglob("*.png"))
