@@ -12,7 +12,7 @@ from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_
 from torch import nn
 
 from densefeat.errors import UsageError, WeightsError
-from densefeat.nets.runs import load_backbone, read_run
+from densefeat.nets.runs import load_backbone, names_folder, read_run
 from densefeat.nets.weights import file_sha256, load_weights
 from densefeat.nets.zoo import BUNDLED
 
@@ -32,7 +32,7 @@ def create_model(name: str, weights: str | Path | None = None) -> tuple[nn.Modul
         UsageError: Unknown name or tag; names the closest.
         WeightsError: Weights that do not exist, cannot be fetched, or do not fit. Never another network's, never random ones.
     """
-    if not is_model(split_model_name_tag(name)[0]) and Path(name).is_dir():
+    if names_folder(name):
         return run_model(name, weights)
     config = known_config(name)
     full_name = ".".join(filter(None, (config.architecture, config.tag)))

@@ -8,7 +8,7 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from timm.models import is_model
+from timm.models import is_model, split_model_name_tag
 from torch import nn
 
 from densefeat.errors import UsageError, WeightsError
@@ -49,9 +49,9 @@ class RunConfig:
         return self.path / WEIGHTS
 
 
-def is_run(name: str | Path) -> bool:
-    """Whether a name is a folder with a network's configuration."""
-    return (Path(name) / CONFIG).is_file()
+def names_folder(model: str) -> bool:
+    """Whether a folder is meant, and no network of that name."""
+    return bool(model) and Path(model).is_dir() and not is_model(split_model_name_tag(model)[0])
 
 
 def read_run(folder: str | Path) -> RunConfig:

@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 from safetensors import safe_open
-from timm.models import is_model, split_model_name_tag
 from torch import nn
 
 from densefeat.errors import DensefeatError, UsageError
@@ -19,7 +18,7 @@ from densefeat.heads.network import load_run
 from densefeat.heads.targets import Targets
 from densefeat.images.transforms import Preprocessing
 from densefeat.nets.create import create_model, known_config
-from densefeat.nets.runs import load_whole, read_run
+from densefeat.nets.runs import load_whole, names_folder, read_run
 from densefeat.training.classic import Arrays
 from densefeat.training.data import labelled_positions
 from densefeat.training.device_data import DeviceImages, Part
@@ -108,7 +107,7 @@ def evaluate(
         raise UsageError(f"crops {crops}: choose 1 or 10")
     network, names = load_network(model, weights)
     preprocessing = wanted_preprocessing(network, crops, image_size, crop_pct)
-    task = read_run(model).task if is_folder(model) else "single"
+    task = read_run(model).task if names_folder(model) else "single"
     if task == "multi" and crops != 1:
         raise UsageError(f"crops {crops}: {model!r} gives several labels an image: choose 1")
     labelled = open_labelled(data, train=False, label_column=label_column, classes=names, task=task)
@@ -142,7 +141,7 @@ def evaluate(
 
 def load_network(model: str, weights: str | Path | None) -> tuple[nn.Module, list[str] | None]:
     """A network in eval mode, and the names of its classes where they are known."""
-    if is_folder(model):
+    if names_folder(model):
         return load_run(model, weights), read_run(model).classes
     if weights is None:
         network, _ = create_model(model)
@@ -151,11 +150,6 @@ def load_network(model: str, weights: str | Path | None) -> tuple[nn.Module, lis
         network = timm.create_model(model)
         load_whole(network, weights)
     return network.eval(), class_names(network, weights)
-
-
-def is_folder(model: str) -> bool:
-    """Whether it is a run's folder that is meant, and no network of that name."""
-    return Path(model).is_dir() and not is_model(split_model_name_tag(model)[0])
 
 
 def class_names(network: nn.Module, weights: str | Path | None) -> list[str] | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.models import is_model, split_model_name_tag
 from torch import nn
 
 from densefeat.errors import UsageError
@@ -18,7 +17,7 @@ from densefeat.heads.predictions import predicted
 from densefeat.heads.probe_file import FILE, Probe, load_probe
 from densefeat.heads.targets import Task
 from densefeat.images.transforms import Preprocessing
-from densefeat.nets.runs import is_run, read_run
+from densefeat.nets.runs import names_folder, read_run
 from densefeat.nets.weights import file_sha256
 from densefeat.store.atomic import atomic_file, written
 from densefeat.store.reader import Store, open_store
@@ -126,16 +125,12 @@ def open_scorer(model: str, weights: str | Path | None, device: str) -> tuple[Sc
         scorer = Scorer(net, list(probe.classes), probe.task, net.extractor.preprocessing)
         return scorer, net.extractor.decoder, "fp32"  # the extractor inside has the precision that was recorded
     network, classes = load_network(model, weights)
-    task: Task = "multi" if is_run(model) and not is_name(model) and read_run(model).task == "multi" else "single"
+    task: Task = "multi" if names_folder(model) and read_run(model).task == "multi" else "single"
     count = int(network.num_classes)  # type: ignore[arg-type]
     if not count:
         raise UsageError(f"model {model!r} has no classifier: fine-tune it, or give a probe")
     names = classes or [str(number) for number in range(count)]
     return Scorer(network, names, task, Preprocessing.of(network)), "pillow", "fp32"
-
-
-def is_name(model: str) -> bool:
-    return is_model(split_model_name_tag(model)[0])
 
 
 def write_table(path: Path, store: Store, task: Task, classes: list[str]) -> dict[str, int]:

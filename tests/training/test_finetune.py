@@ -1,6 +1,7 @@
 """Fine-tuning, whole: what moves and what does not, runs in pieces, every head, and what reads the run afterwards."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from sklearn.linear_model import LogisticRegression
 import densefeat
 from densefeat import UsageError
 from densefeat.training.evaluate import evaluate
+from densefeat.training.finetune_recipe import FineTuning
+from densefeat.training.recipe_files import load_finetuning, recipe_names
 from densefeat.training.train import train
 from helpers import BUNDLED
 from runs import assert_same_training, newest_state, tiny_finetuning, untimed, write_classes, write_table
@@ -252,6 +255,21 @@ def test_several_labels(tmp_path: Path) -> None:
     assert [row["class"] for row in found["per_class"]] == ["even", "low"]
     with pytest.raises(UsageError, match="crops 10: .* gives several labels an image: choose 1"):
         evaluate(str(tmp_path / "run"), str(tmp_path / "tags.csv"), crops=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipe_names(FineTuning))
+def test_every_recipe(tmp_path: Path, name: str) -> None:
+    data = write_classes(tmp_path / "classes", 10)
+    files = sorted(data.rglob("*.png"))
+    lines = [f"{file.relative_to(tmp_path)},{file.parent.name}|{i % 2}" for i, file in enumerate(files)]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(lines))
+    place = tmp_path / ("labels.csv" if "csv" in name else "classes")
+    values = [f"model={BUNDLED}", f"train={json.dumps(str(place))}", "batch_size=8", "workers=1"]
+    recipe = load_finetuning(name, values)
+    assert train(recipe, tmp_path / "run", "cpu", steps=2).step == 2
+    result = train(replace(recipe, epochs=0.9), tmp_path / "whole", "cpu")
+    assert result.scores is not None
 
 
 @pytest.mark.parametrize(
