@@ -27,6 +27,7 @@ from densefeat.training.predict import predict
 from densefeat.training.recipe_files import load_finetuning
 from densefeat.training.train import train
 
+SMALL = ["loader=device", "augment=shift-mirror"]  # images of no more pixels than the network reads blur in crops
 MODEL = "densefeat_densenet_bc100_k12"
 
 
@@ -99,6 +100,7 @@ def main() -> None:
         rows = by_probe(work, arguments.device)
         rows.append(by_finetuning(work, arguments.device, "head", ["mode=head"]))
         rows.append(by_finetuning(work, arguments.device, "defaults", []))
+        rows.append(by_finetuning(work, arguments.device, "shifts, no crops", SMALL))
     table = Table(title=f"{len(classes)} classes, {arguments.images} images each; {os.cpu_count()} cores, {arguments.device}")
     for column in ("", "test top-1 %", "95 %", "seconds"):
         table.add_column(column, justify="left" if not column else "right")

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from densefeat.heads.tables import Table
 
 OF_IMAGES = ("model", "weights", "image_size", "pool", "device", "batch_size", "workers")
-OF_STORES = ("task", "split_column", "group_column")
 
 
 @click.command(epilog="Example: densefeat probe embeddings/ --out probe/, or: densefeat probe --images photos/ --out probe/")
@@ -58,10 +57,8 @@ def probe(store: Path | None, out: Path, images: str | None, protocol: str | Non
         options.pop(name)
     options.pop("epochs")
     if store is None:
-        store, options["test"] = extracted(str(images), out, given)
-        images = None
-        options["labels"] = None if options["labels"] == "folder" else options["labels"]
-        options["label_column"] = options["label_column"] if options["labels"] else None
+        options |= of_images(str(images), out, given)
+        store, images = options.pop("store"), None
     show(run(store, out, images=images, protocol=protocol, **options))
 
 
@@ -73,8 +70,8 @@ def check_input(store: Path | None, images: str | None, protocol: str | None, op
             raise click.UsageError("--standardize is for --protocol logreg")
         if store is not None or images is None:
             raise click.UsageError("--protocol sgd learns from augmented images: give --images, and no STORE")
-        if given := [name for name in OF_STORES if options[name] not in (None, "auto")]:
-            raise click.UsageError(f"--{given[0].replace('_', '-')} is not for --protocol sgd: use another protocol")
+        if options["task"] == "regression":
+            raise click.UsageError("--task regression is not for --protocol sgd: use ridge")
         return
     if options["epochs"] is not None:
         raise click.UsageError("--epochs is for --protocol sgd")
@@ -88,7 +85,6 @@ def check_input(store: Path | None, images: str | None, protocol: str | None, op
 def by_descent(images: str, out: Path, given: dict[str, Any]) -> None:
     from densefeat.training.parallel_probe import probe_images
 
-    given.pop("task")
     given.pop("standardize")
     if "pool" in given:
         given["pools"] = given.pop("pool")
@@ -97,33 +93,17 @@ def by_descent(images: str, out: Path, given: dict[str, Any]) -> None:
         show(probed)
 
 
-def extracted(images: str, out: Path, given: dict[str, Any]) -> tuple[Path, Path | None]:
-    """Stores of the images and the test images, made now as far as they are not there."""
-    import densefeat
-    from densefeat.heads.probe import FEATURES, TEST_FEATURES, check_free
+def of_images(images: str, out: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The store and test store of images, made now as far as they are not there, and how to find labels for them."""
+    from densefeat.heads.extracted import extracted, labels_of, reading_of
+    from densefeat.heads.probe import FEATURES
 
-    check_free(out)
-    out.mkdir(parents=True, exist_ok=True)
     settings = {name: given[name] for name in OF_IMAGES if name in given}
-    labels = given.get("labels", "folder" if os.path.isdir(images) and "label_column" not in given else None)
-    if labels == "folder":
-        settings["labels"] = "folder"
-    elif labels is None and "label_column" in given:
-        settings["label_column"] = given["label_column"]
-    click.echo(f"densefeat: features of {images} to {out / FEATURES}", err=True)
-    densefeat.extract(images, out / FEATURES, **settings)
-    test = given.get("test")
-    if test is None or is_store(test):
-        return out / FEATURES, None if test is None else Path(test)
-    densefeat.extract(test, out / TEST_FEATURES, **settings)
-    return out / FEATURES, out / TEST_FEATURES
-
-
-def is_store(path: str) -> bool:
-    from densefeat.store.layout import Layout
-    from densefeat.store.reader import is_embeddings
-
-    return Layout(Path(path)).manifest.exists() or (os.path.isfile(path) and is_embeddings(Path(path)))
+    labels = given.get("labels"), given.get("label_column")
+    click.echo(f"densefeat: features of {printable(images)} to {printable(str(out / FEATURES))}", err=True)
+    store, *others = extracted(images, given.get("test"), out, **settings, **reading_of(images, *labels))
+    found = {"store": store, "test": others[0] if others else None, "labels": None, "label_column": None}
+    return found | labels_of(*labels)
 
 
 def show(probed: "Probed") -> None:

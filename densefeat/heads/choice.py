@@ -33,19 +33,21 @@ def choose(
     targets: Targets,
     advance: Advance,
     by_loss: bool = False,
+    loss: str = "log_loss",
 ) -> tuple[Choice, Solution]:
     """Of pairs (value of the setting ``name``, what was fitted with it) the best by its ``scores`` on the validation rows.
 
-    Of equals the one with the lowest :func:`log_loss`: few rows give the same accuracy with many settings, the strongest
-    penalties among them, which leave no score far from any other. ``by_loss``: that alone decides. One solution is kept at a
-    time.
+    Of equals the one with the lowest ``loss``, one of :data:`LOSSES`: few rows give the same accuracy with many settings, the
+    strongest penalties among them, which leave no score far from any other. ``by_loss``: that alone decides. One solution is
+    kept at a time. Numbers have no loss beside the metric.
     """
     metric, tried, best = MAIN[targets.task], list[Setting](), (-np.inf, -np.inf)
     for value, solution in solutions:
         found = scores(solution)
-        main, loss = rated(targets, found), log_loss(targets, found)
-        tried.append({name: value, metric: main} | ({} if targets.task == "regression" else {"log_loss": loss}))
-        rating = (0.0 if by_loss else main, -loss)
+        main = rated(targets, found)
+        losses = {} if targets.task == "regression" else {loss: LOSSES[loss](targets, found)}
+        tried.append({name: value, metric: main} | losses)
+        rating = (0.0 if by_loss else main, -losses.get(loss, 0.0))
         if rating > best:
             best, chosen, kept, kept_scores = rating, value, solution, found
         advance(1)
@@ -53,12 +55,10 @@ def choose(
 
 
 def log_loss(targets: Targets, scores: np.ndarray) -> float:
-    """Mean over rows (of several labels, and labels) of the cross entropy of logits with smoothed targets; 0 for numbers.
+    """Mean over rows (of several labels, and labels) of the cross entropy of logits with smoothed targets.
 
     Without smoothing a few rows that are all told apart would ask for weights without bound.
     """
-    if targets.task == "regression":
-        return 0.0
     logits = scores.astype(np.float64)
     if targets.task == "multi":
         losses = np.logaddexp(0, np.where(targets.values, -logits, logits)), np.logaddexp(0, logits) - logits / 2
@@ -66,6 +66,16 @@ def log_loss(targets: Targets, scores: np.ndarray) -> float:
         norm = logsumexp(logits, axis=1)
         losses = norm - logits[np.arange(len(logits)), targets.values], norm - logits.mean(1)
     return float((1 - SMOOTHING) * losses[0].mean() + SMOOTHING * losses[1].mean())
+
+
+def squared_error(targets: Targets, scores: np.ndarray) -> float:
+    """Mean over rows and classes of the squared error of scores that are to be 1 for a row's classes, -1 for the others."""
+    multi = targets.task == "multi"
+    own = targets.values if multi else targets.values[:, None] == np.arange(len(targets.classes))
+    return float(np.mean(np.square(scores - np.where(own, np.float32(1), np.float32(-1))), dtype=np.float64))
+
+
+LOSSES: dict[str, Callable[[Targets, np.ndarray], float]] = {"log_loss": log_loss, "squared_error": squared_error}
 
 
 def rated(targets: Targets, scores: np.ndarray) -> float:

@@ -1,6 +1,8 @@
 """How sure figures are: intervals by bootstrap over the rows, and whether one set of predictions is better than another."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.stats import binomtest
@@ -10,6 +12,8 @@ from densefeat.heads.metrics import MAIN, main_metric, resampled
 from densefeat.heads.targets import Targets
 
 RANKED_RESAMPLES = 200
+MAX_RANKED = 2**25  # scores: these take about ten seconds
+PIECE_COUNTS = 2**25
 PERCENTILES = (2.5, 97.5)
 
 
@@ -29,12 +33,18 @@ def bootstrap(
 ) -> dict[str, tuple[float, float] | None]:
     """95 % percentile interval of every metric of :func:`densefeat.heads.metrics.metrics`, over rows drawn with replacement.
 
-    AUROC and mAP: from the first 200 resamples. Resamples in which a metric is undefined are left out; None: undefined in all.
+    AUROC and mAP: from the first 200 resamples, and None where there are more than ``MAX_RANKED`` scores. Resamples in which a
+    metric is undefined are left out; None: undefined in all. Memory is bounded: a piece of the resamples at a time.
     (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.)
     Raises UsageError as ``metrics``, and for fewer than 2 resamples.
     """
-    found = resampled(targets, scores, draws(len(targets), resamples, seed), ranked=RANKED_RESAMPLES)
-    return {name: interval(values) for name, values in found.items()}
+    left = RANKED_RESAMPLES if scores.size <= MAX_RANKED else 0
+    found: dict[str, list[np.ndarray]] = {}
+    for counts in drawn(len(targets), resamples, seed):
+        for name, values in resampled(targets, scores, counts, ranked=left).items():
+            found.setdefault(name, []).append(values)
+        left = max(0, left - counts.shape[1])
+    return {name: interval(np.concatenate(values)) for name, values in found.items()}
 
 
 def compare(targets: Targets, first: np.ndarray, second: np.ndarray, seed: int = 0) -> Comparison:
@@ -44,10 +54,10 @@ def compare(targets: Targets, first: np.ndarray, second: np.ndarray, seed: int =
     the p-value is twice the smaller share of resamples at or beyond no difference. The interval is the paired bootstrap's.
     1000 resamples.
     """
-    counts = draws(len(targets), 1000, seed)
     once = np.ones((len(targets), 1), np.uint8)
     difference = (main_metric(targets, first, once) - main_metric(targets, second, once))[0]
-    spread = main_metric(targets, first, counts) - main_metric(targets, second, counts)
+    pieces = drawn(len(targets), 1000, seed)
+    spread = np.concatenate([main_metric(targets, first, counts) - main_metric(targets, second, counts) for counts in pieces])
     ends = interval(spread)
     if ends is None or np.isnan(difference):
         raise UsageError(f"{MAIN[targets.task]} is undefined on these {len(targets)} rows: there is nothing to compare")
@@ -65,14 +75,31 @@ def mcnemar(y: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
     return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
+def drawn(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """:func:`draws` in pieces of the resamples; where one is all of them, the next call for the same takes no time."""
+    step = max(1, PIECE_COUNTS // max(1, rows))
+    if step >= resamples:
+        yield draws(rows, resamples, seed)
+        return
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, step):
+        yield counted(generator, rows, min(step, resamples - start))
+
+
+@lru_cache(maxsize=1)
 def draws(rows: int, resamples: int, seed: int) -> np.ndarray:
     """How often each resample has each row: ``(rows, resamples)`` uint8 (that one has a row 256 times does not happen)."""
     if resamples < 2:
         raise UsageError(f"{resamples} resamples: at least 2")
-    generator = np.random.default_rng(seed)
-    counts = np.empty((rows, resamples), np.uint8)
-    for r in range(resamples):
-        counts[:, r] = np.bincount(generator.integers(0, rows, rows), minlength=rows) if rows else 0
+    counts = counted(np.random.default_rng(seed), rows, resamples)
+    counts.flags.writeable = False
+    return counts
+
+
+def counted(generator: np.random.Generator, rows: int, resamples: int) -> np.ndarray:
+    counts = np.zeros((rows, resamples), np.uint8)
+    for r in range(resamples if rows else 0):
+        counts[:, r] = np.bincount(generator.integers(0, rows, rows), minlength=rows)
     return counts
 
 

@@ -70,8 +70,16 @@ def cosines(queries: np.ndarray, base: torch.Tensor) -> np.ndarray:
 
 
 def votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
-    """What the nearest rows say, as :meth:`Neighbours.scores` gives it; both ``(q, k)``."""
+    """What the nearest rows say, as :meth:`Neighbours.scores` gives it; both ``(q, k)``. In pieces of the queries."""
     weights = weights / weights.sum(1, keepdims=True)
+    each = len(targets.classes) * (near.shape[1] if targets.task == "multi" else 1)
+    step = max(1, TILE_VALUES // max(1, each))
+    parts = [slice(start, start + step) for start in range(0, len(near), step)]
+    return np.concatenate([summed(near[part], weights[part], targets) for part in parts])
+
+
+def summed(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
+    """The same of weights that sum to 1."""
     if targets.task == "regression":
         return (weights * targets.values[near]).sum(1).astype(np.float32)
     if targets.task == "multi":

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from densefeat.heads.label_file import NAMED
+from densefeat.heads.splits import TRAIN
 from densefeat.heads.targets import Targets
 
 
-def lone_classes(targets: Targets, groups: np.ndarray) -> list[str]:
-    """Classes of one image (or group): they cannot be on both sides of a split."""
+def lone_classes(targets: Targets, groups: np.ndarray, parts: np.ndarray) -> list[str]:
+    """Classes of one image (or group) that only trains. ``parts``: ``(n,)`` as in :mod:`densefeat.heads.splits`."""
     if targets.task == "regression":
         return []
     if targets.task == "single":
@@ -18,7 +19,8 @@ def lone_classes(targets: Targets, groups: np.ndarray) -> list[str]:
         counts = np.bincount(members, minlength=len(targets.classes))
     else:
         counts = np.array([len(np.unique(groups[mask])) for mask in targets.values.T])
-    return [name for name, count in zip(targets.classes, counts, strict=True) if count == 1]
+    absent = set(absent_classes(targets.take(parts != TRAIN)))
+    return [name for name, count in zip(targets.classes, counts, strict=True) if count == 1 and name in absent]
 
 
 def absent_classes(targets: Targets) -> list[str]:
@@ -40,7 +42,7 @@ def told(report: dict[str, Any]) -> list[str]:
     for key, text in (
         ("without_label", "rows without a label are left out"),
         ("labels_without_row", "labels have no row"),
-        ("lone_classes", "classes of one image are in the training part alone"),
+        ("lone_classes", "classes of one image (or group) are in the training part alone"),
         ("untrained_classes", "classes are in no row of training: their test rows count as mistakes"),
     ):
         found = report.get(key) or {"count": 0}

@@ -1,9 +1,10 @@
 """How good predictions are: from counts of hits, and from ranks, for any number of resamples of the rows at once."""
 
 import numpy as np
-from scipy.special import softmax
+from scipy.sparse import csr_array
 
 from densefeat.errors import UsageError
+from densefeat.heads.rows import pieces
 from densefeat.heads.targets import Targets, Task
 
 MAIN: dict[Task, str] = {"single": "top1", "multi": "map", "regression": "r2"}
@@ -37,7 +38,7 @@ def metrics(targets: Targets, scores: np.ndarray) -> dict[str, float | None]:
 def resampled(targets: Targets, scores: np.ndarray, counts: np.ndarray, ranked: int | None = None) -> Measured:
     """Every metric ``(R,)`` float64 where row i counts ``counts[i, r]`` times (``(n, R)`` uint8); NaN where undefined.
 
-    ``ranked``: those from ranks for so many resamples only, the first ones; None: for all.
+    ``ranked``: those from ranks for so many resamples only, the first ones (0: of length 0); None: for all.
     """
     check_scores(targets, scores)
     if targets.task == "regression":
@@ -73,7 +74,8 @@ def of_classes(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> Meas
     hit = predicted == y
     measured = {"top1": 100 * total(counts, hit) / rows}
     if classes > 5:
-        measured["top5"] = 100 * total(counts, places(scores, y) < 5) / rows
+        earlier = np.concatenate([places(scores[piece], y[piece]) for piece in pieces(scores)])
+        measured["top5"] = 100 * total(counts, earlier < 5) / rows
     support, guessed = by_class(y, counts, classes), by_class(predicted, counts, classes)
     right = by_class(y[hit], counts[hit], classes)
     present = support > 0
@@ -90,15 +92,23 @@ def of_labels(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> Measu
 
 def of_ranks(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> Measured:
     single = targets.task == "single"
-    values = softmax(scores.astype(np.float64), axis=1) if single else scores
     shape = (len(targets.classes), counts.shape[1])
     precision, area = np.full(shape, np.nan), np.full(shape, np.nan)
-    for k in range(len(targets.classes)):
+    floats = counts.astype(np.float32)  # sums of counts stay exact up to 2**24 rows
+    top, whole = normalisers(scores) if single and shape[1] else (None, None)
+    for k in range(len(targets.classes) if shape[1] else 0):
         positive = targets.values == k if single else targets.values[:, k]
         if positive.any():
-            precision[k], area[k] = ranked_class(values[:, k], positive, counts)
+            values = scores[:, k] if top is None else np.exp(scores[:, k] - top) / whole
+            precision[k], area[k] = ranked_class(values, positive, floats)
     measured = {"auroc": mean_where(area, ~np.isnan(area))}
     return measured if single else {"map": 100 * mean_where(precision, ~np.isnan(precision)), **measured}
+
+
+def normalisers(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Float64 ``(n,)`` each: ``exp(scores - first) / second`` is their softmax."""
+    top = scores.max(1).astype(np.float64)
+    return top, np.concatenate([np.exp(scores[piece] - top[piece, None]).sum(1) for piece in pieces(scores)])
 
 
 def of_numbers(y: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> Measured:
@@ -114,18 +124,38 @@ def of_numbers(y: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> Measure
 def ranked_class(values: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Average precision (a step for each distinct score, as scikit-learn's) and AUROC of one class, ``(R,)`` each.
 
-    Only the counts at and between the positives' scores are needed: rows of ``counts`` are added up between these.
+    Only the counts at and between the positives' scores are needed: rows of ``counts`` (float32) are added up between these,
+    as a product with a sparse matrix of ones.
     """
-    order = np.argsort(-values, kind="stable")
+    order = np.argsort(-values)  # of equals any: they are on one level
     ranked, wanted = values[order], np.flatnonzero(positive[order])
     levels, level_of = np.unique(-ranked[wanted], return_inverse=True)
     starts, stops = np.searchsorted(-ranked, levels, "left"), np.searchsorted(-ranked, levels, "right")
     edges = np.unique(np.concatenate([[0], starts, stops]))
     edges = edges[edges < len(values)]
-    sums = np.add.reduceat(counts[order], edges, axis=0, dtype=np.int64)
-    above = np.concatenate([np.zeros((1, counts.shape[1]), np.int64), np.cumsum(sums, axis=0)])
-    before, through = (above[np.searchsorted(edges, ends)] for ends in (starts, stops))
-    hits = np.add.reduceat(counts[order[wanted]], np.searchsorted(level_of, np.arange(len(levels))), axis=0, dtype=np.int64)
+    between = summing(order, edges, len(values))
+    at_level = summing(order[wanted], np.searchsorted(level_of, np.arange(len(levels))), len(values))
+    ends = np.searchsorted(edges, starts), np.searchsorted(edges, stops)
+    step = max(1, PIECE_VALUES // len(edges))
+    found = [
+        at_levels(between @ piece, at_level @ piece, *ends)
+        for piece in np.split(counts, range(step, counts.shape[1], step), axis=1)
+    ]
+    precision, area = (np.concatenate(column) for column in zip(*found, strict=True))
+    return precision, area
+
+
+def summing(order: np.ndarray, starts: np.ndarray, rows: int) -> csr_array:
+    """``(len(starts), rows)`` of ones: times counts it gives their sums over runs of ``order``."""
+    ends = np.append(starts, len(order))
+    return csr_array((np.ones(len(order), np.float32), order, ends), shape=(len(starts), rows))
+
+
+def at_levels(sums: np.ndarray, hits: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same from the counts between edges, those of the positives at each level, and the edges of the levels."""
+    above = np.concatenate([np.zeros((1, sums.shape[1])), np.cumsum(sums, axis=0, dtype=np.float64)])
+    before, through = above[starts], above[stops]
+    hits = hits.astype(np.float64)
     found = np.cumsum(hits, axis=0)
     positives, rows = found[-1], above[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -153,7 +183,7 @@ def by_class(y: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
     if len(y):
         order = np.argsort(y, kind="stable")
         present, starts = np.unique(y[order], return_index=True)
-        sums[present] = np.add.reduceat(counts[order], starts, axis=0, dtype=np.int64)
+        sums[present] = summing(order, starts, len(y)) @ counts
     return sums
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,29 @@ from densefeat.extract.progress import progress_bar
 from densefeat.heads.blocks import Fits, candidates, few_shot, number_of_settings
 from densefeat.heads.candidates import conclude
 from densefeat.heads.classes import names_of
-from densefeat.heads.columns import Columns, columns_of
-from densefeat.heads.label_file import LabelFile
-from densefeat.heads.label_report import absent_classes, few, lone_classes
-from densefeat.heads.labels import Labelled, gather
+from densefeat.heads.labels import Labelled
+from densefeat.heads.prepared import Prepared, prepare
 from densefeat.heads.probe_file import FILE
 from densefeat.heads.protocols import described
-from densefeat.heads.results import BLOCKS, CONFUSION, KIND, PAGE, PREDICTIONS, RESULTS, Asked, plain, write_report
-from densefeat.heads.splits import PARTS, TEST, TRAIN, VAL, hold_out_val, split, split_sha256
-from densefeat.heads.targets import Targets
+from densefeat.heads.results import (
+    BLOCKS,
+    CONFUSION,
+    KIND,
+    PAGE,
+    PREDICTIONS,
+    RESULTS,
+    SUFFIXES,
+    Asked,
+    files_of,
+    plain,
+    write_report,
+)
+from densefeat.heads.splits import TEST, VAL, split_sha256
+from densefeat.store.atomic import written
 from densefeat.store.reader import Store, open_store
 
 FEATURES, TEST_FEATURES = "features", "test-features"  # stores beside the results, where images were given
-PICTURES = tuple(f"{stem}{suffix}" for stem in (BLOCKS, CONFUSION) for suffix in (".png", ".svg"))
+PICTURES = tuple(f"{stem}{suffix}" for stem in (BLOCKS, CONFUSION) for suffix in SUFFIXES)
 OURS = {RESULTS, FILE, PAGE, PREDICTIONS, *PICTURES, FEATURES, TEST_FEATURES}
 
 
@@ -73,26 +84,19 @@ def probe(
         UsageError: Labels, splits or stores that do not serve, ``out`` holds something else. OutputError: it cannot be written.
     """
     out = Path(out)
-    if split_column is not None and test is not None:
-        raise UsageError("--split-column names the test rows, and --test gives others: give one of them")
     stores = [known if isinstance(known, Store) else open_store(known) for known in (store, test) if known is not None]
-    columns, notes = columns_of(stores)
-    check_overlap(stores)
-    file = None if labels is None else LabelFile(Path(labels))
-    labelled = gather(stores, file, label_column, task, split_column, group_column)
-    protocol = protocol or ("ridge" if labelled.targets.task == "regression" else "logreg")
+    found = prepare(stores, labels, label_column, task, split_column, group_column, seed)
+    targets, columns = found.labelled.targets, found.columns
+    protocol = protocol or ("ridge" if targets.task == "regression" else "logreg")
     if standardize and protocol != "logreg":
         raise UsageError(f"--standardize is for logreg: {protocol} {'always' if protocol == 'ridge' else 'never'} does so")
-    chosen = described(protocol, labelled.targets.task) | ({"standardize": standardize} if protocol == "logreg" else {})
-    parts = parts_of(labelled, stores, seed)
-    labelled = reported(labelled, parts, judged=labelled.parts is None)
-    check_parts(labelled.targets, parts)
-    notes += leaks(labelled, parts)
-    asked = asked_of(labelled, parts, stores, columns, chosen, seed, images, tuple(notes))
+    chosen = described(protocol, targets.task) | ({"standardize": standardize} if protocol == "logreg" else {})
+    asked = asked_of(found, chosen, seed, images)
     if (before := finished(out, asked)) is not None:
         return Probed(out, before, done_before=True)
+    check_writable(out)
     with progress_bar("fitting", number_of_settings(protocol, len(columns.widths)), "settings") as advance:
-        fits = Fits(protocol, columns, labelled.targets, labelled.rows, parts, seed, advance, standardize)
+        fits = Fits(protocol, columns, targets, found.labelled.rows, found.parts, seed, advance, standardize)
         return Probed(out, run(fits, asked, out))
 
 
@@ -104,80 +108,15 @@ def run(fits: Fits, asked: Asked, out: Path) -> dict[str, Any]:
     return write_report(out, concluded, asked)
 
 
-def parts_of(labelled: Labelled, stores: list[Store], seed: int) -> np.ndarray:
-    """int8 ``(n,)``: as the labels tell, by the test store, or drawn."""
-    if len(stores) > 1:
-        parts = np.where(labelled.rows < len(stores[0]), TRAIN, TEST).astype(np.int8)
-    elif labelled.parts is not None:
-        parts = labelled.parts
-    else:
-        return split(labelled.targets, seed, labelled.groups)
-    if not (parts == TRAIN).any() or (parts == VAL).any():
-        return parts
-    return hold_out_val(labelled.targets, parts, seed, labelled.groups)
-
-
-def reported(labelled: Labelled, parts: np.ndarray, judged: bool) -> Labelled:
-    """With what the split did to the classes. ``judged``: whether the split was ours."""
-    targets = labelled.targets
-    more: dict[str, Any] = {"classes": len(targets.classes)}
-    more["untrained_classes"] = few(absent_classes(targets.take(parts != TEST)))
-    if judged:
-        more["lone_classes"] = few(lone_classes(targets, labelled.groups))
-    return replace(labelled, report=labelled.report | more)
-
-
-def check_parts(targets: Targets, parts: np.ndarray) -> None:
-    """UsageError where a part has no rows, or there is too little to learn from."""
-    sizes = {name: int(np.count_nonzero(parts == part)) for part, name in enumerate(PARTS)}
-    for name, size in sizes.items():
-        if not size:
-            told = ", ".join(f"{count} {part}" for part, count in sizes.items())
-            raise UsageError(f"no {name} rows with a label ({told}): give more labels, or another split")
-    if sizes["train"] < len(targets.classes):
-        raise UsageError(
-            f"{sizes['train']} training rows for {len(targets.classes)} classes: give more rows, or fewer classes"
-            " (numbers to predict, not classes? --task regression)"
-        )
-
-
-def check_overlap(stores: list[Store]) -> None:
-    """UsageError where test rows are among those to learn from."""
-    places = [store.provenance.get("images") for store in stores]
-    if len(stores) < 2 or places[0] is None or places[0] != places[1]:
-        return
-    both = np.intersect1d(stores[0].keys.astype(str), stores[1].keys.astype(str))
-    if len(both):
-        raise UsageError(
-            f"{len(both):,} images of {stores[1].path} are in {stores[0].path}, too, {str(both[0])!r} first: give other test"
-            " images, or one store with --split-column"
-        )
-
-
-def leaks(labelled: Labelled, parts: np.ndarray) -> list[str]:
-    """What a given split tears apart."""
-    members = np.unique(np.stack([labelled.groups, parts.astype(np.int64)], 1), axis=0)[:, 0]
-    torn = int(np.count_nonzero(np.bincount(members) > 1))
-    return [f"{torn:,} images (or groups) have rows in several parts: figures will be too good"] if torn else []
-
-
-def asked_of(
-    labelled: Labelled,
-    parts: np.ndarray,
-    stores: list[Store],
-    columns: Columns,
-    protocol: dict[str, Any],
-    seed: int,
-    images: str | None,
-    notes: tuple[str, ...],
-) -> Asked:
+def asked_of(found: Prepared, protocol: dict[str, Any], seed: int, images: str | None = None) -> Asked:
+    labelled, parts, stores = found.labelled, found.parts, found.stores
     rows = np.flatnonzero(parts == TEST)
     paths = [labelled.paths[row] for row in rows]
     tiled = all("x" in store.schema.names for store in stores)
     places = [np.concatenate([store[name] for store in stores])[labelled.rows[rows]] for name in ("x", "y")] if tiled else None
     digest = split_sha256(labelled.paths, parts)
     settings = {
-        "columns": columns.widths,
+        "columns": found.columns.widths,
         "labels_sha256": labels_sha256(labelled),
         "test": len(stores) > 1,
     }
@@ -185,7 +124,7 @@ def asked_of(
         protocol=protocol,
         settings=settings,
         seed=seed,
-        sizes={name: int(np.count_nonzero(parts == part)) for part, name in enumerate(PARTS)},
+        sizes=found.sizes(),
         split_sha256=digest,
         labels=labelled.report,
         paths=paths,
@@ -193,7 +132,7 @@ def asked_of(
         places=None if places is None else np.stack(places, 1),
         test_provenance=stores[1].provenance if len(stores) > 1 else None,
         images=images,
-        notes=notes,
+        notes=found.notes,
     )
 
 
@@ -203,7 +142,10 @@ def labels_sha256(labelled: Labelled) -> str:
 
 
 def finished(out: Path, asked: Asked) -> dict[str, Any] | None:
-    """The results of the same probe, where ``out`` has them; None where it is free. UsageError: it holds something else."""
+    """The results of the same probe, where ``out`` has all of it; None where it is free, or files have gone.
+
+    UsageError: it holds something else.
+    """
     check_free(out)
     if not (out / RESULTS).exists():
         return None
@@ -218,14 +160,24 @@ def finished(out: Path, asked: Asked) -> dict[str, Any] | None:
     now = plain(asked_before(vars(asked)))
     if differing := [name for name, value in now.items() if before.get(name) != value]:
         raise UsageError(f"output {shown} holds another probe ({', '.join(differing)} differ): name another --out")
-    return before
+    whole = files_of(before["task"], len(before["classes"]))
+    return before if all((out / name).exists() for name in whole) else None
+
+
+def check_writable(out: Path) -> None:
+    """OutputError now, not after the work, where a folder cannot be made or written to."""
+    with written(out):
+        there = next(place for place in (out, *out.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
 
 
 def check_free(out: Path) -> None:
-    """UsageError where a folder holds something else than a probe, whole or begun."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"output {str(out)!r} is a file: name a folder")
-    there = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".") if out.exists() else []
+    """UsageError where a folder holds something else than a probe, whole or begun; OutputError: it cannot be read."""
+    with written(out):
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"output {str(out)!r} is a file: name a folder")
+        there = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".") if out.exists() else []
     if others := [name for name in there if name not in OURS]:
         raise UsageError(f"output {str(out)!r} holds something else than a probe ({others[0]!r}): name another --out")
 

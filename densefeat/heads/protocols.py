@@ -19,6 +19,7 @@ PROTOCOLS = ("logreg", "knn", "ridge")
 GRIDS: dict[str, tuple[float | int, ...]] = {"logreg": logreg.C, "knn": knn.NEIGHBOURS, "ridge": ridge.L2}
 SHOTS = (1, 5, 10, 25)
 LOWEST_LOSS = f"the lowest log loss (labels smoothed by {SMOOTHING})"
+LOWEST_ERROR = "the lowest mean squared error"
 
 Head = Linear | Neighbours
 
@@ -51,7 +52,7 @@ def fit(
     seed: int = 0,  # noqa: ARG001  none of these protocols draws; the signature is the same for all
     advance: Callable[[int], None] = nothing,
 ) -> Fitted:
-    """Choose the setting on the validation rows, of equally good ones by log loss; then fit on all rows.
+    """Choose the setting on the validation rows, of equally good ones by their loss; then fit on all rows.
 
     Args:
         protocol: One of :data:`PROTOCOLS`; see :func:`described`.
@@ -150,7 +151,7 @@ def described(protocol: str, task: Task) -> dict[str, Any]:
     """What makes figures comparable with published ones, as JSON: name, grid, criterion, solver, sources."""
     check_protocol(protocol, task, standardize=False)
     setting = {"logreg": "C", "knn": "k", "ridge": "l2"}[protocol]
-    of_equals = "the first" if task == "regression" else LOWEST_LOSS
+    of_equals = "the first" if task == "regression" else LOWEST_ERROR if protocol == "ridge" else LOWEST_LOSS
     of_few = f"; by that alone on fewer than {logreg.FEW} rows" if protocol == "logreg" else ""
     return {
         "name": protocol,

@@ -17,14 +17,15 @@ from densefeat.heads.candidates import Concluded
 from densefeat.heads.charts import draw_blocks, draw_confusion
 from densefeat.heads.classes import names_of
 from densefeat.heads.page import write_page
-from densefeat.heads.predictions import confusions, predicted
+from densefeat.heads.predictions import MATRIX_CLASSES, confusions, predicted
 from densefeat.heads.probe_file import FILE, Probe, save_probe
-from densefeat.heads.targets import Targets
+from densefeat.heads.targets import Targets, Task
 from densefeat.store.atomic import atomic_file, written
 from densefeat.version import __version__
 
 RESULTS, PAGE, PREDICTIONS = "results.json", "report.html", "predictions.csv"
 BLOCKS, CONFUSION = "blocks", "confusion"
+SUFFIXES = (".png", ".svg")  # of charts
 KIND = "densefeat probe"
 
 
@@ -47,6 +48,18 @@ def write_report(out: Path, concluded: Concluded, asked: Asked) -> dict[str, Any
     with atomic_file(out / RESULTS) as beside:
         beside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
     return results
+
+
+def files_of(task: Task, classes: int) -> set[str]:
+    """Names of all that a whole report has, where the test rows are known; of charts only where matplotlib is installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        pictures = []
+    else:
+        pictures = [BLOCKS, CONFUSION] if task == "single" and classes <= MATRIX_CLASSES else [BLOCKS]
+    charts = {f"{stem}{suffix}" for stem in pictures for suffix in SUFFIXES}
+    return {RESULTS, PAGE, PREDICTIONS, FILE} | charts
 
 
 def results_of(concluded: Concluded, asked: Asked) -> dict[str, Any]:

@@ -73,7 +73,11 @@ def fit(x: np.ndarray, targets: Targets, train: int, advance: Advance, refit: bo
     rescale(x, scale.mean, scale.inverse)
     grid = path(x[:train], wanted(fitting, scale))
     fits = ((l2, grid.weight(l2)) for l2 in L2)
-    choice, solved = choose("l2", fits, lambda fit: scores(x[train:], *fit, scale, val.task), val, advance)
+
+    def scored(fit: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        return scores(x[train:], *fit, scale, val.task)
+
+    choice, solved = choose("l2", fits, scored, val, advance, loss="squared_error")
     if refit:
         solved = solution(x, wanted(targets, scale), choice.chosen["l2"])
     return scale.fold(*solved, targets.task == "regression"), choice

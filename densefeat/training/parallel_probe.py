@@ -12,39 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from densefeat.errors import UsageError
+from densefeat.errors import DensefeatError, UsageError
 from densefeat.extract.interrupts import stop_on_signal
-from densefeat.extract.job import extract
 from densefeat.extract.progress import progress_bar
 from densefeat.features.extractor import FeatureExtractor
 from densefeat.heads.blocks import Fits
 from densefeat.heads.candidates import ALL, Candidate, conclude
 from densefeat.heads.choice import choose
-from densefeat.heads.columns import Columns, columns_of
-from densefeat.heads.label_file import LabelFile
-from densefeat.heads.labels import gather
+from densefeat.heads.columns import Columns
+from densefeat.heads.extracted import extracted, labels_of, reading_of
 from densefeat.heads.linear import Linear
 from densefeat.heads.metrics import MAIN
-from densefeat.heads.probe import (
-    FEATURES,
-    OURS,
-    TEST_FEATURES,
-    Probed,
-    asked_before,
-    asked_of,
-    check_overlap,
-    check_parts,
-    finished,
-    leaks,
-    parts_of,
-    reported,
-)
-from densefeat.heads.protocols import Fitted
+from densefeat.heads.prepared import Prepared, prepare
+from densefeat.heads.probe import Probed, asked_before, asked_of, finished
+from densefeat.heads.protocols import LOWEST_LOSS, Fitted
 from densefeat.heads.results import Asked, plain, write_report
 from densefeat.heads.splits import TEST, TRAIN, VAL
 from densefeat.heads.targets import Task
 from densefeat.images.sources import open_source
-from densefeat.store.atomic import written
 from densefeat.store.lock import locked
 from densefeat.store.reader import open_store
 from densefeat.training.parallel_heads import MOMENTUM, RATES, ParallelHeads
@@ -64,6 +49,9 @@ def probe_images(
     weights: str | Path | None = None,
     labels: str | Path | None = None,
     label_column: str | None = None,
+    task: str = "auto",
+    split_column: str | None = None,
+    group_column: str | None = None,
     test: str | Path | None = None,
     pools: str = "avg",
     epochs: int = 10,
@@ -84,7 +72,9 @@ def probe_images(
         out: The folder for everything.
         labels: ``"folder"``, or a CSV with ``path`` and ``label``; None: ``label_column``'s, of a folder its folders.
         label_column: Of the CSV, of Parquet files, or the extension of a tar's members.
-        test: Images to test on; None: 20 % of the images, stratified.
+        task: ``"single"``, ``"multi"``, or ``"auto"``: by the labels.
+        split_column, group_column: Of the CSV, as in :func:`densefeat.heads.probe.probe`.
+        test: Images (or a store of theirs) to test on; None: 20 % of the images, stratified.
         pools: ``"avg"``, ``"max"``, ``"gem"``, or several: candidates of their own.
         epochs: Over the training images.
         batch_size: Of all processes together; where there are fewer training images, these.
@@ -105,8 +95,10 @@ def probe_images(
         if world.first:
             stack.enter_context(locked(out / ".lock"))
         world.wait()  # until all ranks have written what they extracted
-        file = None if labels in (None, "folder") else LabelFile(Path(str(labels)))
-        fits, paths, asked = prepared(places, file, label_column if file else None, epochs, batch_size, seed, world)
+        stores = [open_store(place) for place in places]
+        columns = labels_of(labels, label_column) | {"split_column": split_column, "group_column": group_column}
+        found = prepare(stores, **columns, task=task, seed=seed)
+        asked = asked_to_learn(found, epochs, batch_size, seed, world)
         if (before := finished(out, asked)) is not None:
             return Probed(out, before, done_before=True)
         extractor = FeatureExtractor(
@@ -114,51 +106,21 @@ def probe_images(
         )  # fmt: skip
         workers = min(WORKERS, os.cpu_count() or 1) if workers is None else workers
         source, size = open_source(images, **reading), asked.protocol["batch_size"]
+        known, train = found.labelled, found.parts == TRAIN
         lesson = make_lesson(
-            source, fits.targets, paths, fits.parts == TRAIN, extractor, epochs, size, workers, seed, world
+            source, known.targets, known.paths, train, extractor, epochs, size, workers, seed, world
         )  # fmt: skip
+        fits = Fits("sgd", found.columns, known.targets, known.rows, found.parts, seed, lambda _: None)
         heads = trained(lesson, extractor, fits, asked, out, world)
         results = concluded(heads, fits, asked, out) if world.first else {}
         world.wait()
         return Probed(out, results)
 
 
-def reading_of(images: str | Path, labels: str | Path | None, label_column: str | None) -> dict[str, Any]:
-    """How to open the images, with the labels that are theirs."""
-    if labels == "folder" or (labels is None and label_column is None and os.path.isdir(images)):
-        return {"labels": "folder"}
-    return {"label_column": label_column} if labels is None and label_column else {}
-
-
-def extracted(images: str | Path, test: str | Path | None, out: Path, **settings: Any) -> list[Path]:
-    """Where stores of the whole images are, made now as far as they are not there."""
-    if out.is_dir() and (
-        others := sorted(entry.name for entry in out.iterdir() if entry.name not in OURS and entry.name[0] != ".")
-    ):
-        raise UsageError(f"output {str(out)!r} is not empty and holds no probe ({others[0]!r}): name another --out")
-    with written(out):
-        out.mkdir(parents=True, exist_ok=True)
-    places = {out / FEATURES: images} | ({} if test is None else {out / TEST_FEATURES: test})
-    for place, given in places.items():
-        extract(given, place, **settings)
-    return list(places)
-
-
-def prepared(
-    places: list[Path], file: LabelFile | None, label_column: str | None, epochs: int, batch_size: int, seed: int, world: World
-) -> tuple[Fits, list[str], Asked]:
-    """The same on every rank: what is to be judged, the paths of its rows, and what the report says of it."""
-    stores = [open_store(place) for place in places]
-    columns, notes = columns_of(stores)
-    check_overlap(stores)
-    labelled = gather(stores, file, label_column)
-    parts = parts_of(labelled, stores, seed)
-    labelled = reported(labelled, parts, judged=True)
-    targets = labelled.targets
-    check_parts(targets, parts)
-    told = described(targets.task, epochs, fitting_batch(batch_size, int(np.count_nonzero(parts == TRAIN)), world))
-    asked = asked_of(labelled, parts, stores, columns, told, seed, None, tuple(notes + leaks(labelled, parts)))
-    return Fits("sgd", columns, targets, labelled.rows, parts, seed, lambda _: None), labelled.paths, asked
+def asked_to_learn(found: Prepared, epochs: int, batch_size: int, seed: int, world: World) -> Asked:
+    """What the report tells of it; the same on every rank."""
+    size = fitting_batch(batch_size, found.sizes()["train"], world)
+    return asked_of(found, described(found.labelled.targets.task, epochs, size), seed)
 
 
 def trained(lesson: Lesson, extractor: FeatureExtractor, fits: Fits, asked: Asked, out: Path, world: World) -> ParallelHeads:
@@ -192,7 +154,7 @@ def candidates_of(columns: Columns) -> dict[str, tuple[str, ...]]:
 
 
 def candidates(heads: ParallelHeads, fits: Fits) -> Iterator[Candidate]:
-    """Of each the rate that is best on the validation images."""
+    """Of each the rate that is best on the validation images. DensefeatError where all rates diverged."""
     for name, wanted in candidates_of(fits.columns).items():
         yield fits.candidate(name, wanted, chosen(heads, name, fits, wanted))
 
@@ -200,13 +162,22 @@ def candidates(heads: ParallelHeads, fits: Fits) -> Iterator[Candidate]:
 def chosen(heads: ParallelHeads, name: str, fits: Fits, wanted: tuple[str, ...]) -> Fitted:
     val = fits.parts == VAL
     x = fits.columns.read(wanted, fits.rows[val])
-
-    def scores(head: Linear) -> np.ndarray:
-        return np.nan_to_num(head.scores(x))  # where a rate was so high that its head diverged, it knows nothing
-
-    learnt = ((rate, heads.linear(name, place)) for place, rate in enumerate(RATES))
-    choice, head = choose("lr", learnt, scores, fits.targets.take(val), lambda _: None)
+    choice, (head, _) = choose("lr", learnt(heads, name, x), lambda pair: pair[1], fits.targets.take(val), lambda _: None)
     return Fitted(head, choice.chosen, choice.tried, choice.val_scores)
+
+
+def learnt(heads: ParallelHeads, name: str, x: np.ndarray) -> Iterator[tuple[float, tuple[Linear, np.ndarray]]]:
+    """Rates, heads and their scores, but for those that diverged. DensefeatError where all did."""
+    all_diverged = True
+    for place, rate in enumerate(RATES):
+        head = heads.linear(name, place)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = head.scores(x)
+        if np.isfinite(scores).all():
+            all_diverged = False
+            yield rate, (head, scores)
+    if all_diverged:
+        raise DensefeatError(f"heads on {name!r} diverged at all {len(RATES)} learning rates: use --protocol ridge")
 
 
 def described(task: Task, epochs: int, batch_size: int) -> dict[str, Any]:
@@ -217,7 +188,7 @@ def described(task: Task, epochs: int, batch_size: int) -> dict[str, Any]:
     return {
         "name": "sgd",
         "grid": {"lr": list(RATES)},
-        "criterion": f"{MAIN[task]} on the validation rows; of equals the smallest lr",
+        "criterion": f"{MAIN[task]} on the validation rows; of equals {LOWEST_LOSS}; rates that diverged are left out",
         "objective": f"{loss}, mean over images; no weight decay",
         "solver": f"SGD, momentum {MOMENTUM}, lr * batch size / 256, cosine to 0",
         "epochs": epochs,

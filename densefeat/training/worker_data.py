@@ -24,7 +24,7 @@ from densefeat.training.sampling import Sampler
 Decoded = tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]  # uint8 (n, …, 3, S, S), int64 (n,), failures
 EVALUATED = 64  # images at a time
 AUGMENT: dict[str, dict[str, Any]] = {
-    "crop-mirror": dict(color_jitter=None, scale=(0.35, 1.0)),  # milder: few images, and small networks
+    "crop-mirror": dict(color_jitter=None, scale=(0.5, 1.0)),  # milder: for few images
     "inception": dict(color_jitter=0.4),
     "randaugment": dict(color_jitter=0.0, auto_augment="rand-m9-mstd0.5-inc1"),
 }

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import densefeat
-from densefeat.errors import UsageError
+from densefeat.errors import OutputError, UsageError
 from densefeat.heads.probe_file import load_probe
 from densefeat_cli.probe import probe
 from helpers import BUNDLED
@@ -112,8 +112,7 @@ def test_names_command_no_terminal(tmp_path: Path) -> None:
         (["s", "--batch-size", "3"], "--batch-size is for --images alone"),
         (["s", "--labels", "folder"], "--labels folder is for --images"),
         (["s", "--protocol", "sgd"], "--protocol sgd learns from augmented images"),
-        (["--images", "i", "--protocol", "sgd", "--split-column", "x"], "--split-column is not for --protocol sgd"),
-        (["--images", "i", "--protocol", "sgd", "--task", "multi"], "--task is not for --protocol sgd"),
+        (["--images", "i", "--protocol", "sgd", "--task", "regression"], "--task regression is not for --protocol sgd"),
         (["s", "--epochs", "3"], "--epochs is for --protocol sgd"),
         (["s", "--protocol", "svm"], "'svm' is not one of"),
         (["s", "--seed", "-1"], "-1 is not in the range"),
@@ -134,3 +133,10 @@ def test_errors_come_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file or folder"):
         run(tmp_path / "no", "--out", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("protocol", ["knn", "sgd"])
+def test_a_place_that_cannot_be_written(tmp_path: Path, protocol: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file/out' cannot be written: Not a directory"):
+        run("--images", tmp_path, "--out", tmp_path / "file/out", "--protocol", protocol, "--device", "cpu")

@@ -1,11 +1,13 @@
 """Votes of neighbours against loops over sorted cosines."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from densefeat.errors import UsageError
 from densefeat.heads import knn
-from densefeat.heads.knn import Neighbours, normalize
+from densefeat.heads.knn import Neighbours, normalize, votes
 from densefeat.heads.protocols import fit
 from densefeat.heads.targets import Targets, Task
 from features_made import made_up, validation
@@ -28,7 +30,7 @@ def naive(base: np.ndarray, targets: Targets, x: np.ndarray, k: int) -> np.ndarr
 
 @pytest.mark.parametrize("task", ["single", "multi", "regression"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("tile", [knn.TILE_VALUES, 1000])
+@pytest.mark.parametrize("tile", [knn.TILE_VALUES, 1000, 100])
 def test_scores(monkeypatch: pytest.MonkeyPatch, task: Task, dtype: str, tile: int) -> None:
     monkeypatch.setattr(knn, "TILE_VALUES", tile)
     x, targets = made_up(task)
@@ -70,6 +72,21 @@ def test_choice_of_k(task: Task) -> None:
 def test_few_rows(rows: int, counts: list[int]) -> None:
     x, targets = made_up("single", rows, classes=2)
     assert [setting["k"] for setting in fit("knn", x, targets, validation(rows)).tried] == counts
+
+
+def test_memory_of_votes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "TILE_VALUES", 2**16)
+    generator = np.random.default_rng(0)
+    near, weights = generator.integers(0, 200, (2000, 200)), generator.random((2000, 200))
+    labels = generator.random((200, 100)) < 0.1
+    tracemalloc.start()
+    try:
+        found = votes(near, weights, Targets("multi", tuple(map(str, range(100))), labels))
+        assert tracemalloc.get_traced_memory()[1] < 8e6  # at once: 2000 * 200 * 100 bytes, and more as numbers
+    finally:
+        tracemalloc.stop()
+    expected = (weights[7] / weights[7].sum()) @ labels[near[7]] - 0.5
+    np.testing.assert_allclose(found[7], expected, atol=1e-6)
 
 
 def test_rows_of_zeros() -> None:

@@ -11,6 +11,7 @@ from densefeat.errors import UsageError
 from densefeat.heads.label_file import LabelFile
 from densefeat.heads.label_report import absent_classes, lone_classes, told
 from densefeat.heads.labels import gather, joined
+from densefeat.heads.splits import TEST, TRAIN, VAL
 from densefeat.heads.targets import Targets
 from densefeat.store.reader import Store
 from probes import single, write_probe_store
@@ -116,11 +117,15 @@ def test_rows_of_a_path_are_one_group() -> None:
 
 
 def test_classes_of_one_image() -> None:
-    assert lone_classes(single([0, 0, 1, 2, 2]), np.arange(5)) == ["class 1"]
-    assert lone_classes(single([0, 0, 1, 2, 2]), np.array([0, 1, 2, 3, 3])) == ["class 1", "class 2"]
+    train = np.full(5, TRAIN)
+    assert lone_classes(single([0, 0, 1, 2, 2]), np.arange(5), train) == ["class 1"]
+    assert lone_classes(single([0, 0, 1, 2, 2]), np.array([0, 1, 2, 3, 3]), train) == ["class 1", "class 2"]
+    for part in (VAL, TEST):
+        assert lone_classes(single([0, 0, 1, 2, 2]), np.arange(5), np.array([0, 0, part, 0, 0])) == []
     multi = Targets("multi", ("a", "b"), np.array([[1, 0], [1, 1]], bool))
-    assert lone_classes(multi, np.arange(2)) == ["b"]
-    assert lone_classes(Targets("regression", (), np.zeros(2)), np.arange(2)) == []
+    assert lone_classes(multi, np.arange(2), train[:2]) == ["b"]
+    assert lone_classes(multi, np.arange(2), np.array([TRAIN, TEST])) == []
+    assert lone_classes(Targets("regression", (), np.zeros(2)), np.arange(2), train[:2]) == []
     assert absent_classes(single([0, 2], 3)) == ["class 1"]
     assert absent_classes(multi.take(np.array([0]))) == ["b"]
 

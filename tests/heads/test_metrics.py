@@ -85,6 +85,18 @@ def test_counted_rows_are_rows_written_out(task: Task) -> None:
         assert main[r] == pytest.approx(alone[{"single": "top1", "multi": "map", "regression": "r2"}[task]], rel=1e-7)
 
 
+def test_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    for task in ("single", "multi"):
+        targets, scores = made(task, ties=True)
+        counts = draws(300, 30, seed=3)
+        whole = resampled(targets, scores, counts)
+        monkeypatch.setattr("densefeat.heads.metrics.PIECE_VALUES", 100)
+        monkeypatch.setattr("densefeat.heads.rows.PIECE_VALUES", 100)
+        for name, values in resampled(targets, scores, counts).items():
+            np.testing.assert_array_equal(values, whole[name])
+        monkeypatch.undo()
+
+
 def test_top5_gives_equal_scores_to_the_earlier_class() -> None:
     targets = Targets("single", names(7), np.array([0, 4, 5, 6]))
     found = metrics(targets, np.zeros((4, 7), np.float32))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, r2_score
 
 import densefeat
-from densefeat.errors import DensefeatError, UsageError
+from densefeat.errors import OutputError, UsageError
 from densefeat.heads.probe import Probed, probe
 from densefeat.heads.probe_file import load_probe
 from densefeat.heads.splits import split_sha256
@@ -140,6 +141,19 @@ def test_one_that_was_interrupted_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "out/report.html").write_bytes(b"cut")
     assert not probe(store, tmp_path / "out", protocol="knn").done_before
     assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("gone", ["report.html", "predictions.csv", "probe.safetensors", "confusion.svg"])
+def test_one_that_lost_a_file_is_made_again(tmp_path: Path, gone: str, request: pytest.FixtureRequest) -> None:
+    if gone in PICTURES:
+        request.getfixturevalue("monkeypatch").undo()
+    store = class_store(tmp_path / "s.parquet", 60)
+    probe(store, tmp_path / "out", protocol="knn")
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / gone).unlink()
+    assert not probe(store, tmp_path / "out", protocol="knn").done_before
+    assert contents(tmp_path / "out") == before
+    assert probe(store, tmp_path / "out", protocol="knn").done_before
 
 
 @pytest.mark.parametrize(
@@ -324,6 +338,34 @@ def test_test_images_that_were_learnt_from(tmp_path: Path) -> None:
         probe(stores[0], tmp_path / "out", test=stores[1], split_column="label")
 
 
+def test_images_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    """They are others, unless a group says that they belong together."""
+    keys = [f"{NAMES[row % 2]}/{row // 2}.png" for row in range(60)]
+    codes = np.arange(60) % 2
+    patients = {"a": [f"p{row // 3}" for row in range(60)], "b": [f"p{18 + row // 3}" for row in range(60)]}
+    stores = [
+        write_probe_store(tmp_path / f"{name}.parquet", labels, features_of(codes, seed), keys, images=f"/{name}")
+        for seed, (name, labels) in enumerate(patients.items())
+    ]
+    lines = [f"{key},{NAMES[code]}" for key, code in zip(keys, codes, strict=True)]
+    (tmp_path / "l.csv").write_text("\n".join(["path,kind", *lines]))
+    given = {"protocol": "knn", "test": stores[1], "labels": tmp_path / "l.csv", "label_column": "kind"}
+    results = probe(stores[0], tmp_path / "out", **given).results
+    assert (results["rows"], results["notes"]) == ({"train": 54, "val": 6, "test": 60}, [])
+    torn = probe(stores[0], tmp_path / "grouped", **given, group_column="label").results["notes"]
+    assert torn == ["2 images (or groups) have rows in several parts: figures will be too good"]
+
+
+def test_classes_of_one_image_in_each_store(tmp_path: Path) -> None:
+    codes = np.append(codes_of(60), [4])
+    stores = [
+        write_probe_store(tmp_path / f"{name}.parquet", [NAMES[code] for code in codes], features_of(codes), images=name)
+        for name in "ab"
+    ]
+    results = probe(stores[0], tmp_path / "out", test=stores[1], protocol="knn").results
+    assert results["labels"]["lone_classes"] == {"count": 0, "first": []}
+
+
 def test_an_unknown_protocol(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="protocol 'svm': one of logreg, knn, ridge"):
         probe(class_store(tmp_path / "s.parquet"), tmp_path / "out", protocol="svm")
@@ -331,8 +373,20 @@ def test_an_unknown_protocol(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DensefeatError, match=r"file/out.* cannot be written|file/out.*"):
-        probe(class_store(tmp_path / "s.parquet"), tmp_path / "file/out", protocol="knn")
+    for out in (tmp_path / "file/out", tmp_path / "file/out/in/it"):
+        with pytest.raises(OutputError, match=f"output '{out}' cannot be written: Not a directory"):
+            probe(class_store(tmp_path / "s.parquet"), out, protocol="knn")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is closed to root")
+def test_folders_that_are_closed(tmp_path: Path) -> None:
+    store, closed = class_store(tmp_path / "s.parquet", 60), tmp_path / "closed"
+    for mode in (0o500, 0):
+        closed.mkdir(mode)
+        for out in (closed, closed / "out"):
+            with pytest.raises(OutputError, match=f"output '{out}' cannot be written: Permission denied"):
+                probe(store, out, protocol="knn")
+        closed.rmdir()
 
 
 def test_without_matplotlib(tmp_path: Path) -> None:

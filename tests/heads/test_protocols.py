@@ -27,7 +27,7 @@ def test_validation_scores_are_in_the_rows_order(protocol: str, task: Task) -> N
     assert best > {"single": 60, "multi": 60, "regression": 0.3}[task]
     main = -np.inf if protocol == "logreg" else max(setting[MAIN[task]] for setting in found.tried)  # of few rows the loss
     equals = [setting for setting in found.tried if setting[MAIN[task]] >= main]
-    assert chosen == min(equals, key=lambda setting: setting.get("log_loss", 0))
+    assert chosen == min(equals, key=lambda setting: setting.get("squared_error" if protocol == "ridge" else "log_loss", 0))
     assert sum(done) == len(GRIDS[protocol])
     assert found.head.scores(x).shape == ((400,) if task == "regression" else (400, 4))
 
@@ -107,7 +107,9 @@ def test_descriptions(protocol: str, task: Task) -> None:
     told = described(protocol, task)
     assert json.loads(json.dumps(told)) == told
     assert told["name"] == protocol
-    assert MAIN[task] in told["criterion"]
+    of_equals = "the first" if task == "regression" else "mean squared error" if protocol == "ridge" else "log loss"
+    assert told["criterion"].startswith(f"{MAIN[task]} on the validation rows; of equals ")
+    assert of_equals in told["criterion"]
     assert tuple(*told["grid"].values()) == GRIDS[protocol]
     assert told["sources"]
     assert len(GRIDS["logreg"]) == 45

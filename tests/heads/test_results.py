@@ -1,10 +1,12 @@
 """results.json and tables."""
 
 import json
+import sys
 
 import numpy as np
+import pytest
 
-from densefeat.heads.results import plain
+from densefeat.heads.results import files_of, plain
 from densefeat.heads.tables import cells, few_shot_cells
 
 
@@ -15,6 +17,7 @@ def test_only_what_json_has() -> None:
     assert json.loads(json.dumps(plain(value), allow_nan=False)) == expected
 
 
+FILES = {"results.json", "report.html", "predictions.csv", "probe.safetensors"}
 RESULTS = {
     "main_metric": "top1",
     "candidates": [
@@ -34,6 +37,14 @@ RESULTS = {
         {"name": "b", "shots": 1, "mean": None, "deviation": None},
     ],
 }
+
+
+def test_files_of_a_whole_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    charts = {"blocks.png", "blocks.svg"}
+    assert files_of("single", 2001) == files_of("multi", 3) == files_of("regression", 0) == FILES | charts
+    assert files_of("single", 3) == FILES | charts | {"confusion.png", "confusion.svg"}
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert files_of("single", 3) == FILES
 
 
 def test_tables() -> None:

@@ -30,15 +30,17 @@ def test_against_scikit_learn(task: Task, rows: int, features: int) -> None:
     x, targets = made_up(task, rows, features)
     val = validation(rows)
     scale = x[~val].astype(np.float64)
-    rated, scores = {}, {}
+    rated, scores, errors = {}, {}, {}
     for l2 in ridge.L2:
         scores[l2] = of_scikit_learn(x[~val], targets.take(~val), l2, scale).predict((x[val] - scale.mean(0)) / scale.std(0))
         rated[l2] = metrics(targets.take(val), scores[l2])[MAIN[task]]
+        errors[l2] = np.mean((scores[l2] - wanted(targets)[val]) ** 2)
     found = fit("ridge", x.copy(), targets, val)
     assert {setting["l2"]: setting[MAIN[task]] for setting in found.tried} == pytest.approx(rated, rel=1e-4)
     l2 = found.chosen["l2"]
-    ties = [setting for setting in found.tried if setting[MAIN[task]] == max(rated.values())]
-    assert l2 == min(ties or found.tried, key=lambda setting: (-setting[MAIN[task]], setting.get("log_loss", 0)))["l2"]
+    if task != "regression":
+        assert {setting["l2"]: setting["squared_error"] for setting in found.tried} == pytest.approx(errors, rel=1e-3)
+    assert l2 == min(found.tried, key=lambda setting: (-setting[MAIN[task]], setting.get("squared_error", 0)))["l2"]
     np.testing.assert_allclose(found.val_scores, scores[l2], rtol=1e-4, atol=1e-4)
     final = of_scikit_learn(x, targets, l2, scale).predict((x - scale.mean(0)) / scale.std(0))
     np.testing.assert_allclose(found.head.scores(x), final, rtol=1e-3, atol=1e-4 * np.abs(final).max())

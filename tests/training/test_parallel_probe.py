@@ -18,16 +18,19 @@ from safetensors.numpy import load_file
 from densefeat.errors import DensefeatError, UsageError
 from densefeat.extract.interrupts import Interrupted, StopRequest
 from densefeat.features.extractor import FeatureExtractor
+from densefeat.heads.blocks import Fits
+from densefeat.heads.prepared import prepare
 from densefeat.heads.targets import Targets
 from densefeat.images.sources import open_source
 from densefeat.nets.dense_net import DenseNet
 from densefeat.store.reader import open_store
 from densefeat.training.checkpoints import checkpoint_files
 from densefeat.training.parallel_heads import RATES, ParallelHeads
-from densefeat.training.parallel_probe import CHECKPOINTS, probe_images
+from densefeat.training.parallel_probe import CHECKPOINTS, chosen, probe_images
 from densefeat.training.parallel_training import Lesson, fitting_batch, learn, make_lesson, with_rows
 from densefeat.training.world import World
 from helpers import BUNDLED, randomize_statistics
+from probes import class_store
 from runs import write_table
 
 CPU = torch.device("cpu")
@@ -156,6 +159,7 @@ def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path) -> None:
     assert results["protocol"]["name"] == "sgd"
     assert results["protocol"]["grid"]["lr"] == list(RATES)
     assert results["protocol"]["batch_size"] == 32
+    assert "of equals the lowest log loss" in results["protocol"]["criterion"]
     assert [candidate["name"] for candidate in results["candidates"]] == ["block1", "block2", "block3", "all"]
     assert sum(results["rows"].values()) == 95
     for candidate in results["candidates"]:
@@ -209,6 +213,44 @@ def test_labels_of_a_file_several_an_image(make_folder: Callable[..., Path], tmp
     assert max(candidate["val"]["map"] for candidate in results["candidates"]) > 50
 
 
+def test_split_group_and_task_of_a_file(table: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(table)["label"].to_pylist()
+    source = open_source(table, label_column="label")
+    keys = [item.key for item in source.items(0, 96)]
+    lines = [
+        f"{key},{label},{'test' if i < 24 else 'train'},{i // 6}" for i, (key, label) in enumerate(zip(keys, rows, strict=True))
+    ]
+    (tmp_path / "l.csv").write_text("\n".join(["path,label,part,group", *lines]))
+    given = dict(labels=tmp_path / "l.csv", task="multi", split_column="part", group_column="group")
+    results = probe_images(table, tmp_path / "out", **given, **FAST | {"epochs": 1}).results
+    assert results["task"] == "multi"
+    assert results["rows"]["test"] == 23  # one cannot be read
+    assert results["rows"]["val"] % 6 == 0
+    assert results["notes"] == [note for note in results["notes"] if "highest learning rate" in note]
+    with open(tmp_path / "out/predictions.csv", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == [key for i, key in enumerate(keys[:24]) if i != 5]
+
+
+def judged(folder: Path) -> tuple[ParallelHeads, Fits]:
+    """Heads as they start, and rows to judge them on."""
+    found = prepare([open_store(class_store(folder / "s.parquet", 60))])
+    known = found.labelled
+    heads = ParallelHeads.start({"block1": 4}, 3, "single", 16, 0, CPU)
+    return heads, Fits("sgd", found.columns, known.targets, known.rows, found.parts, 0, lambda _: None)
+
+
+def test_rates_that_diverged_are_left_out(tmp_path: Path) -> None:
+    heads, fits = judged(tmp_path)
+    heads.weights["block1"][1] = torch.nan
+    heads.weights["block1"][2, 0, 0] = torch.inf
+    heads.weights["block1"][3] = 3e38
+    fitted = chosen(heads, "block1", fits, ("block1",))
+    assert [setting["lr"] for setting in fitted.tried] == [RATES[0], *RATES[4:]]
+    heads.weights["block1"][:] = torch.nan
+    with pytest.raises(DensefeatError, match="heads on 'block1' diverged at all 13 learning rates: use --protocol ridge"):
+        chosen(heads, "block1", fits, ("block1",))
+
+
 def test_what_cannot_be_probed(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     images = make_folder({"in": 12})
     names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
@@ -217,7 +259,7 @@ def test_what_cannot_be_probed(make_folder: Callable[..., Path], tmp_path: Path)
         probe_images(images, tmp_path / "out", labels=tmp_path / "labels.csv", **FAST)
     (tmp_path / "used").mkdir()
     (tmp_path / "used/thesis.txt").write_text("")
-    with pytest.raises(UsageError, match="not empty and holds no probe"):
+    with pytest.raises(UsageError, match="holds something else than a probe"):
         probe_images(images, tmp_path / "used", **FAST)
     with pytest.raises(UsageError, match="'in'"):
         probe_images(images, tmp_path / "other", **FAST)
