@@ -8,6 +8,7 @@ import click
 from densefeat_cli.printable import printable
 
 SHOWN = 12  # classes
+FAILED = 3  # images named
 
 
 @click.command(epilog="Example: densefeat predict --model runs/photos --images new/ --out predictions/")
@@ -18,6 +19,7 @@ SHOWN = 12  # classes
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Images a pass.")
 @click.option("--workers", type=int, help="Threads that read and decode.  [default: one a core, four for a network]")
+@click.option("--overwrite", is_flag=True, help="Start over where OUT has other predictions.")
 @click.option("--follow-links", is_flag=True, help="Read linked files and folders, also outside the folder.")
 def predict(**options: Any) -> None:
     """What a fine-tuned network or a probe says of images: one line an image, in the order of the input.
@@ -29,6 +31,7 @@ def predict(**options: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from densefeat.store.reader import open_store
     from densefeat.training.predict import predict
 
     result = predict(**options)
@@ -44,4 +47,6 @@ def predict(**options: Any) -> None:
             table.add_row(Text(f"… {more} more"), f"{sum(list(result.counts.values())[SHOWN:]):,}")
         Console().print(table)
     failures = f", {result.failures} failures ({result.failures_path})" if result.failures else ""
+    for failure in open_store(result.store).failures[:FAILED]:
+        click.echo(printable(f"not read: {failure.path}: {failure.reason}"), err=True)
     click.echo(f"wrote {result.table}: {result.rows} rows{failures}; all scores in {result.store}")

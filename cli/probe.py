@@ -101,7 +101,7 @@ def of_images(images: str, out: Path, given: dict[str, Any]) -> dict[str, Any]:
     settings = {name: given[name] for name in OF_IMAGES if name in given}
     labels = given.get("labels"), given.get("label_column")
     click.echo(f"densefeat: features of {printable(images)} to {printable(str(out / FEATURES))}", err=True)
-    store, *others = extracted(images, given.get("test"), out, **settings, **reading_of(images, *labels))
+    store, *others = extracted(images, given.get("test"), out, given.get("labels"), **settings, **reading_of(images, *labels))
     found = {"store": store, "test": others[0] if others else None, "labels": None, "label_column": None}
     return found | labels_of(*labels)
 

@@ -78,7 +78,7 @@ class FeatureExtractor:
             own_device = next(model.parameters(), torch.empty(0)).device
             self.device = own_device if device == "auto" else resolve_device(device)
             self.model = model.to(self.device)
-            self.provenance = record(type(model).__name__, "a model object", None, None)
+            self.provenance = record(getattr(model, "made_by", type(model).__name__), "a model object", None, None)
             self.taps = find_taps(self.model, blocks, tap)
 
     @property

@@ -5,19 +5,26 @@ from pathlib import Path
 from typing import Any
 
 from densefeat.extract.job import extract
+from densefeat.heads.label_file import LabelFile
+from densefeat.heads.labels import LABEL
 from densefeat.heads.probe import FEATURES, TEST_FEATURES, check_free
+from densefeat.images.lists import DELIMITERS
 from densefeat.store.atomic import written
 from densefeat.store.layout import Layout
 from densefeat.store.reader import is_embeddings
 
 
-def extracted(images: str | Path, test: str | Path | None, out: Path, **settings: Any) -> list[Path]:
+def extracted(
+    images: str | Path, test: str | Path | None, out: Path, label_file: str | Path | None = None, **settings: Any
+) -> list[Path]:
     """Where the stores of the images and the test images are, made now as far as they are not there.
 
-    ``test`` may be a store. ``settings``: of :func:`densefeat.extract`. Raises what that does, UsageError where ``out`` holds
-    something else than a probe, OutputError where it cannot be made.
+    ``test`` may be a store. ``label_file``: what will be needed. ``settings``: of :func:`densefeat.extract`. Raises
+    what that does, UsageError where ``out`` holds something else than a probe, OutputError where it cannot be made.
     """
     check_free(out)
+    if label_file not in (None, "folder"):
+        LabelFile(Path(label_file))  # before what may take hours
     with written(out):
         out.mkdir(parents=True, exist_ok=True)
     extract(images, out / FEATURES, **settings)
@@ -33,6 +40,8 @@ def reading_of(images: str | Path, labels: str | Path | None, label_column: str 
     """How to open the images, with the labels that are theirs."""
     if labels == "folder" or (labels is None and label_column is None and os.path.isdir(images)):
         return {"labels": "folder"}
+    if labels is None and label_column is None and str(images).lower().endswith(tuple(DELIMITERS)):
+        label_column = LABEL  # of a list it is its own
     return {"label_column": label_column} if labels is None and label_column else {}
 
 

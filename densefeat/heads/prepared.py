@@ -16,6 +16,8 @@ from densefeat.heads.splits import PARTS, TEST, TRAIN, VAL, hold_out_val, split
 from densefeat.heads.targets import Targets
 from densefeat.store.reader import Store
 
+FEW = 30  # rows
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -52,9 +54,16 @@ def prepare(
     labelled = gather(stores, file, label_column, task, split_column, group_column)
     parts = parts_of(labelled, stores, seed)
     labelled = reported(labelled, parts, judged=labelled.parts is None)
-    found = Prepared(stores, columns, labelled, parts, (*notes, *leaks(labelled, parts)))
+    found = Prepared(stores, columns, labelled, parts, (*notes, *leaks(labelled, parts), *scarce(parts)))
     check_parts(labelled.targets, found.sizes())
     return found
+
+
+def scarce(parts: np.ndarray) -> list[str]:
+    """What few rows cannot tell."""
+    counts = {name: int(np.count_nonzero(parts == part)) for name, part in (("validation", VAL), ("test", TEST))}
+    few = " and ".join(f"{count} {name}" for name, count in counts.items() if count < FEW)
+    return [f"only {few} rows: figures and choices are rough"] if few else []
 
 
 def parts_of(labelled: Labelled, stores: Sequence[Store], seed: int) -> np.ndarray:

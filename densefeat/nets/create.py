@@ -80,6 +80,8 @@ def known_config(name: str) -> PretrainedCfg:
     known_tags = get_arch_pretrained_cfgs(architecture) if is_model(architecture) else {}
     if is_model(architecture) and (not tag or name in known_tags) and (config := get_pretrained_cfg(name)) is not None:
         return config
+    if "/" in name and not name.startswith("hf-hub:"):
+        raise UsageError(f"model {name!r}: no such folder, and no model of that name")
     known = timm.list_models(include_tags=True) + timm.list_models()
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     ours = timm.list_models(f"densefeat_*{name}*")[:3] if name else []

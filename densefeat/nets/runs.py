@@ -59,7 +59,8 @@ def read_run(folder: str | Path) -> RunConfig:
     path = Path(folder)
     file = path / CONFIG
     if not file.is_file():
-        raise UsageError(f"model {str(folder)!r}: this folder holds no {CONFIG}: not a run, or one that was not evaluated yet")
+        told = "not a run, or one that was not evaluated yet (a probe is for densefeat predict)"
+        raise UsageError(f"model {str(folder)!r}: this folder holds no {CONFIG}: {told}")
     if file.stat().st_size > MAX_CONFIG:
         raise WeightsError(f"{str(file)!r}: {file.stat().st_size:,} bytes are no configuration")
     try:

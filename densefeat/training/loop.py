@@ -154,6 +154,8 @@ def evaluate(state: State, data: TrainingData, folder: RunFolder, progress: Prog
     better = scores.main > state.best
     state.best = max(state.best, scores.main)
     state.stale = 0 if better else state.stale + 1
+    if better or state.recipe.keep == "last":
+        state.kept_step = state.step
     if state.world.first:
         epoch = round(state.step / data.sampler.steps_per_epoch, 4)
         folder.note("val", state.step, epoch=epoch, **scores.to_json(), best=round(state.best, 4))

@@ -88,8 +88,8 @@ def probe_images(
     """
     out, device = Path(out), None if device == "auto" else device
     reading = reading_of(images, labels, label_column)
-    making = dict(model=model, weights=weights, pool=pools, image_size=image_size)
-    places = extracted(images, test, out, **reading, **making, device=device or "auto", workers=workers or None)
+    making: dict[str, Any] = dict(model=model, weights=weights, pool=pools, image_size=image_size)
+    places = extracted(images, test, out, labels, **reading, **making, device=device or "auto", workers=workers or None)
     with ExitStack() as stack:
         world = stack.enter_context(joined(device))
         if world.first:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import nn
 
 from densefeat.errors import UsageError
@@ -29,7 +30,8 @@ COLUMN = "scores"  # of the store
 
 @dataclass(frozen=True)
 class Predicted:
-    """``table``: a CSV with ``path``, ``predicted`` and ``score`` (see :func:`densefeat.heads.predictions.predicted`).
+    """``table``: a CSV with ``path``, ``predicted`` and ``score``: the probability of the class, of several labels of each one
+    that is given (``0.9|0.7``); of a number nothing.
 
     ``store``: all scores, one row an image.
 
@@ -47,12 +49,13 @@ class Predicted:
 class Scorer(nn.Module):
     """A network's scores, as the one map of a timm model: what an extraction can pool, write and resume.
 
-    ``(N, 3, H, W)`` to ``(N, K)``. ``classes``: K names; none of a regression. ``network``: such a network, or the probe's.
+    ``(N, 3, H, W)`` to ``(N, K)``. ``made_by``: what the store calls it. ``classes``: K names; none of a regression.
+    ``network``: such a network, or the probe's.
     """
 
-    def __init__(self, network: nn.Module, classes: list[str], task: Task, preprocessing: Preprocessing) -> None:
+    def __init__(self, made_by: str, network: nn.Module, classes: list[str], task: Task, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.network, self.classes, self.task = network, classes, task
+        self.made_by, self.network, self.classes, self.task = made_by, network, classes, task
         self.scores = nn.Identity()
         facts = preprocessing.to_json()
         size = facts.pop("size")
@@ -88,6 +91,7 @@ def predict(
     device: str = "auto",
     batch_size: int | str = 32,
     workers: int | None = None,
+    overwrite: bool = False,
     **reading: Any,
 ) -> Predicted:
     """Predict every image's class (or labels, or value), in the order of the input; the same call goes on where it stopped.
@@ -97,6 +101,7 @@ def predict(
         images, batch_size, workers, reading: As in :func:`densefeat.extract`; one row an image, failures beside them.
         out: A folder: ``scores/`` is a store with the column ``scores`` ``(rows, K)``, logits or a probe's own scores;
             ``predictions.csv`` appears when all is done.
+        overwrite: Start over where ``out`` has predictions of another model, or of other images.
         weights: A checkpoint file instead of those of a named network; or that of a probe's network, which is elsewhere now.
 
     Raises as :func:`densefeat.extract`; UsageError for a model that is none, WeightsError where its files do not fit.
@@ -109,7 +114,7 @@ def predict(
         out.mkdir(parents=True, exist_ok=True)
     result = extract(
         images, out / SCORES, model=scorer, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
-        precision=precision, **reading,
+        precision=precision, overwrite=overwrite, **reading,
     )  # fmt: skip
     store = open_store(result.path)
     counts = write_table(out / TABLE, store, scorer.task, scorer.classes)
@@ -122,7 +127,7 @@ def open_scorer(model: str, weights: str | Path | None, device: str) -> tuple[Sc
     if path.is_file() or (path / FILE).is_file():
         probe = load_probe(path)
         net = ProbeNet(probe, path if path.is_file() else path / FILE, weights, device)
-        scorer = Scorer(net, list(probe.classes), probe.task, net.extractor.preprocessing)
+        scorer = Scorer(str(path.resolve()), net, list(probe.classes), probe.task, net.extractor.preprocessing)
         return scorer, net.extractor.decoder, "fp32"  # the extractor inside has the precision that was recorded
     network, classes = load_network(model, weights)
     task: Task = "multi" if names_folder(model) and read_run(model).task == "multi" else "single"
@@ -130,7 +135,8 @@ def open_scorer(model: str, weights: str | Path | None, device: str) -> tuple[Sc
     if not count:
         raise UsageError(f"model {model!r} has no classifier: fine-tune it, or give a probe")
     names = classes or [str(number) for number in range(count)]
-    return Scorer(network, names, task, Preprocessing.of(network)), "pillow", "fp32"
+    told = str(path.resolve()) if names_folder(model) else model
+    return Scorer(told, network, names, task, Preprocessing.of(network)), "pillow", "fp32"
 
 
 def write_table(path: Path, store: Store, task: Task, classes: list[str]) -> dict[str, int]:
@@ -143,9 +149,15 @@ def write_table(path: Path, store: Store, task: Task, classes: list[str]) -> dic
         for columns, scores in pieces(store, own):
             names, sure = predicted(task, classes, scores[:, 0] if task == "regression" else scores)
             counts.update(names)
-            for place, name, score in zip(zip(*columns, strict=True), names, sure.tolist(), strict=True):
-                lines.writerow(["" if value is None else value for value in place] + [name, f"{score:.6g}"])
+            told = likelihoods(scores) if task == "multi" else [f"{chance:.6g}" if classes else "" for chance in sure]
+            for place, name, score in zip(zip(*columns, strict=True), names, told, strict=True):
+                lines.writerow(["" if value is None else value for value in place] + [name, score])
     return {} if task == "regression" else dict(counts.most_common())
+
+
+def likelihoods(scores: np.ndarray) -> list[str]:
+    """Of the labels that are predicted, in their order, ``|`` between them."""
+    return ["|".join(f"{chance:.4f}" for chance in expit(row[row > 0])) for row in scores]
 
 
 def pieces(store: Store, names: list[str]) -> Iterator[tuple[list[list[Any]], np.ndarray]]:

@@ -1,5 +1,6 @@
 """Everything that a step changes: the network, its optimizer, their averages, and the place in the run."""
 
+import logging
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -29,9 +30,10 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class State:
     """``network``: what a step calls: ``model`` itself, or it in DistributedDataParallel.
 
-    ``lr_scale``: halved by each of ``retreats``; ``best``: highest top-1 so far; ``seconds``: of training, earlier runs
-    counted; ``images``: which ones are trained on; ``sums``: loss, hits and images since the last line of metrics;
-    ``stale``: evaluations since the best; ``stages``, ``head_steps``: of fine-tuning, the steps in which the head learns alone.
+    ``lr_scale``: halved by each of ``retreats``; ``best``: highest main figure so far; ``kept_step``: of the weights that are
+    kept; ``stale``: evaluations since the best; ``seconds``: of training, earlier runs counted; ``images``: which ones are
+    trained on; ``sums``: loss, hits and images since the last line of metrics; ``stages``, ``head_steps``: of fine-tuning, the
+    steps in which the head learns alone.
     """
 
     recipe: AnyRecipe
@@ -48,6 +50,7 @@ class State:
     lr_scale: float = 1.0
     retreats: int = 0
     best: float = float("-inf")
+    kept_step: int = 0
     stale: int = 0
     seconds: float = 0.0
     images: str = ""
@@ -100,6 +103,7 @@ class State:
             "lr_scale": self.lr_scale,
             "retreats": self.retreats,
             "best": self.best,
+            "kept_step": self.kept_step,
             "stale": self.stale,
             "seconds": self.seconds,
             "images": self.images,
@@ -120,7 +124,8 @@ class State:
         if saved["images"] != self.images:
             raise UsageError("the training images or their labels are not those that this run began with: name another --out")
         self.step, self.best, self.seconds = saved["step"], saved["best"], saved["seconds"]
-        self.lr_scale, self.retreats, self.stale = saved["lr_scale"], saved["retreats"], saved["stale"]
+        self.lr_scale, self.retreats = saved["lr_scale"], saved["retreats"]
+        self.stale, self.kept_step = saved["stale"], saved["kept_step"]
         self.sums = (saved["sums"] if self.world.first else torch.zeros_like(saved["sums"])).to(self.sums.device)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -242,6 +247,7 @@ def make_scheduler(recipe: AnyRecipe, optimizer: torch.optim.Optimizer, steps_pe
         return MultiStepLRScheduler(
             optimizer, steps, decay_rate=0.1, warmup_t=warmup, warmup_prefix=False, t_in_epochs=False
         )  # fmt: skip
+    logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)  # it remarks on runs of one step
     return CosineLRScheduler(optimizer, total_steps - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False)
 
 

@@ -32,18 +32,23 @@ from densefeat.training.state import State, build
 from densefeat.training.watch import DivergedError
 from densefeat.training.world import World, joined
 
+MOST_TOLD = 1000  # images that could not be read, by name
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last: what schedulers send before they preempt
 
 
 @dataclass(frozen=True)
 class Trained:
-    """``step`` of ``steps``; ``scores``: of the kept weights, once the run is complete: ``{"val": …, "test": …}``."""
+    """``step`` of ``steps``; ``scores``: of the kept weights, once the run is complete: ``{"val": …, "test": …}``.
+
+    ``chosen``: the step of the weights, where they are the best on the validation images.
+    """
 
     path: Path
     rank: int
     step: int
     steps: int
     scores: dict[str, dict[str, Any]] | None
+    chosen: int | None = None
 
 
 def train(recipe: AnyRecipe, out: str | Path, device: str | None = None, steps: int | None = None) -> Trained:
@@ -105,7 +110,7 @@ def run(
         raise DensefeatError("the ranks do not see the same training images: check that all can read them")
     checkpoint, messages = resume(state, folder)
     if (done := folder.results()) is not None and state.step == done.get("step", total):
-        return Trained(folder.path, world.rank, state.step, total, splits_of(done))
+        return Trained(folder.path, world.rank, state.step, total, splits_of(done), chosen_step(state))
     last = total if steps is None else min(total, state.step + steps)
     with ExitStack() as stack:
         size = recipe.batch_size
@@ -131,7 +136,7 @@ def run(
                     raise
                 progress.say(f"{error}: back to step {state.step} at {state.lr_scale:g} of the learning rate")
         scores = finish(state, data, folder, progress) if state.step == total or state.ended else None
-    return Trained(folder.path, world.rank, state.step, total, scores)
+    return Trained(folder.path, world.rank, state.step, total, scores, chosen_step(state))
 
 
 def check_apart(out: Path, recipe: FineTuning) -> None:
@@ -208,9 +213,19 @@ def finish(state: State, data: TrainingData, folder: RunFolder, progress: Progre
         state.evaluated.load_state_dict(load_file(folder.path / WEIGHTS))
         splits = {"val": data.val} | splits
     scores |= {name: judge(state, split, data).to_json() for name, split in splits.items()}
+    unread = sorted(set().union(*state.world.everyone(data.unread())))
+    if unread:
+        key, reason = unread[0]
+        progress.say(f"{len(unread)} images could not be read and count nowhere, the first: {key}: {reason}")
     if state.world.first:
-        folder.write(RESULTS, scores | {"step": state.step})
+        told_of = [{"key": key, "reason": reason} for key, reason in unread[:MOST_TOLD]]
+        facts = {"step": state.step, "kept_step": state.kept_step, "unread": len(unread), "first_unread": told_of}
+        folder.write(RESULTS, scores | facts)
     return scores
+
+
+def chosen_step(state: State) -> int | None:
+    return state.kept_step if state.recipe.keep == "best" else None
 
 
 def splits_of(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -225,7 +240,12 @@ def report(result: Trained) -> list[str]:
         return [f"{result.path}: stopped at step {result.step} of {result.steps}; the same command goes on from there"]
     early = f" of {result.steps}, no better for a while" if result.step < result.steps else ""
     lines = [f"{result.path}: {result.step} steps{early}; weights in {result.path / WEIGHTS}"]
-    return lines + [f"{split}: {scores['images']} images, {told(scores)}" for split, scores in result.scores.items()]
+    lines += [f"{split}: {scores['images']} images, {told(scores)}" for split, scores in result.scores.items()]
+    if result.chosen == 0:
+        lines[0] += " (those it started from: none of the later ones were better on the validation images)"
+    elif result.chosen is not None:
+        lines[0] += f" (of step {result.chosen}, the best on the validation images: other images will be told apart less well)"
+    return lines
 
 
 def told(scores: dict[str, Any]) -> str:

@@ -32,6 +32,7 @@ def test_of_a_store_and_again(tmp_path: Path) -> None:
     assert "25 a class" in first.stdout
     assert first.stderr.splitlines() == [
         "densefeat: 120 rows with a label, single-label (the labels are names), 3 classes",
+        "densefeat: only 10 validation and 24 test rows: figures and choices are rough",
         f"wrote: {tmp_path}/out/report.html",
     ]
     again = run(store, "--out", tmp_path / "out", "--protocol", "ridge")

@@ -250,7 +250,7 @@ def test_patients_and_tiles_stay_together(tmp_path: Path) -> None:
     tested = {line["path"] for line in lines}
     assert len(lines) == 4 * len(tested) == probed.results["rows"]["test"]
     assert {(line["x"], line["y"]) for line in lines} == {("0", "0"), ("32", "0"), ("64", "0"), ("96", "0")}
-    assert probed.results["notes"] == []
+    assert probed.results["notes"] == ["only 20 validation rows: figures and choices are rough"]
     table = [f"{row}.tif,{labels[4 * row]},p{row // 3}" for row in range(60)]
     (tmp_path / "l.csv").write_text("\n".join(["path,label,patient", *table]))
     probe(store, tmp_path / "p", protocol="knn", labels=tmp_path / "l.csv", group_column="patient")
@@ -270,7 +270,10 @@ def test_a_split_that_tears_images_apart_is_told(tmp_path: Path) -> None:
     given = {"labels": tmp_path / "l.csv", "label_column": "name", "split_column": "label"}
     probed = probe(store, tmp_path / "out", protocol="knn", **given)
     assert probed.results["rows"] == {"train": 30, "val": 15, "test": 15}
-    assert probed.results["notes"] == ["30 images (or groups) have rows in several parts: figures will be too good"]
+    assert probed.results["notes"] == [
+        "30 images (or groups) have rows in several parts: figures will be too good",
+        "only 15 validation and 15 test rows: figures and choices are rough",
+    ]
 
 
 def test_a_split_without_validation_rows(tmp_path: Path) -> None:
@@ -351,9 +354,12 @@ def test_images_of_one_name_in_two_folders(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("\n".join(["path,kind", *lines]))
     given = {"protocol": "knn", "test": stores[1], "labels": tmp_path / "l.csv", "label_column": "kind"}
     results = probe(stores[0], tmp_path / "out", **given).results
-    assert (results["rows"], results["notes"]) == ({"train": 54, "val": 6, "test": 60}, [])
+    assert (results["rows"], results["notes"]) == (
+        {"train": 54, "val": 6, "test": 60},
+        ["only 6 validation rows: figures and choices are rough"],
+    )
     torn = probe(stores[0], tmp_path / "grouped", **given, group_column="label").results["notes"]
-    assert torn == ["2 images (or groups) have rows in several parts: figures will be too good"]
+    assert torn[0] == "2 images (or groups) have rows in several parts: figures will be too good"
 
 
 def test_classes_of_one_image_in_each_store(tmp_path: Path) -> None:

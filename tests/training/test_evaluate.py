@@ -151,7 +151,7 @@ def test_images_without_a_label_and_images_that_cannot_be_read(folder: Path, png
         ({"data": "nowhere"}, "^images 'nowhere': no such folder or file"),
         ({"data": "{strange}"}, "strange': label 'cat' is none of the 200 classes that are known"),
         ({"data": "{strange}", "label_column": "label"}, "label_column 'label' is not for a folder"),
-        ({"model": "{strange}"}, "strange': this folder holds no config.json: not a run, or one that was not evaluated yet$"),
+        ({"model": "{strange}"}, "strange': this folder holds no config.json: not a run, or one that was not evaluated yet"),
     ],
 )
 def test_refused(options: dict[str, Any], message: str, folder: Path, make_folder: MakeFolder) -> None:

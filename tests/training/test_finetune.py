@@ -19,7 +19,7 @@ from densefeat import UsageError
 from densefeat.training.evaluate import evaluate
 from densefeat.training.finetune_recipe import FineTuning
 from densefeat.training.recipe_files import load_finetuning, recipe_names
-from densefeat.training.train import train
+from densefeat.training.train import report, train
 from helpers import BUNDLED
 from runs import assert_same_training, newest_state, tiny_finetuning, untimed, write_classes, write_table
 
@@ -150,6 +150,8 @@ def test_patience_ends_a_run_and_keeps_the_best(tmp_path: Path) -> None:
     assert [line["step"] for line in values] == [0, 3, 6]
     assert result.scores is not None
     assert result.scores["val"]["top1"] == values[0]["top1"]
+    assert result.chosen == 0
+    assert "those it started from: none of the later ones were better" in report(result)[0]
     again = train(recipe, tmp_path / "run", "cpu")
     assert (again.step, again.scores) == (6, result.scores)
     assert [line for line in untimed(tmp_path / "run") if line["event"] == "val"] == values
@@ -303,4 +305,7 @@ def test_broken_images_cost_themselves_alone(tmp_path: Path) -> None:
     assert result.scores is not None
     last = [line for line in untimed(tmp_path / "run") if line["event"] == "train"][-1]
     assert last["unread"] >= 1
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["unread"] == 3
+    assert [entry["key"] for entry in results["first_unread"]] == [f"class {label}/000.png" for label in range(3)]
     assert np.isfinite(last["loss"])

@@ -59,6 +59,7 @@ def test_a_run_on_a_folder_with_broken_files(data: Path, run: Path, tmp_path: Pa
     assert [float(row["score"]) for row in rows] == pytest.approx(chances.tolist(), abs=1e-4)
     again = predict(str(run), images, tmp_path / "out", device="cpu")
     assert (again.rows, again.counts) == (found.rows, found.counts)
+    assert densefeat.open_store(found.store).provenance["model"] == str(run)
 
 
 def test_another_network_does_not_go_on_where_one_stopped(data: Path, run: Path, tmp_path: Path) -> None:
@@ -96,6 +97,10 @@ def test_several_labels(data: Path, tmp_path: Path) -> None:
     found = predict(str(tmp_path / "run"), data, tmp_path / "out", device="cpu")
     rows = rows_of(found.table)
     assert [row["predicted"] for row in rows] == [tags[row["path"].partition("/")[0]] for row in rows]
+    for row in rows:
+        chances = [float(chance) for chance in row["score"].split("|") if chance]
+        assert len(chances) == len([name for name in row["predicted"].split("|") if name])
+        assert all(0.5 <= chance <= 1 for chance in chances)
 
 
 def test_a_named_network(data: Path, tmp_path: Path) -> None:
