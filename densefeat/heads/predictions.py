@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
-from densefeat.heads.classes import chosen_names
+from densefeat.heads.classes import SEPARATOR, chosen_names
 from densefeat.heads.targets import Targets, Task
 
 CONFUSED = 20  # pairs of classes that are told
@@ -24,6 +24,18 @@ def predicted(task: Task, classes: Sequence[str], scores: np.ndarray) -> tuple[l
     if task == "multi":
         return [chosen_names(row > 0, classes) for row in scores], scores.max(1).astype(np.float64)
     return [classes[code] for code in scores.argmax(1).tolist()], softmax(scores.astype(np.float64), axis=1).max(1)
+
+
+def likelihoods(task: Task, scores: np.ndarray, sure: np.ndarray) -> list[str]:
+    """How sure each prediction is, as text. ``sure``: as of :func:`predicted`.
+
+    single: the probability of the class; multi: of each label that is given, ``0.9|0.7``; regression: nothing.
+    """
+    if task == "regression":
+        return [""] * len(scores)
+    if task == "multi":
+        return [SEPARATOR.join(f"{chance:.4f}" for chance in expit(row[row > 0])) for row in scores]
+    return [f"{chance:.6g}" for chance in sure]
 
 
 def confusion(targets: Targets, scores: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from densefeat.heads.candidates import Concluded
 from densefeat.heads.charts import draw_blocks, draw_confusion
 from densefeat.heads.classes import names_of
 from densefeat.heads.page import write_page
-from densefeat.heads.predictions import MATRIX_CLASSES, confusions, predicted
+from densefeat.heads.predictions import MATRIX_CLASSES, confusions, likelihoods, predicted
 from densefeat.heads.probe_file import FILE, Probe, save_probe
 from densefeat.heads.targets import Targets, Task
 from densefeat.store.atomic import atomic_file, written
@@ -131,9 +131,9 @@ def write_predictions(path: Path, targets: Targets, scores: np.ndarray, asked: A
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", *places, "label", "predicted", "score"])
         guesses, sure = predicted(targets.task, targets.classes, scores)
-        rows = zip(asked.paths, names_of(targets), guesses, sure.tolist(), strict=True)
+        rows = zip(asked.paths, names_of(targets), guesses, likelihoods(targets.task, scores, sure), strict=True)
         for row, (key, label, guess, score) in enumerate(rows):
-            writer.writerow([key, *([] if asked.places is None else asked.places[row].tolist()), label, guess, f"{score:.6g}"])
+            writer.writerow([key, *([] if asked.places is None else asked.places[row].tolist()), label, guess, score])
 
 
 def versions() -> dict[str, str]:

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import expit
 from torch import nn
 
 from densefeat.errors import UsageError
 from densefeat.extract import extract
-from densefeat.heads.predictions import predicted
+from densefeat.heads.predictions import likelihoods, predicted
 from densefeat.heads.probe_file import FILE, Probe, load_probe
 from densefeat.heads.targets import Task
 from densefeat.images.transforms import Preprocessing
@@ -30,8 +29,7 @@ COLUMN = "scores"  # of the store
 
 @dataclass(frozen=True)
 class Predicted:
-    """``table``: a CSV with ``path``, ``predicted`` and ``score``: the probability of the class, of several labels of each one
-    that is given (``0.9|0.7``); of a number nothing.
+    """``table``: a CSV with ``path``, ``predicted`` and ``score`` (:func:`densefeat.heads.predictions.likelihoods`).
 
     ``store``: all scores, one row an image.
 
@@ -149,15 +147,9 @@ def write_table(path: Path, store: Store, task: Task, classes: list[str]) -> dic
         for columns, scores in pieces(store, own):
             names, sure = predicted(task, classes, scores[:, 0] if task == "regression" else scores)
             counts.update(names)
-            told = likelihoods(scores) if task == "multi" else [f"{chance:.6g}" if classes else "" for chance in sure]
-            for place, name, score in zip(zip(*columns, strict=True), names, told, strict=True):
+            for place, name, score in zip(zip(*columns, strict=True), names, likelihoods(task, scores, sure), strict=True):
                 lines.writerow(["" if value is None else value for value in place] + [name, score])
     return {} if task == "regression" else dict(counts.most_common())
-
-
-def likelihoods(scores: np.ndarray) -> list[str]:
-    """Of the labels that are predicted, in their order, ``|`` between them."""
-    return ["|".join(f"{chance:.4f}" for chance in expit(row[row > 0])) for row in scores]
 
 
 def pieces(store: Store, names: list[str]) -> Iterator[tuple[list[list[Any]], np.ndarray]]:

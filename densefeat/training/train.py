@@ -81,11 +81,12 @@ def train(recipe: AnyRecipe, out: str | Path, device: str | None = None, steps: 
         world.wait()
         if not folder.path.is_dir():
             raise OutputError(f"output {str(out)!r}: rank {world.rank} does not see this folder, which all ranks share")
-        backbone = create_model(recipe.model, recipe.weights)[0] if isinstance(recipe, FineTuning) else None
+        backbone: nn.Module | None = None
         with progress_bar("decoding", None, show=world.first) as advance:
-            if isinstance(recipe, FineTuning) and backbone is not None:
+            if isinstance(recipe, FineTuning):
+                backbone, _ = create_model(recipe.model, recipe.weights)
                 data = open_own_data(recipe, own_preprocessing(recipe, backbone), world, advance)
-            elif not isinstance(recipe, FineTuning):
+            else:
                 data = open_data(recipe, world, advance)
         stop = stack.enter_context(stop_on_signal(*SIGNALS))  # from here on there is something to keep
         return run(recipe, folder, data, world, stop, steps, backbone)
@@ -110,7 +111,8 @@ def run(
         raise DensefeatError("the ranks do not see the same training images: check that all can read them")
     checkpoint, messages = resume(state, folder)
     if (done := folder.results()) is not None and state.step == done.get("step", total):
-        return Trained(folder.path, world.rank, state.step, total, splits_of(done), chosen_step(state))
+        kept = done.get("kept_step") if recipe.keep == "best" else None  # the checkpoint is older than the last evaluation
+        return Trained(folder.path, world.rank, state.step, total, splits_of(done), kept)
     last = total if steps is None else min(total, state.step + steps)
     with ExitStack() as stack:
         size = recipe.batch_size
@@ -136,7 +138,7 @@ def run(
                     raise
                 progress.say(f"{error}: back to step {state.step} at {state.lr_scale:g} of the learning rate")
         scores = finish(state, data, folder, progress) if state.step == total or state.ended else None
-    return Trained(folder.path, world.rank, state.step, total, scores, chosen_step(state))
+    return Trained(folder.path, world.rank, state.step, total, scores, state.kept_step if recipe.keep == "best" else None)
 
 
 def check_apart(out: Path, recipe: FineTuning) -> None:
@@ -222,10 +224,6 @@ def finish(state: State, data: TrainingData, folder: RunFolder, progress: Progre
         facts = {"step": state.step, "kept_step": state.kept_step, "unread": len(unread), "first_unread": told_of}
         folder.write(RESULTS, scores | facts)
     return scores
-
-
-def chosen_step(state: State) -> int | None:
-    return state.kept_step if state.recipe.keep == "best" else None
 
 
 def splits_of(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
