@@ -47,6 +47,8 @@ class NumberOrAuto(click.ParamType):
               help="Of JPEG; pillow: bit for bit timm's evaluation transform.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
               help="The network's arithmetic.")  # fmt: skip
+@click.option("--backend", type=click.Choice(["auto", "reference", "buffer", "openvino", "triton"]), default="auto",
+              show_default=True, help="What computes; reference: the plain network. A store keeps its own.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
               help="Of the stored vectors.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N, mps.")

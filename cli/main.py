@@ -1,10 +1,12 @@
 """``densefeat``: the group of commands, and how errors reach the person."""
 
+import logging
 import sys
 from importlib.metadata import version as installed_version
 
 import click
 
+from densefeat_cli.bench import bench
 from densefeat_cli.convert import convert
 from densefeat_cli.evaluate import evaluate
 from densefeat_cli.extract import extract
@@ -39,10 +41,21 @@ densefeat.add_command(train)
 densefeat.add_command(evaluate)
 densefeat.add_command(predict)
 densefeat.add_command(recipes)
+densefeat.add_command(bench)
+
+
+class Told(logging.Handler):
+    """What densefeat logs, as lines for the person."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"densefeat: {record.getMessage()}", err=True)
 
 
 def main() -> None:
     """Run the command line; exit code 0, 1 for failure, 2 for wrong use, 130 for Ctrl-C. Errors are one line."""
+    log = logging.getLogger("densefeat")
+    log.setLevel(logging.INFO)
+    log.addHandler(Told())
     try:
         sys.exit(densefeat.main(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -24,6 +24,7 @@ from densefeat.images.stream import printable
 from densefeat.store.atomic import check_target
 from densefeat.store.dataset import check_folder
 from densefeat.store.layout import Layout
+from densefeat.store.manifest import read_manifest
 from densefeat.store.reader import is_embeddings
 from densefeat.store.writer import DTYPES
 
@@ -61,6 +62,7 @@ def extract(
     overwrite: bool = False,
     update: bool = False,
     engine: str = "local",
+    backend: str = "auto",
 ) -> ExtractResult:
     """Embeddings of a stream of images to a store, one row an image (or tile), in the order of the input.
 
@@ -83,6 +85,7 @@ def extract(
         on_error: ``"fail"``: stop at the first failure. max_failures: stop beyond a number (``20``) or share (``"5%"``).
         overwrite: Start over where the folder holds a store. update: extract what was added to the input since.
         engine: ``"ray"``: spread the parts over a Ray cluster.
+        backend: As in :class:`densefeat.FeatureExtractor`; ``"auto"`` keeps what a folder was begun with.
         model, weights, blocks, tap, pool, device, precision, image_size: As in :class:`densefeat.FeatureExtractor`.
 
     Raises:
@@ -118,7 +121,9 @@ def extract(
     }
     given = Input(place_of(images), reading, open_source(images, **reading), tiling)
     where = ranks.device(device)
-    extractor = FeatureExtractor(model, blocks, pool, tap, weights, where, precision, image_size, decoder=decoder)
+    if backend == "auto" and not single and not overwrite:
+        backend = begun_with(Layout(out)) or "auto"
+    extractor = FeatureExtractor(model, blocks, pool, tap, weights, where, precision, image_size, decoder, backend)
     options = Options(batch_size, workers, on_error, max_failures, overwrite, update, engine)
     job = Job(out, given, extractor, extractor.feature_shapes(), dtype, part_rows, options, ranks)
     result = extract_single(job) if single else extract_folder(job)
@@ -137,6 +142,12 @@ def check_choices(
         raise UsageError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     if engine not in ENGINES:
         raise UsageError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
+
+
+def begun_with(layout: Layout) -> str | None:
+    """The backend that made a folder's rows; None where there are none."""
+    manifest = read_manifest(layout)
+    return None if manifest is None else manifest.settings["backend"]
 
 
 def check_single(out: Path, images: str | Path, overwrite: bool) -> None:

@@ -127,6 +127,7 @@ def shared_of(job: Job, planned: Plan) -> Shared:
         "precision": extractor.precision,
         "image_size": extractor.image_size,
         "decoder": extractor.decoder,
+        "backend": extractor.backend,
         "device": "cuda" if extractor.device.type == "cuda" else "cpu",
     }
     model = deepcopy(extractor.model).cpu()

@@ -95,7 +95,7 @@ class Job:
             "tap": extractor.tap,
             "pool": pool_specs(extractor.pool),
             "precision": extractor.precision,
-            "backend": "reference",
+            "backend": extractor.backend,
             "tiles": None if self.tiling.tile is None else asdict(self.tiling),
         }
 

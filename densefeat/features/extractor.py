@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from PIL import Image
 from torch import nn
 
 from densefeat.errors import DecodeError, UsageError
+from densefeat.features.backends.choose import build, choose
+from densefeat.features.backends.engine import BlockOutput, Engine, Wanted
+from densefeat.features.backends.folded import NotFoldable
+from densefeat.features.backends.snapshot import Snapshot
 from densefeat.features.pooling import Pool, parse_pools
 from densefeat.features.taps import Tap, find_taps
 from densefeat.images.decode import check_decoder, decode_pixels, rgb_image
@@ -41,6 +46,9 @@ class FeatureExtractor:
         device: ``"auto"`` (a GPU if there is one; for a model object, where it is), or as torch names them.
         precision: ``"fp32"``, or ``"bf16"`` (autocast; features are pooled and returned in float32).
         image_size: Pixels of the square input; None for the weights' own.
+        backend: What computes the features: ``"reference"``, the plain network; ``"buffer"`` and ``"openvino"`` on a CPU,
+            ``"triton"`` on a GPU: the same numbers faster, for networks of ours. ``"auto"``: the fastest that can run here
+            (OpenVINO where it is installed). Weights may change: the engine is then made again.
         decoder: Of files. ``"torchvision"`` decodes and resizes JPEGs faster, all else is Pillow's; ``"pillow"`` equals timm's
             evaluation transform bit for bit. Images go through Pillow and tensors through torchvision with either.
 
@@ -60,6 +68,7 @@ class FeatureExtractor:
         precision: str = "fp32",
         image_size: int | None = None,
         decoder: str = "torchvision",
+        backend: str = "auto",
     ) -> None:
         if precision not in PRECISIONS:
             raise UsageError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
@@ -80,6 +89,12 @@ class FeatureExtractor:
             self.model = model.to(self.device)
             self.provenance = record(getattr(model, "made_by", type(model).__name__), "a model object", None, None)
             self.taps = find_taps(self.model, blocks, tap)
+        self.backend = choose(backend, self.model, self._wanted())
+        self._built: Built | None = None
+
+    def _wanted(self) -> Wanted:
+        every = find_taps(self.model, "all", self.tap)
+        return Wanted(tuple(every.index(tap) for tap in self.taps), self.tap, self.precision, self.device)
 
     @property
     def weights_sha256(self) -> str:
@@ -127,11 +142,33 @@ class FeatureExtractor:
     def forward(self, x: torch.Tensor, pools: dict[str, Pool] | None = None) -> dict[str, torch.Tensor]:
         """Prepared images ``(N, C, H, W)`` on any device to features on the extractor's device, float32; no gradient."""
         pools = self.pools if pools is None else pools
-        chunks = x.split(CPU_CHUNK) if self.device.type == "cpu" else (x,)
-        parts = [self._forward_chunk(chunk, pools) for chunk in chunks]
+        pass_over = self._forward_plain if self.backend == "reference" else self._forward_engine
+        whole = self.device.type != "cpu" or (self.backend != "reference" and set(pools) == {"avg"})
+        parts = [pass_over(chunk, pools) for chunk in ((x,) if whole else x.split(CPU_CHUNK))]
         return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _forward_chunk(self, x: torch.Tensor, pools: dict[str, Pool]) -> dict[str, torch.Tensor]:
+    def _forward_engine(self, x: torch.Tensor, pools: dict[str, Pool]) -> dict[str, torch.Tensor]:
+        x = x.to(self.device, torch.float32)
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            outputs = self.engine()(x, mean="avg" in pools, maps=bool(set(pools) - {"avg"}))
+            return {
+                feature_name(tap, name, len(pools)): pooled(output, name, function)
+                for tap, output in zip(self.taps, outputs, strict=True)
+                for name, function in pools.items()
+            }
+
+    def engine(self) -> Engine:
+        """What computes the features, of the weights as they are now. Raises UsageError where it no longer can."""
+        built = self._built
+        if built is None or built.taps != self.taps or not built.snapshot.holds():
+            try:
+                engine = build(self.backend, self.model, self._wanted())
+            except NotFoldable as error:
+                raise UsageError(f"backend {self.backend!r}: {error}, since the extractor was made") from error
+            built = self._built = Built(engine, list(self.taps), Snapshot(self.model))
+        return built.engine
+
+    def _forward_plain(self, x: torch.Tensor, pools: dict[str, Pool]) -> dict[str, torch.Tensor]:
         dtype = next((p.dtype for p in self.model.parameters()), x.dtype)
         x = x.to(self.device, dtype, memory_format=torch.channels_last)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -195,6 +232,22 @@ class FeatureExtractor:
         maps = forward_intermediates(x, indices=indices, stop_early=True, intermediates_only=True)
         for tap, tap_maps in zip(self.taps, maps, strict=True):
             use_maps(tap, tap_maps)
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine, and what it was made from: it serves as long as these are the same."""
+
+    engine: Engine
+    taps: list[Tap]
+    snapshot: Snapshot
+
+
+def pooled(output: BlockOutput, name: str, function: Pool) -> torch.Tensor:
+    """By an engine's own mean, or from its maps."""
+    vectors = output.mean if name == "avg" else None if output.maps is None else function(output.maps.float())
+    assert vectors is not None  # one of the two was asked for
+    return vectors
 
 
 def feature_name(tap: Tap, pool: str, pools: int) -> str:

@@ -1,0 +1,1 @@
+"""Engines that compute what the plain networks compute, faster."""

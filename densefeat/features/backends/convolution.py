@@ -1,0 +1,48 @@
+"""A folded convolution as oneDNN runs it best: weights packed once, bias and ReLU within."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from densefeat.features.backends.folded import Conv
+
+ONEDNN = torch.ops.mkldnn  # what torch.compile calls, too
+Convolution = Callable[[torch.Tensor], torch.Tensor]
+
+
+def convolution(conv: Conv, dtype: torch.dtype) -> Convolution:
+    """A function of maps ``(N, I, H, W)`` in channels_last order, of ``dtype``, to ``(N, O, H', W')`` in the same order."""
+    return PackedConvolution(conv, dtype) if has_onednn(dtype) else PlainConvolution(conv, dtype)
+
+
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether torch has oneDNN here, for this type."""
+    return torch.backends.mkldnn.is_available() and (dtype == torch.float32 or ONEDNN._is_mkldnn_bf16_supported())
+
+
+class PackedConvolution:
+    def __init__(self, conv: Conv, dtype: torch.dtype) -> None:
+        self.stride, self.padding = [conv.stride] * 2, [conv.padding] * 2
+        weight = conv.weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        self.weight = ONEDNN._reorder_convolution_weight(weight, self.padding, self.stride, [1, 1], 1)
+        self.bias = None if conv.bias is None else conv.bias.float()  # beside bfloat16, too
+        self.activation = "relu" if conv.relu else "none"
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return ONEDNN._convolution_pointwise(
+            x, self.weight, self.bias, self.padding, self.stride, [1, 1], 1, self.activation, [], ""
+        )
+
+
+class PlainConvolution:
+    """By torch's own means, where there is no oneDNN."""
+
+    def __init__(self, conv: Conv, dtype: torch.dtype) -> None:
+        self.weight = conv.weight.to(dtype).contiguous(memory_format=torch.channels_last)
+        self.bias = None if conv.bias is None else conv.bias.to(dtype)
+        self.stride, self.padding, self.relu = conv.stride, conv.padding, conv.relu
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        return y.relu_() if self.relu else y

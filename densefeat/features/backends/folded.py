@@ -1,0 +1,218 @@
+"""A network as inference sees it: each BatchNorm the affine map that it is in eval mode, in the convolution before it if any.
+
+What engines are built from, so that each of them reads as the network does. All tensors are detached copies, on the CPU, in
+float64: engines round once, to what they compute in.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from densefeat.nets.deluge_net import Bottleneck, CompositeLayer, CrossLayerDepthwise, DelugeBlock, DelugeNet
+from densefeat.nets.dense_net import DenseBlock, DenseLayer, DenseNet, Transition
+from densefeat.nets.efficient import has_hooks, is_plain_conv, is_plain_norm
+
+
+class NotFoldable(Exception):
+    """The network has a part that engines do not know; the message says which."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """``x * scale + shift`` for each channel ``(C,)``: a BatchNorm in eval mode."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with ``weight (O, I, kH, kW)``, and what follows it: ``bias (O,)``, then ReLU where ``relu``."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    stride: int
+    padding: int
+    relu: bool
+
+
+@dataclass(frozen=True)
+class Stem:
+    """``conv``, then where ``pool`` a 3×3 max pool of stride 2 and padding 1."""
+
+    conv: Conv
+    pool: bool
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Of a dense block: ReLU of ``norm`` over all channels so far, then ``convs``: 1×1 (norm2, ReLU) and 3×3, or 3×3 alone."""
+
+    norm: Norm
+    convs: tuple[Conv, ...]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense block, and what reads it: ReLU of ``norm``, ``transition`` (1×1, then 2×2 average pool; None after the last).
+
+    The average pool commutes with the 1×1 convolution: engines pool first, a quarter of the arithmetic.
+    """
+
+    channels: int
+    layers: tuple[Layer, ...]
+    norm: Norm
+    transition: Conv | None
+
+
+@dataclass(frozen=True)
+class Sum:
+    """``Σ_i weights[i, c] · x_i[c] + bias[c]``, ``weights (n, C)``: a cross-layer depthwise layer with all its norms."""
+
+    weights: torch.Tensor
+    bias: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Of a DelugeNet block: ReLU of ``aggregate`` over the outputs so far, ``convs``: 1×1 and 3×3 with ReLU, 1×1 without."""
+
+    aggregate: Sum
+    convs: tuple[Conv, ...]
+
+
+@dataclass(frozen=True)
+class Deluge:
+    """``opener`` makes the first output of the list, each layer one more; ``aggregate`` of all is what the next block reads.
+
+    After the last block a ReLU follows: ``relu``.
+    """
+
+    opener: Conv | Composite
+    layers: tuple[Composite, ...]
+    aggregate: Sum
+    relu: bool
+
+
+@dataclass(frozen=True)
+class Network:
+    """A stem, and blocks all of one kind."""
+
+    stem: Stem
+    blocks: tuple[Dense | Deluge, ...]
+
+
+def fold(model: nn.Module) -> Network:
+    """A DenseNet or DelugeNet, from its parameters and statistics as they are now. Raises NotFoldable."""
+    check_foldable(model)
+    features: Any = model.features
+    if isinstance(model, DenseNet):
+        return Network(stem(features), tuple(dense_blocks(features)))
+    return Network(stem(features), tuple(deluge_blocks(features)))
+
+
+def check_foldable(model: nn.Module) -> None:
+    """Raise NotFoldable where the network is none of ours, or has parts that engines do not know."""
+    if type(model) not in (DenseNet, DelugeNet):
+        raise NotFoldable(f"{type(model).__name__} is no DenseNet or DelugeNet of densefeat's own")
+    features: Any = model.features
+    if has_hooks(model, *features.modules()):
+        raise NotFoldable("hooks are registered on it")
+    for name, module in features.named_modules():
+        if not is_known(module):
+            raise NotFoldable(f"features.{name} ({type(module).__name__}) is none of the network's own parts")
+    types = {parameter.dtype for parameter in features.parameters()}
+    if types != {torch.float32}:
+        raise NotFoldable(f"its parameters are {', '.join(sorted(map(str, types)))}, not torch.float32 alone")
+
+
+def is_known(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        plain = is_plain_norm(module, None) or type(module) is nn.BatchNorm2d
+        return plain and module.running_var is not None and module.weight is not None
+    if isinstance(module, nn.Conv2d):
+        return is_plain_conv(module) and module.groups == 1 and module.dilation == (1, 1)
+    return type(module) in KNOWN
+
+
+KNOWN = (
+    nn.Sequential, nn.ModuleList, nn.Identity, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Dropout,
+    DenseBlock, DenseLayer, Transition, DelugeBlock, CompositeLayer, CrossLayerDepthwise, Bottleneck,
+)  # fmt: skip
+
+
+def stem(features: Any) -> Stem:
+    if hasattr(features, "norm0"):
+        return Stem(conv(features.conv0, norm(features.norm0), relu=True), pool=True)
+    return Stem(conv(features.conv0), pool=False)
+
+
+def dense_blocks(features: Any) -> Iterable[Dense]:
+    count = sum(isinstance(module, DenseBlock) for module in features.children())
+    for i in range(1, count + 1):
+        block = features.get_submodule(f"denseblock{i}")
+        layers = tuple(dense_layer(layer) for layer in block.children())
+        transition = features.get_submodule(f"transition{i}") if i < count else None
+        end = norm(features.get_submodule("norm5") if transition is None else transition.get_submodule("norm"))
+        compressing = None if transition is None else conv(transition.get_submodule("conv"))
+        yield Dense(len(layers[0].norm.scale), layers, end, compressing)
+
+
+def dense_layer(layer: Any) -> Layer:
+    if not layer.bottleneck:
+        return Layer(norm(layer.norm1), (conv(layer.conv1),))
+    return Layer(norm(layer.norm1), (conv(layer.conv1, norm(layer.norm2), relu=True), conv(layer.conv2)))
+
+
+def deluge_blocks(features: Any) -> Iterable[Deluge]:
+    blocks = [module for module in features.children() if isinstance(module, DelugeBlock)]
+    for block in blocks:
+        opener = block.opener
+        first = conv(opener) if isinstance(opener, nn.Conv2d) else opening_layer(opener)
+        layers = tuple(Composite(total(layer.aggregate), bottleneck(layer.bottleneck)) for layer in block.layers)
+        yield Deluge(first, layers, total(block.aggregate), relu=block is blocks[-1])
+
+
+def opening_layer(layer: Any) -> Composite:
+    """The CIFAR networks' first composite layer: its norm is a sum over one input."""
+    only = norm(layer.norm)
+    return Composite(Sum(only.scale[None], only.shift), bottleneck(layer.bottleneck))
+
+
+def bottleneck(convs: Any) -> tuple[Conv, ...]:
+    return (
+        conv(convs.conv1, norm(convs.norm2), relu=True),
+        conv(convs.conv2, norm(convs.norm3), relu=True),
+        conv(convs.conv3),
+    )
+
+
+def total(layer: Any) -> Sum:
+    """All n + 1 norms of a cross-layer depthwise layer as one weighted sum."""
+    outer = norm(layer.norm)
+    if layer.num_inputs == 1:
+        return Sum(outer.scale[None], outer.shift)
+    inner = [norm(each) for each in layer.norms]
+    weights = torch.stack([each.scale for each in inner]) * outer.scale
+    bias = torch.stack([each.shift for each in inner]).sum(0) * outer.scale + outer.shift
+    return Sum(weights, bias)
+
+
+def norm(module: Any) -> Norm:
+    scale = wide(module.weight) * torch.rsqrt(wide(module.running_var) + module.eps)
+    return Norm(scale, wide(module.bias) - wide(module.running_mean) * scale)
+
+
+def conv(module: Any, after: Norm | None = None, relu: bool = False) -> Conv:
+    """``after``: the norm that follows, folded in."""
+    weight, bias = wide(module.weight), None
+    if after is not None:
+        weight, bias = weight * after.scale[:, None, None, None], after.shift
+    return Conv(weight, bias, module.stride[0], module.padding[0], relu)
+
+
+def wide(values: torch.Tensor) -> torch.Tensor:
+    return values.detach().to("cpu", torch.float64, copy=True)

@@ -1,0 +1,141 @@
+"""Networks compiled by OpenVINO for the CPU."""
+
+import importlib
+import importlib.util
+import sys
+import threading
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from densefeat.features.backends.engine import BlockOutput, Wanted
+from densefeat.features.backends.folded import Network
+
+SIZES = 4  # of images that a graph is compiled for each; more share one for any size, slower by a seventh (bf16: a third)
+
+
+def missing() -> str | None:
+    """Why this engine cannot run here, and what to do; None where it can."""
+    if importlib.util.find_spec("openvino") is None:
+        return "openvino is not installed: pip install 'densefeat[openvino]'"
+    return None
+
+
+def load() -> ModuleType:
+    """openvino, without its telemetry: that writes an id into the home folder and tells its makers of each import."""
+    blocked = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
+    if blocked:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # as if it were not installed: openvino does without
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if blocked:
+            sys.modules.pop("openvino_telemetry", None)
+
+
+class OpenVinoEngine:
+    """Every image is a request of its own: its maps stay in the caches, and its features do not depend on its batch.
+
+    Requests run side by side, on as many threads together as torch had when the engine was made. The first call with a batch of
+    a new size compiles a graph, for about half a second. Calls from several threads wait for each other.
+
+    Args:
+        network: The network, folded.
+        wanted: On the CPU. With bf16 maps are rounded to it, and given back as float32.
+    """
+
+    def __init__(self, network: Network, wanted: Wanted) -> None:
+        self.openvino = load()
+        graph = importlib.import_module("densefeat.features.backends.openvino_graph")
+        self.graph = graph.build(network, wanted)
+        self.core = self.openvino.Core()
+        self.precision = {"fp32": "f32", "bf16": "bf16"}[wanted.precision]
+        self.threads = torch.get_num_threads()
+        self.sizes: set[tuple[int, int]] = set()
+        self.queues: dict[tuple[Any, ...], Any] = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, x: torch.Tensor, mean: bool, maps: bool) -> list[BlockOutput]:
+        """As :class:`densefeat.features.backends.engine.Engine`. Raises RuntimeError for images too small for the network."""
+        with self.lock:
+            outputs = self.run(x, mean, maps)
+        blocks = len(self.graph.maps)
+        means = outputs[:blocks] if mean else [None] * blocks
+        results = [BlockOutput(*each) for each in zip(means, outputs[-blocks:] if maps else [None] * blocks, strict=True)]
+        self.carry_nan(x, results)
+        return results
+
+    def run(self, x: torch.Tensor, mean: bool, maps: bool) -> list[torch.Tensor]:
+        """What is asked of all blocks: the means, then the maps."""
+        images = [image.contiguous().numpy() for image in x.detach().split(1)]
+        gathered = Gathered(len(images))
+        queue = self.queue(x, mean, maps)
+        queue.set_callback(gathered.keep)
+        try:
+            for row, image in enumerate(images):
+                queue.start_async({0: image}, row, share_inputs=True)
+        finally:
+            self.wait(queue)  # also when interrupted: requests read the images where they are
+        return gathered.taken()
+
+    def wait(self, queue: Any) -> None:
+        try:
+            queue.wait_all()
+        except RuntimeError:
+            self.queues.clear()  # it would raise each request's error, one a call
+            raise
+
+    def carry_nan(self, x: torch.Tensor, results: list[BlockOutput]) -> None:
+        """openvino's ReLU makes 0 of NaN: features that the plain network would make NaN are so here."""
+        bad_images = ~x.detach().flatten(1).sum(1).isfinite()
+        for result, bad_weights in zip(results, self.graph.broken, strict=True):
+            for values in (result.mean, result.maps):
+                if values is not None:
+                    values[bad_images | bad_weights] = torch.nan
+
+    def queue(self, x: torch.Tensor, mean: bool, maps: bool) -> Any:
+        """Of requests to a graph compiled for images of this size, as many side by side as share the threads evenly."""
+        size = (x.shape[2], x.shape[3])
+        own = size in self.sizes or len(self.sizes) < SIZES
+        shape = (1, x.shape[1], *(size if own else (-1, -1)))
+        streams = max(n for n in range(1, self.threads + 1) if self.threads % n == 0 and n <= len(x))
+        key = (mean, maps, shape, streams)
+        if key not in self.queues:
+            compiled = self.core.compile_model(self.graph.model(mean, maps, shape), "CPU", self.settings(streams))
+            self.queues[key] = self.openvino.AsyncInferQueue(compiled, streams)
+        if own:
+            self.sizes.add(size)
+        return self.queues[key]
+
+    def settings(self, streams: int) -> dict[str, Any]:
+        return {
+            "INFERENCE_PRECISION_HINT": self.precision,  # by default bf16 wherever the CPU has it
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": streams,
+            "ENABLE_CPU_PINNING": False,  # several processes would all take the first cores
+            "CPU_DENORMALS_OPTIMIZATION": False,  # as torch
+        }
+
+
+class Gathered:
+    """Outputs of a batch, put together row by row as requests end, in threads of openvino's."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.arrays: list[np.ndarray] = []
+        self.lock = threading.Lock()
+
+    def keep(self, request: Any, row: int) -> None:
+        """Copies: later requests write into the same tensors."""
+        with self.lock:
+            if not self.arrays:
+                self.arrays.extend(np.empty((self.rows, *one.shape[1:]), np.float32) for one in request.output_tensors)
+        for array, one in zip(self.arrays, request.output_tensors, strict=True):
+            array[row] = one.data[0]
+
+    def taken(self) -> list[torch.Tensor]:
+        """All of them, once: a queue holds on to what it last called."""
+        arrays, self.arrays = self.arrays, []
+        return [torch.from_numpy(array) for array in arrays]

@@ -1,0 +1,207 @@
+"""The Triton engine compiled: what the interpreter, which runs no GPU code, cannot show."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from densefeat import DelugeNet, DenseNet
+from densefeat.features.backends.engine import BlockOutput, Wanted
+from densefeat.features.backends.folded import Conv, Norm, fold
+from densefeat.features.backends.triton import GRAPHS, Graph, TritonEngine, missing
+from densefeat.nets.zoo import VARIANTS
+from helpers import randomize_statistics, relative_difference
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+DEVICE = torch.device("cuda", 0)
+PRECISIONS = ("fp32", "bf16")
+
+
+def perturbed(model: nn.Module) -> nn.Module:
+    """Statistics of norms as no initialisation has them, with negative weights and zeros."""
+    randomize_statistics(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data[::3] *= -1
+            module.weight.data[1::7] = 0
+    return model.eval()
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    cls, structure = VARIANTS[name]
+    return perturbed(cls(**structure, num_classes=2))
+
+
+def images(model: nn.Module, count: int, seed: int = 0) -> torch.Tensor:
+    """Of odd sizes, on the GPU."""
+    size = (73, 101) if model.feature_info[1]["reduction"] > 1 else (31, 26)
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def hooked_maps(model: nn.Module, tap: str, x: torch.Tensor) -> list[torch.Tensor]:
+    """Of the plain network."""
+    maps: list[torch.Tensor] = []
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, output: maps.append(output.clone()))
+        for name in model.block_taps[tap]
+    ]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    return maps
+
+
+def exact_maps(model: nn.Module, tap: str, x: torch.Tensor) -> list[torch.Tensor]:
+    return hooked_maps(copy.deepcopy(model).double(), tap, x.cpu().double())
+
+
+def autocast_maps(model: nn.Module, tap: str, x: torch.Tensor) -> list[torch.Tensor]:
+    with torch.autocast("cuda", torch.bfloat16):
+        return hooked_maps(copy.deepcopy(model).to(DEVICE), tap, x)
+
+
+def engine(model: nn.Module, precision: str, tap: str = "norm") -> TritonEngine:
+    return TritonEngine(fold(model), Wanted(tuple(range(len(model.block_taps[tap]))), tap, precision, DEVICE))
+
+
+def assert_same(found: list[BlockOutput], expected: list[BlockOutput]) -> None:
+    """Bit for bit."""
+    for one, other in zip(found, expected, strict=True):
+        for a, b in ((one.mean, other.mean), (one.maps, other.maps)):
+            assert (a is None) == (b is None)
+            assert a is None or torch.equal(a, b)
+
+
+def assert_accurate(model: nn.Module, found: list[BlockOutput], tap: str, precision: str, x: torch.Tensor) -> None:
+    """fp32: 1e-5. bf16: 1e-2, or where depth takes the plain network's own bf16 further off, no further than it."""
+    plain = autocast_maps(model, tap, x) if precision == "bf16" else None
+    for i, (output, exact) in enumerate(zip(found, exact_maps(model, tap, x), strict=True)):
+        for pooled, value in ((True, output.mean), (False, output.maps)):
+            if value is None:
+                continue
+            largest = 1e-5
+            wanted = exact.mean((2, 3)) if pooled else exact
+            if plain is not None:
+                theirs = plain[i].float().mean((2, 3)) if pooled else plain[i].float()
+                largest = max(1e-2, relative_difference(theirs.cpu(), wanted))
+            assert relative_difference(value.float().cpu(), wanted) < largest, f"block {i + 1}, mean: {pooled}"
+
+
+def test_nothing_is_missing() -> None:
+    assert missing(DEVICE) is None
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant(name: str, precision: str) -> None:
+    model = made(name)
+    x, run = images(model, 2), engine(model, precision)
+    for mean, maps in ((True, False), (True, True)):
+        assert_accurate(model, run(x, mean, maps), "norm", precision, x)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["densefeat_densenet121", "densefeat_densenet40_k12", "densefeat_delugenet92"])
+def test_raw_blocks(name: str, precision: str) -> None:
+    model = made(name)
+    x, run = images(model, 3), engine(model, precision, "raw")
+    for mean, maps in ((True, False), (False, True)):
+        assert_accurate(model, run(x, mean, maps), "raw", precision, x)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["densefeat_densenet_bc100_k12", "densefeat_densenet121", "densefeat_delugenet146"])
+def test_rows_are_the_same_bits_in_every_batch(name: str, precision: str) -> None:
+    model = made(name)
+    x, run = images(model, 37), engine(model, precision)
+    whole = run(x, True, False)
+    assert_accurate(model, run(x[:8], True, False), "norm", precision, x[:8])
+    for count in (1, 8, 37):
+        part = [replace(output, mean=output.mean[:count]) for output in whole]
+        assert_same(run(x[:count], True, False), part)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_candidates_of_blocks_give_the_same_bits(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from densefeat.features.backends import triton_ops, triton_tuning
+
+    every = dict(triton_tuning.TILES)
+    for name in ("densefeat_densenet_bc100_k12", "densefeat_delugenet92"):
+        model, outputs = made(name), []
+        for i in range(max(len(tiles) for of_kernel in every.values() for tiles in of_kernel)):
+            only = {kernel: [tiles[i : i + 1] or tiles[-1:] for tiles in pair] for kernel, pair in every.items()}
+            monkeypatch.setattr(triton_tuning, "TILES", only)
+            monkeypatch.setattr(triton_ops, "TUNER", triton_tuning.Tuner())
+            outputs.append(engine(model, precision)(images(model, 5), True, True))
+        for other in outputs[1:]:
+            assert_same(other, outputs[0])
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_a_graph_gives_what_the_first_call_gave(maps: bool) -> None:
+    model = made("densefeat_densenet_bc100_k12")
+    run, inputs = engine(model, "bf16"), [images(model, 8, seed) for seed in range(3)]
+    fresh = [engine(model, "bf16")(x, True, maps) for x in inputs]  # a first call captures nothing
+    first = run(inputs[0], True, maps)
+    assert_same(first, fresh[0])
+    for _ in range(2):
+        found = [run(x, True, maps) for x in inputs]  # all kept: a replay must not write into what was given before
+        for one, other in zip(found, fresh, strict=True):
+            assert_same(one, other)
+    assert [type(graph) for graph in run.graphs.values()] == [Graph]
+    assert_same(first, fresh[0])
+
+
+def test_sizes_come_and_go() -> None:
+    model = perturbed(DenseNet(12, (3, 4), stem_type="cifar", num_classes=2))
+    run = engine(model, "fp32")
+    sizes = [(count, 3, height, 20) for count in (1, 8, 37) for height in (16, 23)]
+    inputs = [torch.randn(size, generator=torch.Generator().manual_seed(1)).to(DEVICE) for size in sizes]
+    fresh = [engine(model, "fp32")(x, True, True) for x in inputs]
+    held = []
+    for i in range(4):
+        for x, expected in zip(inputs, fresh, strict=True):
+            for _ in range(2 + i % 2):
+                assert_same(run(x, True, True), expected)
+        assert len(run.graphs) <= GRAPHS
+        torch.cuda.synchronize()
+        held.append(torch.cuda.memory_allocated())
+    assert held[-1] <= held[1] * 1.05
+
+
+def test_a_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = perturbed(DelugeNet((16, 24), (3, 3), "cifar", num_classes=2))
+    x = images(model, 37)
+    whole = engine(model, "fp32")(x, True, True)
+    monkeypatch.setattr("densefeat.features.backends.triton.ELEMENTS_AT_ONCE", 1_000_000)
+    run = engine(model, "fp32")
+    for _ in range(3):
+        assert_same(run(x, True, True), whole)
+
+
+def test_maps_of_more_than_two_to_the_31_values() -> None:
+    from densefeat.features.backends import triton_ops as ops
+
+    images_, height, width, channels = 4200, 64, 64, 128
+    assert images_ * height * width * channels > 2**31
+    x = ops.Maps.empty(images_, height, width, channels, torch.empty(0, dtype=torch.bfloat16, device=DEVICE))
+    x.rows.zero_()
+    x.rows[-height * width :].normal_(generator=torch.Generator(DEVICE).manual_seed(0))
+    last = x.nchw()[-1:].float()
+    norm = Norm(torch.ones(channels).double(), torch.full((channels,), -0.5).double())
+    affine = ops.Affine.of(norm, DEVICE)
+    out = ops.Maps.empty(images_, height, width, 16, x.rows)
+    for kernel, run in ((1, ops.pointwise), (3, ops.conv3x3)):
+        conv = Conv(torch.randn(16, channels, kernel, kernel).double() / 30, None, 1, kernel // 2, False)
+        run(x, ops.Filters.of(conv, DEVICE, torch.bfloat16), out, affine)
+        expected = F.conv2d(F.relu(last.cpu().double() - 0.5), conv.weight, padding=kernel // 2)
+        assert relative_difference(out.nchw()[-1:].float().cpu(), expected) < 1e-2
+    mean = ops.combine(x, affine, True, None, True)
+    assert mean is not None
+    assert relative_difference(mean[-1:].cpu(), F.relu(last - 0.5).mean((2, 3)).cpu()) < 1e-3
+    assert not mean[:-1].any()
