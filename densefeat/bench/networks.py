@@ -107,7 +107,7 @@ def images_of(folder: Path | None, model: nn.Module, count: int, size: int) -> t
     if not found:
         raise UsageError(f"images {folder}: no image file there")
     chosen = found[:count]
-    prepared = FeatureExtractor(model, device="cpu", image_size=size).prepare(chosen)
+    prepared = FeatureExtractor(model, device="cpu", image_size=size, backend="reference").prepare(chosen)
     return prepared[torch.arange(count) % len(chosen)]
 
 

@@ -1,6 +1,7 @@
 """An arm of a comparison as it goes: its process, what it told, or its problem."""
 
 import math
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from densefeat.bench.arms import PRECISIONS, Arm
 from densefeat.bench.networks import Inputs
 from densefeat.bench.plan import Plan
 from densefeat.bench.process import Worker, WorkerFailed
+from densefeat.extract.interrupts import stop_on_signal
 
 TURN_SECONDS = 0.5  # of an arm's turn, where the number of calls is ours to choose
 MOST_STEPS = 500
@@ -69,7 +71,7 @@ class Crew:
         asked = {"arm": asdict(arm), "model": self.plan.model, "device": self.plan.device, "taps": taps}
         row.told = row.ask(asked | {"rows": self.inputs.rows, **self.inputs.files})
         if row.told:
-            row.steps = self.plan.steps or min(MOST_STEPS, math.ceil(TURN_SECONDS / row.told["second_call_seconds"]))
+            row.steps = self.plan.steps or steps_of(row.told["second_call_seconds"])
             if problem := wrong_features(arm, row.told, self.inputs.rounding):
                 row.give_up(problem)
 
@@ -78,8 +80,11 @@ class Crew:
         row.ask({"arm": None, "device": self.plan.device, "precisions": PRECISIONS[self.plan.precision]})
 
     def _started(self, arm: Arm | None, folder: str, allocator: str) -> Row:
-        row = Row(arm, Worker(self.folder / folder, allocator))
-        self.rows.append(row)
+        with stop_on_signal(signal.SIGINT) as asked:  # of a process half started nobody would know
+            row = Row(arm, Worker(self.folder / folder, allocator))
+            self.rows.append(row)
+        if asked:
+            raise KeyboardInterrupt
         return row
 
 
@@ -90,6 +95,10 @@ def crew(plan: Plan, inputs: Inputs, folder: Path) -> Iterator[Crew]:
         yield made
     finally:
         made.stop()
+
+
+def steps_of(call_seconds: float) -> int:
+    return min(MOST_STEPS, math.ceil(TURN_SECONDS / call_seconds))
 
 
 def wrong_features(arm: Arm, told: dict[str, Any], rounding: float) -> str | None:

@@ -61,7 +61,12 @@ def arm_told(plan: Plan, row: Row, baseline: Row | None) -> Told:
     if row.problem is not None:
         return told
     seconds = [turn["seconds"] for turn in row.turns]
-    told |= {"steps": row.steps, "seconds": seconds, "turns": row.turns, "peak_bytes": row.turns[-1]["peak_bytes"]}
+    told |= {
+        "steps": row.steps,
+        "seconds": seconds,
+        "turns": row.turns,
+        "peak_bytes": max(turn["peak_bytes"] for turn in row.turns),
+    }
     told["images_per_second"] = statistics.median(plan.batch * row.steps / own for own in seconds)
     assert baseline is not None
     own_base = [turn["seconds"] / baseline.steps for turn in baseline.turns]

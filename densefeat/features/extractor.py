@@ -168,6 +168,10 @@ class FeatureExtractor:
             built = self._built = Built(engine, list(self.taps), Snapshot(self.model))
         return built.engine
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the engine, whose threads belong to this process: a copy makes its own."""
+        return self.__dict__ | {"_built": None}
+
     def _forward_plain(self, x: torch.Tensor, pools: dict[str, Pool]) -> dict[str, torch.Tensor]:
         dtype = next((p.dtype for p in self.model.parameters()), x.dtype)
         x = x.to(self.device, dtype, memory_format=torch.channels_last)
@@ -200,7 +204,7 @@ class FeatureExtractor:
         size = self.preprocessing.size
         blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
         try:
-            features = self.forward(self.preprocessing.normalize(blank))
+            features = self._forward_plain(self.preprocessing.normalize(blank), self.pools)  # engines would get ready for it
         except (RuntimeError, AssertionError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise

@@ -58,8 +58,8 @@ def test_a_turn_tells_time_and_memory(arms: Crew) -> None:
     row.take_turn()
     first, second = row.turns
     assert first["cpu_seconds"] > 0
-    assert second["peak_bytes"] >= first["peak_bytes"] > 1e6
-    assert second["idle_cpu_seconds"] < second["cpu_seconds"]  # it sleeps while others have their turns
+    assert min(first["peak_bytes"], second["peak_bytes"]) > 1e6
+    assert second["idle_cpu_seconds"] < second["cpu_seconds"]  # of the processor: it sleeps while others have their turns
 
 
 def test_ended_by_the_system_it_is_a_row_with_a_problem(arms: Crew) -> None:
@@ -102,10 +102,8 @@ def test_wrong_features_get_no_turns(inputs: Inputs, tmp_path: Path, arms: Crew)
         inputs.files | {"expected": other.files["expected"]}, inputs.rows, inputs.taps_of_ours, inputs.taps_of_stages, 0.0
     )
     arms.start_arm(HOOKS)
-    arms.start_arm(Arm("timm-nhwc", "timm", precision="bf16", layout="channels_last"))
-    single, half = arms.rows
+    (single,) = arms.rows
     assert str(single.problem).startswith("wrong features: off by ")
-    assert str(half.problem).startswith("wrong features: cosine 0.") or half.problem is None
     single.take_turn()
     assert single.turns == []
 

@@ -192,6 +192,21 @@ def test_finetune(small_cifar: Path) -> None:
     assert all(0 <= accuracy <= 100 for accuracy in rows.values())
 
 
+def test_speed(tmp_path: Path) -> None:
+    options = ["--models", BUNDLED, "--batches", "1,2", "--arms", "hooks,reference", "--precision", "fp32", "--rounds", 2]
+    output = printed("speed.py", *options, "--steps", 1, "--json", tmp_path / "speed.json")
+    assert output.count(f"### {BUNDLED}, batch ") == 2
+    assert number_after(output, "| densefeat reference, fp32 | ") > 0
+    overview = output.split("images/s (ratio), by network and batch", 1)[1]
+    assert "| arm | densenet_bc100_k12, 1 | densenet_bc100_k12, 2 |" in overview
+    comparisons = json.loads((tmp_path / "speed.json").read_text())["comparisons"]
+    assert [told["batch"] for told in comparisons] == [1, 2]
+    for told in comparisons:
+        hooks, reference = told["arms"]
+        assert hooks["ratio"]["median"] == 1
+        assert min(arm["images_per_second"] for arm in (hooks, reference)) > 0
+
+
 def test_no_script_is_left_out() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} <= tested

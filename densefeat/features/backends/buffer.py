@@ -16,6 +16,7 @@ from densefeat.features.backends.convolution import convolution
 from densefeat.features.backends.deluge_stage import DelugeStage
 from densefeat.features.backends.dense_stage import DenseStage
 from densefeat.features.backends.engine import BlockOutput, Wanted
+from densefeat.features.backends.finite import broken_blocks, carry_nan
 from densefeat.features.backends.folded import Deluge, Dense, Network, Stem
 from densefeat.features.backends.lanes import Lanes
 from densefeat.features.backends.memory import Memory, groups, joined
@@ -34,6 +35,7 @@ class BufferEngine:
             DelugeStage(block, wanted.dtype) if isinstance(block, Deluge) else DenseStage(block, i, wanted.dtype)
             for i, block in enumerate(blocks)
         ]
+        self.broken = broken_blocks(network, wanted.blocks)
         self.lanes = Lanes()
         self.memories = [Memory(wanted.dtype) for _ in range(self.lanes.most)]
         self.turn = threading.Lock()
@@ -41,7 +43,9 @@ class BufferEngine:
     def __call__(self, x: torch.Tensor, mean: bool, maps: bool) -> list[BlockOutput]:
         with self.turn:
             parts = [part for parts in self.lanes.map(partial(self.run_chunks, mean, maps), x) for part in parts]
-        return [joined_outputs(outputs) for outputs in zip(*parts, strict=True)]
+        outputs = [joined_outputs(of_block) for of_block in zip(*parts, strict=True)]
+        carry_nan(x, outputs, self.broken)
+        return outputs
 
     @torch.no_grad()
     def run_chunks(self, mean: bool, maps: bool, lane: int, x: torch.Tensor) -> list[list[BlockOutput]]:

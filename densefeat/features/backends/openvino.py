@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from densefeat.features.backends.engine import BlockOutput, Wanted
+from densefeat.features.backends.finite import broken_blocks, carry_nan
 from densefeat.features.backends.folded import Network
 
 SIZES = 4  # of images that a graph is compiled for each; more share one for any size, slower by a seventh (bf16: a third)
@@ -50,6 +51,7 @@ class OpenVinoEngine:
         self.openvino = load()
         graph = importlib.import_module("densefeat.features.backends.openvino_graph")
         self.graph = graph.build(network, wanted)
+        self.broken = broken_blocks(network, wanted.blocks)
         self.core = self.openvino.Core()
         self.precision = {"fp32": "f32", "bf16": "bf16"}[wanted.precision]
         self.threads = torch.get_num_threads()
@@ -64,7 +66,7 @@ class OpenVinoEngine:
         blocks = len(self.graph.maps)
         means = outputs[:blocks] if mean else [None] * blocks
         results = [BlockOutput(*each) for each in zip(means, outputs[-blocks:] if maps else [None] * blocks, strict=True)]
-        self.carry_nan(x, results)
+        carry_nan(x, results, self.broken)
         return results
 
     def run(self, x: torch.Tensor, mean: bool, maps: bool) -> list[torch.Tensor]:
@@ -86,14 +88,6 @@ class OpenVinoEngine:
         except RuntimeError:
             self.queues.clear()  # it would raise each request's error, one a call
             raise
-
-    def carry_nan(self, x: torch.Tensor, results: list[BlockOutput]) -> None:
-        """openvino's ReLU makes 0 of NaN: features that the plain network would make NaN are so here."""
-        bad_images = ~x.detach().flatten(1).sum(1).isfinite()
-        for result, bad_weights in zip(results, self.graph.broken, strict=True):
-            for values in (result.mean, result.maps):
-                if values is not None:
-                    values[bad_images | bad_weights] = torch.nan
 
     def queue(self, x: torch.Tensor, mean: bool, maps: bool) -> Any:
         """Of requests to a graph compiled for images of this size, as many side by side as share the threads evenly."""

@@ -5,10 +5,8 @@ earlier outputs with all of its terms. What a dense layer reads is one concatena
 AMX, than a norm for each piece, and as fast as growing the concatenation by one piece a layer.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, is_dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import openvino as ov
@@ -21,15 +19,11 @@ from densefeat.features.backends.folded import Composite, Conv, Deluge, Dense, N
 
 @dataclass(frozen=True)
 class Graph:
-    """``images (N, C, H, W)``, float32, all but C open, to what is given of each block wanted: ``means (N, C)``, ``maps``.
-
-    ``broken``: the blocks that read weights that are NaN or infinite.
-    """
+    """``images (N, C, H, W)``, float32, all but C open, to what is given of each block wanted: ``means (N, C)``, ``maps``."""
 
     images: ov.Node
     means: tuple[ov.Node, ...]
     maps: tuple[ov.Node, ...]
-    broken: tuple[bool, ...]
 
     def model(self, mean: bool, maps: bool, shape: Sequence[int]) -> ov.Model:
         """Of its own nodes, for images of ``shape``, -1 where open; outputs are the means, then the maps, of those asked."""
@@ -45,26 +39,14 @@ def build(network: Network, wanted: Wanted) -> Graph:
     x = convolution(images, conv)
     if network.stem.pool:
         x = op.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)  # output 1: indices
-    maps, broken = [], []
-    finite = is_finite(network.stem)
+    maps = []
     blocks: Sequence[Dense | Deluge] = network.blocks
     for i, block in enumerate(blocks[: wanted.blocks[-1] + 1]):
         raw, norm, x = dense_block(x, block) if isinstance(block, Dense) else deluge_block(x, block)
-        finite = finite and is_finite(block)
         if i in wanted.blocks:
             maps.append(norm if wanted.tap == "norm" else raw)
-            broken.append(not finite)
     means = (op.reduce_mean(each, [2, 3], False) for each in maps)
-    return Graph(images, tuple(means), tuple(maps), tuple(broken))
-
-
-def is_finite(part: Any) -> bool:
-    """A part of a folded network: all of its numbers."""
-    if isinstance(part, torch.Tensor):
-        with np.errstate(invalid="ignore"):  # of infinities of both signs
-            return math.isfinite(part.numpy().sum())
-    parts = vars(part).values() if is_dataclass(part) else part if isinstance(part, tuple) else ()
-    return all(map(is_finite, parts))
+    return Graph(images, tuple(means), tuple(maps))
 
 
 def dense_block(x: ov.Output, block: Dense) -> tuple[ov.Output, ov.Output, ov.Output]:

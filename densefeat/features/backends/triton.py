@@ -57,13 +57,11 @@ class TritonEngine:
     """
 
     def __init__(self, network: Network, wanted: Wanted) -> None:
-        from densefeat.features.backends.triton_blocks import Asked, StemRun, block_runs
+        from densefeat.features.backends.triton_blocks import NetworkRun  # triton need not be installed where this is not run
         from densefeat.features.backends.triton_kernels import INTERPRETED
 
-        self.network, self.wanted, self.asked = network, wanted, Asked
-        self.last = wanted.blocks[-1]
-        self.stem = StemRun(network.stem, wanted.device, wanted.dtype)
-        self.blocks = block_runs(network, self.last + 1, wanted.device, wanted.dtype)
+        self.network, self.wanted = network, wanted
+        self.run = NetworkRun(network, wanted)
         self.captures = wanted.device.type == "cuda" and not INTERPRETED.value
         self.pool = torch.cuda.graph_pool_handle() if self.captures else None
         self.graphs: OrderedDict[tuple[Any, ...], Graph | None] = OrderedDict()
@@ -72,12 +70,13 @@ class TritonEngine:
     def __call__(self, x: torch.Tensor, mean: bool, maps: bool) -> list[BlockOutput]:
         """As in ``Engine``. Raises UsageError for images of other channels, or too small for a block wanted."""
         channels = self.network.stem.conv.weight.shape[1]
-        if x.ndim != 4 or x.shape[1] != channels:
+        if x.ndim != 4 or x.shape[1] != channels or not len(x):
             raise UsageError(f"images of shape {tuple(x.shape)}: this network takes (N, {channels}, H, W)")
         height, width = x.shape[2:]
-        sizes = map_sizes(self.network, height, width)[: self.last + 2]
+        last = self.wanted.blocks[-1] + 1
+        sizes = map_sizes(self.network, height, width)[: last + 1]
         if min(sizes[-1]) < 1:
-            raise UsageError(f"images of {height}×{width} pixels are too small for block {self.last + 1}")
+            raise UsageError(f"images of {height}×{width} pixels are too small for block {last}")
         passes = ceil(len(x) / max(1, ELEMENTS_AT_ONCE // largest_map(self.network, sizes)))
         with torch.cuda.device(self.wanted.device) if self.wanted.device.type == "cuda" else nullcontext():
             return joined([self.part(part, mean, maps) for part in x.split(ceil(len(x) / passes))])
@@ -87,7 +86,7 @@ class TritonEngine:
         key = (*x.shape, mean, maps)
         if not self.captures or key not in self.graphs:
             self.keep(key, None)
-            return self.run(self.stem.room(len(x), *x.shape[2:]).fill(x), mean, maps)
+            return self.run(self.run.room(len(x), *x.shape[2:]).fill(x), mean, maps)
         graph = self.graphs[key] or Graph(self, x, mean, maps)
         self.keep(key, graph)
         return graph.replay(x)
@@ -98,24 +97,12 @@ class TritonEngine:
         while len(self.graphs) > GRAPHS:
             self.graphs.popitem(last=False)
 
-    def run(self, images: Any, mean: bool, maps: bool) -> list[BlockOutput]:
-        """Padded images through all kernels; launches alone, for capture."""
-        outputs = []
-        x = self.stem(images, self.blocks[0])
-        for i, block in enumerate(self.blocks):
-            wanted = i in self.wanted.blocks
-            asked = self.asked(self.wanted.tap, wanted and mean, wanted and maps)
-            output, x = block(x, asked, self.blocks[i + 1] if i < self.last else None)
-            if wanted:
-                outputs.append(output)
-        return outputs
-
 
 class Graph:
     """One size of batch, captured: its own images and outputs, what lies between shared with other graphs of the engine."""
 
     def __init__(self, engine: TritonEngine, x: torch.Tensor, mean: bool, maps: bool) -> None:
-        self.images = engine.stem.room(len(x), *x.shape[2:])
+        self.images = engine.run.room(len(x), *x.shape[2:])
         self.graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may decode and pin memory meanwhile
         with torch.cuda.graph(self.graph, pool=engine.pool, capture_error_mode="thread_local"):

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 
 from densefeat.features.backends import triton_ops as ops
-from densefeat.features.backends.engine import BlockOutput
+from densefeat.features.backends.engine import BlockOutput, Wanted
 from densefeat.features.backends.folded import Composite, Conv, Deluge, Dense, Layer, Network, Stem
 from densefeat.features.backends.triton_ops import Affine, Filters, Maps
 
@@ -202,9 +202,28 @@ class CompositeRun:
         ops.pointwise(second, self.filters[2], out)
 
 
-def block_runs(network: Network, count: int, device: torch.device, dtype: torch.dtype) -> list[Run]:
-    """Of the first ``count`` blocks."""
-    return [
-        DenseRun(block, device, dtype) if isinstance(block, Dense) else DelugeRun(block, device, dtype)
-        for block in network.blocks[:count]
-    ]
+class NetworkRun:
+    """All of a network up to the last block wanted."""
+
+    def __init__(self, network: Network, wanted: Wanted) -> None:
+        made = (wanted.device, wanted.dtype)
+        self.wanted = wanted
+        self.stem = StemRun(network.stem, *made)
+        self.blocks: list[Run] = [
+            DenseRun(block, *made) if isinstance(block, Dense) else DelugeRun(block, *made)
+            for block in network.blocks[: wanted.blocks[-1] + 1]
+        ]
+
+    def room(self, images: int, height: int, width: int) -> Images:
+        return self.stem.room(images, height, width)
+
+    def __call__(self, images: Images, mean: bool, maps: bool) -> list[BlockOutput]:
+        """One output a block wanted. Allocations and launches alone: it can be captured."""
+        outputs = []
+        x = self.stem(images, self.blocks[0])
+        for i, (block, following) in enumerate(zip(self.blocks, (*self.blocks[1:], None), strict=True)):
+            wanted = i in self.wanted.blocks
+            output, x = block(x, Asked(self.wanted.tap, wanted and mean, wanted and maps), following)
+            if wanted:
+                outputs.append(output)
+        return outputs

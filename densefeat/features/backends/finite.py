@@ -1,0 +1,34 @@
+"""Features of what is not a number: oneDNN's ReLU and OpenVINO's make 0 of NaN, and a broken image would look like another."""
+
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+
+from densefeat.features.backends.engine import BlockOutput
+from densefeat.features.backends.folded import Network
+
+
+def broken_blocks(network: Network, blocks: Sequence[int]) -> tuple[bool, ...]:
+    """For each of the blocks, by number from 0, whether it reads weights that are NaN or infinite, its own or earlier ones."""
+    finite = [is_finite(network.stem), *map(is_finite, network.blocks)]
+    return tuple(not all(finite[: block + 2]) for block in blocks)
+
+
+def is_finite(part: Any) -> bool:
+    """A part of a folded network: all of its numbers."""
+    if isinstance(part, torch.Tensor):
+        return bool(part.isfinite().all())
+    parts = vars(part).values() if is_dataclass(part) else part if isinstance(part, tuple) else ()
+    return all(map(is_finite, parts))
+
+
+def carry_nan(x: torch.Tensor, outputs: Sequence[BlockOutput], broken: Sequence[bool]) -> None:
+    """Make NaN of the rows of images ``x (N, C, H, W)`` that are not finite, and of all rows of ``broken`` blocks."""
+    bad_images = ~x.detach().flatten(1).sum(1).isfinite()
+    for output, bad_weights in zip(outputs, broken, strict=True):
+        if bad_weights or bad_images.any():
+            for values in (output.mean, output.maps):
+                if values is not None:
+                    values[bad_images | bad_weights] = torch.nan
