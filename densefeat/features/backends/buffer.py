@@ -32,7 +32,7 @@ class BufferEngine:
         self.stem = StemStage(network.stem, wanted.dtype)
         blocks: tuple[Dense | Deluge, ...] = network.blocks[: wanted.blocks[-1] + 1]
         self.stages = [
-            DelugeStage(block, wanted.dtype) if isinstance(block, Deluge) else DenseStage(block, i, wanted.dtype)
+            DelugeStage(block, i, wanted.dtype) if isinstance(block, Deluge) else DenseStage(block, i, wanted.dtype)
             for i, block in enumerate(blocks)
         ]
         self.broken = broken_blocks(network, wanted.blocks)

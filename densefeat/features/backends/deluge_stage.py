@@ -1,18 +1,19 @@
-"""A DelugeNet block for :class:`BufferEngine`: n norms and their sum are one weighted sum over the block's outputs."""
+"""A DelugeNet block for :class:`BufferEngine`: a stack of outputs, of which each layer reads the first and adds one."""
 
 from dataclasses import dataclass
 
 import torch
 
 from densefeat.features.backends.convolution import convolution
-from densefeat.features.backends.folded import Composite, Deluge, Sum
-from densefeat.features.backends.memory import Memory, groups, joined, spatial_mean
+from densefeat.features.backends.folded import Composite, Conv, Deluge, Sum
+from densefeat.features.backends.memory import Memory, spatial_mean
 
 
 class DelugeStage:
     """The weights of a block."""
 
-    def __init__(self, block: Deluge, dtype: torch.dtype) -> None:
+    def __init__(self, block: Deluge, number: int, dtype: torch.dtype) -> None:
+        self.name = f"block{number + 1}"
         opener = block.opener  # for CIFAR's first block a composite layer that reads the stem alone
         self.opener = CompositeStep(opener, dtype) if isinstance(opener, Composite) else convolution(opener, dtype)
         self.layers = [CompositeStep(layer, dtype) for layer in block.layers]
@@ -22,15 +23,12 @@ class DelugeStage:
 
     def run(self, x: torch.Tensor, memory: Memory) -> "DelugeRun":
         """``x (N, C, H, W)``: the block's input."""
-        sums, lasts = [], []
-        first = self.opener([x], memory) if isinstance(self.opener, CompositeStep) else self.opener(x)
-        for images in groups(first, self.channels):
-            outputs = [images]
-            for layer in self.layers:
-                outputs.append(layer(outputs, memory))
-            sums.append(self.aggregate(outputs, torch.empty_like(images)))
-            lasts.append(outputs[-1])
-        return DelugeRun(joined(sums), joined(lasts), self.relu)
+        output = self.opener(Stack(x, memory, "stem")) if isinstance(self.opener, CompositeStep) else self.opener(x)
+        stack = Stack(output, memory, self.name, 1 + len(self.layers))
+        for layer in self.layers:
+            output = layer(stack)
+            stack.append(output)
+        return DelugeRun(self.aggregate(stack), output, self.relu)
 
 
 @dataclass
@@ -56,30 +54,50 @@ class DelugeRun:
         return self.sum.relu() if self.relu else self.sum
 
 
+class Stack:
+    """A block's outputs so far, each ``(N, C, H, W)``, in one storage: as a map, an output a row, a pixel a column."""
+
+    def __init__(self, first: torch.Tensor, memory: Memory, name: str, most: int = 1) -> None:
+        n, channels, height, width = self.shape = first.shape
+        self.rows = memory.maps(name, 1, channels, most, n * height * width)
+        self.count = 0
+        self.append(first)
+
+    def append(self, output: torch.Tensor) -> None:
+        self.as_maps(self.rows[:, :, self.count : self.count + 1]).copy_(output)
+        self.count += 1
+
+    def seen(self) -> torch.Tensor:
+        """``(1, C, count, N · H · W)`` in channels_last order."""
+        return self.rows[:, :, : self.count]
+
+    def as_maps(self, row: torch.Tensor) -> torch.Tensor:
+        """``(1, C, 1, N · H · W)`` to ``(N, C, H, W)``."""
+        n, channels, height, width = self.shape
+        return row.permute(0, 2, 3, 1).view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
 class CompositeStep:
     """A composite layer: from a block's outputs so far, each ``(N, 2n, H, W)``, one more."""
 
     def __init__(self, layer: Composite, dtype: torch.dtype) -> None:
-        self.aggregate = WeightedSum(layer.aggregate, dtype)
+        self.aggregate = WeightedSum(layer.aggregate, dtype, relu=True)
         self.convs = [convolution(conv, dtype) for conv in layer.convs]
 
-    def __call__(self, outputs: list[torch.Tensor], memory: Memory) -> torch.Tensor:
-        x = self.aggregate(outputs, memory.like("sum", outputs[0])).relu_()
+    def __call__(self, stack: Stack) -> torch.Tensor:
+        x = self.aggregate(stack)
         for conv in self.convs:
             x = conv(x)
         return x
 
 
 class WeightedSum:
-    """``Σ_i weights[i, c] · x_i[c] + bias[c]``: each input is read once, the sum stays in the cache."""
+    """``Σ_i weights[i, c] · x_i[c] + bias[c]``, the depthwise convolution that it is over a stack: outputs are read once."""
 
-    def __init__(self, folded: Sum, dtype: torch.dtype) -> None:
-        self.weights = folded.weights.to(dtype)[:, None, :, None, None].unbind()
-        self.bias = folded.bias.to(dtype).view(1, -1, 1, 1)
+    def __init__(self, folded: Sum, dtype: torch.dtype, relu: bool = False) -> None:
+        outputs, channels = folded.weights.shape
+        weight = folded.weights.t().reshape(channels, 1, outputs, 1)
+        self.conv = convolution(Conv(weight, folded.bias, 1, 0, relu), dtype, groups=channels)
 
-    def __call__(self, outputs: list[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-        """n tensors ``(N, C, H, W)`` to ``out``, of the same shape."""
-        torch.addcmul(self.bias, outputs[0], self.weights[0], out=out)
-        for output, weight in zip(outputs[1:], self.weights[1:], strict=True):
-            out.addcmul_(output, weight)
-        return out
+    def __call__(self, stack: Stack) -> torch.Tensor:
+        return stack.as_maps(self.conv(stack.seen()))
