@@ -12,6 +12,7 @@ from torch import nn
 
 from densefeat.bench.arms import Arm
 from densefeat.bench.networks import torch_network
+from densefeat.features.backends.openvino import load as load_openvino
 from densefeat.features.extractor import FeatureExtractor
 
 Features = list[torch.Tensor]  # (N, C) a block
@@ -114,8 +115,7 @@ def onnxruntime(setting: Setting) -> Call:
 
 def openvino_export(setting: Setting) -> Call:
     needed("openvino")
-    import openvino as ov
-
+    ov = load_openvino()
     with torch.no_grad():
         graph = ov.convert_model(PooledBlocks(torch_network(setting.model, setting.weights)), example_input=setting.x)
     graph.reshape(list(setting.x.shape))

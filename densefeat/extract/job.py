@@ -121,9 +121,13 @@ def extract(
     }
     given = Input(place_of(images), reading, open_source(images, **reading), tiling)
     where = ranks.device(device)
-    if backend == "auto" and not single and not overwrite:
-        backend = begun_with(Layout(out)) or "auto"
-    extractor = FeatureExtractor(model, blocks, pool, tap, weights, where, precision, image_size, decoder, backend)
+    kept = begun_with(Layout(out)) if backend == "auto" and not single and not overwrite else None
+    try:
+        extractor = FeatureExtractor(model, blocks, pool, tap, weights, where, precision, image_size, decoder, kept or backend)
+    except UsageError as error:
+        if kept and str(error).startswith(f"backend {kept!r}"):
+            raise UsageError(f"{error}; {str(out)!r} was begun with it, --overwrite starts over") from error
+        raise
     options = Options(batch_size, workers, on_error, max_failures, overwrite, update, engine)
     job = Job(out, given, extractor, extractor.feature_shapes(), dtype, part_rows, options, ranks)
     result = extract_single(job) if single else extract_folder(job)

@@ -17,7 +17,7 @@ from densefeat import DensefeatError, FeatureExtractor
 from densefeat.extract.forward import forward
 
 torch.set_num_threads(1)
-extractor = FeatureExtractor(sys.argv[1], blocks=1, image_size=256, device="cpu")
+extractor = FeatureExtractor(sys.argv[1], blocks=1, image_size=256, device="cpu", backend="reference")
 pixels = torch.randint(256, (8, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 whole = forward(pixels, extractor, halve=False)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

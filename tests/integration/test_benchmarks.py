@@ -49,6 +49,16 @@ def test_extract() -> None:
     assert all(0.99 < float(least) <= float(mean) < 1 for mean, least in cosines)
 
 
+def test_pipeline(photo_folder: Path) -> None:
+    output = printed(
+        "pipeline.py", "--images", photo_folder, "--model", BUNDLED, "--count", 6, "--batch-size", 3, "--rounds", 1
+    )
+    rates = {part: number_after(output, f"\n{part} ") for part in ("decode", "network", "job", "allowed")}
+    assert rates["allowed"] == pytest.approx(1 / (1 / rates["decode"] + 1 / rates["network"]), rel=0.02)
+    assert number_after(output, "the job reaches ") == pytest.approx(100 * rates["job"] / rates["allowed"], abs=1)
+    assert f"{BUNDLED} by openvino, fp32" in output
+
+
 def test_scale(photo_folder: Path) -> None:
     options = ["--images", photo_folder, "--model", BUNDLED, "--count", 4, "--listed", 200, "--rounds", 1]
     told = json.loads(printed("scale.py", *options, "--network-rate", 1e6, "--format", "json"))
