@@ -24,6 +24,7 @@ import click
 from densefeat.bench.compare import compare
 from densefeat.bench.plan import Plan, make_plan
 from densefeat.bench.report import heading, markdown_table, notes, overview, verdict
+from densefeat.errors import UsageError
 from densefeat.store.atomic import atomic_file, check_target
 from densefeat_cli.bench import told_on_a_terminal
 
@@ -33,9 +34,21 @@ BATCHES = {"cpu": "1,8,32", "cuda": "1,8,32,256"}
 
 def plans(models: str, batches: str | None, **options: Any) -> list[Plan]:
     """All of them, so that wrong use is told before anything runs."""
-    device = make_plan(device=options["device"]).device
-    numbers = [int(number) for number in (batches or BATCHES[device]).split(",")]
-    return [make_plan(model, batch=batch, **options) for model in models.split(",") for batch in numbers]
+    try:
+        device = make_plan(device=options["device"]).device
+        numbers = numbers_of(batches or BATCHES[device])
+        return [make_plan(model, batch=batch, **options) for model in models.split(",") for batch in numbers]
+    except UsageError as error:
+        told = click.ClickException(str(error))
+        told.exit_code = 2
+        raise told from error
+
+
+def numbers_of(batches: str) -> list[int]:
+    fields = batches.split(",")
+    if not all(field.isdecimal() and int(field) for field in fields):
+        raise UsageError(f"batches {batches!r}: give numbers of images from 1 up, with commas between")
+    return [int(field) for field in fields]
 
 
 def print_comparison(told: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """``densefeat``: the group of commands, and how errors reach the person."""
 
 import logging
+import os
 import sys
 from importlib.metadata import version as installed_version
 
@@ -48,14 +49,15 @@ class Told(logging.Handler):
     """What densefeat logs, as lines for the person."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"densefeat: {record.getMessage()}", err=True)
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+            click.echo(f"densefeat: {record.getMessage()}", err=True)
 
 
 def main() -> None:
     """Run the command line; exit code 0, 1 for failure, 2 for wrong use, 130 for Ctrl-C. Errors are one line."""
     log = logging.getLogger("densefeat")
     log.setLevel(logging.INFO)
-    log.addHandler(Told())
+    log.handlers = [Told()]
     try:
         sys.exit(densefeat.main(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

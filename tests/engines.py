@@ -58,4 +58,6 @@ def check_equal(found: list[BlockOutput], expected: list[BlockOutput]) -> None:
 
 def smallest_cosine(found: list[BlockOutput], expected: list[BlockOutput]) -> float:
     """Over images and blocks, of the means."""
-    return min(float(torch.cosine_similarity(a.mean, b.mean).min()) for a, b in zip(found, expected, strict=True))
+    return float(
+        torch.stack([torch.cosine_similarity(a.mean, b.mean).min() for a, b in zip(found, expected, strict=True)]).min()
+    )

@@ -2,10 +2,14 @@
 
 import os
 import random
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from densefeat.bench.machine import Used, others_share, used
@@ -13,6 +17,7 @@ from densefeat.bench.networks import network_code, write_inputs
 from densefeat.bench.plan import Plan
 from densefeat.bench.rows import Crew, crew
 from densefeat.bench.summary import summary
+from densefeat.extract.interrupts import Interrupted
 
 REST_SECONDS = 0.02  # between turns: threads that wait for more work give up first
 
@@ -29,20 +34,41 @@ def compare(plan: Plan, say: Say = lambda _: None) -> dict[str, Any]:
         What :func:`densefeat.bench.summary.summary` makes of it.
 
     Raises:
-        UsageError: A model that is not ours, or no image in the folder.
+        UsageError: A model that is not ours, no image in the folder, or one that the plain network makes no numbers of.
+        Interrupted: SIGTERM, where that was left to end the process; a KeyboardInterrupt. Nothing is left behind.
     """
-    with tempfile.TemporaryDirectory(prefix="densefeat-bench-") as temporary:
+    with raised_on_sigterm(), tempfile.TemporaryDirectory(prefix="densefeat-bench-") as temporary:
         say("making weights, images and the features to expect")
         inputs = write_inputs(Path(temporary), plan.model, plan.batch, plan.size, plan.images)
         with crew(plan, inputs, Path(temporary)) as arms:
             for arm in plan.arms:
                 say(f"building {arm.title(network_code(plan.model))}")
                 arms.start_arm(arm)
-            say("looking for the machine's largest rates")
-            arms.start_ceiling()
+            if any(row.problem is None for row in arms.rows):
+                say("looking for the machine's largest rates")
+                arms.start_ceiling()
             load = os.getloadavg()[0]
             shares = run_rounds(arms, say)
             return summary(plan, arms.rows, shares, load, inputs.rounding)
+
+
+@contextmanager
+def raised_on_sigterm() -> Iterator[None]:
+    """As Ctrl-C is, so that processes and files go too. Only the main thread may set handlers."""
+    free = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not free:
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def leave(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would end the cleaning up
+    raise Interrupted("interrupted", 128 + number)
 
 
 def run_rounds(arms: Crew, say: Say) -> list[float | None]:

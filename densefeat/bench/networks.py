@@ -1,6 +1,7 @@
 """The same weights for every arm, and the numbers that each must give."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,26 @@ def block_means(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def exact_and_rounding(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], float]:
-    """The plain network's features in float64, and how far its own float32 is from them: ``‖a − b‖ / ‖b‖``, the worst."""
+    """The plain network's features in float64, and how far its own float32 is from them: ``‖a − b‖ / ‖b‖``, the worst.
+
+    Raises UsageError where they are not finite.
+    """
     exact = block_means(copy.deepcopy(model).double(), x.double())
     single = block_means(model, x)
-    return exact, max(float((single[name].double() - value).norm() / value.norm()) for name, value in exact.items())
+    rounding = worst_difference((single[name], value) for name, value in exact.items())
+    if rounding is None:
+        raise UsageError("the plain network's own features of these images are not finite: choose other images")
+    return exact, rounding
+
+
+def worst_difference(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float | None:
+    """The largest ``‖a − b‖ / ‖b‖``, in float64; None where one is not finite."""
+    doubles = ((a.double(), b.double()) for a, b in pairs)
+    return finite(torch.stack([(a - b).norm() / b.norm() for a, b in doubles]).max())
+
+
+def finite(value: torch.Tensor) -> float | None:
+    return float(value) if value.isfinite() else None
 
 
 def stage_taps(model: nn.Module) -> list[str]:
@@ -144,7 +161,10 @@ def stage_taps(model: nn.Module) -> list[str]:
 
 
 def write_inputs(folder: Path, name: str, batch: int, size: int, images: Path | None) -> Inputs:
-    """Weights of the network ``name``, ``batch`` images (of the folder ``images``, or noise) and their features."""
+    """Weights of the network ``name``, ``batch`` images (of the folder ``images``, or noise) and their features.
+
+    Raises UsageError as ``images_of`` and ``exact_and_rounding`` do.
+    """
     model = plain_network(name, size)
     x = images_of(images, model, batch, size)
     rows = checked_rows(batch)

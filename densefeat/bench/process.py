@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from densefeat.bench.arms import TUNED_ALLOCATOR
 CACHES = {"XDG_CACHE_HOME": "cache", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
+REPLY_SECONDS = 15 * 60.0  # compilers take minutes to build an arm
+
+
 class WorkerFailed(Exception):
-    """A worker ended, or could not do what it was asked; the message says why, for a row of the table."""
+    """A worker ended, took too long, or could not do what it was asked; the message says why, for a row of the table."""
 
 
 class Worker:
@@ -37,13 +41,15 @@ class Worker:
                 env=environment(folder, allocator), start_new_session=True,
             )  # fmt: skip
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Its reply. Raises WorkerFailed where that is a problem, or where there is none because it ended."""
+    def ask(self, request: dict[str, Any], seconds: float = REPLY_SECONDS) -> dict[str, Any]:
+        """Its reply. Raises WorkerFailed where that is a problem, or where none comes in so many seconds, or as it ended."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            raise WorkerFailed(f"no reply within {seconds:g} s")
         line = self.process.stdout.readline()
         if not line:
             raise WorkerFailed(self.ending())

@@ -11,7 +11,7 @@ from typing import Any
 from densefeat.bench.arms import PRECISIONS, Arm
 from densefeat.bench.networks import Inputs
 from densefeat.bench.plan import Plan
-from densefeat.bench.process import Worker, WorkerFailed
+from densefeat.bench.process import REPLY_SECONDS, Worker, WorkerFailed
 from densefeat.extract.interrupts import stop_on_signal
 
 TURN_SECONDS = 0.5  # of an arm's turn, where the number of calls is ours to choose
@@ -32,10 +32,10 @@ class Row:
     steps: int = 1
     problem: str | None = None
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Empty where the worker failed: the row then has the problem, and takes no more turns."""
         try:
-            return self.worker.ask(request)
+            return self.worker.ask(request, seconds)
         except WorkerFailed as failure:
             self.give_up(str(failure))
             return {}
@@ -45,7 +45,8 @@ class Row:
         self.worker.stop()
 
     def take_turn(self) -> None:
-        if self.problem is None and (told := self.ask({"steps": self.steps})):
+        likely = self.steps * self.told.get("third_call_seconds", 0.0)
+        if self.problem is None and (told := self.ask({"steps": self.steps}, REPLY_SECONDS + 10 * likely)):
             self.turns.append(told)
 
 
@@ -69,22 +70,22 @@ class Crew:
         row = self._started(arm, f"{arm.name}-{arm.precision}", arm.allocator)
         taps = self.inputs.taps_of_ours if arm.ours else self.inputs.taps_of_stages
         asked = {"arm": asdict(arm), "model": self.plan.model, "device": self.plan.device, "taps": taps}
-        row.told = row.ask(asked | {"rows": self.inputs.rows, **self.inputs.files})
+        row.told = row.ask(asked | {"rows": self.inputs.rows, **self.inputs.files}, REPLY_SECONDS)
         if row.told:
-            row.steps = self.plan.steps or steps_of(row.told["second_call_seconds"])
+            row.steps = self.plan.steps or steps_of(row.told["third_call_seconds"])
             if problem := wrong_features(arm, row.told, self.inputs.rounding):
                 row.give_up(problem)
 
     def start_ceiling(self) -> None:
         row = self._started(None, "ceiling", "default")
-        row.ask({"arm": None, "device": self.plan.device, "precisions": PRECISIONS[self.plan.precision]})
+        row.ask({"arm": None, "device": self.plan.device, "precisions": PRECISIONS[self.plan.precision]}, REPLY_SECONDS)
 
     def _started(self, arm: Arm | None, folder: str, allocator: str) -> Row:
-        with stop_on_signal(signal.SIGINT) as asked:  # of a process half started nobody would know
+        with stop_on_signal() as asked:  # of a process half started nobody would know
             row = Row(arm, Worker(self.folder / folder, allocator))
             self.rows.append(row)
-        if asked:
-            raise KeyboardInterrupt
+        if asked.signal is not None:
+            signal.raise_signal(asked.signal)
         return row
 
 
@@ -103,6 +104,8 @@ def steps_of(call_seconds: float) -> int:
 
 def wrong_features(arm: Arm, told: dict[str, Any], rounding: float) -> str | None:
     """``rounding``: how far float32 itself takes the plain network; as deep as DelugeNets are, beyond the tolerance."""
+    if told["difference"] is None or told["cosine"] is None:
+        return "wrong features: not finite"
     if arm.precision == "fp32" and not told["difference"] <= max(TOLERANCE, ROUNDINGS * rounding):
         return f"wrong features: off by {told['difference']:.1e}"
     if arm.precision == "bf16" and not told["cosine"] >= LEAST_COSINE:

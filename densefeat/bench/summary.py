@@ -64,7 +64,6 @@ def arm_told(plan: Plan, row: Row, baseline: Row | None) -> Told:
     told |= {
         "steps": row.steps,
         "seconds": seconds,
-        "turns": row.turns,
         "peak_bytes": max(turn["peak_bytes"] for turn in row.turns),
     }
     told["images_per_second"] = statistics.median(plan.batch * row.steps / own for own in seconds)

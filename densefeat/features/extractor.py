@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ from PIL import Image
 from torch import nn
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.features.backends.choose import build, choose
+from densefeat.features.backends.choose import build, choose, obstacle
 from densefeat.features.backends.engine import BlockOutput, Engine, Wanted
-from densefeat.features.backends.folded import NotFoldable
 from densefeat.features.backends.snapshot import Snapshot
 from densefeat.features.pooling import Pool, parse_pools
 from densefeat.features.taps import Tap, find_taps
@@ -48,7 +47,8 @@ class FeatureExtractor:
         image_size: Pixels of the square input; None for the weights' own.
         backend: What computes the features: ``"reference"``, the plain network; ``"buffer"`` and ``"openvino"`` on a CPU,
             ``"triton"`` on a GPU: the same numbers faster, for networks of ours. ``"auto"``: the fastest that can run here
-            (OpenVINO where it is installed). Weights may change: the engine is then made again.
+            (OpenVINO where it is installed). Weights may change: the engine is then made again (on a GPU unless they were
+            written through ``.data``, which torch does not count).
         decoder: Of files. ``"torchvision"`` decodes and resizes JPEGs faster, all else is Pillow's; ``"pillow"`` equals timm's
             evaluation transform bit for bit. Images go through Pillow and tensors through torchvision with either.
 
@@ -89,12 +89,16 @@ class FeatureExtractor:
             self.model = model.to(self.device)
             self.provenance = record(getattr(model, "made_by", type(model).__name__), "a model object", None, None)
             self.taps = find_taps(self.model, blocks, tap)
+        self._asked = backend
         self.backend = choose(backend, self.model, self._wanted())
         self._built: Built | None = None
 
     def _wanted(self) -> Wanted:
         every = find_taps(self.model, "all", self.tap)
-        return Wanted(tuple(every.index(tap) for tap in self.taps), self.tap, self.precision, self.device)
+        return Wanted(tuple(every.index(tap) for tap in self._taps_in_order()), self.tap, self.precision, self.device)
+
+    def _taps_in_order(self) -> list[Tap]:
+        return [tap for tap in find_taps(self.model, "all", self.tap) if tap in self.taps]
 
     @property
     def weights_sha256(self) -> str:
@@ -142,31 +146,47 @@ class FeatureExtractor:
     def forward(self, x: torch.Tensor, pools: dict[str, Pool] | None = None) -> dict[str, torch.Tensor]:
         """Prepared images ``(N, C, H, W)`` on any device to features on the extractor's device, float32; no gradient."""
         pools = self.pools if pools is None else pools
-        pass_over = self._forward_plain if self.backend == "reference" else self._forward_engine
-        whole = self.device.type != "cpu" or (self.backend != "reference" and set(pools) == {"avg"})
-        parts = [pass_over(chunk, pools) for chunk in ((x,) if whole else x.split(CPU_CHUNK))]
+        if x.ndim != 4:
+            raise UsageError(f"images of shape {tuple(x.shape)}: pass (N, C, H, W)")
+        built = self._current() if len(x) else None
+        one_pass = self._forward_plain if built is None else partial(self._forward_engine, built)
+        parts = [one_pass(chunk, pools) for chunk in x.split(self._images_at_once(built, pools, len(x)))]
         return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _forward_engine(self, x: torch.Tensor, pools: dict[str, Pool]) -> dict[str, torch.Tensor]:
+    def _images_at_once(self, built: "Built | None", pools: dict[str, Pool], images: int) -> int:
+        """Engines know best, but for maps, which they give of all images."""
+        if self.device.type != "cpu" or (built is not None and set(pools) == {"avg"}):
+            return max(1, images)
+        return CPU_CHUNK if built is None else max(CPU_CHUNK, torch.get_num_threads())
+
+    def _forward_engine(self, built: "Built", x: torch.Tensor, pools: dict[str, Pool]) -> dict[str, torch.Tensor]:
         x = x.to(self.device, torch.float32)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            outputs = self.engine()(x, mean="avg" in pools, maps=bool(set(pools) - {"avg"}))
+            outputs = built.engine(x, mean="avg" in pools, maps=bool(set(pools) - {"avg"}))
             return {
                 feature_name(tap, name, len(pools)): pooled(output, name, function)
-                for tap, output in zip(self.taps, outputs, strict=True)
+                for tap, output in zip(built.in_order, outputs, strict=True)
                 for name, function in pools.items()
             }
 
-    def engine(self) -> Engine:
-        """What computes the features, of the weights as they are now. Raises UsageError where it no longer can."""
+    def _current(self) -> "Built | None":
+        """The engine, of the weights as they are now; None: the plain network computes.
+
+        Raises UsageError where the model has become one that the backend asked for does not know.
+        """
         built = self._built
-        if built is None or built.taps != self.taps or not built.snapshot.holds():
-            try:
-                engine = build(self.backend, self.model, self._wanted())
-            except NotFoldable as error:
-                raise UsageError(f"backend {self.backend!r}: {error}, since the extractor was made") from error
-            built = self._built = Built(engine, list(self.taps), Snapshot(self.model))
-        return built.engine
+        if self.backend != "reference" and (built is None or built.taps != self.taps or not built.snapshot.holds()):
+            built = self._built = self._build()
+        return built
+
+    def _build(self) -> "Built | None":
+        wanted = self._wanted()
+        if obstacle(self.backend, self.model, wanted):  # the model has changed since
+            self.backend = choose(self._asked, self.model, wanted)
+        if self.backend == "reference":
+            return None
+        engine = build(self.backend, self.model, wanted)
+        return Built(engine, list(self.taps), self._taps_in_order(), Snapshot(self.model))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the engine, whose threads belong to this process: a copy makes its own."""
@@ -240,10 +260,11 @@ class FeatureExtractor:
 
 @dataclass(frozen=True)
 class Built:
-    """An engine, and what it was made from: it serves as long as these are the same."""
+    """An engine, and what it was made from: it serves as long as ``taps`` and ``snapshot`` are the same."""
 
     engine: Engine
     taps: list[Tap]
+    in_order: list[Tap]  # as the engine gives them
     snapshot: Snapshot
 
 

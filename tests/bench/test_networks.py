@@ -10,6 +10,7 @@ import densefeat
 from densefeat.bench.networks import (
     block_means,
     checked_rows,
+    exact_and_rounding,
     images_of,
     own_size,
     plain_network,
@@ -105,6 +106,13 @@ def test_sizes_are_the_networks_own() -> None:
 @pytest.mark.parametrize(("batch", "rows"), [(1, [0]), (2, [0, 1]), (4, [0, 1, 2, 3]), (32, [0, 10, 21, 31])])
 def test_the_first_and_last_image_are_checked(batch: int, rows: list[int]) -> None:
     assert checked_rows(batch) == rows
+
+
+def test_features_that_are_no_numbers_cannot_be_expected() -> None:
+    x = torch.zeros(2, 3, 32, 32)
+    x[1, 0, 3, 3] = float("nan")
+    with pytest.raises(UsageError, match="features of these images are not finite"):
+        exact_and_rounding(plain_network(BUNDLED, 32), x)
 
 
 def test_files_for_the_workers(tmp_path: Path) -> None:

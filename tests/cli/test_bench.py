@@ -24,6 +24,7 @@ def run(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, cwd=folder)
 
 
+@pytest.mark.slow
 def test_a_table_and_a_file(tmp_path: Path, photo_folder: Path) -> None:
     ended = run(*SMALL, "--arms", "hooks,reference", "--images", photo_folder, "--out", "speed.json", folder=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")  # no terminal, no progress
@@ -99,20 +100,25 @@ def children(process: int) -> set[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
-def test_interrupted_it_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "at", "code"),
+    [(signal.SIGTERM, 1, 143), pytest.param(signal.SIGINT, 2, 130, marks=pytest.mark.slow)],  # the second is the ceiling's
+    ids=["SIGTERM while it builds", "Ctrl-C while it measures"],
+)
+def test_stopped_it_leaves_no_process_and_no_file(sent: signal.Signals, at: int, code: int, tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     process = subprocess.Popen(
         command(*SMALL, "--rounds", 100_000, "--arms", "hooks", "--out", tmp_path / "speed.json"),
         stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path / "temporary")},
     )  # fmt: skip
     end = time.monotonic() + 240
-    while len(workers := children(process.pid)) < 2:  # the arm's and the ceiling's
+    while len(workers := children(process.pid)) < at:
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, said = process.communicate(timeout=120)
-    assert (process.returncode, said.strip()) == (130, "densefeat: interrupted")
+    assert (process.returncode, said.strip()) == (code, "densefeat: interrupted")
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
     assert os.listdir(tmp_path) == ["temporary"]
     assert os.listdir(tmp_path / "temporary") == []

@@ -1,6 +1,7 @@
 """FeatureExtractor by its engines: the same features, from the weights as they are at each call."""
 
 import copy
+import logging
 import pickle
 
 import pytest
@@ -58,7 +59,8 @@ def test_a_model_in_training_mode_is_left_in_it(backend: str) -> None:
     lambda model: model.features.conv0.weight.data.mul_(1.5),
     lambda model: model.features.norm5.running_mean.add_(0.5),
     lambda model: model.load_state_dict({name: value + value for name, value in model.state_dict().items()}),
-], ids=["through-data", "statistics", "load_state_dict"])  # fmt: skip
+    lambda model: setattr(model.features.denseblock1.denselayer1.norm1, "eps", 0.5),
+], ids=["through-data", "statistics", "load_state_dict", "eps"])  # fmt: skip
 def test_changed_weights_change_the_features(backend: str, change: object) -> None:
     model, x = dense(), images(3)
     extractor = FeatureExtractor(model, device="cpu", backend=backend)
@@ -73,18 +75,67 @@ def test_changed_weights_change_the_features(backend: str, change: object) -> No
 def test_an_engine_is_made_once(backend: str) -> None:
     extractor = FeatureExtractor(dense(), device="cpu", backend=backend)
     extractor(images(2))
-    engine = extractor.engine()
+    engine = extractor._built.engine
     extractor(images(3, 40, 40))
-    assert extractor.engine() is engine
+    assert extractor._built.engine is engine
 
 
-def test_hooks_that_come_later_are_not_ignored() -> None:
-    model = dense()
-    extractor = FeatureExtractor(model, device="cpu", backend="buffer")
-    extractor(images(1))
-    model.features.norm5.register_forward_hook(lambda *_: None)
-    with pytest.raises(UsageError, match="backend 'buffer': hooks are registered on it, since the extractor was made"):
-        extractor(images(1))
+def test_hooks_that_come_later_are_not_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "densefeat")
+    model, x, called = dense(), images(1), []
+    asked, auto = (FeatureExtractor(model, device="cpu", backend=backend) for backend in ("buffer", "auto"))
+    before = [extractor(x) for extractor in (asked, auto)]
+    model.features.norm5.register_forward_hook(lambda *_: called.append(1))
+    with pytest.raises(UsageError, match="backend 'buffer': hooks are registered on it"):
+        asked(x)
+    check_same(auto(x), before[1])
+    assert called == [1]
+    assert caplog.messages == ["backend: openvino", "backend: reference (hooks are registered on it)"]
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_taps_that_are_set(backend: str) -> None:
+    extractor, x = FeatureExtractor(dense(), device="cpu", backend=backend), images(2)
+    every = extractor(x)
+    extractor.taps = [extractor.taps[2], extractor.taps[0]]
+    check_same(extractor(x), {name: every[name] for name in ("block1", "block3")})
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_no_images_have_no_features(backend: str) -> None:
+    extractor = FeatureExtractor(dense(), device="cpu", backend=backend)
+    assert {name: tuple(values.shape) for name, values in extractor.forward(images(2)[:0]).items()} == {
+        "block1": (0, 60), "block2": (0, 54), "block3": (0, 63),
+    }  # fmt: skip
+    with pytest.raises(UsageError, match=r"images of shape \(3, 64, 64\): pass \(N, C, H, W\)"):
+        extractor.forward(images(1)[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zeros_are_zeros_and_nothing_is_negative(backend: str, trained: nn.Module) -> None:
+    x = images(40, 32, 32)
+    found, expected = (FeatureExtractor(trained, device="cpu", backend=name)(x) for name in (backend, "reference"))
+    zeros = expected["block3"] == 0
+    assert zeros.any()
+    assert torch.equal(found["block3"] == 0, zeros)
+    assert all((values >= 0).all() for values in found.values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bias", [-1.0, -2.0])
+def test_networks_whose_relus_are_mostly_off(backend: str, bias: float) -> None:
+    """Thresholds far from what passes them: as close to float64 as the plain network is, but for a factor."""
+    model, x = dense(), images(8, 96, 96)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.bias.data += bias
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(x)
+    exact = FeatureExtractor(copy.deepcopy(model).double(), device="cpu", backend="reference")(x)
+    plain, found = (FeatureExtractor(model, device="cpu", backend=name)(x) for name in ("reference", backend))
+    for name, values in exact.items():
+        assert relative_difference(found[name], values) <= 3 * relative_difference(plain[name], values) + 1e-6
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

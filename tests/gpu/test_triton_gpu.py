@@ -1,6 +1,7 @@
 """The Triton engine compiled: what the interpreter, which runs no GPU code, cannot show."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -13,21 +14,12 @@ from densefeat.features.backends.engine import BlockOutput, Wanted
 from densefeat.features.backends.folded import Conv, Norm, fold
 from densefeat.features.backends.triton import GRAPHS, Graph, TritonEngine, missing
 from densefeat.nets.zoo import VARIANTS
-from helpers import randomize_statistics, relative_difference
+from engines import perturbed
+from helpers import relative_difference
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICE = torch.device("cuda", 0)
 PRECISIONS = ("fp32", "bf16")
-
-
-def perturbed(model: nn.Module) -> nn.Module:
-    """Statistics of norms as no initialisation has them, with negative weights and zeros."""
-    randomize_statistics(model)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data[::3] *= -1
-            module.weight.data[1::7] = 0
-    return model.eval()
 
 
 def made(name: str) -> nn.Module:
@@ -157,6 +149,27 @@ def test_a_graph_gives_what_the_first_call_gave(maps: bool) -> None:
     assert_same(first, fresh[0])
 
 
+@pytest.mark.parametrize("engines", [1, 2])
+def test_threads_on_streams_of_their_own(engines: int) -> None:
+    """With one engine between them they share its graphs; with one each, they compile, tune and capture at once."""
+    model = made("densefeat_densenet_bc100_k12")
+    inputs = [images(model, count, seed) for seed, count in enumerate((8, 8, 8, 3, 8, 3))]
+    fresh = [engine(model, "fp32")(x, True, True) for x in inputs]
+    runs = [engine(model, "fp32") for _ in range(engines)]
+    torch.cuda.synchronize()  # inputs are of another stream
+
+    def work(number: int) -> list[list[BlockOutput]]:
+        with torch.cuda.stream(torch.cuda.Stream(DEVICE)):
+            found = [runs[number % engines](inputs[(i + 3 * number) % 6], True, True) for i in range(60)]
+            torch.cuda.current_stream().synchronize()
+        return found
+
+    with ThreadPoolExecutor(2) as threads:
+        for number, found in enumerate(threads.map(work, range(2))):
+            for i, outputs in enumerate(found):
+                assert_same(outputs, fresh[(i + 3 * number) % 6])
+
+
 def test_sizes_come_and_go() -> None:
     model = perturbed(DenseNet(12, (3, 4), stem_type="cifar", num_classes=2))
     run = engine(model, "fp32")
@@ -194,7 +207,7 @@ def test_maps_of_more_than_two_to_the_31_values() -> None:
     x.rows[-height * width :].normal_(generator=torch.Generator(DEVICE).manual_seed(0))
     last = x.nchw()[-1:].float()
     norm = Norm(torch.ones(channels).double(), torch.full((channels,), -0.5).double())
-    affine = ops.Affine.of(norm, DEVICE)
+    affine = ops.ScaleShift.of(norm, DEVICE)
     out = ops.Maps.empty(images_, height, width, 16, x.rows)
     for kernel, run in ((1, ops.pointwise), (3, ops.conv3x3)):
         conv = Conv(torch.randn(16, channels, kernel, kernel).double() / 30, None, 1, kernel // 2, False)

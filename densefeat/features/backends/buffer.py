@@ -6,7 +6,6 @@ it. Here nothing is concatenated, for layers write their channels where the next
 """
 
 import threading
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -15,11 +14,11 @@ import torch.nn.functional as F
 from densefeat.features.backends.convolution import convolution
 from densefeat.features.backends.deluge_stage import DelugeStage
 from densefeat.features.backends.dense_stage import DenseStage
-from densefeat.features.backends.engine import BlockOutput, Wanted
+from densefeat.features.backends.engine import BlockOutput, Wanted, joined, joined_outputs
 from densefeat.features.backends.finite import broken_blocks, carry_nan
 from densefeat.features.backends.folded import Deluge, Dense, Network, Stem
 from densefeat.features.backends.lanes import Lanes
-from densefeat.features.backends.memory import Memory, groups, joined
+from densefeat.features.backends.memory import Memory, groups
 
 CHUNK_BYTES = 48 * 2**20  # of all blocks' maps: the images that go through the network together
 
@@ -35,7 +34,7 @@ class BufferEngine:
             DelugeStage(block, i, wanted.dtype) if isinstance(block, Deluge) else DenseStage(block, i, wanted.dtype)
             for i, block in enumerate(blocks)
         ]
-        self.broken = broken_blocks(network, wanted.blocks)
+        self.broken = broken_blocks(network, wanted)
         self.lanes = Lanes()
         self.memories = [Memory(wanted.dtype) for _ in range(self.lanes.most)]
         self.turn = threading.Lock()
@@ -50,7 +49,9 @@ class BufferEngine:
     @torch.no_grad()
     def run_chunks(self, mean: bool, maps: bool, lane: int, x: torch.Tensor) -> list[list[BlockOutput]]:
         chunks = x.chunk(-(-len(x) // self.images_at_once(*x.shape[2:])))
-        return [self.run(images, self.memories[lane], mean, maps) for images in chunks]
+        outputs = [self.run(images, self.memories[lane], mean, maps) for images in chunks]
+        self.memories[lane].release(2 * CHUNK_BYTES)
+        return outputs
 
     def images_at_once(self, height: int, width: int) -> int:
         pixels = height * width // self.stem.reduction**2
@@ -88,10 +89,3 @@ class StemStage:
     def one_group(self, images: torch.Tensor) -> torch.Tensor:
         x = self.conv(images)
         return F.max_pool2d(x, 3, stride=2, padding=1) if self.pool else x
-
-
-def joined_outputs(parts: Sequence[BlockOutput]) -> BlockOutput:
-    """Of one block, for all images."""
-    means = [part.mean for part in parts if part.mean is not None]
-    maps = [part.maps for part in parts if part.maps is not None]
-    return BlockOutput(joined(means) if means else None, joined(maps) if maps else None)

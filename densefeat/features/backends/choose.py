@@ -8,7 +8,8 @@ from densefeat.errors import UsageError
 from densefeat.features.backends import openvino, triton
 from densefeat.features.backends.buffer import BufferEngine
 from densefeat.features.backends.engine import Engine, Wanted
-from densefeat.features.backends.folded import NotFoldable, check_foldable, fold
+from densefeat.features.backends.foldable import NotFoldable, check_foldable
+from densefeat.features.backends.folded import fold
 from densefeat.nets.base import StagedNet
 
 BACKENDS = ("auto", "reference", "buffer", "openvino", "triton")

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 
 from densefeat.features.backends.clip import Clip
 from densefeat.features.backends.convolution import Convolution, convolution
+from densefeat.features.backends.engine import joined
 from densefeat.features.backends.folded import Dense, Layer, Norm
-from densefeat.features.backends.memory import Memory, groups, joined, spatial_mean
+from densefeat.features.backends.memory import Memory, groups, spatial_mean
 
 
 class DenseStage:
@@ -53,10 +54,8 @@ class DenseRun:
             return spatial_mean(self.buffer)
         height, width = self.buffer.shape[2:]
         if self.pooled is not None and height % 2 == width % 2 == 0:
-            mean = spatial_mean(self.pooled)
-        else:  # the pool leaves out the last row or column of an odd size
-            mean = joined([spatial_mean(clipped) for clipped in self.clipped()])
-        return mean * self.stage.clip.scale.float() + self.stage.clip.shift.float()
+            return self.stage.clip.mean(self.pooled)
+        return joined([self.stage.clip.mean(clipped) for clipped in self.clipped()])  # pools leave out an odd row or column
 
     def maps(self, tap: str) -> torch.Tensor:
         return self.buffer.clone() if tap == "raw" else self.stage.norm(self.buffer, torch.empty_like(self.buffer))

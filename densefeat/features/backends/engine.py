@@ -1,5 +1,6 @@
 """What every engine is made from, takes and gives."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +34,18 @@ class BlockOutput:
 
     mean: torch.Tensor | None
     maps: torch.Tensor | None
+
+
+def joined_outputs(parts: Sequence[BlockOutput]) -> BlockOutput:
+    """Of one block: what was given for some images each, as for all of them."""
+    means = [part.mean for part in parts if part.mean is not None]
+    maps = [part.maps for part in parts if part.maps is not None]
+    return BlockOutput(joined(means) if means else None, joined(maps) if maps else None)
+
+
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """``torch.cat``, but no copy of a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class Engine(Protocol):

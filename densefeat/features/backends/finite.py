@@ -6,14 +6,23 @@ from typing import Any
 
 import torch
 
-from densefeat.features.backends.engine import BlockOutput
-from densefeat.features.backends.folded import Network
+from densefeat.features.backends.engine import BlockOutput, Wanted
+from densefeat.features.backends.folded import Deluge, Dense, Network
 
 
-def broken_blocks(network: Network, blocks: Sequence[int]) -> tuple[bool, ...]:
-    """For each of the blocks, by number from 0, whether it reads weights that are NaN or infinite, its own or earlier ones."""
+def broken_blocks(network: Network, wanted: Wanted) -> tuple[bool, ...]:
+    """For each of the blocks wanted, whether its features come from weights that are NaN or infinite, its own or earlier."""
     finite = [is_finite(network.stem), *map(is_finite, network.blocks)]
-    return tuple(not all(finite[: block + 2]) for block in blocks)
+    return tuple(
+        not (all(finite[: number + 1]) and is_finite(read_at(network.blocks[number], wanted.tap))) for number in wanted.blocks
+    )
+
+
+def read_at(block: Dense | Deluge, tap: str) -> Any:
+    """What a block's own features come from: not what only the next block reads."""
+    if isinstance(block, Dense):
+        return (block.layers, block.norm) if tap == "norm" else block.layers
+    return block if tap == "norm" else (block.opener, block.layers)
 
 
 def is_finite(part: Any) -> bool:
@@ -26,7 +35,7 @@ def is_finite(part: Any) -> bool:
 
 def carry_nan(x: torch.Tensor, outputs: Sequence[BlockOutput], broken: Sequence[bool]) -> None:
     """Make NaN of the rows of images ``x (N, C, H, W)`` that are not finite, and of all rows of ``broken`` blocks."""
-    bad_images = ~x.detach().flatten(1).sum(1).isfinite()
+    bad_images = ~x.detach().isfinite().flatten(1).all(1)
     for output, bad_weights in zip(outputs, broken, strict=True):
         if bad_weights or bad_images.any():
             for values in (output.mean, output.maps):

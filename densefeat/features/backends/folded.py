@@ -11,13 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from densefeat.nets.deluge_net import Bottleneck, CompositeLayer, CrossLayerDepthwise, DelugeBlock, DelugeNet
-from densefeat.nets.dense_net import DenseBlock, DenseLayer, DenseNet, Transition
-from densefeat.nets.efficient import has_hooks, is_plain_conv, is_plain_norm
-
-
-class NotFoldable(Exception):
-    """The network has a part that engines do not know; the message says which."""
+from densefeat.features.backends.foldable import check_foldable
+from densefeat.nets.deluge_net import DelugeBlock
+from densefeat.nets.dense_net import DenseBlock, DenseNet
 
 
 @dataclass(frozen=True)
@@ -112,36 +108,6 @@ def fold(model: nn.Module) -> Network:
     if isinstance(model, DenseNet):
         return Network(stem(features), tuple(dense_blocks(features)))
     return Network(stem(features), tuple(deluge_blocks(features)))
-
-
-def check_foldable(model: nn.Module) -> None:
-    """Raise NotFoldable where the network is none of ours, or has parts that engines do not know."""
-    if type(model) not in (DenseNet, DelugeNet):
-        raise NotFoldable(f"{type(model).__name__} is no DenseNet or DelugeNet of densefeat's own")
-    features: Any = model.features
-    if has_hooks(model, *features.modules()):
-        raise NotFoldable("hooks are registered on it")
-    for name, module in features.named_modules():
-        if not is_known(module):
-            raise NotFoldable(f"features.{name} ({type(module).__name__}) is none of the network's own parts")
-    types = {parameter.dtype for parameter in features.parameters()}
-    if types != {torch.float32}:
-        raise NotFoldable(f"its parameters are {', '.join(sorted(map(str, types)))}, not torch.float32 alone")
-
-
-def is_known(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        plain = is_plain_norm(module, None) or type(module) is nn.BatchNorm2d
-        return plain and module.running_var is not None and module.weight is not None
-    if isinstance(module, nn.Conv2d):
-        return is_plain_conv(module) and module.groups == 1 and module.dilation == (1, 1)
-    return type(module) in KNOWN
-
-
-KNOWN = (
-    nn.Sequential, nn.ModuleList, nn.Identity, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Dropout,
-    DenseBlock, DenseLayer, Transition, DelugeBlock, CompositeLayer, CrossLayerDepthwise, Bottleneck,
-)  # fmt: skip
 
 
 def stem(features: Any) -> Stem:

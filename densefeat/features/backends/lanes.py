@@ -6,7 +6,7 @@ a network's thousand operations end at a thousand barriers, and a core that some
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
@@ -35,7 +35,12 @@ class Lanes:
         count = self.count(len(x))
         if count == 1:
             return [function(0, x)]
-        return list(self.pool(count).map(function, range(count), x.tensor_split(count)))
+        pool = self.pool(count)
+        futures = [pool.submit(function, lane, images) for lane, images in enumerate(x.tensor_split(count))]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            wait(futures)  # after an error or Ctrl-C the next call would share their memory with them
 
     def pool(self, count: int) -> ThreadPoolExecutor:
         if self.process != os.getpid():  # forked: threads stayed behind

@@ -19,6 +19,11 @@ class Memory:
             self.storages[name] = torch.empty(elements, dtype=self.dtype)
         return self.storages[name][:elements].view(n, height, width, channels).permute(0, 3, 1, 2)
 
+    def release(self, most: int) -> None:
+        """Let go of all where it is more than so many bytes: the room of one large image is not kept for ever."""
+        if sum(storage.nbytes for storage in self.storages.values()) > most:
+            self.storages.clear()
+
     def like(self, name: str, maps: torch.Tensor) -> torch.Tensor:
         n, channels, height, width = maps.shape
         return self.maps(name, n, channels, height, width)
@@ -28,11 +33,6 @@ def groups(maps: torch.Tensor, channels: int) -> tuple[torch.Tensor, ...]:
     """The maps of a few images at a time: as many as make ``GROUP_BYTES`` with that many channels."""
     image_bytes = channels * maps.shape[2] * maps.shape[3] * maps.element_size()
     return maps.split(max(1, GROUP_BYTES // max(1, image_bytes)))
-
-
-def joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """``torch.cat``, but no copy of a single one."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def spatial_mean(maps: torch.Tensor) -> torch.Tensor:

@@ -2,26 +2,44 @@
 
 import importlib
 import importlib.util
+import os
 import sys
 import threading
+from collections import OrderedDict
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
+from densefeat.errors import UsageError
 from densefeat.features.backends.engine import BlockOutput, Wanted
 from densefeat.features.backends.finite import broken_blocks, carry_nan
 from densefeat.features.backends.folded import Network
 
 SIZES = 4  # of images that a graph is compiled for each; more share one for any size, slower by a seventh (bf16: a third)
 
+GRAPHS = 8  # kept at a time: one takes some tens of megabytes
+
 
 def missing() -> str | None:
     """Why this engine cannot run here, and what to do; None where it can."""
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed: pip install 'densefeat[openvino]'"
+    if process.used is not None and process.used != os.getpid():
+        return "this process was forked from one that has used openvino, whose threads stayed there: start it by spawn"
     return None
+
+
+@dataclass
+class Process:
+    """``used``: the process that has made an engine, or the one that this one was forked from had."""
+
+    used: int | None = None
+
+
+process = Process()
 
 
 def load() -> ModuleType:
@@ -49,18 +67,21 @@ class OpenVinoEngine:
 
     def __init__(self, network: Network, wanted: Wanted) -> None:
         self.openvino = load()
+        process.used = os.getpid()
         graph = importlib.import_module("densefeat.features.backends.openvino_graph")
         self.graph = graph.build(network, wanted)
-        self.broken = broken_blocks(network, wanted.blocks)
+        self.broken = broken_blocks(network, wanted)
         self.core = self.openvino.Core()
         self.precision = {"fp32": "f32", "bf16": "bf16"}[wanted.precision]
         self.threads = torch.get_num_threads()
         self.sizes: set[tuple[int, int]] = set()
-        self.queues: dict[tuple[Any, ...], Any] = {}
+        self.queues: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self.lock = threading.Lock()
 
     def __call__(self, x: torch.Tensor, mean: bool, maps: bool) -> list[BlockOutput]:
         """As :class:`densefeat.features.backends.engine.Engine`. Raises RuntimeError for images too small for the network."""
+        if reason := missing():
+            raise UsageError(f"backend 'openvino': {reason}")
         with self.lock:
             outputs = self.run(x, mean, maps)
         blocks = len(self.graph.maps)
@@ -96,7 +117,11 @@ class OpenVinoEngine:
         shape = (1, x.shape[1], *(size if own else (-1, -1)))
         streams = max(n for n in range(1, self.threads + 1) if self.threads % n == 0 and n <= len(x))
         key = (mean, maps, shape, streams)
-        if key not in self.queues:
+        if key in self.queues:
+            self.queues.move_to_end(key)
+        else:
+            if len(self.queues) == GRAPHS:
+                self.queues.popitem(last=False)
             compiled = self.core.compile_model(self.graph.model(mean, maps, shape), "CPU", self.settings(streams))
             self.queues[key] = self.openvino.AsyncInferQueue(compiled, streams)
         if own:

@@ -12,8 +12,8 @@ from torch import nn
 class Snapshot:
     """A model's parts, and what its tensors held.
 
-    On the CPU tensors are compared byte by byte, so that a change is noticed however it was made (a few milliseconds: less than
-    a hundredth of a batch of 32 at 224²). On a GPU that would make the host wait for it: there a change is noticed by torch's
+    On the CPU tensors are compared byte by byte, so that a change is noticed however it was made: 2 to 3 ms for DenseNet-121, a
+    hundredth of a batch of 8 at 224². On a GPU that would make the host wait for it: there a change is noticed by torch's
     count of writes, which all have but those through ``.data``.
     """
 
@@ -31,11 +31,12 @@ class Snapshot:
 
 
 def parts(modules: Iterable[nn.Module]) -> list[Any]:
-    """What the modules are made of: submodules, hooks and tensors, as objects."""
+    """What the modules are made of: submodules, hooks, tensors, and plain values such as a norm's ``eps``, as objects."""
     found: list[Any] = []
     for module in modules:
         for members in (module._modules, module._parameters, module._buffers, module._forward_hooks, module._forward_pre_hooks):
             found.extend(members.values())
+        found.extend(value for name, value in vars(module).items() if name[0] != "_" and name != "training")
     return found
 
 

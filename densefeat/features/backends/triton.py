@@ -17,6 +17,9 @@ bfloat16 it is 46 MB an image.
 """
 
 import importlib.util
+import os
+import shutil
+import threading
 from collections import OrderedDict
 from contextlib import nullcontext
 from math import ceil
@@ -25,12 +28,13 @@ from typing import Any
 import torch
 
 from densefeat.errors import UsageError
-from densefeat.features.backends.engine import BlockOutput, Wanted
+from densefeat.features.backends.engine import BlockOutput, Wanted, joined_outputs
 from densefeat.features.backends.folded import Composite, Conv, Deluge, Dense, Network
 
 ELEMENTS_AT_ONCE = 1 << 29  # of the largest map of a pass: 2 GiB in float32
 GRAPHS = 4  # kept at a time
 LEAST_CAPABILITY = (8, 0)
+SETTING_UP = threading.Lock()  # of all engines: a capture fails where another thread synchronises the device, as tuning does
 
 
 def missing(device: torch.device) -> str | None:
@@ -42,14 +46,24 @@ def missing(device: torch.device) -> str | None:
     if (capability := torch.cuda.get_device_capability(device)) < LEAST_CAPABILITY:
         found, least = (".".join(map(str, pair)) for pair in (capability, LEAST_CAPABILITY))
         return f"{device} has compute capability {found}, below {least}"
-    return None
+    return missing_compiler()
+
+
+def missing_compiler() -> str | None:
+    """Why Triton could not build its driver at the first launch, or None: the same search as its own."""
+    if (named := os.environ.get("CC")) is not None:
+        return None if shutil.which(named) else f"triton needs a C compiler, and CC={named} is none that can be run"
+    if shutil.which("gcc") or shutil.which("clang"):
+        return None
+    return "triton needs a C compiler: install gcc or clang, or set CC"
 
 
 class TritonEngine:
     """A network's blocks in Triton kernels, as CUDA graphs.
 
     A size of batch that comes a second time is captured as a graph; the last few are kept, in one pool of memory. Batches
-    whose maps would be too large go in parts.
+    whose maps would be too large go in parts. Calls from several threads take turns, since they share the graphs' memory; on
+    several streams, one waits for the other.
 
     Args:
         network: From ``fold``.
@@ -57,14 +71,18 @@ class TritonEngine:
     """
 
     def __init__(self, network: Network, wanted: Wanted) -> None:
-        from densefeat.features.backends.triton_blocks import NetworkRun  # triton need not be installed where this is not run
+        from densefeat.features.backends.triton_blocks import (
+            NetworkStages,
+        )  # triton need not be installed where this is not run
         from densefeat.features.backends.triton_kernels import INTERPRETED
 
         self.network, self.wanted = network, wanted
-        self.run = NetworkRun(network, wanted)
+        self.stages = NetworkStages(network, wanted)
         self.captures = wanted.device.type == "cuda" and not INTERPRETED.value
         self.pool = torch.cuda.graph_pool_handle() if self.captures else None
         self.graphs: OrderedDict[tuple[Any, ...], Graph | None] = OrderedDict()
+        self.turn = threading.Lock()
+        self.replayed = torch.cuda.Event() if self.captures else None  # the last graph, and its outputs copied
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, mean: bool, maps: bool) -> list[BlockOutput]:
@@ -78,16 +96,19 @@ class TritonEngine:
         if min(sizes[-1]) < 1:
             raise UsageError(f"images of {height}×{width} pixels are too small for block {last}")
         passes = ceil(len(x) / max(1, ELEMENTS_AT_ONCE // largest_map(self.network, sizes)))
-        with torch.cuda.device(self.wanted.device) if self.wanted.device.type == "cuda" else nullcontext():
-            return joined([self.part(part, mean, maps) for part in x.split(ceil(len(x) / passes))])
+        with self.turn, torch.cuda.device(self.wanted.device) if self.wanted.device.type == "cuda" else nullcontext():
+            parts = [self.part(part, mean, maps) for part in x.split(ceil(len(x) / passes))]
+        return [joined_outputs(of_block) for of_block in zip(*parts, strict=True)]
 
     def part(self, x: torch.Tensor, mean: bool, maps: bool) -> list[BlockOutput]:
         """Few enough images for one pass. The first of its size compiles and tunes, the second captures."""
         key = (*x.shape, mean, maps)
-        if not self.captures or key not in self.graphs:
-            self.keep(key, None)
-            return self.run(self.run.room(len(x), *x.shape[2:]).fill(x), mean, maps)
-        graph = self.graphs[key] or Graph(self, x, mean, maps)
+        if not (graph := self.graphs.get(key)):
+            with SETTING_UP:
+                if not self.captures or key not in self.graphs:
+                    self.keep(key, None)
+                    return self.stages(self.stages.room(len(x), *x.shape[2:]).fill(x), mean, maps)
+                graph = Graph(self, x, mean, maps)
         self.keep(key, graph)
         return graph.replay(x)
 
@@ -95,6 +116,8 @@ class TritonEngine:
         self.graphs[key] = graph
         self.graphs.move_to_end(key)
         while len(self.graphs) > GRAPHS:
+            if self.replayed is not None:
+                self.replayed.synchronize()  # it may still run on another stream than its memory is of
             self.graphs.popitem(last=False)
 
 
@@ -102,28 +125,21 @@ class Graph:
     """One size of batch, captured: its own images and outputs, what lies between shared with other graphs of the engine."""
 
     def __init__(self, engine: TritonEngine, x: torch.Tensor, mean: bool, maps: bool) -> None:
-        self.images = engine.run.room(len(x), *x.shape[2:])
+        assert engine.replayed is not None
+        self.images, self.replayed = engine.stages.room(len(x), *x.shape[2:]), engine.replayed
         self.graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may decode and pin memory meanwhile
         with torch.cuda.graph(self.graph, pool=engine.pool, capture_error_mode="thread_local"):
-            self.outputs = engine.run(self.images, mean, maps)
+            self.outputs = engine.stages(self.images, mean, maps)
 
     def replay(self, x: torch.Tensor) -> list[BlockOutput]:
+        """After the engine's last replay, on whatever stream that was."""
+        torch.cuda.current_stream().wait_event(self.replayed)
         self.images.fill(x)
         self.graph.replay()
-        return [BlockOutput(*(None if t is None else t.clone() for t in (out.mean, out.maps))) for out in self.outputs]
-
-
-def joined(parts: list[list[BlockOutput]]) -> list[BlockOutput]:
-    """Outputs of parts of a batch as the whole batch's."""
-    if len(parts) == 1:
-        return parts[0]
-    outputs = []
-    for of_block in zip(*parts, strict=True):
-        means = [output.mean for output in of_block if output.mean is not None]
-        maps = [output.maps for output in of_block if output.maps is not None]
-        outputs.append(BlockOutput(torch.cat(means) if means else None, torch.cat(maps) if maps else None))
-    return outputs
+        outputs = [BlockOutput(*(None if t is None else t.clone() for t in (out.mean, out.maps))) for out in self.outputs]
+        self.replayed.record()
+        return outputs
 
 
 def map_sizes(network: Network, height: int, width: int) -> list[tuple[int, int]]:

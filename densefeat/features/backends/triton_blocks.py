@@ -8,7 +8,7 @@ import torch
 from densefeat.features.backends import triton_ops as ops
 from densefeat.features.backends.engine import BlockOutput, Wanted
 from densefeat.features.backends.folded import Composite, Conv, Deluge, Dense, Layer, Network, Stem
-from densefeat.features.backends.triton_ops import Affine, Filters, Maps
+from densefeat.features.backends.triton_ops import Filters, Maps, ScaleShift
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Images:
         return self
 
 
-class StemRun:
+class StemStage:
     """Images to the first block's input."""
 
     def __init__(self, stem: Stem, device: torch.device, dtype: torch.dtype) -> None:
@@ -57,7 +57,7 @@ class StemRun:
         offsets = (plane[:, None, None] + line[:, None] + column).flatten()
         return Images(pixels, offsets.to(self.device), self.conv.padding)
 
-    def __call__(self, images: Images, following: "Run") -> Maps:
+    def __call__(self, images: Images, following: "Stage") -> Maps:
         count, channels = len(images.pixels), self.filters.outputs
         height, width = (
             (size - kernel) // self.conv.stride + 1
@@ -74,23 +74,23 @@ class StemRun:
         return x
 
 
-class Run(Protocol):
+class Stage(Protocol):
     """One block."""
 
     def room(self, images: int, height: int, width: int) -> Maps:
         """For the block's input, which goes into its first channels."""
 
-    def __call__(self, x: Maps, asked: Asked, following: "Run | None") -> tuple[BlockOutput, Maps]:
+    def __call__(self, x: Maps, asked: Asked, following: "Stage | None") -> tuple[BlockOutput, Maps]:
         """What is asked, and the next block's input in that block's room; where none follows ``x``."""
 
 
-class DenseRun:
+class DenseStage:
     """A dense block, then the transition into the next block's buffer."""
 
     def __init__(self, block: Dense, device: torch.device, dtype: torch.dtype) -> None:
         self.like = torch.empty(0, dtype=dtype, device=device)
-        self.layers = [DenseLayerRun(layer, device, dtype) for layer in block.layers]
-        self.affine = Affine.of(block.norm, device)
+        self.layers = [DenseStep(layer, device, dtype) for layer in block.layers]
+        self.affine = ScaleShift.of(block.norm, device)
         self.transition = None if block.transition is None else Filters.of(block.transition, device, dtype)
         self.channels = len(block.norm.scale)
 
@@ -98,7 +98,7 @@ class DenseRun:
         """The block's buffer; its input goes first."""
         return Maps.empty(images, height, width, self.channels, self.like)
 
-    def __call__(self, x: Maps, asked: Asked, following: Run | None) -> tuple[BlockOutput, Maps]:
+    def __call__(self, x: Maps, asked: Asked, following: Stage | None) -> tuple[BlockOutput, Maps]:
         between = Maps.empty(x.images, x.height, x.width, self.layers[0].filters[0].outputs, self.like)
         for layer in self.layers:
             layer(x, between)
@@ -116,11 +116,11 @@ class DenseRun:
         return BlockOutput(mean, None if maps is None else maps.nchw())
 
 
-class DenseLayerRun:
+class DenseStep:
     """Reads the buffer's first channels, writes those after them."""
 
     def __init__(self, layer: Layer, device: torch.device, dtype: torch.dtype) -> None:
-        self.affine = Affine.of(layer.norm, device)
+        self.affine = ScaleShift.of(layer.norm, device)
         self.filters = [Filters.of(conv, device, dtype) for conv in layer.convs]
         self.channels = len(layer.norm.scale)
 
@@ -134,26 +134,26 @@ class DenseLayerRun:
         ops.conv3x3(between, self.filters[1], out)
 
 
-class DelugeRun:
+class DelugeStage:
     """A DelugeNet block: its outputs lie one after another, for the layers to sum as they read."""
 
     def __init__(self, block: Deluge, device: torch.device, dtype: torch.dtype) -> None:
         self.like = torch.empty(0, dtype=dtype, device=device)
-        self.opener: Filters | CompositeRun
+        self.opener: Filters | CompositeStep
         if isinstance(block.opener, Conv):
             self.opener = Filters.of(block.opener, device, dtype)
             self.stride, self.input_channels = block.opener.stride, self.opener.channels
         else:
-            self.opener = CompositeRun(block.opener, device, dtype)
+            self.opener = CompositeStep(block.opener, device, dtype)
             self.stride, self.input_channels = 1, block.opener.aggregate.weights.shape[1]
-        self.layers = [CompositeRun(layer, device, dtype) for layer in block.layers]
-        self.aggregate = Affine.of(block.aggregate, device)
+        self.layers = [CompositeStep(layer, device, dtype) for layer in block.layers]
+        self.aggregate = ScaleShift.of(block.aggregate, device)
         self.channels, self.relu = len(block.aggregate.bias), block.relu
 
     def room(self, images: int, height: int, width: int) -> Maps:
         return Maps.empty(images, height, width, self.input_channels, self.like)
 
-    def __call__(self, x: Maps, asked: Asked, following: Run | None) -> tuple[BlockOutput, Maps]:
+    def __call__(self, x: Maps, asked: Asked, following: Stage | None) -> tuple[BlockOutput, Maps]:
         height, width = ((size - 1) // self.stride + 1 for size in (x.height, x.width))
         room = Maps.empty(x.images * (len(self.layers) + 1), height, width, self.channels, self.like)
         stack = room.rows.unflatten(0, (len(self.layers) + 1, -1))
@@ -164,14 +164,14 @@ class DelugeRun:
         return self.read(outputs, stack, asked, following)
 
     def open(self, x: Maps, out: Maps) -> None:
-        if isinstance(self.opener, CompositeRun):
+        if isinstance(self.opener, CompositeStep):
             self.opener(x, out, None)
         elif self.stride == 2:
             ops.conv3x3_stride2(x, self.opener, out)
         else:
             ops.pointwise(x, self.opener, out)
 
-    def read(self, outputs: list[Maps], stack: torch.Tensor, asked: Asked, following: Run | None) -> tuple[BlockOutput, Maps]:
+    def read(self, outputs: list[Maps], stack: torch.Tensor, asked: Asked, following: Stage | None) -> tuple[BlockOutput, Maps]:
         """The outputs' weighted sum, for the next block and the tap "norm"; the last of them for the tap "raw"."""
         last, norm = outputs[-1], asked.tap == "norm"
         size = (last.images, last.height, last.width)
@@ -188,11 +188,11 @@ class DelugeRun:
         return BlockOutput(mean, None if maps is None else maps.nchw()), last if x is None else x
 
 
-class CompositeRun:
+class CompositeStep:
     """A bottleneck over the ReLU of a weighted sum of a block's outputs so far."""
 
     def __init__(self, layer: Composite, device: torch.device, dtype: torch.dtype) -> None:
-        self.affine = Affine.of(layer.aggregate, device)
+        self.affine = ScaleShift.of(layer.aggregate, device)
         self.filters = [Filters.of(conv, device, dtype) for conv in layer.convs]
 
     def __call__(self, x: Maps, out: Maps, stack: torch.Tensor | None) -> None:
@@ -202,15 +202,15 @@ class CompositeRun:
         ops.pointwise(second, self.filters[2], out)
 
 
-class NetworkRun:
+class NetworkStages:
     """All of a network up to the last block wanted."""
 
     def __init__(self, network: Network, wanted: Wanted) -> None:
         made = (wanted.device, wanted.dtype)
         self.wanted = wanted
-        self.stem = StemRun(network.stem, *made)
-        self.blocks: list[Run] = [
-            DenseRun(block, *made) if isinstance(block, Dense) else DelugeRun(block, *made)
+        self.stem = StemStage(network.stem, *made)
+        self.blocks: list[Stage] = [
+            DenseStage(block, *made) if isinstance(block, Dense) else DelugeStage(block, *made)
             for block in network.blocks[: wanted.blocks[-1] + 1]
         ]
 

@@ -48,16 +48,16 @@ class Maps:
 
 
 @dataclass(frozen=True)
-class Affine:
+class ScaleShift:
     """``Σ_i scale[i] · x_i + shift`` by channel, ``scale (n, C)``, ``shift (C,)`` in float32, C padded with zeros."""
 
     scale: torch.Tensor
     shift: torch.Tensor
 
     @staticmethod
-    def of(source: Norm | Sum, device: torch.device) -> "Affine":
+    def of(source: Norm | Sum, device: torch.device) -> "ScaleShift":
         scale, shift = (source.weights, source.bias) if isinstance(source, Sum) else (source.scale[None], source.shift)
-        return Affine(*(widened(values, -1).to(device, torch.float32).contiguous() for values in (scale, shift)))
+        return ScaleShift(*(widened(values, -1).to(device, torch.float32).contiguous() for values in (scale, shift)))
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     kernel[grid](*arguments, enable_fp_fusion=True, **constants)
 
 
-def pointwise(x: Maps, filters: Filters, out: Maps, affine: Affine | None = None, stack: torch.Tensor | None = None) -> None:
+def pointwise(
+    x: Maps, filters: Filters, out: Maps, affine: ScaleShift | None = None, stack: torch.Tensor | None = None
+) -> None:
     """1×1 convolution of ``x``, or of ReLU of its norm ``affine``, or of ReLU of a weighted sum of the first maps of
     ``stack (n, rows, …)``, whose first ``x`` is; to ``out``."""
     inputs = 1 if affine is None else len(affine.scale)
@@ -128,7 +130,7 @@ def after(filters: Filters) -> dict[str, bool]:
     return dict(RAGGED=filters.channels % 16 != 0, BIAS=filters.bias is not None, RELU=filters.relu)
 
 
-def conv3x3(x: Maps, filters: Filters, out: Maps, affine: Affine | None = None) -> None:
+def conv3x3(x: Maps, filters: Filters, out: Maps, affine: ScaleShift | None = None) -> None:
     """3×3 convolution, stride 1, padding 1, of ``x`` or of ReLU of its norm; to ``out``."""
     scale, shift = (x.rows, x.rows) if affine is None else (affine.scale, affine.shift)
 
@@ -185,7 +187,7 @@ def max_pool(x: Maps, out: Maps) -> None:
     )  # fmt: skip
 
 
-def transition(x: Maps, affine: Affine, filters: Filters, out: Maps, mean: str | None) -> torch.Tensor | None:
+def transition(x: Maps, affine: ScaleShift, filters: Filters, out: Maps, mean: str | None) -> torch.Tensor | None:
     """Norm, ReLU, 2×2 average pool, 1×1 convolution to ``out``; with ``mean`` "norm" or "raw" what ``combine`` would give."""
     cells = triton.cdiv(x.height, 2) * triton.cdiv(x.width, 2)
     tiles = triton.cdiv(cells, TRANSITION_TILE)
@@ -205,7 +207,7 @@ def transition(x: Maps, affine: Affine, filters: Filters, out: Maps, mean: str |
 
 
 def combine(
-    x: Maps, affine: Affine | None, relu: bool, out: Maps | None, mean: bool, stack: torch.Tensor | None = None
+    x: Maps, affine: ScaleShift | None, relu: bool, out: Maps | None, mean: bool, stack: torch.Tensor | None = None
 ) -> torch.Tensor | None:
     """``x``, its norm, or the weighted sum of the maps of ``stack``, whose first ``x`` is: to ``out`` where given, and its
     mean over pixels, ``(images, channels)`` in float32, where ``mean``."""

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from densefeat.features.backends.folded import Composite, Dense, NotFoldable, check_foldable, conv, fold, norm, total
+from densefeat.features.backends.foldable import NotFoldable, check_foldable
+from densefeat.features.backends.folded import Composite, Dense, conv, fold, norm, total
 from engines import deluge, dense, images
 from helpers import randomize_statistics
 
@@ -85,6 +86,41 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
 def with_bias(model: nn.Module) -> nn.Module:
     model.features.conv0 = nn.Conv2d(3, 24, 7, stride=2, padding=3)
     return model
+
+
+def replaced(model: nn.Module, name: str, part: nn.Module) -> nn.Module:
+    model.set_submodule(f"features.{name}", part)
+    return model
+
+
+def changed(model: nn.Module, name: str, **values: object) -> nn.Module:
+    vars(model.get_submodule(f"features.{name}")).update(values)
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        replaced(dense(), "pool0", nn.Identity()),
+        replaced(dense(), "pool0", nn.AvgPool2d(3, 2, 1)),
+        replaced(dense(), "norm0", nn.Identity()),
+        replaced(dense(), "norm5", nn.BatchNorm2d(63)),
+        replaced(dense(), "transition1.pool", nn.MaxPool2d(2, 2)),
+        replaced(dense(), "transition1.conv", nn.Conv2d(60, 30, 3, padding=1, bias=False)),
+        replaced(dense(), "denseblock1.denselayer1.conv2", nn.Conv2d(48, 12, 5, padding=2, bias=False)),
+        replaced(dense(), "denseblock1.denselayer2", nn.Identity()),
+        replaced(deluge(), "pool0", nn.Identity()),
+        replaced(deluge(), "block1.layers.1.aggregate.norm", nn.Identity()),
+        replaced(deluge(), "block2.opener", nn.Conv2d(16, 24, 5, stride=2, padding=2, bias=False)),
+        changed(dense(), "pool0", ceil_mode=True),
+        changed(dense(), "transition2.pool", ceil_mode=True),
+        changed(dense(), "conv0", stride=(2, 1)),
+        changed(dense(), "denseblock2.denselayer1", forward=lambda features, statistics=None: features[0][:, :12]),
+    ],
+)
+def test_parts_that_were_replaced(model: nn.Module) -> None:
+    with pytest.raises(NotFoldable, match="own parts"):
+        fold(model)
 
 
 @pytest.mark.parametrize(

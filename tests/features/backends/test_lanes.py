@@ -1,7 +1,9 @@
 """Lanes: images are shared out in order, and each thread keeps to its share of the cores."""
 
 import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -49,6 +51,43 @@ def test_errors_come_through(lanes: Lanes) -> None:
 
     with pytest.raises(RuntimeError, match="lane 0"):
         lanes.map(fail, torch.arange(20))
+
+
+def test_an_error_waits_for_the_others() -> None:
+    lanes, ended = Lanes(), []
+    lanes.threads = 2
+
+    def fail_or_sleep(lane: int, _: torch.Tensor) -> None:
+        if lane == 0:
+            raise RuntimeError("lane 0")
+        time.sleep(0.3)
+        ended.append(lane)
+
+    with pytest.raises(RuntimeError, match="lane 0"):
+        lanes.map(fail_or_sleep, torch.arange(4))
+    assert ended == [1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_an_interrupt_waits_for_them() -> None:
+    lanes, ended = Lanes(), []
+    lanes.threads = 2
+
+    def sleep(lane: int, _: torch.Tensor) -> None:
+        time.sleep(0.5)
+        ended.append(lane)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lanes.map(sleep, torch.arange(4))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert sorted(ended) == [0, 1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

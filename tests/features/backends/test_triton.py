@@ -10,7 +10,7 @@ import torch
 
 from densefeat import DelugeNet, DenseNet
 from densefeat.features.backends.folded import fold
-from densefeat.features.backends.triton import missing, traffic
+from densefeat.features.backends.triton import missing, missing_compiler, traffic
 
 CASES = Path(__file__).with_name("triton_cases.py")
 
@@ -33,6 +33,29 @@ def test_every_variant_in_the_interpreter() -> None:
 
 def test_a_cpu_is_no_gpu() -> None:
     assert missing(torch.device("cpu")) == "cpu is no NVIDIA GPU"
+
+
+@pytest.mark.parametrize(
+    ("installed", "named", "found"),
+    [
+        (["gcc"], None, None),
+        (["clang"], None, None),
+        ([], None, "triton needs a C compiler: install gcc or clang, or set CC"),
+        ([], "mycc", "triton needs a C compiler, and CC=mycc is none that can be run"),
+        (["gcc"], "mycc", "triton needs a C compiler, and CC=mycc is none that can be run"),  # triton takes CC, right or wrong
+        (["mycc"], "mycc", None),
+    ],
+)
+def test_a_compiler_is_needed(
+    installed: list[str], named: str | None, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in installed:
+        (tmp_path / name).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CC", named)
+    assert missing_compiler() == found
 
 
 def test_traffic_of_a_dense_network_counted_by_hand() -> None:

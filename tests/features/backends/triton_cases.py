@@ -18,10 +18,11 @@ from densefeat.features.backends import triton_ops as ops
 from densefeat.features.backends.engine import BlockOutput, Wanted
 from densefeat.features.backends.folded import Conv, Norm, Sum, fold
 from densefeat.features.backends.triton_kernels import INTERPRETED
-from densefeat.features.backends.triton_ops import Affine, Filters, Maps
+from densefeat.features.backends.triton_ops import Filters, Maps, ScaleShift
 from densefeat.features.backends.triton_tuning import TILES, Blocks, candidates
 from densefeat.nets.zoo import VARIANTS
-from helpers import randomize_statistics, relative_difference
+from engines import perturbed
+from helpers import relative_difference
 
 # numpy's: columns beyond a map's channels hold NaN, and are multiplied before they are put to zero
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -80,7 +81,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype
 def test_pointwise_of_a_norm(channels: int, outputs: int, after: bool, dtype: torch.dtype) -> None:
     x, norm, conv = torch.randn(3, channels, 7, 9).to(dtype), made_norm(channels), made_conv(channels, outputs, 1, after=after)
     out = Maps.empty(3, 7, 9, outputs, x)
-    ops.pointwise(maps_of(x), Filters.of(conv, CPU, dtype), out, Affine.of(norm, CPU))
+    ops.pointwise(maps_of(x), Filters.of(conv, CPU, dtype), out, ScaleShift.of(norm, CPU))
     assert_close(out.nchw(), convolved(normed(x, norm), conv), dtype)
 
 
@@ -108,7 +109,7 @@ def test_pointwise_of_a_sum(count: int, channels: int) -> None:
     (x, stack, total), conv = made_stack(count, channels), made_conv(channels, 10, 1, after=True)
     out = Maps.empty(2, 6, 5, 10, x)
     first = Maps(stack[0], 2, 6, 5, channels)
-    ops.pointwise(first, Filters.of(conv, CPU, x.dtype), out, Affine.of(total, CPU), stack)
+    ops.pointwise(first, Filters.of(conv, CPU, x.dtype), out, ScaleShift.of(total, CPU), stack)
     assert_close(out.nchw(), convolved(F.relu(summed(x, total)), conv))
 
 
@@ -127,7 +128,7 @@ def test_conv3x3(channels: int, outputs: int, size: tuple[int, int], dtype: torc
 def test_conv3x3_of_a_norm_pads_with_zeros_after_it(channels: int) -> None:
     x, norm, conv = torch.randn(3, channels, 8, 7), made_norm(channels), made_conv(channels, 12, 3)
     out = Maps.empty(3, 8, 7, 12, x)
-    ops.conv3x3(maps_of(x), Filters.of(conv, CPU, x.dtype), out, Affine.of(norm, CPU))
+    ops.conv3x3(maps_of(x), Filters.of(conv, CPU, x.dtype), out, ScaleShift.of(norm, CPU))
     assert_close(out.nchw(), convolved(normed(x, norm), conv))
 
 
@@ -154,7 +155,7 @@ def test_max_pool(size: tuple[int, int]) -> None:
 def test_transition_gives_the_mean_of_all_pixels(channels: int, size: tuple[int, int], mean: str | None) -> None:
     x, norm, conv = torch.randn(2, channels, *size), made_norm(channels), made_conv(channels, 18, 1)
     out = Maps.empty(2, size[0] // 2, size[1] // 2, 18, x)
-    found = ops.transition(maps_of(x), Affine.of(norm, CPU), Filters.of(conv, CPU, x.dtype), out, mean)
+    found = ops.transition(maps_of(x), ScaleShift.of(norm, CPU), Filters.of(conv, CPU, x.dtype), out, mean)
     assert_close(out.nchw(), F.avg_pool2d(convolved(normed(x, norm), conv), 2))
     if mean is None:
         assert found is None
@@ -167,7 +168,7 @@ def test_transition_gives_the_mean_of_all_pixels(channels: int, size: tuple[int,
 def test_combine_of_a_sum(wants_mean: bool, wants_maps: bool) -> None:
     x, stack, total = made_stack(3, 20)
     out = Maps.empty(2, 6, 5, 20, x) if wants_maps else None
-    found = ops.combine(Maps(stack[0], 2, 6, 5, 20), Affine.of(total, CPU), False, out, wants_mean, stack)
+    found = ops.combine(Maps(stack[0], 2, 6, 5, 20), ScaleShift.of(total, CPU), False, out, wants_mean, stack)
     expected = summed(x, total)
     if out is not None:
         assert_close(out.nchw(), expected)
@@ -178,7 +179,7 @@ def test_combine_of_a_sum(wants_mean: bool, wants_maps: bool) -> None:
 
 def test_combine_of_a_norm_over_several_parts() -> None:
     x, norm = torch.randn(2, 72, 19, 20), made_norm(72)
-    found = ops.combine(maps_of(x), Affine.of(norm, CPU), True, None, True)
+    found = ops.combine(maps_of(x), ScaleShift.of(norm, CPU), True, None, True)
     assert found is not None
     assert_close(found, normed(x, norm).mean((2, 3)))
 
@@ -200,16 +201,6 @@ def test_conv3x3_in_every_size_of_tile(blocks: Blocks, monkeypatch: pytest.Monke
 
 
 # the engine
-
-
-def perturbed(model: nn.Module) -> nn.Module:
-    """Statistics and weights of norms as no initialisation has them: negative ones and zeros too."""
-    randomize_statistics(model)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data[::3] *= -1
-            module.weight.data[1::7] = 0
-    return model.eval()
 
 
 def exact_maps(model: nn.Module, tap: str, x: torch.Tensor) -> list[torch.Tensor]:
@@ -262,10 +253,18 @@ SMALL = {
 }
 
 
+QUICK = {("bottleneck", "norm"), ("plain", "norm"), ("deluge", "norm"), ("cifar_deluge", "raw"), ("bc12", "bf16")}
+WAYS = {"norm": ("norm", torch.float32), "raw": ("raw", torch.float32), "bf16": ("norm", torch.bfloat16)}
+
+
 @pytest.mark.parametrize(
-    ("tap", "dtype"), [("norm", torch.float32), ("raw", torch.float32), ("norm", torch.bfloat16)], ids=["norm", "raw", "bf16"]
+    ("network", "tap", "dtype"),
+    [
+        pytest.param(network, *way, id=f"{network}-{name}", marks=[] if (network, name) in QUICK else [pytest.mark.slow])
+        for network in SMALL
+        for name, way in WAYS.items()
+    ],
 )
-@pytest.mark.parametrize("network", SMALL)
 def test_features_are_the_plain_networks(network: str, tap: str, dtype: torch.dtype) -> None:
     model = SMALL[network]()
     agree(
@@ -298,17 +297,19 @@ def test_a_whole_variant() -> None:
     agree(cls(**structure, num_classes=2), (1, 3, 64, 64), maps=False)
 
 
-@pytest.mark.parametrize(("blocks", "tap"), [((0,), "norm"), ((0, 2), "raw"), ((1, 2), "norm")])
+@pytest.mark.parametrize(
+    ("blocks", "tap"), [((0,), "norm"), pytest.param((0, 2), "raw", marks=pytest.mark.slow), ((1, 2), "norm")]
+)
 def test_some_blocks(blocks: tuple[int, ...], tap: str) -> None:
     model, x = perturbed(SMALL["bottleneck"]()), torch.randn(1, 3, 33, 34)
     exact = exact_maps(model, tap, x)
     run = made(model, tap, blocks=blocks)
-    assert len(run.run.blocks) == blocks[-1] + 1
+    assert len(run.stages.blocks) == blocks[-1] + 1
     assert_outputs(run(x, True, False), [exact[i] for i in blocks], torch.float32, True, False)
     assert_outputs(run(x, False, True), [exact[i] for i in blocks], torch.float32, False, True)
 
 
-@pytest.mark.parametrize("network", ["bc12", "cifar_deluge"])
+@pytest.mark.parametrize("network", ["bc12", pytest.param("cifar_deluge", marks=pytest.mark.slow)])
 def test_a_row_does_not_depend_on_its_batch(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = perturbed(SMALL[network]()), torch.randn(3, 3, 9, 6)
     run = made(model)

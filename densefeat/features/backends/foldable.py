@@ -1,0 +1,133 @@
+"""Whether a network is what engines take it for: every part in its place, as the networks' own code makes it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from densefeat.nets.deluge_net import Bottleneck, CompositeLayer, CrossLayerDepthwise, DelugeBlock, DelugeNet
+from densefeat.nets.dense_net import DenseBlock, DenseLayer, DenseNet, Transition
+from densefeat.nets.efficient import has_hooks, is_plain_conv, is_plain_norm
+
+Rule = Callable[[Any], bool]
+
+
+class NotFoldable(Exception):
+    """The network has a part that engines do not know; the message says which."""
+
+
+def check_foldable(model: nn.Module) -> None:
+    """Raise NotFoldable where the network is none of ours, or has parts that are not its own."""
+    if not isinstance(model, DenseNet | DelugeNet) or type(model) not in (DenseNet, DelugeNet):
+        raise NotFoldable(f"{type(model).__name__} is no DenseNet or DelugeNet of densefeat's own")
+    features: Any = model.features
+    if has_hooks(model, *features.modules()):
+        raise NotFoldable("hooks are registered on it")
+    types = {parameter.dtype for parameter in features.parameters()}
+    if types != {torch.float32}:
+        raise NotFoldable(f"its parameters are {', '.join(sorted(map(str, types)))}, not torch.float32 alone")
+    check_parts("features", features, stages(model))
+
+
+def check_parts(name: str, module: nn.Module, rules: dict[str, Rule]) -> None:
+    """Raise NotFoldable where a module has other parts than these, or they do not follow their rules, all the way down."""
+    if list(module._modules) != list(dict.fromkeys(rule.split(".")[0] for rule in rules)):
+        raise NotFoldable(f"{name} ({type(module).__name__}) does not have the network's own parts")
+    for part, rule in rules.items():
+        child = module.get_submodule(part)
+        if not rule(child) or "forward" in vars(child):
+            raise NotFoldable(f"{name}.{part} ({type(child).__name__}) is none of the network's own parts")
+        if (inner := parts(child)) is not None:
+            check_parts(f"{name}.{part}", child, inner)
+
+
+def stages(model: DenseNet | DelugeNet) -> dict[str, Rule]:
+    """The rules of what ``features`` is made of."""
+    names = [name for name, _ in model.features.named_children()]
+    imagenet = "norm0" in names
+    rules = {"conv0": is_conv(7, 2, 3) if imagenet else is_conv(3, 1, 1)}
+    if imagenet:
+        rules |= {"norm0": is_norm_relu, "pool0": is_max_pool}
+    if isinstance(model, DelugeNet):
+        count = sum(name.startswith("block") for name in names)
+        return rules | {f"block{i}": is_a(DelugeBlock) for i in range(1, count + 1)} | {"act": is_a(nn.ReLU)}
+    count = sum(name.startswith("denseblock") for name in names)
+    for i in range(1, count + 1):
+        rules[f"denseblock{i}"] = is_a(DenseBlock)
+        if i < count:
+            rules[f"transition{i}"] = is_a(Transition)
+    return rules | {"norm5": is_norm_relu}
+
+
+def parts(module: Any) -> dict[str, Rule] | None:
+    """The rules of what a module is made of; None for one that has no parts."""
+    if isinstance(module, DenseBlock):
+        return {name: is_a(DenseLayer) for name in module}
+    if isinstance(module, DenseLayer) and module.bottleneck:
+        return {"norm1": is_norm_relu, "conv1": is_conv(1, 1, 0), "norm2": is_norm_relu, "conv2": is_conv(3, 1, 1)}
+    if isinstance(module, DenseLayer):
+        return {"norm1": is_norm_relu, "conv1": is_conv(3, 1, 1), "norm2": is_a(nn.Identity), "conv2": is_a(nn.Identity)}
+    if isinstance(module, Transition):
+        return {"norm": is_norm_relu, "conv": is_conv(1, 1, 0), "drop": is_a(nn.Dropout), "pool": is_average_pool}
+    if isinstance(module, DelugeBlock):
+        layers = {f"layers.{i}": is_a(CompositeLayer) for i in range(len(module.layers))}
+        return {"opener": is_opener, **layers, "aggregate": is_a(CrossLayerDepthwise)}
+    if isinstance(module, CompositeLayer):
+        return {"aggregate": is_a(CrossLayerDepthwise), "bottleneck": is_a(Bottleneck)}
+    if isinstance(module, CrossLayerDepthwise):
+        norms: dict[str, Rule] = {f"norms.{i}": is_norm for i in range(len(module.norms))}
+        return (norms or {"norms": is_a(nn.ModuleList)}) | {"norm": is_norm}
+    if isinstance(module, Bottleneck):
+        return {
+            "act1": is_a(nn.ReLU), "conv1": is_conv(1, 1, 0), "norm2": is_norm_relu, "conv2": is_conv(3, 1, 1),
+            "norm3": is_norm_relu, "conv3": is_conv(1, 1, 0),
+        }  # fmt: skip
+    if type(module) is nn.Sequential:  # an opener
+        return {"norm": is_norm, "bottleneck": is_a(Bottleneck)}
+    return None
+
+
+def is_a(kind: type) -> Rule:
+    return lambda module: type(module) is kind
+
+
+def is_norm_relu(module: Any) -> bool:
+    return is_plain_norm(module, None) and has_statistics(module)
+
+
+def is_norm(module: Any) -> bool:
+    return type(module) is nn.BatchNorm2d and has_statistics(module)
+
+
+def has_statistics(norm: nn.BatchNorm2d) -> bool:
+    return norm.running_var is not None and norm.weight is not None
+
+
+def is_conv(kernel: int, stride: int, padding: int) -> Rule:
+    """Square, dense, without bias."""
+    numbers = ((kernel, kernel), (stride, stride), (padding, padding), (1, 1), 1)
+
+    def rule(module: Any) -> bool:
+        if not is_plain_conv(module):
+            return False
+        return (module.kernel_size, module.stride, module.padding, module.dilation, module.groups) == numbers
+
+    return rule
+
+
+def is_opener(module: Any) -> bool:
+    return type(module) is nn.Sequential or is_conv(1, 1, 0)(module) or is_conv(3, 2, 1)(module)
+
+
+def is_max_pool(module: Any) -> bool:
+    if type(module) is not nn.MaxPool2d:
+        return False
+    return (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode) == (3, 2, 1, 1, False)
+
+
+def is_average_pool(module: Any) -> bool:
+    if type(module) is not nn.AvgPool2d:
+        return False
+    numbers = (module.kernel_size, module.stride, module.padding, module.ceil_mode, module.divisor_override)
+    return numbers == (2, 2, 0, False, None)
