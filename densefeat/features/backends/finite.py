@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from densefeat.features.backends.engine import BlockOutput, Wanted
@@ -35,9 +36,15 @@ def is_finite(part: Any) -> bool:
 
 def carry_nan(x: torch.Tensor, outputs: Sequence[BlockOutput], broken: Sequence[bool]) -> None:
     """Make NaN of the rows of images ``x (N, C, H, W)`` that are not finite, and of all rows of ``broken`` blocks."""
-    bad_images = ~x.detach().isfinite().flatten(1).all(1)
+    bad_images = [i for i, image in enumerate(x.detach()) if not is_finite_image(image)]
     for output, bad_weights in zip(outputs, broken, strict=True):
-        if bad_weights or bad_images.any():
-            for values in (output.mean, output.maps):
-                if values is not None:
-                    values[bad_images | bad_weights] = torch.nan
+        for values in (output.mean, output.maps):
+            if values is not None and (bad_weights or bad_images):
+                values[slice(None) if bad_weights else bad_images] = torch.nan
+
+
+def is_finite_image(image: torch.Tensor) -> bool:
+    """By numpy, in this thread: torch's own threads would go on spinning for a while, beside the engine's next batch."""
+    values = image.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+# of convolutions, norms and pools; ``forward``: set on an instance
+SETTINGS = frozenset({"stride", "padding", "dilation", "groups", "padding_mode", "kernel_size", "ceil_mode", "eps", "forward"})
+
 
 class Snapshot:
     """A model's parts, and what its tensors held.
@@ -36,7 +39,8 @@ def parts(modules: Iterable[nn.Module]) -> list[Any]:
     for module in modules:
         for members in (module._modules, module._parameters, module._buffers, module._forward_hooks, module._forward_pre_hooks):
             found.extend(members.values())
-        found.extend(value for name, value in vars(module).items() if name[0] != "_" and name != "training")
+        values = vars(module)
+        found.extend(values[name] for name in SETTINGS.intersection(values))
     return found
 
 
