@@ -47,8 +47,8 @@ class FeatureExtractor:
         image_size: Pixels of the square input; None for the weights' own.
         backend: What computes the features: ``"reference"``, the plain network; ``"buffer"`` and ``"openvino"`` on a CPU,
             ``"triton"`` on a GPU: the same numbers faster, for networks of ours. ``"auto"``: the fastest that can run here
-            (OpenVINO where it is installed). Weights may change: the engine is then made again (on a GPU unless they were
-            written through ``.data``, which torch does not count).
+            (OpenVINO where it is installed). Weights may change: the engine is then made again. Of a model object on the CPU
+            every change is noticed; else those that torch counts, which are all but writes through ``.data`` and numpy.
         decoder: Of files. ``"torchvision"`` decodes and resizes JPEGs faster, all else is Pillow's; ``"pillow"`` equals timm's
             evaluation transform bit for bit. Images go through Pillow and tensors through torchvision with either.
 
@@ -89,7 +89,7 @@ class FeatureExtractor:
             self.model = model.to(self.device)
             self.provenance = record(getattr(model, "made_by", type(model).__name__), "a model object", None, None)
             self.taps = find_taps(self.model, blocks, tap)
-        self._asked = backend
+        self._asked, self._model_is_given = backend, not isinstance(model, str)
         self.backend = choose(backend, self.model, self._wanted())
         self._built: Built | None = None
 
@@ -186,7 +186,7 @@ class FeatureExtractor:
         if self.backend == "reference":
             return None
         engine = build(self.backend, self.model, wanted)
-        return Built(engine, list(self.taps), self._taps_in_order(), Snapshot(self.model))
+        return Built(engine, list(self.taps), self._taps_in_order(), Snapshot(self.model, thorough=self._model_is_given))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the engine, whose threads belong to this process: a copy makes its own."""

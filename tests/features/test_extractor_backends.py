@@ -72,6 +72,17 @@ def test_changed_weights_change_the_features(backend: str, change: object) -> No
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_changed_weights_of_a_model_by_name(backend: str) -> None:
+    extractor, x = FeatureExtractor(BUNDLED, device="cpu", backend=backend), images(3, 32, 32)
+    before = extractor(x)
+    with torch.no_grad():
+        extractor.model.features.conv0.weight.mul_(2)
+    after = extractor(x)
+    assert not torch.equal(after["block1"], before["block1"])
+    check_same(after, FeatureExtractor(extractor.model, device="cpu", backend="reference")(x))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_engine_is_made_once(backend: str) -> None:
     extractor = FeatureExtractor(dense(), device="cpu", backend=backend)
     extractor(images(2))

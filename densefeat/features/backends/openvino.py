@@ -20,6 +20,7 @@ from densefeat.features.backends.folded import Network
 
 SIZES = 4  # of images that a graph is compiled for each; more share one for any size, slower by a seventh (bf16: a third)
 
+PIXELS = 2 * 224**2  # of the images of one request: their maps stay in the caches
 GRAPHS = 8  # kept at a time: one takes some tens of megabytes
 
 
@@ -55,10 +56,9 @@ def load() -> ModuleType:
 
 
 class OpenVinoEngine:
-    """Every image is a request of its own: its maps stay in the caches, and its features do not depend on its batch.
+    """A few images are a request: their maps stay in the caches. Requests run side by side, on the threads that torch had.
 
-    Requests run side by side, on as many threads together as torch had when the engine was made. The first call with a batch of
-    a new size compiles a graph, for about half a second. Calls from several threads wait for each other.
+    The first call with a batch of a new size compiles a graph, for about half a second. Calls from several threads take turns.
 
     Args:
         network: The network, folded.
@@ -92,13 +92,14 @@ class OpenVinoEngine:
 
     def run(self, x: torch.Tensor, mean: bool, maps: bool) -> list[torch.Tensor]:
         """What is asked of all blocks: the means, then the maps."""
-        images = [image.contiguous().numpy() for image in x.detach().split(1)]
-        gathered = Gathered(len(images))
-        queue = self.queue(x, mean, maps)
+        together = self.images_together(x)
+        groups = [filled_up(images, together).contiguous().numpy() for images in x.detach().split(together)]
+        gathered = Gathered(len(x))
+        queue = self.queue(x, together, len(groups), mean, maps)
         queue.set_callback(gathered.keep)
         try:
-            for row, image in enumerate(images):
-                queue.start_async({0: image}, row, share_inputs=True)
+            for i, images in enumerate(groups):
+                queue.start_async({0: images}, i * together, share_inputs=True)
         finally:
             self.wait(queue)  # also when interrupted: requests read the images where they are
         return gathered.taken()
@@ -110,12 +111,17 @@ class OpenVinoEngine:
             self.queues.clear()  # it would raise each request's error, one a call
             raise
 
-    def queue(self, x: torch.Tensor, mean: bool, maps: bool) -> Any:
-        """Of requests to a graph compiled for images of this size, as many side by side as share the threads evenly."""
+    def images_together(self, x: torch.Tensor) -> int:
+        """In one request: a power of two, so that few graphs are compiled, that leaves none of the threads without images."""
+        share = min(-(-len(x) // self.threads), PIXELS // (x.shape[2] * x.shape[3]))
+        return 1 << max(0, share.bit_length() - 1)
+
+    def queue(self, x: torch.Tensor, together: int, requests: int, mean: bool, maps: bool) -> Any:
+        """Of requests to a graph compiled for so many images of this size, side by side as many as share the threads evenly."""
         size = (x.shape[2], x.shape[3])
         own = size in self.sizes or len(self.sizes) < SIZES
-        shape = (1, x.shape[1], *(size if own else (-1, -1)))
-        streams = max(n for n in range(1, self.threads + 1) if self.threads % n == 0 and n <= len(x))
+        shape = (together, x.shape[1], *(size if own else (-1, -1)))
+        streams = max(n for n in range(1, self.threads + 1) if self.threads % n == 0 and n <= requests)
         key = (mean, maps, shape, streams)
         if key in self.queues:
             self.queues.move_to_end(key)
@@ -138,6 +144,11 @@ class OpenVinoEngine:
         }
 
 
+def filled_up(images: torch.Tensor, count: int) -> torch.Tensor:
+    """With blank images, up to so many: a graph is compiled for a number of them."""
+    return torch.cat([images, images.new_zeros(count - len(images), *images.shape[1:])]) if len(images) < count else images
+
+
 class Gathered:
     """Outputs of a batch, put together row by row as requests end, in threads of openvino's."""
 
@@ -146,13 +157,13 @@ class Gathered:
         self.arrays: list[np.ndarray] = []
         self.lock = threading.Lock()
 
-    def keep(self, request: Any, row: int) -> None:
-        """Copies: later requests write into the same tensors."""
+    def keep(self, request: Any, start: int) -> None:
+        """Copies, from row ``start`` on: later requests write into the same tensors."""
         with self.lock:
             if not self.arrays:
                 self.arrays.extend(np.empty((self.rows, *one.shape[1:]), np.float32) for one in request.output_tensors)
         for array, one in zip(self.arrays, request.output_tensors, strict=True):
-            array[row] = one.data[0]
+            array[start : start + len(one.data)] = one.data[: self.rows - start]
 
     def taken(self) -> list[torch.Tensor]:
         """All of them, once: a queue holds on to what it last called."""
