@@ -46,10 +46,11 @@ densefeat.add_command(bench)
 
 
 class Told(logging.Handler):
-    """What densefeat logs, as lines for the person."""
+    """What densefeat logs, as lines for the person; where nobody watches, warnings alone."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+        watched = record.levelno >= logging.WARNING or sys.stderr.isatty()
+        if watched and os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
             click.echo(f"densefeat: {record.getMessage()}", err=True)
 
 

@@ -32,8 +32,10 @@ def choose(backend: str, model: nn.Module, wanted: Wanted) -> str:
     candidates = ("openvino", "buffer") if wanted.device.type == "cpu" else ("triton",)
     obstacles = {name: obstacle(name, model, wanted) for name in candidates}
     chosen = next((name for name, reason in obstacles.items() if not reason), "reference")
-    told = f" ({obstacles[candidates[-1]]})" if chosen == "reference" else ""
-    LOG.info("backend: %s%s", chosen, told)
+    if chosen == "reference":
+        LOG.warning("backend: reference (%s)", obstacles[candidates[-1]])
+    else:
+        LOG.info("backend: %s", chosen)
     return chosen
 
 
