@@ -1,4 +1,4 @@
-"""BufferEngine: what the plain network computes, whatever the images, the batch and what is asked."""
+"""BufferEngine: what is its own; the rest is in test_cpu_engines.py."""
 
 import resource
 import sys

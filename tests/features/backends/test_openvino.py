@@ -1,4 +1,4 @@
-"""OpenVinoEngine: what the plain network computes, whatever the images, the batch and what is asked."""
+"""OpenVinoEngine: what is its own; the rest is in test_cpu_engines.py."""
 
 import os
 import subprocess
