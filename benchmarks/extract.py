@@ -34,9 +34,9 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
 import densefeat
+from densefeat.bench.networks import image_files
 from densefeat.extract import folder as job_folder
 from densefeat.extract import part as job_part
-from densefeat.images.files import EXTENSIONS
 from densefeat.store.writer import EmbeddingWriter
 
 BUNDLED = "densefeat_densenet_bc100_k12"
@@ -55,10 +55,8 @@ def sample_photographs(folder: Path, count: int) -> None:
 def chosen_photographs(folder: Path, count: int, chosen: Path) -> list[Path]:
     """The first ``count`` image files below ``folder``, copied to ``chosen``."""
     chosen.mkdir()
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    if not found:
-        raise click.ClickException(f"no image file below {folder}")
-    return [shutil.copyfile(path, chosen / f"{i:05}{path.suffix}") for i, path in enumerate(found[:count])]
+    found = image_files(folder)[:count]
+    return [shutil.copyfile(path, chosen / f"{i:05}{path.suffix}") for i, path in enumerate(found)]
 
 
 def calibrated(model: nn.Module) -> nn.Module:

@@ -25,8 +25,8 @@ from rich.table import Table
 from torchvision.io import ImageReadMode, decode_jpeg
 
 import densefeat
+from densefeat.bench.networks import image_files
 from densefeat.extract.pipeline import Decoding, decoded_batches, usable_cores
-from densefeat.images.files import EXTENSIONS
 from densefeat.images.sources import open_source
 
 WINDOW = 64  # JPEG files decoded on the GPU at a time
@@ -34,9 +34,7 @@ WINDOW = 64  # JPEG files decoded on the GPU at a time
 
 def copies(folder: Path, count: int, into: Path) -> None:
     """``count`` files: those below ``folder``, as often as it takes."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    if not found:
-        raise click.ClickException(f"no image file below {folder}")
+    found = image_files(folder)
     into.mkdir()
     for i in range(count):
         path = found[i % len(found)]

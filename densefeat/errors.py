@@ -13,6 +13,10 @@ class UsageError(DensefeatError, ValueError):
     exit_code = 2
 
 
+class BackendError(UsageError):
+    """A backend that does not exist, or cannot run this network here."""
+
+
 class WeightsError(DensefeatError):
     """Weights that cannot be fetched, read, or fitted to the model."""
 

@@ -32,13 +32,13 @@ def model_flops(model: nn.Module, x: torch.Tensor, pool_first: bool = False) -> 
     """As :func:`network_flops`, for a batch ``x (N, C, H, W)``; on the meta device nothing is computed."""
     total = 0
     parents = [module for module in model.modules() if isinstance(module, Transition)]
-    halved = {id(parent.conv) for parent in parents} if pool_first else set()
+    pooled = {id(parent.conv) for parent in parents} if pool_first else set()
 
     def count(conv: nn.Module, _: Any, output: torch.Tensor) -> None:
         nonlocal total
         assert isinstance(conv, nn.Conv2d)
         n, channels, height, width = output.shape
-        pixels = (height // 2) * (width // 2) if id(conv) in halved else height * width
+        pixels = (height // 2) * (width // 2) if id(conv) in pooled else height * width
         total += 2 * n * pixels * channels * conv.in_channels // conv.groups * conv.kernel_size[0] * conv.kernel_size[1]
 
     handles = [each.register_forward_hook(count) for each in model.modules() if isinstance(each, nn.Conv2d)]

@@ -104,12 +104,17 @@ def images_of(folder: Path | None, model: nn.Module, count: int, size: int) -> t
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             return noise(count, size)
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    if not found:
-        raise UsageError(f"images {folder}: no image file there")
-    chosen = found[:count]
+    chosen = image_files(folder)[:count]
     prepared = FeatureExtractor(model, device="cpu", image_size=size, backend="reference").prepare(chosen)
     return prepared[torch.arange(count) % len(chosen)]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All below a folder, sorted. Raises UsageError where there are none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not found:
+        raise UsageError(f"images {str(folder)!r}: no image file there")
+    return found
 
 
 def checked_rows(batch: int) -> list[int]:

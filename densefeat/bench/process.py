@@ -78,6 +78,6 @@ class Worker:
 
 
 def environment(folder: Path, allocator: str) -> dict[str, str]:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_") and key != "DENSEFEAT_CACHE"}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     settings = TUNED_ALLOCATOR if allocator == "tuned" else {}
     return inherited | settings | {key: str(folder / name) for key, name in CACHES.items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from densefeat.errors import OutputError, UsageError
+from densefeat.errors import BackendError, OutputError, UsageError
 from densefeat.extract.folder import extract_folder
 from densefeat.extract.limits import FailureLimit
 from densefeat.extract.plan import Input
@@ -124,10 +124,9 @@ def extract(
     kept = begun_with(Layout(out)) if backend == "auto" and not single and not overwrite else None
     try:
         extractor = FeatureExtractor(model, blocks, pool, tap, weights, where, precision, image_size, decoder, kept or backend)
-    except UsageError as error:
-        if kept and str(error).startswith(f"backend {kept!r}"):
-            raise UsageError(f"{error}; {str(out)!r} was begun with it, --overwrite starts over") from error
-        raise
+    except BackendError as error:
+        begun = f"; {str(out)!r} was begun with it, --overwrite starts over" if kept else ""
+        raise BackendError(f"{error}{begun}") from error
     options = Options(batch_size, workers, on_error, max_failures, overwrite, update, engine)
     job = Job(out, given, extractor, extractor.feature_shapes(), dtype, part_rows, options, ranks)
     result = extract_single(job) if single else extract_folder(job)

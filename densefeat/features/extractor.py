@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.features.backends.choose import build, choose, obstacle
+from densefeat.features.backends.choose import build, choose
 from densefeat.features.backends.engine import BlockOutput, Engine, Wanted
+from densefeat.features.backends.foldable import NotFoldable
 from densefeat.features.backends.snapshot import Snapshot
 from densefeat.features.pooling import Pool, parse_pools
 from densefeat.features.taps import Tap, find_taps
@@ -172,7 +173,7 @@ class FeatureExtractor:
     def _current(self) -> "Built | None":
         """The engine, of the weights as they are now; None: the plain network computes.
 
-        Raises UsageError where the model has become one that the backend asked for does not know.
+        Raises BackendError where the model has become one that the backend asked for does not know.
         """
         built = self._built
         if self.backend != "reference" and (built is None or built.taps != self.taps or not built.snapshot.holds()):
@@ -181,11 +182,11 @@ class FeatureExtractor:
 
     def _build(self) -> "Built | None":
         wanted = self._wanted()
-        if obstacle(self.backend, self.model, wanted):  # the model has changed since
+        try:
+            engine = build(self.backend, self.model, wanted)
+        except NotFoldable:  # the model has changed since: an error, or for "auto" the plain network
             self.backend = choose(self._asked, self.model, wanted)
-        if self.backend == "reference":
             return None
-        engine = build(self.backend, self.model, wanted)
         return Built(engine, list(self.taps), self._taps_in_order(), Snapshot(self.model, thorough=self._model_is_given))
 
     def __getstate__(self) -> dict[str, Any]:

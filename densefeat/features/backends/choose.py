@@ -4,7 +4,7 @@ import logging
 
 from torch import nn
 
-from densefeat.errors import UsageError
+from densefeat.errors import BackendError
 from densefeat.features.backends import openvino, triton
 from densefeat.features.backends.buffer import BufferEngine
 from densefeat.features.backends.engine import Engine, Wanted
@@ -19,13 +19,13 @@ LOG = logging.getLogger("densefeat")
 def choose(backend: str, model: nn.Module, wanted: Wanted) -> str:
     """The name of an engine that can run this network here. For ``"auto"`` a line is logged, except for networks of others.
 
-    Raises UsageError for a backend that does not exist, or cannot run this network here.
+    Raises BackendError.
     """
     if backend not in BACKENDS:
-        raise UsageError(f"backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+        raise BackendError(f"backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     if backend != "auto":
         if reason := obstacle(backend, model, wanted):
-            raise UsageError(f"backend {backend!r}: {reason}")
+            raise BackendError(f"backend {backend!r}: {reason}")
         return backend
     if not isinstance(model, StagedNet):
         return "reference"

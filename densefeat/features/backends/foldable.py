@@ -19,7 +19,7 @@ class NotFoldable(Exception):
 
 def check_foldable(model: nn.Module) -> None:
     """Raise NotFoldable where the network is none of ours, or has parts that are not its own."""
-    if not isinstance(model, DenseNet | DelugeNet) or type(model) not in (DenseNet, DelugeNet):
+    if type(model) is not DenseNet and type(model) is not DelugeNet:
         raise NotFoldable(f"{type(model).__name__} is no DenseNet or DelugeNet of densefeat's own")
     features: Any = model.features
     if has_hooks(model, *features.modules()):

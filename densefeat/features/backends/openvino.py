@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from densefeat.errors import UsageError
+from densefeat.errors import BackendError
 from densefeat.features.backends.engine import BlockOutput, Wanted
 from densefeat.features.backends.finite import broken_blocks, carry_nan
 from densefeat.features.backends.folded import Network
 
-SIZES = 4  # of images that a graph is compiled for each; more share one for any size, slower by a seventh (bf16: a third)
-
+SIZES = 4  # of images that a graph is compiled for each; more share one for any size, which is slower
 PIXELS = 2 * 224**2  # of the images of one request: their maps stay in the caches
 GRAPHS = 8  # kept at a time: one takes some tens of megabytes
 
@@ -28,6 +27,11 @@ def missing() -> str | None:
     """Why this engine cannot run here, and what to do; None where it can."""
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed: pip install 'densefeat[openvino]'"
+    return left_behind()
+
+
+def left_behind() -> str | None:
+    """Why openvino would hang in this process, or None."""
     if process.used is not None and process.used != os.getpid():
         return "this process was forked from one that has used openvino, whose threads stayed there: start it by spawn"
     return None
@@ -80,8 +84,8 @@ class OpenVinoEngine:
 
     def __call__(self, x: torch.Tensor, mean: bool, maps: bool) -> list[BlockOutput]:
         """As :class:`densefeat.features.backends.engine.Engine`. Raises RuntimeError for images too small for the network."""
-        if reason := missing():
-            raise UsageError(f"backend 'openvino': {reason}")
+        if reason := left_behind():
+            raise BackendError(f"backend 'openvino': {reason}")
         with self.lock:
             outputs = self.run(x, mean, maps)
         blocks = len(self.graph.maps)

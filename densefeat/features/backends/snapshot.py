@@ -16,12 +16,13 @@ class Snapshot:
     """What a model's tensors held, and where.
 
     torch counts writes into a tensor, all but those through ``.data`` and numpy. On the CPU, a ``thorough`` snapshot notices
-    these as well, by comparing every byte, and any part of the model that is another: 5 ms for DenseNet-121.
+    these as well, by comparing every byte, and any part of the model that is another. The classifier may change.
     """
 
     def __init__(self, model: nn.Module, thorough: bool) -> None:
+        features: Any = model.features
         self.thorough = thorough
-        self.modules = list(model.modules())
+        self.modules = [model, *features.modules()]
         self.parts = parts(self.modules)
         self.tensors = [part for part in self.parts if isinstance(part, torch.Tensor)]
         self.written = writes(self.tensors)

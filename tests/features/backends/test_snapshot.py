@@ -1,5 +1,6 @@
 """Snapshot: any change of a model is noticed, however it was made; and none is where there is none."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -57,12 +58,16 @@ def another_module(model: nn.Module) -> None:
     model.features.denseblock1.denselayer1 = model.features.denseblock1.denselayer1.__class__(64, 12, True, 4, 0.0)
 
 
+def another_trunk(model: nn.Module) -> None:
+    model.features = copy.deepcopy(model.features)
+
+
 def a_hook(model: nn.Module) -> None:
     model.features.denseblock2.register_forward_hook(lambda *_: None)
 
 
 CHANGES = [in_no_grad, one_value_through_data, negated_through_data, another_tensor_as_data, another_parameter, through_numpy,
-           statistics, other_weights, a_step_of_training, another_module, a_hook]  # fmt: skip
+           statistics, other_weights, a_step_of_training, another_module, another_trunk, a_hook]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -90,24 +95,25 @@ def test_what_changes_no_number_is_none() -> None:
     snapshot = Snapshot(model, thorough=True)
     model.train()
     model.requires_grad_(False)
+    model.classifier.weight.data.zero_()
     model.eval()(images(2))
     assert snapshot.holds()
 
 
 def test_tensors_that_are_not_dense() -> None:
-    model = nn.Conv2d(4, 4, 1)
-    model.weight = nn.Parameter(torch.ones(1, 4, 1, 1).expand(4, 4, 1, 1))
+    model = dense()
+    model.features.conv0.weight = nn.Parameter(torch.ones(1, 3, 7, 7).expand(24, 3, 7, 7))
     snapshot = Snapshot(model, thorough=True)
     assert snapshot.holds()
-    model.bias.data[0] += 1
+    model.features.norm0.bias.data[0] += 1
     assert not snapshot.holds()
 
 
 def test_a_model_made_in_inference_mode() -> None:
     with torch.inference_mode():
-        model = nn.Conv2d(4, 4, 1)
+        model = dense()
     snapshot = Snapshot(model, thorough=True)
     assert snapshot.holds()
     with torch.inference_mode():
-        model.weight.zero_()
+        weight(model).zero_()
     assert not snapshot.holds()
