@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -215,6 +216,15 @@ def test_speed(tmp_path: Path) -> None:
         hooks, reference = told["arms"]
         assert hooks["ratio"]["median"] == 1
         assert min(arm["images_per_second"] for arm in (hooks, reference)) > 0
+
+
+def test_cpu_engine() -> None:
+    output = printed("cpu_engine.py", "--rounds", 1, "--least", 0, "--batch", 2)
+    for idea in ("norm and ReLU as one maximum", "DelugeNet's sum", "images shared out, a pass of 2"):
+        for kind in ("float32", "bfloat16"):
+            (row,) = (line for line in output.splitlines() if idea in line and kind in line)
+            assert re.search(r"\d+\.\d\d +\d+\.\d\d +\d+\.\d\d \(\d", row)
+    assert "changed weights by the count of writes" in output
 
 
 def test_no_script_is_left_out() -> None:

@@ -1,5 +1,6 @@
 """Networks compiled by OpenVINO for the CPU."""
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -37,6 +38,14 @@ def left_behind() -> str | None:
     return None
 
 
+@functools.cache
+def core() -> Any:
+    """The one of this process, which stays: whoever ends one in another thread than began it takes that thread's signal stack
+    away, and the next signal, a Ctrl-C or a worker's end, is a segmentation fault.
+    """
+    return load().Core()
+
+
 @dataclass
 class Process:
     """``used``: the process that has made an engine, or the one that this one was forked from had."""
@@ -70,12 +79,10 @@ class OpenVinoEngine:
     """
 
     def __init__(self, network: Network, wanted: Wanted) -> None:
-        self.openvino = load()
         process.used = os.getpid()
         graph = importlib.import_module("densefeat.features.backends.openvino_graph")
         self.graph = graph.build(network, wanted)
         self.broken = broken_blocks(network, wanted)
-        self.core = self.openvino.Core()
         self.precision = {"fp32": "f32", "bf16": "bf16"}[wanted.precision]
         self.threads = torch.get_num_threads()
         self.sizes: set[tuple[int, int]] = set()
@@ -132,8 +139,8 @@ class OpenVinoEngine:
         else:
             if len(self.queues) == GRAPHS:
                 self.queues.popitem(last=False)
-            compiled = self.core.compile_model(self.graph.model(mean, maps, shape), "CPU", self.settings(streams))
-            self.queues[key] = self.openvino.AsyncInferQueue(compiled, streams)
+            compiled = core().compile_model(self.graph.model(mean, maps, shape), "CPU", self.settings(streams))
+            self.queues[key] = load().AsyncInferQueue(compiled, streams)
         if own:
             self.sizes.add(size)
         return self.queues[key]

@@ -148,6 +148,36 @@ print("openvino" in sys.modules, any(name.split(".")[0] == "openvino_telemetry" 
     assert not (tmp_path / "intel").exists()  # where its telemetry keeps an id
 
 
+def test_a_signal_after_an_engine_ended_in_another_thread() -> None:
+    """Python's handlers run on a stack that openvino sets up, and takes down, where a process has such a stack already."""
+    script = """
+import faulthandler, gc, os, signal, threading
+faulthandler.enable()
+import timm, torch, densefeat
+
+def embed():
+    model = timm.create_model("densefeat_densenet_bc100_k12")
+    extractor = densefeat.FeatureExtractor(model, device="cpu", backend="openvino")
+    extractor(torch.zeros(1, 3, 32, 32))
+    return [extractor]
+
+def drop(held):
+    held.clear()
+    gc.collect()
+
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+for _ in range(2):
+    thread = threading.Thread(target=drop, args=[embed()])
+    thread.start()
+    thread.join()
+    os.kill(os.getpid(), signal.SIGUSR1)
+assert heard == [1, 1]
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_missing_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing() is None
     monkeypatch.setitem(sys.modules, "openvino", None)  # as where it is not installed
