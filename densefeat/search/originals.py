@@ -3,11 +3,11 @@
 import base64
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from densefeat.store.reader import Store
 EDGE = 160  # pixels
 QUALITY = 80
 AHEAD = 32  # images read or decoded at a time
+T = TypeVar("T")
 
 
 class Decodable(Protocol):
@@ -46,6 +47,17 @@ def thumbnails_by(
     provenance: dict[str, Any], wanted: Iterable[Entry], images: str | Path | None = None
 ) -> tuple[dict[Entry, str], str | None]:
     """As :func:`thumbnails`, by the provenance of a store."""
+    return pictures_by(provenance, wanted, images, thumbnail_of)
+
+
+def pictures_by(
+    provenance: dict[str, Any],
+    wanted: Iterable[Entry],
+    images: str | Path | None,
+    picture_of: Callable[[Decodable], T | None],
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[dict[Entry, T], str | None]:
+    """What ``picture_of`` makes of the entries' images, of several at a time; else as :func:`thumbnails_by`."""
     place = provenance.get("images") if images is None else str(images)
     if place is None:
         return {}, "the store does not tell where its images are: give --images"
@@ -54,14 +66,15 @@ def thumbnails_by(
         if images is None and ("://" in address or address.startswith("hf:")):
             return {}, f"the images were at {address}: give --images to fetch them"
     chosen = set(wanted)
-    made: dict[Entry, str] = {}
+    made: dict[Entry, T] = {}
     try:
         source = source_of(place, {entry.path for entry in chosen}, reading)
         items = items_of(source, chosen, provenance.get("tiles"))
         with ThreadPoolExecutor() as pool:
             while some := list(islice(items, AHEAD)):
-                uris = pool.map(thumbnail_of, (item for _, item in some))
-                made |= {entry: uri for (entry, _), uri in zip(some, uris, strict=True) if uri is not None}
+                pictures = pool.map(picture_of, (item for _, item in some))
+                made |= {entry: picture for (entry, _), picture in zip(some, pictures, strict=True) if picture is not None}
+                progress(len(some))
     except DensefeatError as error:
         return made, str(error)
     return made, None

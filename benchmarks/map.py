@@ -1,0 +1,116 @@
+"""A map of 20,000 points in a browser: bytes of the page, seconds until it is drawn, frames while it is moved.
+
+    python benchmarks/map.py
+
+A store of clustered random vectors, four blocks of 256 values, 200 labels, and a small picture for each row: pieces of the two
+photographs that ship with scikit-learn. "load": from opening the file in headless Chromium until the points are drawn; "pan":
+the time between animation frames while the map is dragged. Without a GPU, as here, the page draws on a plain canvas, with one
+it takes WebGL. Needs playwright, and Chromium (or CHROME, the path of one).
+"""
+
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+from datasets import Dataset, Features, Image
+from PIL import Image as Pillow
+from sklearn.datasets import load_sample_images
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from browser import chromium, opened
+from densefeat.report.map import write_map
+from densefeat.store.reader import open_store
+from densefeat.store.writer import EmbeddingWriter, embedding_schema
+
+BLOCKS, SIZE, CLASSES, EDGE = 4, 256, 200, 96
+FRAMES = """() => {
+    window.frames_at = [];
+    const note = (now) => { window.frames_at.push(now); requestAnimationFrame(note); };
+    requestAnimationFrame(note);
+}"""
+
+
+def write_pictures(path: Path, rows: int) -> None:
+    """Pieces of photographs, as Parquet."""
+    photographs = [Pillow.fromarray(image) for image in load_sample_images().images]
+    generator = np.random.default_rng(0)
+    pieces = []
+    for row in range(rows):
+        photograph = photographs[row % len(photographs)]
+        left, top = (int(generator.integers(0, side - EDGE)) for side in photograph.size)
+        pieces.append(photograph.crop((left, top, left + EDGE, top + EDGE)))
+    Dataset.from_dict({"image": pieces}, features=Features({"image": Image()})).to_parquet(path)
+
+
+def write_store(path: Path, pictures: Path, rows: int) -> None:
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, CLASSES, rows)
+    features = {}
+    for block in range(1, BLOCKS + 1):
+        centres = generator.standard_normal((CLASSES, SIZE), np.float32)
+        features[f"block{block}"] = centres[codes] + generator.standard_normal((rows, SIZE), np.float32)
+    schema = embedding_schema(dict.fromkeys(features, (SIZE,)), {"images": str(pictures)}, labelled=True)
+    columns = {
+        "path": [f"{pictures.name}#{row}" for row in range(rows)],
+        "label": [f"class {code}" for code in codes],
+        "width": [EDGE] * rows,
+        "height": [EDGE] * rows,
+    }
+    with EmbeddingWriter(path, schema) as writer:
+        writer.append(columns, features)
+
+
+def looked_at(page: Path, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds until the page is there, and between frames while it is dragged."""
+    found: dict[str, list[float]] = {"load": [], "pan": []}
+    with chromium() as browser:
+        for _ in range(rounds):
+            began = time.perf_counter()
+            with opened(browser, page) as seen:
+                found["load"].append(1000 * (time.perf_counter() - began))
+                box = seen.page.locator("#plot").bounding_box()
+                assert box is not None
+                x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+                seen.page.mouse.move(x, y)
+                seen.page.mouse.down()
+                seen.page.evaluate(FRAMES)
+                for step in range(120):
+                    seen.page.mouse.move(x + 150 * np.sin(step / 10), y + 100 * np.cos(step / 10))
+                found["pan"] += np.diff(seen.page.evaluate("window.frames_at")).tolist()
+                seen.page.mouse.up()
+                assert not seen.complaints, seen.complaints
+    return found
+
+
+@click.command()
+@click.option("--rows", default=20_000, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the numbers as JSON, too.")
+def main(rows: int, rounds: int, out: Path | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_pictures(root / "pictures.parquet", rows)
+        write_store(root / "store.parquet", root / "pictures.parquet", rows)
+        began = time.perf_counter()
+        made = write_map(open_store(root / "store.parquet"), root / "map.html")
+        seconds = time.perf_counter() - began
+        size, table = made.page.stat().st_size, made.table.stat().st_size
+        found = looked_at(made.page, rounds)
+    frames = sorted(found["pan"])
+    print(f"{platform.processor() or platform.machine()}, {rows:,} rows, {BLOCKS} blocks of {SIZE}; {made.notes[-1]}")
+    print(f"written in {seconds:.1f} s: page {size / 1e6:.2f} MB, table {table / 1e6:.2f} MB")
+    print(f"load {statistics.median(found['load']) / 1000:.2f} s (median of {rounds})")
+    late = frames[int(0.95 * len(frames))]
+    print(f"pan {statistics.median(frames):.1f} ms a frame (median of {len(frames)}), 95 % within {late:.1f} ms")
+    if out is not None:
+        out.write_text(json.dumps({"rows": rows, "seconds": seconds, "page": size, "table": table, **found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

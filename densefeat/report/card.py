@@ -1,0 +1,191 @@
+"""What is known of a model: the network as it is made, where its weights come from, and what they were measured to do."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+from timm.models import split_model_name_tag
+from torch import nn
+
+from densefeat.errors import DensefeatError, UsageError
+from densefeat.images.transforms import Preprocessing
+from densefeat.nets.create import known_config, source_of, weights_file
+from densefeat.nets.runs import names_folder, read_run
+from densefeat.nets.weights import file_sha256
+from densefeat.report.published import Point, stem_of
+from densefeat.report.reuse import load_plain
+from densefeat.report.stages import Stage, stages_of, total
+from densefeat.training.evaluate import class_names
+from densefeat.training.run_folder import RECIPE, RESULTS
+
+CARD_ROW = re.compile(r"\| ([\w ]+) \| (.+) \|")
+CARD_TOP1 = re.compile(r"([\d.]+) % top-1")
+NOT_HERE = "not on this machine"
+SHOWN_CLASSES = 5
+
+
+@dataclass(frozen=True)
+class Card:
+    """``facts`` and ``recipe``: names and values, for people; ``measured``: what the weights' own files say they reached."""
+
+    name: str
+    architecture: str
+    image_size: int
+    stages: list[Stage]
+    facts: list[tuple[str, str]]
+    recipe: list[tuple[str, str]]
+    measured: list[Point]
+
+    @property
+    def stem(self) -> str:
+        return stem_of(self.architecture)
+
+
+def read_card(model: str, weights: str | Path | None = None) -> Card:
+    """What is known of a name of ours or timm's, or of a run's folder.
+
+    Nothing is fetched: of published weights the hash is told where their file is on this machine.
+
+    Raises:
+        UsageError: Unknown model, or none whose structure is known.
+        WeightsError: ``weights``, or those of a run, that do not fit.
+    """
+    return card_of_run(model, weights) if names_folder(model) else card_of_name(model, weights)
+
+
+def card_of_name(model: str, weights: str | Path | None) -> Card:
+    config = known_config(model)
+    network = timm.create_model(model) if weights is None else load_plain(model, weights)
+    size, stages = sized(network)
+    file = Path(weights) if weights is not None else weights_file(config) if config.has_weights else None
+    source = "none" if not config.has_weights and file is None else str(weights) if weights else source_of(config)
+    facts = [
+        ("model", ".".join(filter(None, (config.architecture, config.tag))) if weights is None else model),
+        ("weights", source),
+        ("SHA-256 of their file", file_sha256(file) if file else NOT_HERE if config.has_weights else "none"),
+        ("licence", (config.license or "not told") if weights is None else "not told"),
+        ("classes", classes_told(network.num_classes, class_names(network, file) if file else None)),  # type: ignore[arg-type]
+        ("input", input_told(network)),
+    ]
+    beside = card_file(file)
+    own = card_rows(beside)
+    facts += [(f"its card: {name}", value) for name, value in own.items()]
+    architecture = split_model_name_tag(model)[0]
+    return Card(model, architecture, size, stages, facts, [], card_points(architecture, own, stages))
+
+
+def card_of_run(folder: str, weights: str | Path | None) -> Card:
+    run, network = read_run(folder), load_plain(folder, weights)
+    size, stages = sized(network)
+    file = run.weights if weights is None else Path(weights)
+    facts = [
+        ("model", f"{run.architecture}, head: {run.head}"),
+        ("weights", str(file)),
+        ("SHA-256 of their file", file_sha256(file)),
+        ("licence", str(run.pretrained_cfg.get("license") or "not told")),
+        ("classes", classes_told(run.num_classes, run.classes)),
+        ("input", input_told(network)),
+    ]
+    recipe = read_yaml(run.path / RECIPE)
+    told = [(name, shown(value)) for name, value in recipe.items() if value is not None]
+    points = run_points(run.path, run.architecture, stages) if weights is None else []
+    return Card(folder, run.architecture, size, stages, facts, told, points)
+
+
+def sized(network: nn.Module) -> tuple[int, list[Stage]]:
+    size = Preprocessing.of(network).size
+    return size, stages_of(network, size)
+
+
+def classes_told(count: int, names: list[str] | None) -> str:
+    if not names:
+        return f"{count:,}"
+    more = ", …" if len(names) > SHOWN_CLASSES else ""
+    return f"{count:,}: {', '.join(names[:SHOWN_CLASSES])}{more}"
+
+
+def input_told(network: nn.Module) -> str:
+    own = Preprocessing.of(network)
+    means, deviations = (", ".join(f"{value:g}" for value in values) for values in (own.mean, own.std))
+    return f"3×{own.size}×{own.size}, {own.interpolation}, crop {own.crop_pct:g}, mean {means}, std {deviations}"
+
+
+def card_file(weights: Path | None) -> Path | None:
+    """The card that lies beside bundled weights."""
+    beside = weights.with_suffix(".md") if weights is not None else None
+    return beside if beside is not None and beside.is_file() else None
+
+
+def card_rows(file: Path | None) -> dict[str, str]:
+    """The table of two columns in a card of ours."""
+    if file is None:
+        return {}
+    return dict(CARD_ROW.findall(file.read_text(encoding="utf-8", errors="replace")))
+
+
+def card_points(architecture: str, rows: dict[str, str], stages: list[Stage]) -> list[Point]:
+    found = CARD_TOP1.search(rows.get("accuracy", ""))
+    if found is None:
+        return []
+    data = rows.get("data", "its own data").split(":")[0]
+    cost = total(stages)
+    return [Point(architecture, data, float(found.group(1)), cost.parameters, cost.macs, False, "its card")]
+
+
+def run_points(folder: Path, architecture: str, stages: list[Stage]) -> list[Point]:
+    """The top-1 that a run ended with: on its test images, if it has some."""
+    results = read_json(folder / RESULTS)
+    scores = results.get("test") or results.get("val") or {}
+    if not isinstance(scores.get("top1"), int | float):
+        return []
+    recipe, cost = read_yaml(folder / RECIPE), total(stages)
+    return [Point(architecture, data_name(recipe), float(scores["top1"]), cost.parameters, cost.macs, False, folder.name)]
+
+
+def data_name(recipe: dict[str, Any]) -> str:
+    """As the papers call it, where it is theirs; else the name of what was trained on."""
+    known = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet", "svhn": "SVHN", "tin200": "Tiny ImageNet"}
+    name = known.get(str(recipe.get("data")))
+    if name is None:
+        return Path(str(recipe.get("train") or "its own data")).name
+    return f"{name}+" if name.startswith("CIFAR") and recipe.get("augment") != "none" else name
+
+
+def points_of_runs(folder: Path) -> list[Point]:
+    """Of every run in a folder that has been judged and whose network is one of ours. UsageError where there is no folder."""
+    if not folder.is_dir():
+        raise UsageError(f"runs {str(folder)!r}: no such folder")
+    points = []
+    for path in sorted(folder.iterdir()):
+        if (path / RESULTS).is_file():
+            try:
+                points += card_of_run(str(path), None).measured
+            except DensefeatError:  # another network's, or unfinished: the others count
+                continue
+    return points
+
+
+def shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Empty where there is none that can be read."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Empty where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,205 @@
+"""A store as a map: its rows as points, each block's projection, on one page; and the same as Parquet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from densefeat.errors import UsageError
+from densefeat.extract.progress import progress_bar
+from densefeat.heads.label_file import LabelFile
+from densefeat.heads.labels import LABEL, values_of
+from densefeat.heads.probe_file import Probe, load_probe
+from densefeat.images.lists import one_array
+from densefeat.report.map_colours import Colouring, by_cluster, by_values, predictions_of
+from densefeat.report.map_page import Content, Fact, page
+from densefeat.report.map_rows import Shown, columns_of_blocks, shown_rows
+from densefeat.report.map_table import write_table
+from densefeat.report.projection import TITLES, check_method, clusters, project
+from densefeat.report.thumbnails import Sheets, no_sheets, sheets_of
+from densefeat.search.results import Entry, place_fields
+from densefeat.store.atomic import atomic_file, check_target, written
+from densefeat.store.reader import Store, is_embeddings
+
+PAGE_BYTES = 25_000_000
+CLUSTERS = 10
+NOTE_BYTES = 10_000  # for the note on thumbnails
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """What was written: ``notes`` are those of the page."""
+
+    page: Path
+    table: Path
+    points: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is known of the points, beside where they are. ``values``: columns of the table."""
+
+    facts: list[Fact]
+    colourings: list[Colouring]
+    values: dict[str, Sequence[str | None] | np.ndarray]
+    notes: list[str]
+
+
+def write_map(
+    store: Store,
+    out: Path,
+    method: str = "pca",
+    *,
+    images: str | None = None,
+    probe: Path | None = None,
+    labels: Path | None = None,
+    label_column: str | None = None,
+    cluster_count: int = CLUSTERS,
+    pool: str | None = None,
+    progress: bool = False,
+) -> Mapped:
+    """One page at ``out``, at most 25 MB, and beside it the points as Parquet; each whole or not at all.
+
+    Args:
+        method: pca, umap or tsne, for every block.
+        images: Where the images are. None: where the store's job found them, unless that is on a network.
+        probe: Folder or file of a probe fitted on this store's features.
+        labels: A CSV of path and label. None: the store's own, where it has any. label_column: other than ``label``.
+        cluster_count: Of k-means on the last block's features.
+        pool: Of a store with several. None: its first.
+        progress: Shown on a terminal.
+
+    Raises:
+        UsageError: No rows, no pooled features, no such column or method, a probe of other features. OutputError.
+    """
+    check_method(method)
+    table = table_beside(out)
+    for path in (out, table):
+        check_target(path)
+    fitted = None if probe is None else load_probe(probe)
+    texts = label_texts(store, labels, label_column)
+    columns = columns_of_blocks(store, pool)
+    more = [] if fitted is None else columns_of_probe(store, fitted)
+    with progress_bar("reading", len({*columns.values(), *more}), "columns", progress) as done:
+        shown = shown_rows(store, columns, more, done)
+    points, told = projected(shown, method, progress)
+    with progress_bar("predictions and clusters", 1, "steps", progress) as done:
+        known = described(shown, texts, label_column or LABEL, fitted, cluster_count)
+        done(1)
+    entries = entries_of(shown)
+    content = Content(
+        f"Map of {store.path}",
+        [entry.name for entry in entries],
+        points,
+        told,
+        known.facts,
+        known.colourings,
+        texts is not None,
+    )
+    write_table(table, shown, points, known.values)
+    notes = [first_note(shown, method), *shown.notes, *known.notes]
+    return Mapped(out, table, len(entries), tuple(write_page(out, content, shown, entries, notes, images, progress)))
+
+
+def table_beside(out: Path) -> Path:
+    table = out.with_suffix(".parquet")
+    if table == out:
+        raise UsageError(f"output {str(out)!r}: the page's name ends with .html; its points go to {table.name} beside it")
+    if is_embeddings(table):
+        raise UsageError(f"output {str(out)!r}: the points go to {table.name} beside it, which is a store: give another name")
+    return table
+
+
+def columns_of_probe(store: Store, probe: Probe) -> list[str]:
+    """UsageError where the store has not all of them."""
+    columns = list(probe.columns)
+    if missing := [name for name in columns if name not in store.shapes]:
+        raise UsageError(f"{store.path} has no features {', '.join(missing)} for this probe: it takes {', '.join(columns)}")
+    return columns
+
+
+def label_texts(store: Store, file: Path | None, column: str | None) -> list[str | None] | None:
+    """Of all rows; None where there are none and none were asked for."""
+    if file is None and column is None and LABEL not in store.schema.names:
+        return None
+    keys = one_array(store.column("path")).cast("large_string")
+    return values_of([store], None if file is None else LabelFile(file), column or LABEL, keys, needed=True)
+
+
+def projected(shown: Shown, method: str, progress: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Points, and how they were made, by block."""
+    points, told = {}, {}
+    with progress_bar(f"projecting by {TITLES[method]}", len(shown.columns), "blocks", progress) as done:
+        for block, column in shown.columns.items():
+            points[block], told[block] = project(shown.features[column], method)
+            done(1)
+    return points, told
+
+
+def described(shown: Shown, texts: list[str | None] | None, name: str, probe: Probe | None, count: int) -> Described:
+    """``texts``: labels of all rows; ``name``: what they are called; ``count``: of clusters."""
+    known = Described([], [], {}, [])
+    labels = [None] * len(shown.rows) if texts is None else [texts[row] for row in shown.rows.tolist()]
+    if texts is not None:
+        known.facts.append(Fact(name, labels))
+        known.colourings.append(by_values(name, labels))
+        known.values["label"] = labels
+    if probe is not None:
+        add_probe(known, shown, labels, probe)
+    last = list(shown.columns)[-1]
+    found = clusters(shown.features[shown.columns[last]], count)
+    known.facts.append(Fact("cluster", [str(number + 1) for number in found.tolist()]))
+    known.colourings.append(by_cluster(f"cluster of {last}", found))
+    known.values["cluster"] = (found + 1).astype(np.int32)
+    known.notes.append(f"Clusters: {found.max() + 1} by k-means on {shown.columns[last]}, the largest is 1.")
+    return known
+
+
+def add_probe(known: Described, shown: Shown, labels: Sequence[str | None], probe: Probe) -> None:
+    """Its failures are what the page shows first."""
+    made = predictions_of(probe, shown, labels)
+    known.facts.append(Fact("predicted", made.texts))
+    known.colourings.append(by_values("predicted", made.texts))
+    if any(label is not None for label in labels):
+        known.colourings.insert(0, made.failure)
+    known.values["predicted"] = made.texts
+    known.notes.append(f"Predictions: {probe.path}; it may have learnt from some of these rows.")
+
+
+def entries_of(shown: Shown) -> list[Entry]:
+    names = [name for name in place_fields(shown.store) if name != "label"]
+    columns = [shown.store.column(name).take(shown.rows).to_pylist() for name in names]
+    return [Entry(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+
+
+def first_note(shown: Shown, method: str) -> str:
+    model = shown.store.provenance.get("model", "a network")
+    return f"{len(shown.rows):,} points: {', '.join(shown.columns.values())} of {model}, each by {TITLES[method]}."
+
+
+def write_page(
+    out: Path, content: Content, shown: Shown, entries: list[Entry], notes: list[str], images: str | None, progress: bool
+) -> list[str]:
+    """Returns the page's notes, with the one on thumbnails."""
+    room = PAGE_BYTES - len(page(content, no_sheets(len(entries)), notes).encode()) - NOTE_BYTES
+    with progress_bar("thumbnails", len(entries), "images", progress) as done:
+        sheets = sheets_of(shown.store.provenance, entries, room, images, done)
+    notes = notes + thumbnail_notes(sheets, len(entries))
+    with atomic_file(out) as beside, written(out):
+        beside.write_text(page(content, sheets, notes), "utf-8", "backslashreplace")
+    return notes
+
+
+def thumbnail_notes(sheets: Sheets, points: int) -> list[str]:
+    there = int(np.count_nonzero(sheets.squares >= 0))
+    if there == points:
+        return []
+    if sheets.problem:
+        why = sheets.problem
+    elif sheets.full:
+        why = f"chosen evenly, more would make the page larger than {PAGE_BYTES // 10**6} MB"
+    else:
+        why = "the other images were not found or could not be decoded"
+    return [f"Thumbnails of {there:,} of {points:,} points: {why}."]

@@ -1,0 +1,120 @@
+"""What a model is, as one page of HTML that needs nothing beside it, or as Markdown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from densefeat.heads.charts import Picture
+from densefeat.heads.page import STYLE, picture_section, table
+from densefeat.report.card import Card, points_of_runs
+from densefeat.report.comparison import draw_comparison
+from densefeat.report.figures import svg_bytes
+from densefeat.report.published import Point, published_points
+from densefeat.report.stages import Stage, total
+from densefeat.search.page import page, section
+
+STAGE_NAMES = (
+    "stage", "shape", "parameters", "weights, kB", "MACs, 10⁶", "FLOPs, 10⁶", "activations, kB", "receptive field", "stride",
+)  # fmt: skip
+LEFT = ".facts td, .facts th { text-align: left; } .facts td:last-child { overflow-wrap: anywhere; }"
+FACT_NAMES = ("what", "as told")
+POINT_NAMES = ("network", "data", "top-1, %", "parameters", "MACs, 10⁶", "source")
+HOW_COUNTED = (
+    "MACs: multiplications with an addition, of convolutions, cross-layer sums and the linear layer; FLOPs: twice that.",
+    "Weights with the norms' statistics, as they are kept; activations: what convolutions, cross-layer sums and the"
+    " linear layer give, float32.",
+    "Receptive field: pixels of the image and its padding that a value can depend on; larger than the image: all of it.",
+)
+COMPARED = "Hollow, and “paper” in the table: figures that the papers print, not measured here. Different data do not compare."
+
+
+def points_for(card: Card, runs: Path | None = None) -> list[Point]:
+    """The papers' figures for networks with the same stem, what the card says, and what the runs in a folder reached."""
+    own = card.measured + (points_of_runs(runs) if runs is not None else [])
+    return published_points(card.stem) + list(dict.fromkeys(own))
+
+
+def html_page(card: Card, points: Sequence[Point]) -> str:
+    picture = Picture("Accuracy against parameters and arithmetic", svg_bytes(draw_comparison(points)), alt_text(points))
+    sections = [
+        section("Stages", [table(STAGE_NAMES, stage_cells(card.stages), [False] * len(card.stages) + [True])]),
+        section("Card", [facts(card.facts)]),
+        picture_section(picture),
+        section("The same in numbers", [table(POINT_NAMES, point_cells(points))]),
+    ]
+    if card.recipe:
+        sections.append(section("Recipe", [facts(card.recipe)]))
+    return page(title_of(card), [*HOW_COUNTED, COMPARED], sections, style=STYLE + LEFT)
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> str:
+    """HTML."""
+    return f'<div class="facts">{table(FACT_NAMES, rows)}</div>\n'
+
+
+def markdown_page(card: Card, points: Sequence[Point]) -> str:
+    parts = [
+        f"# {cell(title_of(card))}",
+        markdown_table(STAGE_NAMES, stage_cells(card.stages)),
+        "\n".join(HOW_COUNTED),
+        "## Card",
+        markdown_table(FACT_NAMES, card.facts),
+        "## Accuracy against parameters and arithmetic",
+        markdown_table(POINT_NAMES, point_cells(points)),
+        COMPARED.replace("Hollow, and “paper” in the table", "“paper”"),
+        *(["## Recipe", markdown_table(FACT_NAMES, card.recipe)] if card.recipe else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def title_of(card: Card) -> str:
+    return f"{card.name}, {card.image_size}×{card.image_size}"
+
+
+def alt_text(points: Sequence[Point]) -> str:
+    measured = sum(not point.papers for point in points)
+    return f"{len(points) - measured} networks by the papers' figures and {measured} measured here"
+
+
+def stage_cells(stages: Sequence[Stage]) -> list[list[str]]:
+    """A row for each, and one for all."""
+    return [
+        [
+            each.name,
+            "×".join(map(str, each.shape)),
+            f"{each.parameters:,}",
+            f"{each.weight_bytes / 1e3:,.0f}",
+            f"{each.macs / 1e6:,.1f}",
+            f"{2 * each.macs / 1e6:,.1f}",
+            f"{each.activation_bytes / 1e3:,.0f}",
+            "" if each.field is None else f"{each.field.size:,}",
+            "" if each.field is None else str(each.field.stride),
+        ]
+        for each in (*stages, total(stages))
+    ]
+
+
+def point_cells(points: Sequence[Point]) -> list[list[str]]:
+    return [
+        [
+            point.network,
+            point.data,
+            f"{point.top1:.2f}",
+            f"{point.parameters:,}",
+            f"{point.macs / 1e6:,.1f}",
+            f"paper: {point.where}" if point.papers else f"measured: {point.where}",
+        ]
+        for point in points
+    ]
+
+
+def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
+
+
+def cell(text: str) -> str:
+    """On one line, and no markup: names of classes and folders are other people's text."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    for special in "\\`*[]<>|&":
+        text = text.replace(special, f"\\{special}")
+    return text

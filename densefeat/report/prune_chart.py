@@ -1,0 +1,76 @@
+"""What connections are worth, beside their weights, and what is left when more and more are removed."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
+
+from densefeat.report.prune import ALONE, LOSS, RANDOM, WEIGHT, Pruning
+from densefeat.report.reuse import Reuse
+from densefeat.report.reuse_chart import HOW_TO_READ, draw_triangle, draw_weights, finish_triangle, panel_row, size_of
+
+CURVE_HEIGHT = 4.0  # inches
+STYLES = {ALONE: ("#0072b2", "o"), LOSS: ("#56b4e9", "s"), WEIGHT: ("#d55e00", "^"), RANDOM: ("#777777", "x")}
+FULL_COLOUR = 97  # per cent of the cells are within the scale
+
+
+def draw_pruning(pruning: Pruning, reuse: Reuse, title: str) -> Figure:
+    """Above, for each block the accuracy lost without each connection; then the weights; then the curves.
+
+    Colours of the accuracy lost are one scale for all blocks, symmetric about 0, and cut off at the ends.
+    """
+    triangles = [reuse.triangle(number) for number in range(1, reuse.blocks + 1)]
+    width, height = size_of(triangles)
+    figure = Figure(figsize=(width, 2 * height + CURVE_HEIGHT + 0.5), layout="constrained")
+    lost, weights, curves = figure.subfigures(3, 1, height_ratios=(height, height, CURVE_HEIGHT), squeeze=False)[:, 0]
+    draw_lost(lost, pruning, reuse)
+    draw_weight_row(weights, reuse, triangles)
+    draw_curves(curves.subplots(), pruning)
+    figure.suptitle(f"{title}\n{HOW_TO_READ}", parse_math=False, fontsize=11)
+    return figure
+
+
+def draw_lost(figure: SubFigure, pruning: Pruning, reuse: Reuse) -> None:
+    triangles = lost_triangles(pruning, reuse)
+    every = np.concatenate([triangle[~np.isnan(triangle)] for triangle in triangles])
+    most = float(np.percentile(np.abs(every), FULL_COLOUR)) or float(np.abs(every).max()) or 1.0
+    panels = panel_row(figure, triangles)
+    for number, (axes, triangle) in enumerate(zip(panels, triangles, strict=True), 1):
+        image = draw_triangle(axes, triangle, Normalize(-most, most), "RdBu_r")
+        finish_triangle(axes, reuse, number)
+        axes.set_facecolor("#e8e8e8")
+    label = f"points of top-1 lost, {pruning.chosen_on:,} images"
+    figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, panchor=False, extend="both", label=label)
+
+
+def lost_triangles(pruning: Pruning, reuse: Reuse) -> list[np.ndarray]:
+    """float64 ``(sources, readers)`` for each block: points lost; NaN where there is no connection."""
+    places = {(column.reader.block, column.reader.name): place for number in range(1, reuse.blocks + 1)
+              for place, column in enumerate(reuse.block(number))}  # fmt: skip
+    triangles = [np.full_like(reuse.triangle(number), np.nan) for number in range(1, reuse.blocks + 1)]
+    for each in pruning.removed:
+        triangles[each.block - 1][each.source, places[each.block, each.target]] = each.accuracy_lost
+    return triangles
+
+
+def draw_weight_row(figure: SubFigure, reuse: Reuse, triangles: list[np.ndarray]) -> None:
+    panels = panel_row(figure, triangles)
+    image = draw_weights(panels, reuse, triangles)
+    each = "column" if reuse.cross_layer else "block"
+    figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, panchor=False, label=f"mean |weight|, over the {each}'s largest")
+
+
+def draw_curves(axes: Axes, pruning: Pruning) -> None:
+    shares = [0, *(100 * share for share in pruning.shares)]
+    for name, curve in pruning.curves.items():
+        colour, marker = STYLES[name]
+        axes.plot(shares, [pruning.whole[1], *curve], color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
+    axes.axhline(pruning.whole[1], color="#222222", linewidth=0.8, linestyle=":")
+    axes.set(
+        xlabel=f"connections removed, % of {len(pruning.removed):,}",
+        ylabel=f"top-1, %, of {pruning.drawn_on:,} other images",
+        title=f"One image is {100 / pruning.drawn_on:.2g} points",
+    )
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(title="removed together", fontsize=9)

@@ -1,0 +1,109 @@
+"""``densefeat report``: tables, files, and what it says of wrong use."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from densefeat.training.evaluate import load_network
+from densefeat_cli.main import main
+from helpers import BUNDLED
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Runs the command in ``tmp_path``; returns its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["densefeat", "report", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path: Path, photographs: list[Image.Image]) -> Path:
+    """Four photographs at 32×32, of two of the bundled network's classes."""
+    _, classes = load_network(BUNDLED, None)
+    assert classes is not None
+    for i, photograph in enumerate(photographs[:4]):
+        path = tmp_path / "data" / classes[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph.resize((32, 32)).save(path)
+    return tmp_path / "data"
+
+
+def test_reuse(run, tmp_path: Path) -> None:
+    code, out, err = run("reuse", BUNDLED, "--out", "reuse.svg")
+    assert (code, err) == (0, "wrote: reuse.svg, reuse.csv\n")
+    rows = [line.split("  ") for line in out.splitlines()]
+    assert rows[0][0] == "observation"
+    assert [row[-1].strip() for row in rows[1:]] == ["yes", "yes", "no", "yes", "no"]  # as docs/report.md has it
+    assert "0.979" in out
+    assert (tmp_path / "reuse.svg").read_bytes().startswith(b"<?xml")
+    assert len((tmp_path / "reuse.csv").read_text().splitlines()) == 460
+
+
+@pytest.mark.slow
+def test_prune_and_go_on(run, data: Path, tmp_path: Path) -> None:
+    command = ("reuse", BUNDLED, "--what", "prune", "--images", "data", "--device", "cpu", "--out", "prune.png")
+    code, out, err = run(*command)
+    assert code == 0
+    assert err == "densefeat: 4 of 4 labelled images\nwrote: prune.png, prune.csv\n"
+    assert "459 connections, each alone on 2 images (one is 50 points)" in out
+    with open(tmp_path / "prune.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 459
+    with Image.open(tmp_path / "prune.png") as image:
+        assert image.width > 1400
+    assert run(*command) == (code, out, err)
+    next(data.glob("*/0.png")).unlink()
+    code, _, err = run(*command)
+    assert code == 2
+    assert "'prune.jsonl' is of other work (images differ): remove it" in err
+
+
+def test_model(run, tmp_path: Path) -> None:
+    code, out, err = run("model", BUNDLED, "--out", "-")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"# {BUNDLED}, 32×32\n")
+    assert run("model", BUNDLED, "--out", "model.md") == (0, "", "wrote: model.md\n")
+    assert (tmp_path / "model.md").read_text() == out
+    assert run("model", BUNDLED, "--out", "model.html")[0] == 0
+    assert (tmp_path / "model.html").read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("reuse", BUNDLED), 2, "Missing option '--out'"),
+        (("reuse", BUNDLED, "--out", "reuse.gif"), 2, "picture 'reuse.gif': its name must end in .png or .svg"),
+        (("reuse", BUNDLED, "--out", "no/reuse.png"), 1, "output 'no/reuse.png' cannot be written"),
+        (("reuse", "densnet", "--out", "a.png"), 2, "unknown model 'densnet'"),
+        (("reuse", BUNDLED, "--out", "a.png", "--what", "prune"), 2, "--what prune needs labelled --images"),
+        (("reuse", BUNDLED, "--out", "a.png", "--images", "x"), 2, "--images is for --what prune"),
+        (("reuse", BUNDLED, "--out", "a.png", "--label-column", "x"), 2, "--label-column is for --what prune"),
+        (("reuse", BUNDLED, "--out", "a.png", "--what", "prune", "--images", "x"), 2, "'x'"),
+        (("model", BUNDLED, "--out", "model.pdf"), 2, "page 'model.pdf': its name must end in .html or .md"),
+        (("model", "resnet18", "--out", "-"), 2, "ResNet: its connections are not known"),
+        (("model", BUNDLED, "--out", "-", "--runs", "none"), 2, "runs 'none': no such folder"),
+    ],
+)
+def test_wrong_use(run, arguments: tuple[str, ...], code: int, told: str, tmp_path: Path) -> None:
+    ended, out, err = run(*arguments)
+    assert (ended, out, err.count("\n")) == (code, "", 1)
+    assert told in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_ends_with_an_example(run) -> None:
+    for command in ("reuse", "model"):
+        code, out, _ = run(command, "--help")
+        assert code == 0
+        assert re.search(rf"Example: densefeat report {command} {BUNDLED} --out\s+\w+\.\w+\s*$", out)
