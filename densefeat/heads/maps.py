@@ -36,7 +36,7 @@ def check_maps(maps: Sequence[torch.Tensor], channels: Sequence[int]) -> None:
     if len(maps) != len(channels):
         raise UsageError(f"{len(maps)} maps: this head reads {len(channels)}, of {', '.join(map(str, channels))} channels")
     for place, (given, count) in enumerate(zip(maps, channels, strict=True), 1):
-        if given.ndim != 4 or given.shape[1] != count or len(given) != len(maps[0]):
+        if given.ndim != 4 or given.shape[1] != count or given.shape[0] != maps[0].shape[0]:
             shape = tuple(given.shape)
             raise UsageError(f"map {place} of shape {shape}: this head reads ({len(maps[0])}, {count}, H, W) there")
 

@@ -1,0 +1,105 @@
+"""What a file computes against what the plain network does, on photographs."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+
+from densefeat.errors import OutputError
+
+TOLERANCE = 1e-4  # of the largest difference, relative to an output's largest value
+Run = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``count`` images of ``height`` × ``width`` pixels."""
+
+    count: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.count}×{self.height}×{self.width}"
+
+    def pixels(self) -> torch.Tensor:
+        """Pieces of photographs, and one image of noise where there are several: uint8 ``(N, H, W, 3)``, always the same."""
+        random = np.random.default_rng(0)
+        images = [piece(random, self.height, self.width) for _ in range(self.count)]
+        if self.count > 1:
+            images[-1] = random.integers(0, 256, images[-1].shape, np.uint8)
+        return torch.from_numpy(np.stack(images))
+
+
+def piece(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A rectangle of a photograph, a third to all of its sides, resized."""
+    photograph = photographs()[random.integers(2)]
+    share = random.uniform(1 / 3, 1)
+    across, down = (int(side * share) for side in photograph.size)
+    left, top = int(random.integers(photograph.width - across + 1)), int(random.integers(photograph.height - down + 1))
+    return np.asarray(photograph.resize((width, height), Image.Resampling.BICUBIC, (left, top, left + across, top + down)))
+
+
+@cache
+def photographs() -> list[Image.Image]:
+    from sklearn.datasets import load_sample_images  # imports a good part of scikit-learn
+
+    return [Image.fromarray(image) for image in load_sample_images().images]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """``largest``: for each output, relative to its largest value. ``runtime``: what ran the file, on which ``batches``."""
+
+    runtime: str
+    batches: tuple[Batch, ...]
+    largest: dict[str, float]
+
+
+def measure(
+    runtime: str,
+    run: Run,
+    plain: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    given: Callable[[torch.Tensor], torch.Tensor],
+    batches: Iterable[Batch],
+) -> Differences:
+    """Run a file on each batch.
+
+    Args:
+        run: The file: images as it takes them to its outputs, in order.
+        plain: uint8 pixels to the plain network's outputs by name.
+        given: uint8 pixels to images as the file takes them.
+
+    Raises:
+        OutputError: Another shape, or a difference of more than :data:`TOLERANCE`.
+    """
+    largest: dict[str, float] = {}
+    batches = tuple(batches)
+    for batch in batches:
+        pixels = batch.pixels()
+        expected = plain(pixels)
+        for (name, values), found in zip(expected.items(), run(given(pixels)), strict=True):
+            largest[name] = max_or_nan(largest.get(name, 0.0), difference(name, found, values))
+    for name, value in largest.items():
+        if not value <= TOLERANCE:  # NaN, too
+            raise OutputError(
+                f"the exported network's {name} differs from the plain one's by {value:.2g} of its largest value in {runtime}"
+                f" ({', '.join(map(str, batches))}): nothing was written; please report it"
+            )
+    return Differences(runtime, batches, largest)
+
+
+def difference(name: str, found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest, relative to the largest value that was expected; NaN where either has one."""
+    if found.shape != expected.shape:
+        raise OutputError(f"the exported network's {name} has shape {tuple(found.shape)}, not {tuple(expected.shape)}")
+    apart = (found.double() - expected.double()).abs().max()
+    return float(apart / expected.double().abs().max().clamp(min=1e-30))
+
+
+def max_or_nan(a: float, b: float) -> float:
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)

@@ -1,0 +1,151 @@
+"""A network as one module from images to named outputs: what is traced, and what its files are measured against."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from densefeat.errors import UsageError
+from densefeat.features.extractor import FeatureExtractor, feature_name
+from densefeat.features.pooling import Pool, parse_pools
+from densefeat.features.taps import Tap, find_taps
+from densefeat.images.transforms import Preprocessing
+from densefeat.nets.base import StagedNet
+
+OUTPUTS = ("features", "maps", "logits")
+Reference = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is asked for: ``kind`` is features (pooled), maps or logits; the others are as in FeatureExtractor."""
+
+    kind: str = "features"
+    blocks: str | int | tuple[int, ...] = "all"
+    tap: str = "norm"
+    pool: str | tuple[str, ...] = "avg"
+
+    def check(self) -> None:
+        """Raise UsageError where one contradicts another."""
+        if self.kind not in OUTPUTS:
+            raise UsageError(f"outputs {self.kind!r}: choose one of {', '.join(OUTPUTS)}")
+        if self.kind == "logits" and (self.blocks, self.tap) != ("all", "norm"):
+            raise UsageError("outputs 'logits': blocks and tap are for features and maps")
+        if self.kind != "features" and self.pool != "avg":
+            raise UsageError(f"outputs {self.kind!r}: pool is for features")
+        if "none" in self.pools and self.kind == "features":
+            raise UsageError("pool 'none': ask for outputs 'maps'")
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        return parse_pools("none" if self.kind == "maps" else self.pool)
+
+    def taps(self, model: nn.Module) -> list[Tap]:
+        return [] if self.kind == "logits" else find_taps(model, self.blocks, self.tap)
+
+    def names(self, model: nn.Module) -> list[str]:
+        """In the order in which the outputs are given."""
+        if self.kind == "logits":
+            return ["logits"]
+        return [feature_name(tap, pool, len(self.pools)) for tap in self.taps(model) for pool in self.pools]
+
+
+class ExportedNet(nn.Module):
+    """``(N, 3, H, W)``, float32 and normalised, or ``(N, H, W, 3)``, uint8, to a dict of the outputs by name.
+
+    Args:
+        model: In eval mode; it is copied, and the copy cut after the last block that is read.
+        outputs: What to give.
+        preprocessing: Given: images are uint8, and their scale, mean and standard deviation are part of the module.
+
+    Raises:
+        UsageError: No such block or tap; logits of a network without a classifier.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: nn.Module, outputs: Outputs, preprocessing: Preprocessing | None = None) -> None:
+        super().__init__()
+        self.taps, self.pools = outputs.taps(model), outputs.pools
+        self.names = outputs.names(model)
+        if not self.taps and not getattr(model, "num_classes", 1):
+            raise UsageError(f"outputs 'logits': {type(model).__name__} has no classifier: ask for features")
+        self.model: Any = copy.deepcopy(model)
+        if self.taps and isinstance(self.model, StagedNet):
+            cut_after(self.model, self.taps[-1].module)
+        self.takes_pixels = preprocessing is not None
+        if preprocessing is not None:
+            self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
+            self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.normalized(images) if self.takes_pixels else images
+        if not self.taps:
+            return {"logits": self.model(x)}
+        results = self.hooked(x) if self.by_hooks() else self.intermediates(x)
+        return {name: results[name] for name in self.names}
+
+    def normalized(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+
+    def by_hooks(self) -> bool:
+        return isinstance(self.model, StagedNet) or not hasattr(self.model, "forward_intermediates")
+
+    def pooled(self, tap: Tap, maps: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {feature_name(tap, name, len(self.pools)): pool(maps) for name, pool in self.pools.items()}
+
+    def intermediates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """By timm's own method, of networks that are not ours."""
+        every = find_taps(self.model, "all", "norm")
+        indices = [every.index(tap) for tap in self.taps]
+        maps = self.model.forward_intermediates(x, indices=indices, stop_early=True, intermediates_only=True)
+        results: dict[str, torch.Tensor] = {}
+        for tap, each in zip(self.taps, maps, strict=True):
+            results |= self.pooled(tap, each)
+        return results
+
+    def hooked(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As FeatureExtractor reads networks of ours, but to the end of what was left: tracing knows no other way out."""
+        results: dict[str, torch.Tensor] = {}
+
+        def hook_for(tap: Tap) -> Callable[..., None]:
+            return lambda _, __, maps: results.update(self.pooled(tap, maps))
+
+        handles = [self.model.get_submodule(tap.module).register_forward_hook(hook_for(tap)) for tap in self.taps]
+        try:
+            self.model.forward_features(x) if isinstance(self.model, StagedNet) else self.model(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return results
+
+
+def cut_after(model: StagedNet, module: str) -> None:
+    """Leave out what runs after a module, and the classifier."""
+    model.features = cut(model.features, module.split(".")[1:])
+    model.reset_classifier(0, "")
+
+
+def cut(sequence: nn.Sequential, path: list[str]) -> nn.Sequential:
+    """Of modules that run one after the other, those up to the one at ``path``; of one within another kind, the whole."""
+    kept: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, child in sequence.named_children():
+        last = name == path[0]
+        kept[name] = cut(child, path[1:]) if last and len(path) > 1 and isinstance(child, nn.Sequential) else child
+        if last:
+            break
+    return nn.Sequential(kept)
+
+
+def reference(model: nn.Module, outputs: Outputs) -> Reference:
+    """What the plain network gives for normalised images ``(N, 3, H, W)``: as FeatureExtractor does, or its logits."""
+    if outputs.kind == "logits":
+        return lambda x: {"logits": model(x)}
+    pool = tuple(outputs.pools) if outputs.kind == "maps" else outputs.pool
+    extractor = FeatureExtractor(model, blocks=outputs.blocks, tap=outputs.tap, pool=pool, device="cpu", backend="reference")
+    return extractor.forward

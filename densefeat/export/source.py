@@ -1,0 +1,68 @@
+"""The network to export, with what is known of it."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from densefeat.errors import UsageError
+from densefeat.heads.network import load_run
+from densefeat.nets.create import create_model
+from densefeat.nets.runs import load_backbone, names_folder, read_run
+from densefeat.nets.weights import file_sha256, state_sha256
+
+
+@dataclass(frozen=True)
+class Source:
+    """``model``: in eval mode, float32, on the CPU, nobody else's. ``weights``: their source, SHA-256 and licence.
+
+    ``run``: the folder that it came from; ``published``: the weights are those that its name stands for. Paths are kept out of
+    what is written: of a file or folder its name alone is told.
+    """
+
+    model: nn.Module
+    name: str
+    weights: dict[str, Any]
+    run: Path | None = None
+    published: bool = False
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(getattr(self.model, "pretrained_cfg", None) or {})
+
+
+def load_source(model: str | nn.Module, weights: str | Path | None, with_head: bool) -> Source:
+    """A network by name, of a run's folder, or a copy of a model object.
+
+    ``with_head``: of a run whose head is ours, that too; else such a run's network comes without.
+    """
+    if isinstance(model, nn.Module):
+        source = of_object(model, weights)
+    elif names_folder(model) and weights is None:
+        source = of_run(model, with_head)
+    else:
+        made, provenance = create_model(model, weights)
+        told = provenance["weights"]["source"] if weights is None else Path(weights).name
+        source = Source(made, provenance["model"], provenance["weights"] | {"source": told}, published=weights is None)
+    source.model.eval().to("cpu", torch.float32).requires_grad_(False)
+    return source
+
+
+def of_object(model: nn.Module, weights: str | Path | None) -> Source:
+    if weights is not None:
+        raise UsageError("weights are for a model given by name: load them into your own with densefeat.load_weights")
+    config = getattr(model, "pretrained_cfg", None) or {}
+    known = {"source": "a model object", "sha256": state_sha256(model), "license": None}
+    return Source(copy.deepcopy(model), config.get("architecture") or type(model).__name__, known)
+
+
+def of_run(folder: str, with_head: bool) -> Source:
+    run = read_run(folder)
+    model = load_run(folder) if with_head or run.head == "linear" else load_backbone(run)[0]
+    name = run.path.resolve().name
+    licence = run.pretrained_cfg.get("license")
+    known = {"source": f"{name}/{run.weights.name}", "sha256": file_sha256(run.weights), "license": licence}
+    return Source(model, name, known, run.path)

@@ -1,0 +1,28 @@
+"""torch.export's own file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densefeat.export.check import Run
+from densefeat.export.traced import Traced
+
+EXTRA = "densefeat.json"
+
+
+def write(traced: Traced, names: list[str], path: Path, metadata: dict[str, Any]) -> None:  # noqa: ARG001
+    """Outputs are a dict by name; ``metadata`` is the extra file ``densefeat.json``."""
+    torch.export.save(traced.program, path, extra_files={EXTRA: json.dumps(metadata)})
+
+
+def open_file(path: Path) -> tuple[str, Run]:
+    """torch's version, and the file read back: one that this process wrote, for reading it can run code."""
+    module = torch.export.load(path).module()
+
+    def run(images: torch.Tensor) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return list(module(images).values())
+
+    return f"torch {torch.__version__}", run

@@ -1,0 +1,173 @@
+"""A network as a file of another tool, measured against the plain network before it takes its place."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import densefeat.export.hub_folder as hub_folder
+import densefeat.export.onnx_file as onnx_file
+import densefeat.export.openvino_file as openvino_file
+import densefeat.export.torch_file as torch_file
+import densefeat.export.weights_file as weights_file
+from densefeat.errors import OutputError, UsageError
+from densefeat.export.check import Batch, Differences, measure
+from densefeat.export.described import described, interface
+from densefeat.export.module import ExportedNet, Outputs, reference
+from densefeat.export.source import Source, load_source
+from densefeat.export.staging import staged
+from densefeat.export.traced import Traced, trace, trace_fixed
+from densefeat.features.backends.openvino import missing as missing_openvino
+from densefeat.images.transforms import Preprocessing
+
+GRAPHS = {"onnx": onnx_file, "torch-export": torch_file, "openvino": openvino_file}
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml", "safetensors": ".safetensors", "hub-folder": ""}
+INPUTS = ("float", "pixels")
+STEPS = 4  # that are told of
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: ``path``, its ``metadata``, and how far its outputs are from the plain network's."""
+
+    path: Path
+    metadata: dict[str, Any]
+    differences: Differences
+
+
+def export_model(
+    model: str | nn.Module,
+    to: str,
+    out: str | Path,
+    outputs: str = "features",
+    blocks: str | int | Sequence[int] = "all",
+    tap: str = "norm",
+    pool: str | Sequence[str] = "avg",
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    input: str = "float",
+    advance: Callable[[int], None] = lambda _: None,
+) -> Exported:
+    """Write a network to ``out``, run what was written in its own runtime, and keep it where it computes the same.
+
+    - ``onnx``: one file (``.onnx``); ``openvino``: ``.xml`` and ``.bin`` beside it; ``torch-export``: ``.pt2``. The images
+      are ``images``, the outputs have the names that :class:`densefeat.FeatureExtractor` gives them. Any number of images,
+      and any size, multiples of 32, or one size, as the network lets it: ``metadata["input"]["sizes"]``.
+    - ``safetensors``: the weights, for ``--weights`` and timm's ``checkpoint_path``.
+    - ``hub-folder``: a folder as timm pushes it to the hub: ``config.json``, ``model.safetensors``, ``README.md``.
+
+    All have preprocessing, provenance and outputs in their metadata, as JSON.
+
+    Args:
+        model: A name, a run's folder, or a network (which is copied).
+        outputs: ``"features"``, pooled; ``"maps"``; ``"logits"``. This, and all that follows up to ``pool``, is for graphs.
+        blocks, tap, pool, weights, image_size: As in :class:`densefeat.FeatureExtractor`.
+        input: ``"float"``: normalised ``(N, 3, H, W)``, float32; ``"pixels"``: resized ``(N, H, W, 3)``, uint8, RGB.
+        advance: Called after each of :data:`STEPS` steps, with 1.
+
+    Raises:
+        UsageError: Arguments that do not exist or fit; a package that is missing.
+        OutputError: ``out`` exists or cannot be written, or what was written computes something else: nothing is left.
+    """
+    out = Path(out)
+    asked = Outputs(outputs, asked_blocks(blocks), tap, pool if isinstance(pool, str) else tuple(pool))
+    check_arguments(to, out, asked, input)
+    check_installed(to)
+    places = [out, out.with_suffix(".bin")] if to == "openvino" else [out]
+    with staged(*places) as (path, *_), torch.no_grad():
+        source = load_source(model, weights, with_head=to in GRAPHS and outputs == "logits")
+        preprocessing = Preprocessing.of(source.model, image_size)
+        advance(1)
+        if to in GRAPHS:
+            metadata, differences = write_graph(to, source, preprocessing, asked, input, path, advance)
+        else:
+            metadata, differences = write_weights(to, source, preprocessing, path, advance)
+        advance(1)
+    return Exported(out, metadata, differences)
+
+
+def asked_blocks(blocks: str | int | Sequence[int]) -> str | int | tuple[int, ...]:
+    return blocks if isinstance(blocks, str | int) else tuple(blocks)
+
+
+def check_arguments(to: str, out: Path, asked: Outputs, input: str) -> None:
+    """Raise UsageError for what can be told before any work."""
+    if to not in SUFFIXES:
+        raise UsageError(f"format {to!r}: choose one of {', '.join(SUFFIXES)}")
+    if input not in INPUTS:
+        raise UsageError(f"input {input!r}: choose one of {', '.join(INPUTS)}")
+    if not out.name or (SUFFIXES[to] and out.suffix != SUFFIXES[to]):
+        raise UsageError(f"output {str(out)!r}: give a name{' that ends in ' * bool(SUFFIXES[to])}{SUFFIXES[to]}")
+    if to not in GRAPHS and (asked, input) != (Outputs(), "float"):
+        raise UsageError(f"format {to!r} is of weights alone: outputs, blocks, tap, pool and input are for {', '.join(GRAPHS)}")
+    asked.check()
+
+
+def check_installed(to: str) -> None:
+    """Raise UsageError naming what to install."""
+    packages = ("onnx", "onnxscript", "onnxruntime") if to == "onnx" else ()
+    if absent := [package for package in packages if find_spec(package) is None]:
+        raise UsageError(f"format {to!r} needs {', '.join(absent)}: pip install 'densefeat[export]'")
+    if to == "openvino" and (reason := missing_openvino()):
+        raise UsageError(f"format {to!r}: {reason}")
+
+
+def write_graph(
+    to: str,
+    source: Source,
+    preprocessing: Preprocessing,
+    asked: Outputs,
+    input: str,
+    path: Path,
+    advance: Callable[[int], None],
+) -> tuple[dict[str, Any], Differences]:
+    net = ExportedNet(source.model, asked, preprocessing if input == "pixels" else None).eval()
+    given = (lambda pixels: pixels) if input == "pixels" else partial(prepared, preprocessing)
+    plain = reference(source.model, asked)
+
+    def written(traced: Traced) -> tuple[dict[str, Any], Differences]:
+        metadata = described(source, preprocessing) | interface(to, net, asked, traced)
+        GRAPHS[to].write(traced, net.names, path, metadata)
+        runtime, run = GRAPHS[to].open_file(path)
+        return metadata, measure(runtime, run, lambda x: plain(prepared(preprocessing, x)), given, traced.batches())
+
+    traced = trace(net, given, preprocessing.size)
+    advance(1)
+    try:
+        results = written(traced)
+    except OutputError:  # some converters make constants of what depends on an open size
+        if traced.sizes == "fixed":
+            raise
+        results = written(trace_fixed(net, given, preprocessing.size))
+    advance(1)
+    return results
+
+
+def write_weights(
+    to: str, source: Source, preprocessing: Preprocessing, path: Path, advance: Callable[[int], None]
+) -> tuple[dict[str, Any], Differences]:
+    metadata = described(source, preprocessing)
+    if to == "hub-folder":
+        hub_folder.check_made_by_timm(source)
+        path.mkdir()
+        hub_folder.write(source, preprocessing, path, metadata)
+        advance(1)
+        runtime, run = hub_folder.open_folder(path)
+    else:
+        weights_file.write_described(source.model, path, metadata)
+        advance(1)
+        runtime, run = weights_file.open_file(source.model, path)
+    advance(1)
+    given = partial(prepared, preprocessing)
+    batches = [Batch(count, preprocessing.size, preprocessing.size) for count in (1, 3)]
+    return metadata, measure(runtime, run, lambda x: {"output": source.model(given(x))}, given, batches)
+
+
+def prepared(preprocessing: Preprocessing, pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 ``(N, H, W, 3)`` to normalised ``(N, 3, H, W)``, float32, as FeatureExtractor does."""
+    return preprocessing.normalize(pixels.permute(0, 3, 1, 2).contiguous())

@@ -1,0 +1,295 @@
+"""Networks of every family in every format for graphs, run in their own runtimes on other batches and sizes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from densefeat import FeatureExtractor
+from densefeat.errors import OutputError, UsageError
+from densefeat.export import export_model
+from densefeat.features.backends.openvino import load as load_openvino
+from densefeat.nets.weights import state_sha256
+from helpers import BUNDLED, randomize_statistics, relative_difference
+
+SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
+SMALL = {
+    "densenet": ("densefeat_densenet121", dict(growth_rate=8, block_config=(2, 3, 2, 2))),
+    "densenet-efficient": ("densefeat_densenet121", dict(growth_rate=4, block_config=(2, 2), memory_efficient=True)),
+    "densenet-cifar": ("densefeat_densenet40_k12", dict(growth_rate=4, block_config=(2, 2, 2))),
+    "delugenet": ("densefeat_delugenet92", dict(block_widths=(4, 8, 8, 16), block_config=(2, 3, 2, 2))),
+    "delugenet-cifar": ("densefeat_delugenet146", dict(block_widths=(4, 8, 8), block_config=(3, 2, 2), memory_efficient=True)),
+}  # fmt: skip
+
+
+def small(family: str, **arguments: Any) -> nn.Module:
+    """With statistics of its own, as a trained network has."""
+    name, structure = SMALL[family]
+    torch.manual_seed(0)
+    return randomize_statistics(timm.create_model(name, num_classes=7, **structure, **arguments)).eval()
+
+
+def outputs_of(to: str, path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
+    """By name, as somebody without densefeat gets them."""
+    if to == "onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
+    if to == "openvino":
+        compiled = load_openvino().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        results = compiled({"images": images.numpy()})
+        return {output.get_any_name(): results[output].copy() for output in compiled.outputs}
+    with torch.no_grad():
+        return {name: value.numpy() for name, value in torch.export.load(path).module()(images).items()}
+
+
+def metadata_of(to: str, path: Path) -> dict[str, Any]:
+    if to == "onnx":
+        (entry,) = onnx.load(path).metadata_props
+        assert entry.key == "densefeat"
+        return json.loads(entry.value)
+    if to == "openvino":
+        return json.loads(load_openvino().Core().read_model(path).get_rt_info(["densefeat"]).astype(str))
+    files = {"densefeat.json": ""}
+    torch.export.load(path, extra_files=files)
+    return json.loads(files["densefeat.json"])
+
+
+def images_of(count: int, height: int, width: int) -> torch.Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(count))
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].shape == tuple(value.shape)
+        assert relative_difference(found[name], value) < 1e-5, name
+
+
+@pytest.mark.parametrize("to", SUFFIX)
+@pytest.mark.parametrize("family", SMALL)
+def test_features_of_any_batch_and_size(tmp_path: Path, family: str, to: str) -> None:
+    model = small(family)
+    path = tmp_path / f"network{SUFFIX[to]}"
+    result = export_model(model, to, path)
+    assert result.path == path
+    assert max(result.differences.largest.values()) < 1e-5
+    assert result.metadata["input"]["sizes"].startswith("any, from ")
+    plain = FeatureExtractor(model, device="cpu", backend="reference")
+    for shape in [(1, 64, 64), (3, 97, 131), (7, 64, 65), (33, 66, 70)]:
+        images = images_of(*shape)
+        assert_same(outputs_of(to, path, images), plain.forward(images))
+
+
+@pytest.mark.parametrize("to", SUFFIX)
+def test_photographs_as_pixels(tmp_path: Path, to: str, trained: nn.Module, photographs: list[Image.Image]) -> None:
+    """The bundled network by its name, preprocessing in the graph."""
+    path = tmp_path / f"network{SUFFIX[to]}"
+    export_model(BUNDLED, to, path, input="pixels", pool=("avg", "gem:4"), blocks=(1, 3))
+    extractor = FeatureExtractor(BUNDLED, device="cpu", backend="reference", pool=("avg", "gem:4"), blocks=(1, 3))
+    pixels = torch.stack([extractor._geometry(photograph) for photograph in photographs]).permute(0, 2, 3, 1).contiguous()
+    assert_same(outputs_of(to, path, pixels), extractor(photographs))
+
+
+@pytest.mark.parametrize("to", SUFFIX)
+def test_maps(tmp_path: Path, to: str) -> None:
+    model = small("delugenet")
+    path = tmp_path / f"network{SUFFIX[to]}"
+    export_model(model, to, path, outputs="maps", tap="raw", blocks="2,3", image_size=48)
+    images = images_of(5, 70, 90)
+    plain = FeatureExtractor(model, device="cpu", backend="reference", pool="none", tap="raw", blocks="2,3")
+    assert_same(outputs_of(to, path, images), plain.forward(images))
+
+
+@pytest.mark.parametrize("to", SUFFIX)
+@pytest.mark.parametrize("family", ["densenet", "delugenet-cifar"])
+def test_logits(tmp_path: Path, family: str, to: str) -> None:
+    model = small(family)
+    path = tmp_path / f"network{SUFFIX[to]}"
+    export_model(model, to, path, outputs="logits")
+    images = images_of(4, 70, 97)
+    with torch.no_grad():
+        assert_same(outputs_of(to, path, images), {"logits": model(images)})
+
+
+@pytest.mark.parametrize("to", SUFFIX)
+def test_metadata(tmp_path: Path, to: str) -> None:
+    path = tmp_path / f"network{SUFFIX[to]}"
+    result = export_model(BUNDLED, to, path, blocks=2, pool="max")
+    facts = metadata_of(to, path)
+    assert facts == result.metadata
+    assert facts["model"] == f"{BUNDLED}.tin200"
+    assert facts["weights"]["license"] == "apache-2.0"
+    assert facts["preprocessing"]["size"] == 32
+    assert facts["preprocessing"]["interpolation"] == "bicubic"
+    assert facts["preprocessing"]["colour"] == "RGB"
+    assert facts["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
+    assert facts["input"]["layout"] == "NCHW"
+    assert facts["outputs"] == [{"name": "block2", "shape": ["batch", 300]}]
+    assert (facts["kind"], facts["tap"], facts["pool"]) == ("features", "norm", ["max"])
+    here = str(Path(__file__).parents[2]).encode()
+    assert not [file for file in tmp_path.iterdir() if here in file.read_bytes()]
+
+
+def test_onnx_names_its_dimensions_and_opset(tmp_path: Path) -> None:
+    result = export_model(small("densenet"), "onnx", tmp_path / "network.onnx", outputs="maps")
+    model = onnx.load(tmp_path / "network.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [
+        "batch",
+        3,
+        "height",
+        "width",
+    ]
+    assert [output.name for output in model.graph.output] == ["block1", "block2", "block3", "block4"]
+    assert model.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [18]
+    assert result.metadata["opset"] == 18
+
+
+def test_only_the_layers_that_are_read(tmp_path: Path) -> None:
+    """Weights of later blocks are no part of the files."""
+    model = small("densenet")
+    kept = sum(
+        p.numel()
+        for name, p in model.named_parameters()
+        if name.startswith(("features.conv0", "features.norm0", "features.denseblock1", "features.transition1.norm"))
+    )
+    export_model(model, "onnx", tmp_path / "a.onnx", blocks=1)
+    export_model(model, "torch-export", tmp_path / "a.pt2", blocks=1)
+    program = torch.export.load(tmp_path / "a.pt2")
+    assert sum(p.numel() for p in program.parameters()) == kept
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    assert sum(int(np.prod(each.dims)) for each in graph.initializer) < 1.5 * kept
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_given_network_stays_as_it_is(tmp_path: Path, training: bool) -> None:
+    model = small("densenet-cifar").train(training)
+    model.features.norm5.eval()
+    before, modes = state_sha256(model), [module.training for module in model.modules()]
+    export_model(model, "torch-export", tmp_path / "network.pt2", blocks=1)
+    assert state_sha256(model) == before
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    images = images_of(2, 32, 32)
+    plain = FeatureExtractor(model, device="cpu", backend="reference", blocks=1)  # evaluates, whatever the mode
+    assert_same(outputs_of("torch-export", tmp_path / "network.pt2", images), plain.forward(images))
+
+
+class Unshuffled(nn.Module):
+    """Takes multiples of 32 pixels alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pretrained_cfg = {
+            "input_size": (3, 64, 64),
+            "mean": (0.5,) * 3,
+            "std": (0.5,) * 3,
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+        }
+        self.feature_info = [dict(num_chs=8, reduction=32, module="conv")]
+        self.conv = nn.Conv2d(3 * 32 * 32, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.pixel_unshuffle(x, 32)).mean((2, 3))
+
+
+@pytest.mark.parametrize("to", SUFFIX)
+def test_multiples_of_32_where_the_network_asks_for_them(tmp_path: Path, to: str) -> None:
+    torch.manual_seed(0)
+    model = Unshuffled().eval()
+    path = tmp_path / f"network{SUFFIX[to]}"
+    assert export_model(model, to, path).metadata["input"]["sizes"] == "multiples of 32, from 64 pixels"
+    images = images_of(3, 96, 160)
+    with torch.no_grad():
+        assert_same(outputs_of(to, path, images), {"conv": model(images)})
+
+
+@pytest.mark.parametrize("to", SUFFIX)
+def test_other_networks_of_timm(tmp_path: Path, to: str) -> None:
+    """A transformer takes one size."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=3).eval()
+    path = tmp_path / f"network{SUFFIX[to]}"
+    facts = export_model(model, to, path, image_size=64).metadata
+    assert facts["input"]["sizes"] == "64 by 64"
+    assert facts["input"]["shape"] == ["batch", "3", "64", "64"]
+    images = images_of(5, 64, 64)
+    assert_same(outputs_of(to, path, images), FeatureExtractor(model, device="cpu").forward(images))
+
+
+@pytest.mark.parametrize("to", SUFFIX)
+def test_nothing_is_left_of_a_file_that_computes_something_else(tmp_path: Path, to: str) -> None:
+    """NaN equals nothing, itself not either."""
+    model = small("densenet-cifar")
+    model.features.conv0.weight.data[0] = float("nan")
+    with pytest.raises(OutputError, match=r"block1 differs from the plain one's by nan.*nothing was written"):
+        export_model(model, to, tmp_path / f"network{SUFFIX[to]}", pool="avg")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "network.bin").write_text("mine")
+    with pytest.raises(OutputError, match=r"network.bin' exists: remove it"):
+        export_model(BUNDLED, "openvino", tmp_path / "network.xml")
+    assert [path.name for path in tmp_path.iterdir()] == ["network.bin"]
+    with pytest.raises(OutputError, match="cannot be written: No such file"):
+        export_model(BUNDLED, "onnx", tmp_path / "absent/network.onnx")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(to="tflite"), "format 'tflite': choose one of onnx"),
+        (dict(out="network.pb"), r"network.pb': give a name that ends in .onnx"),
+        (dict(outputs="everything"), "outputs 'everything': choose one of features"),
+        (dict(input="float16"), "input 'float16': choose one of float, pixels"),
+        (dict(outputs="logits", blocks=2), "blocks and tap are for features and maps"),
+        (dict(outputs="maps", pool="max"), "outputs 'maps': pool is for features"),
+        (dict(pool="none"), "pool 'none': ask for outputs 'maps'"),
+        (dict(pool="median"), "pool 'median': give one or more of"),
+        (dict(blocks=9), "blocks 9: this network has 1 to 3"),
+        (dict(image_size=8), "at least 32 pixels"),
+        (dict(model="densefeat_densenet"), "unknown model 'densefeat_densenet'"),
+        (dict(to="safetensors", out="a.safetensors", pool="max"), "format 'safetensors' is of weights alone"),
+    ],
+)
+def test_wrong_use(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = dict(model=BUNDLED, to="onnx", out="network.onnx") | arguments
+    with pytest.raises(UsageError, match=message):
+        export_model(**given | {"out": tmp_path / given["out"]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_logits_without_a_classifier(tmp_path: Path) -> None:
+    model = small("densenet-cifar")
+    model.reset_classifier(0)
+    with pytest.raises(UsageError, match="has no classifier: ask for features"):
+        export_model(model, "onnx", tmp_path / "network.onnx", outputs="logits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", SUFFIX)
+@pytest.mark.parametrize(
+    "name", ["densefeat_densenet264", "densefeat_delugenet122", "densefeat_densenet_bc250_k24", "densefeat_wide_delugenet146"]
+)
+def test_whole_networks(tmp_path: Path, name: str, to: str) -> None:
+    torch.manual_seed(0)
+    model = randomize_statistics(timm.create_model(name)).eval()
+    path = tmp_path / f"network{SUFFIX[to]}"
+    assert export_model(model, to, path).metadata["input"]["sizes"].startswith("any, from ")
+    images = images_of(3, 97, 131)
+    found, expected = outputs_of(to, path, images), FeatureExtractor(model, device="cpu", backend="reference").forward(images)
+    assert list(found) == list(expected)
+    assert max(relative_difference(found[key], value) for key, value in expected.items()) < 1e-4
