@@ -127,12 +127,20 @@ def decode_with_pillow(data: bytes, image: Image.Image, max_pixels: int) -> Imag
 
 
 class _Reading(threading.local):
-    """Stands where a warnings filter has its pattern: matches every message of threads that are inside :func:`readable`."""
+    """Stands where a warnings filter has its pattern: matches every message of threads that are inside :func:`readable`.
+
+    Filters go along with tasks for other processes: pickled it is that process's own, and ``pattern``, of which scikit-learn
+    makes its workers' filters, matches nothing.
+    """
 
     now = False
+    pattern = "(?!)"
 
     def match(self, _: str) -> bool:
         return self.now
+
+    def __reduce__(self) -> str:
+        return "_reading"
 
 
 _reading = _Reading()

@@ -1,0 +1,61 @@
+"""The examples on the pages run, in an empty folder, without a network."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docs_examples import Block, blocks, commands, pages, run_command, run_page
+
+SLOW = {"export.md": pytest.mark.slow, "integrations.md": pytest.mark.slow}
+
+
+@pytest.fixture
+def quiet_log() -> Iterator[None]:
+    """The command line sets up the log of the whole process: put it back."""
+    log = logging.getLogger("densefeat")
+    before = log.handlers, log.level
+    yield
+    log.handlers, log.level = before
+
+
+# Lightning on this machine's cores and on code of its own and its metrics' that torch has renamed
+@pytest.mark.filterwarnings(
+    "ignore:The 'train_dataloader' does not have many workers",
+    "ignore:GPU available but not used",
+    "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",
+)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=SLOW.get(page.name, ()), id=page.name) for page in pages()])
+def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_log: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(page, tmp_path)
+
+
+def test_pages_are_found() -> None:
+    found = {page.name: {block.language for block in blocks(page)} for page in pages()}
+    assert found["quickstart.md"] == {"python", "console"}
+    assert "python" in found["integrations.md"]
+
+
+def test_a_page_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_log: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "A page\n\n```python\nx = 1\n```\n\n```sh\ndensefeat finetune\n```\n\n```python\nx += 1\nassert x == 3\n```\n"
+    )
+    with pytest.raises(AssertionError) as failed:
+        run_page(page, tmp_path)
+    assert failed.traceback[-1].lineno == 13 - 1
+    with pytest.raises(AssertionError, match="densefeat info absent/: exit code 2"):
+        run_command(["densefeat", "info", "absent/"])
+    with pytest.raises(AssertionError, match="line 3: pip is not run here"):
+        list(commands(Block("console", "$ pip install densefeat\n", 3)))
+
+
+def test_commands_of_a_block() -> None:
+    text = "$ densefeat info embeddings/  # rows\nrows 48\n$ densefeat probe embeddings/ \\\n    --out 'my probe/'\n"
+    assert list(commands(Block("console", text, 1))) == [
+        ["densefeat", "info", "embeddings/"],
+        ["densefeat", "probe", "embeddings/", "--out", "my probe/"],
+    ]
