@@ -10,13 +10,16 @@ import click
 from densefeat_cli.bench import bench
 from densefeat_cli.convert import convert
 from densefeat_cli.evaluate import evaluate
+from densefeat_cli.export import export
 from densefeat_cli.extract import extract
 from densefeat_cli.finetune import finetune
 from densefeat_cli.info import info
+from densefeat_cli.map import map_
 from densefeat_cli.models import models
 from densefeat_cli.predict import predict
 from densefeat_cli.probe import probe
 from densefeat_cli.recipes import recipes
+from densefeat_cli.report import report
 from densefeat_cli.search import search
 from densefeat_cli.train import train
 
@@ -42,6 +45,9 @@ densefeat.add_command(train)
 densefeat.add_command(evaluate)
 densefeat.add_command(predict)
 densefeat.add_command(recipes)
+densefeat.add_command(map_)
+densefeat.add_command(report)
+densefeat.add_command(export)
 densefeat.add_command(bench)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # each room may import those before its own level, and its neighbours' only where listed earlier
-LEVELS = [{"errors", "version"}, {"nets", "images", "store"}, {"features"}, {"extract", "search"}, {"heads"}, {"training"},
+LEVELS = [{"errors", "version"}, {"nets", "images", "store"}, {"features"}, {"extract", "search", "sklearn"}, {"heads"}, {"training"},
           {"report", "export", "bench"}]  # fmt: skip
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted((ROOT / "densefeat").rglob("*.py"))

@@ -227,6 +227,13 @@ def test_cpu_engine() -> None:
     assert "changed weights by the count of writes" in output
 
 
+@pytest.mark.slow
+def test_map() -> None:
+    output = printed("map.py", "--rows", 60, "--rounds", 1)
+    for figure in ("written in", "page", "load", "pan"):
+        assert number_after(output, figure) > 0
+
+
 def test_no_script_is_left_out() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} <= tested
