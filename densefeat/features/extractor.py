@@ -1,5 +1,6 @@
 """Network and images to named features: one pass, all blocks."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from densefeat.errors import DecodeError, UsageError
+from densefeat.errors import BackendError, DecodeError, UsageError
 from densefeat.features.backends.choose import build, choose
 from densefeat.features.backends.engine import BlockOutput, Engine, Wanted
 from densefeat.features.backends.foldable import NotFoldable
@@ -173,10 +174,10 @@ class FeatureExtractor:
     def _current(self) -> "Built | None":
         """The engine, of the weights as they are now; None: the plain network computes.
 
-        Raises BackendError where the model has become one that the backend asked for does not know.
+        Raises BackendError where the model or the process has become one that the backend asked for cannot serve.
         """
         built = self._built
-        if self.backend != "reference" and (built is None or built.taps != self.taps or not built.snapshot.holds()):
+        if self.backend != "reference" and (built is None or not built.holds(self.taps)):
             built = self._built = self._build()
         return built
 
@@ -184,10 +185,13 @@ class FeatureExtractor:
         wanted = self._wanted()
         try:
             engine = build(self.backend, self.model, wanted)
-        except NotFoldable:  # the model has changed since: an error, or for "auto" the plain network
+        except (NotFoldable, BackendError):  # the model has changed since, or this is a process forked from the first
             self.backend = choose(self._asked, self.model, wanted)
-            return None
-        return Built(engine, list(self.taps), self._taps_in_order(), Snapshot(self.model, thorough=self._model_is_given))
+            if self.backend == "reference":
+                return None
+            engine = build(self.backend, self.model, wanted)
+        snapshot = Snapshot(self.model, thorough=self._model_is_given)
+        return Built(engine, list(self.taps), self._taps_in_order(), snapshot, os.getpid())
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the engine, whose threads belong to this process: a copy makes its own."""
@@ -261,12 +265,16 @@ class FeatureExtractor:
 
 @dataclass(frozen=True)
 class Built:
-    """An engine, and what it was made from: it serves as long as ``taps`` and ``snapshot`` are the same."""
+    """An engine, and what it was made from and in: it serves as long as these are the same."""
 
     engine: Engine
     taps: list[Tap]
     in_order: list[Tap]  # as the engine gives them
     snapshot: Snapshot
+    process: int
+
+    def holds(self, taps: list[Tap]) -> bool:
+        return self.process == os.getpid() and self.taps == taps and self.snapshot.holds()
 
 
 def pooled(output: BlockOutput, name: str, function: Pool) -> torch.Tensor:

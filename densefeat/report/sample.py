@@ -15,7 +15,7 @@ from densefeat.nets.runs import names_folder, read_run
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import read_manifest
 from densefeat.store.reader import is_embeddings, open_store
-from densefeat.training.evaluate import images_of, load_network
+from densefeat.training.evaluate import check_classes, images_of, load_network
 from densefeat.training.labelled import open_labelled
 
 PIECES = {"cpu": 8}  # images at a time: a block's maps stay in the caches
@@ -67,9 +67,7 @@ def load_sample(
         raise UsageError(f"{model!r} gives several labels an image: accuracy is of networks that give one")
     place, label_column = images_of_store(images, label_column)
     labelled = open_labelled(place, train=False, label_column=label_column, classes=names)
-    classes = getattr(network, "num_classes", len(labelled.classes))
-    if len(labelled.classes) != classes or (names is not None and labelled.classes != names):
-        raise UsageError(f"{place!r}: its {len(labelled.classes)} classes are not the {classes} of the network")
+    check_classes(place, labelled, network, names)
     source, positions = images_of(labelled, Preprocessing.of(network), 1, 0, torch.device(device))
     if len(positions) < 2:
         raise UsageError(f"{place!r}: {len(positions)} images with a label, at least 2 are needed")

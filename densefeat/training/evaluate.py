@@ -111,12 +111,7 @@ def evaluate(
     if task == "multi" and crops != 1:
         raise UsageError(f"crops {crops}: {model!r} gives several labels an image: choose 1")
     labelled = open_labelled(data, train=False, label_column=label_column, classes=names, task=task)
-    if len(labelled.classes) != network.num_classes:
-        raise UsageError(
-            f"{data!r} has {len(labelled.classes)} classes, the network {network.num_classes}: they cannot be matched"
-        )
-    if names is not None and labelled.classes != names:
-        raise UsageError(f"{data!r}: its classes ({labelled.classes[0]}, …) are not the network's ({names[0]}, …)")
+    check_classes(data, labelled, network, names)
     place = torch.device(device)
     network = network.to(place).to(memory_format=torch.channels_last)
     world = World(0, 1, place)
@@ -137,6 +132,16 @@ def evaluate(
         raise DensefeatError(f"{data!r}: none of its images can be read, the first: {unread[0][0]}: {unread[0][1]}")
     missing = len(labelled.labels) - len(positions)
     return Evaluation(model, scores, labelled.classes, crops, preprocessing.size, missing, unread)
+
+
+def check_classes(data: str, labelled: Labelled, network: nn.Module, names: list[str] | None) -> None:
+    """UsageError where the classes of ``data`` are not the network's, or as many where its ``names`` are not known."""
+    if len(labelled.classes) != network.num_classes:
+        raise UsageError(
+            f"{data!r} has {len(labelled.classes)} classes, the network {network.num_classes}: they cannot be matched"
+        )
+    if names is not None and labelled.classes != names:
+        raise UsageError(f"{data!r}: its classes ({labelled.classes[0]}, …) are not the network's ({names[0]}, …)")
 
 
 def load_network(model: str, weights: str | Path | None) -> tuple[nn.Module, list[str] | None]:

@@ -2,7 +2,10 @@
 
 import copy
 import logging
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -174,3 +177,30 @@ def test_copies(backend: str, copied: object) -> None:
     extractor, x = FeatureExtractor(BUNDLED, device="cpu", backend=backend), images(2, 32, 32)
     features = extractor(x)
     check_same(copied(extractor)(x), features)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize(("backend", "pickled"), [("auto", False), ("auto", True), ("openvino", False), ("openvino", True)])
+def test_processes_forked_from_one_that_has_used_openvino(backend: str, pickled: bool) -> None:
+    """OpenVINO's threads stay behind, and it would wait for them for ever: another engine, or an error where it was asked for."""
+    script = f"""
+import os, pickle, signal
+import torch
+from densefeat import DensefeatError, FeatureExtractor
+
+extractor = FeatureExtractor({BUNDLED!r}, device="cpu", backend={backend!r})
+x = torch.rand(2, 3, 32, 32)
+expected = extractor(x)["block3"]
+assert extractor.backend == "openvino"
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    try:
+        copy = pickle.loads(pickle.dumps(extractor)) if {pickled} else extractor
+        os._exit(0 if torch.allclose(copy(x)["block3"], expected, rtol=1e-4, atol=1e-5) and copy.backend == "buffer" else 1)
+    except DensefeatError as error:
+        os._exit(2 if "spawn" in str(error) else 3)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == (0 if backend == "auto" else 2), ended.stderr

@@ -76,9 +76,13 @@ class OpenVinoEngine:
     Args:
         network: The network, folded.
         wanted: On the CPU. With bf16 maps are rounded to it, and given back as float32.
+
+    Raises BackendError in a process that was forked from one that has used openvino.
     """
 
     def __init__(self, network: Network, wanted: Wanted) -> None:
+        if reason := left_behind():
+            raise BackendError(f"backend 'openvino': {reason}")
         process.used = os.getpid()
         graph = importlib.import_module("densefeat.features.backends.openvino_graph")
         self.graph = graph.build(network, wanted)
@@ -91,8 +95,6 @@ class OpenVinoEngine:
 
     def __call__(self, x: torch.Tensor, mean: bool, maps: bool) -> list[BlockOutput]:
         """As :class:`densefeat.features.backends.engine.Engine`. Raises RuntimeError for images too small for the network."""
-        if reason := left_behind():
-            raise BackendError(f"backend 'openvino': {reason}")
         with self.lock:
             outputs = self.run(x, mean, maps)
         blocks = len(self.graph.maps)
