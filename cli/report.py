@@ -115,12 +115,12 @@ def show_pruning(pruning: "Pruning") -> None:
         for each in (*removed[:TOLD], *removed[max(TOLD, len(removed) - TOLD) :])
     ]  # fmt: skip
     print_table(["block", "layer", "source", "points lost", "loss", "broken / mended", "p", "mean |w|"], rows)
-    free = sum(each.accuracy_lost <= 0 for each in removed)
+    free = sum(each.broken == 0 for each in removed)
     costly = sum(each.p_value < 0.05 and each.accuracy_lost > 0 for each in removed)
     one = 100 / pruning.chosen_on
     click.echo(
         f"{len(removed):,} connections, each alone on {pruning.chosen_on:,} images (one is {one:.2g} points):\n"
-        f"{free:,} cost nothing, {costly:,} cost something at p < 0.05 (McNemar; by chance alone up to one in forty)\n"
+        f"{free:,} break none that was right, {costly:,} cost something at p < 0.05 (McNemar; by chance alone up to one in forty)\n"
     )
     shares = [f"{100 * share:g} %" for share in pruning.shares]
     rows = [[name, f"{pruning.whole[1]:.1f}", *(f"{top1:.1f}" for top1 in curve)] for name, curve in pruning.curves.items()]

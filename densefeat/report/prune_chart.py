@@ -5,12 +5,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 
-from densefeat.report.prune import ALONE, LOSS, RANDOM, WEIGHT, Pruning
+from densefeat.report.prune import BROKEN, LOST, RANDOM, WEIGHT, Pruning
 from densefeat.report.reuse import Reuse
 from densefeat.report.reuse_chart import HOW_TO_READ, draw_triangle, draw_weights, finish_triangle, panel_row, size_of
 
 CURVE_HEIGHT = 4.0  # inches
-STYLES = {ALONE: ("#0072b2", "o"), LOSS: ("#56b4e9", "s"), WEIGHT: ("#d55e00", "^"), RANDOM: ("#777777", "x")}
+STYLES = {BROKEN: ("#0072b2", "o"), LOST: ("#56b4e9", "s"), WEIGHT: ("#d55e00", "^"), RANDOM: ("#777777", "x")}
 FULL_COLOUR = 97  # per cent of the cells are within the scale
 
 

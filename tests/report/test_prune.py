@@ -14,7 +14,7 @@ from densefeat.errors import UsageError
 from densefeat.report.connections import find_readers
 from densefeat.report.done import Done
 from densefeat.report.judging import judge, without
-from densefeat.report.prune import ALONE, LOSS, RANDOM, SHARES, WEIGHT, Rest, prune, work_of, write_csv
+from densefeat.report.prune import BROKEN, LOST, RANDOM, SHARES, WEIGHT, Rest, prune, work_of, write_csv
 from densefeat.report.sample import Sample
 from small_nets import deluge, dense
 
@@ -94,11 +94,11 @@ def test_the_whole_list(name: str) -> None:
     )
     assert len(pruning.removed) == len({(each.block, each.target, each.source) for each in pruning.removed})
     assert len(pruning.removed) == sum(len(reader.weights) for reader in find_readers(model))
-    lost = [each.accuracy_lost for each in pruning.removed]
-    assert lost == sorted(lost)
+    broken = [each.broken for each in pruning.removed]
+    assert broken == sorted(broken)
     assert len({each.loss_rise for each in pruning.removed}) > 10
     assert {len(curve) for curve in pruning.curves.values()} == {len(SHARES)}
-    assert list(pruning.curves) == [ALONE, LOSS, WEIGHT, RANDOM]
+    assert list(pruning.curves) == [BROKEN, LOST, WEIGHT, RANDOM]
 
 
 def test_figures_of_one_connection() -> None:
