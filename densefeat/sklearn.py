@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,7 +80,7 @@ class DenseFeatTransformer(TransformerMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002
         """Load the network. ``X`` is looked at, but not read: nothing is learnt from it."""
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+        if not isinstance(self.batch_size, Integral) or isinstance(self.batch_size, bool) or self.batch_size < 1:
             raise UsageError(f"batch_size {self.batch_size!r}: give a number of images, 1 or more")
         self._samples(X, fitting=True)
         options = self.get_params(deep=False)

@@ -1,7 +1,6 @@
 """The examples of the pages in docs/, run as a reader would who copies them one after the other.
 
-On a page, blocks marked ``python`` share one namespace; of blocks marked ``console`` the lines ``$ densefeat …`` are commands, the
-others what they print. All run in one folder. ``<!-- example: photos -->`` says what lies in it at the start. What must not
+On a page, blocks marked ``python`` share one namespace; blocks marked ``bash`` are commands, ``densefeat …``. All run in one folder. ``<!-- example: photos -->`` says what lies in it at the start. What must not
 run (a network, a GPU, hours) is marked ``sh`` or ``text``.
 """
 
@@ -18,7 +17,7 @@ from densefeat_recipes.demo import cut_photographs
 
 DOCS = Path(__file__).parents[1] / "docs"
 OLDER = {"heads.md", "scale.md", "speed.md", "training.md"}  # their examples want data and hours
-FENCE = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ASSETS = {"photos": lambda folder: cut_photographs(folder / "photos")}  # photos/china/*.jpg, photos/flower/*.jpg, 24 each
 
 
@@ -42,10 +41,9 @@ def pages() -> list[Path]:
 
 
 def commands(block: Block) -> Iterator[list[str]]:
-    """``$ densefeat extract …`` as ``["densefeat", "extract", …]``; a backslash at the end of a line goes on in the next."""
+    """``densefeat extract …`` as ``["densefeat", "extract", …]``; a backslash at the end of a line goes on in the next."""
     for line in block.text.replace("\\\n", "").splitlines():
-        if line.startswith("$ "):
-            words = shlex.split(line[2:], comments=True)
+        if words := shlex.split(line, comments=True):
             assert words[0] == "densefeat", f"line {block.line}: {words[0]} is not run here: mark the block sh or text"
             yield words
 
@@ -65,7 +63,7 @@ def run_page(page: Path, folder: Path) -> None:
         ASSETS[name](folder)
     namespace = {"__name__": "example"}
     for block in blocks(page):
-        if block.language == "console":
+        if block.language == "bash":
             for words in commands(block):
                 run_command(words)
         else:

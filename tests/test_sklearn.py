@@ -154,7 +154,7 @@ def test_what_is_no_image(X, message: str) -> None:
 
 def test_file_that_cannot_be_read(photo_folder: Path) -> None:
     paths = files(photo_folder)
-    transformer = DenseFeatTransformer(BUNDLED, batch_size=4).fit(paths)
+    transformer = DenseFeatTransformer(BUNDLED, batch_size=np.int64(4)).fit(paths)
     paths[9].write_bytes(paths[9].read_bytes()[:-500])
     with pytest.raises(DecodeError, match=r"image 9 \(.*09\.jpg\): truncated"):
         transformer.transform(paths)
@@ -172,6 +172,8 @@ def test_file_that_cannot_be_read(photo_folder: Path) -> None:
         (dict(backend="fast"), "backend 'fast'"),
         (dict(image_size=8), "image size 8"),
         (dict(batch_size=0), "batch_size 0"),
+        (dict(batch_size=True), "batch_size True"),
+        (dict(batch_size=2.0), "batch_size 2.0"),
     ],
 )
 def test_parameters_are_checked_by_fit(options: dict, message: str, photographs: list[Image.Image]) -> None:

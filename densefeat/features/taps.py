@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -64,12 +65,12 @@ def feature_info_modules(model: nn.Module) -> list[str]:
 
 def block_numbers(blocks: str | int | Sequence[int], count: int) -> list[int]:
     """Block numbers from 1, ascending, each once."""
-    if blocks == "all":
+    if isinstance(blocks, str) and blocks == "all":
         return list(range(1, count + 1))
-    given: Sequence[object] = blocks.split(",") if isinstance(blocks, str) else [blocks] if isinstance(blocks, int) else blocks
+    given: Any = blocks.split(",") if isinstance(blocks, str) else [blocks] if isinstance(blocks, Integral) else blocks
     try:
         numbers = {int(str(number)) for number in given}
-    except ValueError:
+    except (TypeError, ValueError):
         numbers = set()
     if not numbers or not numbers <= set(range(1, count + 1)):
         raise UsageError(f"blocks {blocks!r}: this network has 1 to {count}; give 'all' or some of them, as in 2,4")

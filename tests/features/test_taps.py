@@ -1,5 +1,6 @@
 """Blocks by number, taps by name."""
 
+import numpy as np
 import pytest
 import timm
 from torch import nn
@@ -15,7 +16,14 @@ def model() -> nn.Module:
 
 @pytest.mark.parametrize(
     ("blocks", "names"),
-    [("all", ["block1", "block2", "block3", "block4"]), ("4,2", ["block2", "block4"]), (3, ["block3"]), ((1, 1), ["block1"])],
+    [
+        ("all", ["block1", "block2", "block3", "block4"]),
+        ("4,2", ["block2", "block4"]),
+        (3, ["block3"]),
+        ((1, 1), ["block1"]),
+        (np.int64(2), ["block2"]),
+        (np.arange(2, 4), ["block2", "block3"]),
+    ],
 )
 def test_blocks(blocks, names: list[str], model: nn.Module) -> None:
     assert [tap.name for tap in find_taps(model, blocks, "norm")] == names
@@ -32,7 +40,7 @@ def test_timm_models_keep_their_modules_names() -> None:
     assert [tap.name for tap in find_taps(resnet, "2,5", "norm")] == ["layer1", "layer4"]
 
 
-@pytest.mark.parametrize("blocks", ["0", "5", "1,5", "first", "", (), -1, "1.5"])
+@pytest.mark.parametrize("blocks", ["0", "5", "1,5", "first", "", (), -1, "1.5", None, 1.5, np.array(["all"])])
 def test_blocks_that_do_not_exist(blocks, model: nn.Module) -> None:
     with pytest.raises(UsageError, match=r"this network has 1 to 4; give 'all' or some of them, as in 2,4"):
         find_taps(model, blocks, "norm")

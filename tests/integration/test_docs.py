@@ -34,7 +34,7 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_pages_are_found() -> None:
     found = {page.name: {block.language for block in blocks(page)} for page in pages()}
-    assert found["quickstart.md"] == {"python", "console"}
+    assert found["quickstart.md"] == {"python", "bash"}
     assert "python" in found["integrations.md"]
 
 
@@ -50,12 +50,12 @@ def test_a_page_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(AssertionError, match="densefeat info absent/: exit code 2"):
         run_command(["densefeat", "info", "absent/"])
     with pytest.raises(AssertionError, match="line 3: pip is not run here"):
-        list(commands(Block("console", "$ pip install densefeat\n", 3)))
+        list(commands(Block("bash", "pip install densefeat\n", 3)))
 
 
 def test_commands_of_a_block() -> None:
-    text = "$ densefeat info embeddings/  # rows\nrows 48\n$ densefeat probe embeddings/ \\\n    --out 'my probe/'\n"
-    assert list(commands(Block("console", text, 1))) == [
+    text = "densefeat info embeddings/  # rows\n\ndensefeat probe embeddings/ \\\n    --out 'my probe/'\n"
+    assert list(commands(Block("bash", text, 1))) == [
         ["densefeat", "info", "embeddings/"],
         ["densefeat", "probe", "embeddings/", "--out", "my probe/"],
     ]
