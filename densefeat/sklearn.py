@@ -80,8 +80,9 @@ class DenseFeatTransformer(TransformerMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002
         """Load the network. ``X`` is looked at, but not read: nothing is learnt from it."""
-        if not isinstance(self.batch_size, Integral) or isinstance(self.batch_size, bool) or self.batch_size < 1:
-            raise UsageError(f"batch_size {self.batch_size!r}: give a number of images, 1 or more")
+        size: Any = self.batch_size  # of numpy's, too, which searches use
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+            raise UsageError(f"batch_size {size!r}: give a number of images, 1 or more")
         self._samples(X, fitting=True)
         options = self.get_params(deep=False)
         del options["batch_size"]
