@@ -33,4 +33,4 @@ def map_(store: Path, out: Path, **options: Any) -> None:
     made = write_map(densefeat.open_store(store), out, progress=True, **options)
     for note in made.notes:
         click.echo("densefeat: " + printable(note), err=True)
-    click.echo(f"wrote {made.page} and {made.table}: {made.points:,} points", err=True)
+    click.echo(f"wrote {made.page} and {made.table}: {made.points:,} point{'' if made.points == 1 else 's'}", err=True)

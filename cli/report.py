@@ -42,24 +42,26 @@ def reuse(model: str, out: Path, weights: Path | None, what: str, **of_images: A
     observations hold. With --what prune, each connection is removed by itself on half of the images, and then more and more of
     them on the other half: NAME.csv has them cheapest first; the same command goes on from NAME.jsonl where it was stopped.
     """
+    from densefeat.report.beside import check_output
     from densefeat.report.figures import check_picture
-    from densefeat.store.atomic import check_target
 
     check_images(what, of_images)
     check_picture(out)
-    check_target(out)
+    check_output(out)
     if what == "prune":
         prune_and_show(model, out, weights, **of_images)
         return
+    from densefeat.report.beside import csv_beside
     from densefeat.report.figures import save_picture
-    from densefeat.report.reuse import feature_reuse, load_plain, observations, write_csv
+    from densefeat.report.reuse import COLUMNS, feature_reuse, load_plain, observations, write_csv
     from densefeat.report.reuse_chart import draw_reuse
 
+    table = csv_beside(out, COLUMNS)
     found = feature_reuse(load_plain(model, weights))
-    write_csv(found, out.with_suffix(".csv"))
+    write_csv(found, table)
     save_picture(draw_reuse(found, printable(model)), out)
     print_table(*finding_cells(observations(found)))
-    click.echo(f"wrote: {out}, {out.with_suffix('.csv')}", err=True)
+    click.echo(f"wrote: {out}, {table}", err=True)
 
 
 def check_images(what: str, of_images: dict[str, Any]) -> None:
@@ -85,25 +87,26 @@ def prune_and_show(
 ) -> None:
     from densefeat.extract.progress import progress_bar
     from densefeat.nets.weights import state_sha256
+    from densefeat.report.beside import csv_beside
     from densefeat.report.done import Done
     from densefeat.report.figures import save_picture
-    from densefeat.report.prune import prune, work_of, write_csv
+    from densefeat.report.prune import COLUMNS, prune, work_of, write_csv
     from densefeat.report.prune_chart import draw_pruning
     from densefeat.report.reuse import feature_reuse
     from densefeat.report.sample import load_sample
     from densefeat.training.world import own_device
 
-    place = str(own_device(device, 0))
+    table, place = csv_beside(out, COLUMNS), str(own_device(device, 0))
     network, sample = load_sample(model, weights, images, limit or 1000, label_column, place)
-    about = {"model": model, "weights": state_sha256(network), "images": sample.sha256()}
+    about = {"weights": state_sha256(network), "images": sample.sha256()}
     click.echo(f"densefeat: {len(sample):,} of {sample.there:,} labelled images", err=True)
     done = Done(out.with_suffix(".jsonl"), about)
     with progress_bar("removing", work_of(network), unit="connections") as advance:
         pruning = prune(network, sample, done, advance)
-    write_csv(pruning, out.with_suffix(".csv"))
+    write_csv(pruning, table)
     save_picture(draw_pruning(pruning, feature_reuse(network), printable(model)), out)
     show_pruning(pruning)
-    click.echo(f"wrote: {out}, {out.with_suffix('.csv')}", err=True)
+    click.echo(f"wrote: {out}, {table}", err=True)
 
 
 def show_pruning(pruning: "Pruning") -> None:
@@ -120,7 +123,8 @@ def show_pruning(pruning: "Pruning") -> None:
     one = 100 / pruning.chosen_on
     click.echo(
         f"{len(removed):,} connections, each alone on {pruning.chosen_on:,} images (one is {one:.2g} points):\n"
-        f"{free:,} break none that was right, {costly:,} cost something at p < 0.05 (McNemar; by chance alone up to one in forty)\n"
+        f"{free:,} break none that was right, {costly:,} cost something at p < 0.05 "
+        "(McNemar; by chance alone up to one in forty)\n"
     )
     shares = [f"{100 * share:g} %" for share in pruning.shares]
     rows = [[name, f"{pruning.whole[1]:.1f}", *(f"{top1:.1f}" for top1 in curve)] for name, curve in pruning.curves.items()]
@@ -154,15 +158,16 @@ def model(model: str, out: str, weights: Path | None, runs: Path | None) -> None
     parameters and FLOPs, the papers' figures marked as theirs.
     """
     from densefeat.errors import UsageError
+    from densefeat.report.beside import check_output
     from densefeat.report.card import read_card
     from densefeat.report.model_page import html_page, markdown_page, points_for
-    from densefeat.store.atomic import atomic_file, check_target
+    from densefeat.store.atomic import atomic_file
 
     kind = Path(out).suffix.lower()
     if out != "-" and kind not in (".html", ".md"):
         raise UsageError(f"page {out!r}: its name must end in .html or .md, or be - for the terminal")
     if out != "-":
-        check_target(Path(out))
+        check_output(Path(out))
     card = read_card(model, weights)
     points = points_for(card, runs)
     text = html_page(card, points) if kind == ".html" else markdown_page(card, points)

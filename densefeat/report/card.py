@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 import yaml
 from timm.models import split_model_name_tag
 from torch import nn
 
 from densefeat.errors import DensefeatError, UsageError
+from densefeat.heads.network import HeadedNet
 from densefeat.images.transforms import Preprocessing
 from densefeat.nets.create import known_config, source_of, weights_file
-from densefeat.nets.runs import names_folder, read_run
+from densefeat.nets.runs import RunConfig, make_network, names_folder, read_run
 from densefeat.nets.weights import file_sha256
 from densefeat.report.published import Point, stem_of
 from densefeat.report.reuse import load_plain
 from densefeat.report.stages import Stage, stages_of, total
-from densefeat.training.evaluate import class_names
+from densefeat.training.evaluate import class_names, load_network
 from densefeat.training.run_folder import RECIPE, RESULTS
 
 CARD_ROW = re.compile(r"\| ([\w ]+) \| (.+) \|")
@@ -79,7 +81,7 @@ def card_of_name(model: str, weights: str | Path | None) -> Card:
 
 
 def card_of_run(folder: str, weights: str | Path | None) -> Card:
-    run, network = read_run(folder), load_plain(folder, weights)
+    run, (network, _) = read_run(folder), load_network(folder, weights)
     size, stages = sized(network)
     file = run.weights if weights is None else Path(weights)
     facts = [
@@ -92,7 +94,7 @@ def card_of_run(folder: str, weights: str | Path | None) -> Card:
     ]
     recipe = read_yaml(run.path / RECIPE)
     told = [(name, shown(value)) for name, value in recipe.items() if value is not None]
-    points = run_points(run.path, run.architecture, stages) if weights is None else []
+    points = run_points(run, stages) if weights is None else []
     return Card(folder, run.architecture, size, stages, facts, told, points)
 
 
@@ -136,34 +138,54 @@ def card_points(architecture: str, rows: dict[str, str], stages: list[Stage]) ->
     return [Point(architecture, data, float(found.group(1)), cost.parameters, cost.macs, False, "its card")]
 
 
-def run_points(folder: Path, architecture: str, stages: list[Stage]) -> list[Point]:
-    """The top-1 that a run ended with: on its test images, if it has some."""
-    results = read_json(folder / RESULTS)
-    scores = results.get("test") or results.get("val") or {}
-    if not isinstance(scores.get("top1"), int | float):
+def run_points(run: RunConfig, stages: list[Stage]) -> list[Point]:
+    """The top-1 that a run ended with: on its test images; if it has none on those that its weights were chosen by, as told."""
+    results = read_json(run.path / RESULTS)
+    where, name = ("test" if results.get("test") else "val"), run.path.resolve().name
+    top1 = (results.get(where) or {}).get("top1")
+    if not isinstance(top1, int | float):
         return []
-    recipe, cost = read_yaml(folder / RECIPE), total(stages)
-    return [Point(architecture, data_name(recipe), float(scores["top1"]), cost.parameters, cost.macs, False, folder.name)]
+    data, cost = data_name(read_yaml(run.path / RECIPE)), total(stages)
+    told = name if where == "test" else f"{name}, validation"
+    return [Point(run.architecture, data, float(top1), cost.parameters, cost.macs, False, told)]
+
+
+def sketch_of(run: RunConfig) -> nn.Module:
+    """The network of a run without its weights, on the meta device: its structure, head and all."""
+    with torch.device("meta"):
+        if run.head == "linear":
+            return make_network(run, run.num_classes)
+        return HeadedNet(make_network(run, 0), run.head, run.head_width, run.num_classes)
 
 
 def data_name(recipe: dict[str, Any]) -> str:
-    """As the papers call it, where it is theirs; else the name of what was trained on."""
+    """As the papers call it, where it is theirs; else the name of what was trained on.
+
+    "+" is their shift and mirror augmentation; another one is named: figures with it do not compare.
+    """
     known = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet", "svhn": "SVHN", "tin200": "Tiny ImageNet"}
     name = known.get(str(recipe.get("data")))
     if name is None:
         return Path(str(recipe.get("train") or "its own data")).name
-    return f"{name}+" if name.startswith("CIFAR") and recipe.get("augment") != "none" else name
+    augment = str(recipe.get("augment", "none"))
+    if name == "ImageNet" or augment == "none":
+        return name
+    return f"{name}+" if augment == "shift-mirror" else f"{name}, {augment}"
 
 
 def points_of_runs(folder: Path) -> list[Point]:
-    """Of every run in a folder that has been judged and whose network is one of ours. UsageError where there is no folder."""
+    """Of every run in a folder that has been judged and whose network is one of ours; no weights are read.
+
+    UsageError where there is no folder.
+    """
     if not folder.is_dir():
         raise UsageError(f"runs {str(folder)!r}: no such folder")
     points = []
     for path in sorted(folder.iterdir()):
         if (path / RESULTS).is_file():
             try:
-                points += card_of_run(str(path), None).measured
+                run = read_run(path)
+                points += run_points(run, sized(sketch_of(run))[1])
             except DensefeatError:  # another network's, or unfinished: the others count
                 continue
     return points

@@ -9,6 +9,7 @@ from timm.models.densenet import DenseNet as TimmDenseNet
 from torch import nn
 
 from densefeat.errors import UsageError
+from densefeat.heads.network import HeadedNet
 from densefeat.nets.deluge_net import DelugeBlock, DelugeNet
 from densefeat.nets.dense_net import DenseNet
 
@@ -56,6 +57,16 @@ def check_known(model: nn.Module) -> None:
     """UsageError unless the network's structure is known."""
     if not isinstance(model, DelugeNet | DenseNet | TimmDenseNet):
         raise UsageError(f"{type(model).__name__}: its connections are not known: take {KNOWN}")
+
+
+def check_classifies(model: nn.Module) -> None:
+    """UsageError unless the network has a linear classifier of its own, and a known structure."""
+    if isinstance(model, HeadedNet):
+        raise UsageError(f"its head is {model.kind!r}, no linear classifier of its own: take a network or a run that has one")
+    if not hasattr(model, "forward_head") or not getattr(model, "num_classes", 0):
+        told = "no linear classifier of its own, whose accuracy could be lost"
+        raise UsageError(f"{type(model).__name__}: {told}: take a network that classifies")
+    check_known(model)
 
 
 def blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:

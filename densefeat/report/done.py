@@ -31,7 +31,7 @@ class Done:
             ) from error
         if before != self.about:
             same = before if isinstance(before, dict) else {}
-            names = ", ".join(name for name in self.about if same.get(name) != self.about[name])
+            names = ", ".join(name for name in same | self.about if same.get(name) != self.about.get(name))
             raise UsageError(f"{str(path)!r} is of other work ({names} differ): remove it, or name another --out")
         return results
 

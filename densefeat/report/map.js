@@ -3,6 +3,7 @@
 
 (async () => {
   const LARGE_SELECTION = 300; // points; fewer are drawn larger, to be found
+  const FAINT = "#9a9a9a33"; // as points beside selected ones
   const THUMBNAIL = 128; // pixels of the longer side on the screen
   const byId = (id) => document.getElementById(id);
   const data = JSON.parse(byId("data").textContent);
@@ -26,6 +27,7 @@
   }
   const squares = integers(data.thumbnails.squares);
   const sizes = new Uint8Array(bytes(data.thumbnails.sizes));
+  let unmatched = false; // what is searched for is nowhere: all points are faint
   const texts = data.names.map((name, i) => (name + "\n" + (data.labelled ? textOf(data.facts[0], i) : "")).toLowerCase());
 
   // WebGL computed in software takes five times as long as the canvas; only the driver's name tells
@@ -60,10 +62,14 @@
       Number.isNaN(value) ? data.rest : colouring.palette[Math.round((value - colouring.low) * step)]);
   }
 
+  let drawnFaint = false;
+
   function draw() {
+    drawnFaint = isFaint();
     const block = data.blocks[byId("block").selectedIndex];
     const colouring = data.colourings[byId("colour").selectedIndex];
-    source.data = { x: block.x, y: block.y, colour: coloursOf(colouring) };
+    const colour = isFaint() ? Array(block.x.length).fill(FAINT) : coloursOf(colouring);
+    source.data = { x: block.x, y: block.y, colour };
     byId("told").textContent = block.told;
     showLegend(colouring);
   }
@@ -102,14 +108,21 @@
 
   function search() {
     const wanted = byId("search").value.trim().toLowerCase();
+    unmatched = wanted !== "" && !texts.some((text) => text.includes(wanted));
     select(wanted === "" ? () => false : (i) => texts[i].includes(wanted));
   }
 
+  function isFaint() {
+    return unmatched && source.selected.indices.length === 0;
+  }
+
   function showCount() {
+    if (isFaint() !== drawnFaint) draw();
     const count = source.selected.indices.length;
     const searched = byId("search").value.trim() !== "";
-    byId("count").textContent = count || searched
-      ? `${count.toLocaleString("en")} selected` : `${data.names.length.toLocaleString("en")} points`;
+    const all = data.names.length;
+    byId("count").textContent = isFaint() ? "no match" : count || searched
+      ? `${count.toLocaleString("en")} selected` : `${all.toLocaleString("en")} point${all === 1 ? "" : "s"}`;
     byId("download").disabled = count === 0;
     byId("clear").disabled = count === 0 && !searched;
     const wanted = count <= LARGE_SELECTION ? size + 4 : size;

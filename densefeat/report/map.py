@@ -1,6 +1,7 @@
 """A store as a map: its rows as points, each block's projection, on one page; and the same as Parquet."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +13,22 @@ from densefeat.heads.label_file import LabelFile
 from densefeat.heads.labels import LABEL, values_of
 from densefeat.heads.probe_file import Probe, load_probe
 from densefeat.images.lists import one_array
+from densefeat.report.beside import check_output, points_beside
 from densefeat.report.map_colours import Colouring, by_cluster, by_values, predictions_of
-from densefeat.report.map_page import Content, Fact, page
+from densefeat.report.map_page import LONGEST, Content, Fact, page
 from densefeat.report.map_rows import Shown, columns_of_blocks, shown_rows
 from densefeat.report.map_table import write_table
 from densefeat.report.projection import TITLES, check_method, clusters, project
 from densefeat.report.thumbnails import Sheets, no_sheets, sheets_of
 from densefeat.search.results import Entry, place_fields
-from densefeat.store.atomic import atomic_file, check_target, written
-from densefeat.store.reader import Store, is_embeddings
+from densefeat.store.atomic import atomic_file, written
+from densefeat.store.reader import Store
 
 PAGE_BYTES = 25_000_000
 CLUSTERS = 10
-NOTE_BYTES = 10_000  # for the note on thumbnails
+ENCODED = ("utf-8", "backslashreplace")  # of folders whose names are no text
+NOTE_BYTES = 10_000  # for the notes on thumbnails and size
+ELSEWHERE = re.compile(r"^hf:|://|[*?\[{]")  # of images: an address, or a pattern
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Described:
     values: dict[str, Sequence[str | None] | np.ndarray]
     notes: list[str]
 
+    @property
+    def labelled(self) -> bool:
+        return "label" in self.values
+
 
 def write_map(
     store: Store,
@@ -60,7 +68,8 @@ def write_map(
     pool: str | None = None,
     progress: bool = False,
 ) -> Mapped:
-    """One page at ``out``, at most 25 MB, and beside it the points as Parquet; each whole or not at all.
+    """One page at ``out``, at most 25 MB unless paths and labels alone are more, and beside it the points as Parquet; each
+    whole or not at all.
 
     Args:
         method: pca, umap or tsne, for every block.
@@ -72,12 +81,12 @@ def write_map(
         progress: Shown on a terminal.
 
     Raises:
-        UsageError: No rows, no pooled features, no such column or method, a probe of other features. OutputError.
+        UsageError: No rows, no pooled features, no such column or method, a probe of other features; a page that is not
+            .html, or inside a store; a file beside it that is no map's. OutputError.
     """
     check_method(method)
     table = table_beside(out)
-    for path in (out, table):
-        check_target(path)
+    check_there(images, probe)
     fitted = None if probe is None else load_probe(probe)
     texts = label_texts(store, labels, label_column)
     columns = columns_of_blocks(store, pool)
@@ -96,20 +105,27 @@ def write_map(
         told,
         known.facts,
         known.colourings,
-        texts is not None,
+        known.labelled,
     )
     write_table(table, shown, points, known.values)
-    notes = [first_note(shown, method), *shown.notes, *known.notes]
+    notes = [first_note(shown, told, method), *shown.notes, *known.notes]
     return Mapped(out, table, len(entries), tuple(write_page(out, content, shown, entries, notes, images, progress)))
 
 
 def table_beside(out: Path) -> Path:
-    table = out.with_suffix(".parquet")
-    if table == out:
-        raise UsageError(f"output {str(out)!r}: the page's name ends with .html; its points go to {table.name} beside it")
-    if is_embeddings(table):
-        raise UsageError(f"output {str(out)!r}: the points go to {table.name} beside it, which is a store: give another name")
-    return table
+    """Of a page that may be written, as :mod:`densefeat.report.beside` has it."""
+    if out.suffix.lower() != ".html":
+        raise UsageError(f"output {str(out)!r}: the page's name must end in .html; its points go beside it, as .parquet")
+    check_output(out)
+    return points_beside(out)
+
+
+def check_there(images: str | None, probe: Path | None) -> None:
+    """UsageError for a probe or images that are named and are not there; addresses and patterns are not asked."""
+    if probe is not None and not probe.exists():
+        raise UsageError(f"probe {str(probe)!r}: no such file or folder; give what `densefeat probe --out` was given")
+    if images is not None and not ELSEWHERE.search(images) and not Path(images).exists():
+        raise UsageError(f"images {images!r}: no such folder or file")
 
 
 def columns_of_probe(store: Store, probe: Probe) -> list[str]:
@@ -142,7 +158,7 @@ def described(shown: Shown, texts: list[str | None] | None, name: str, probe: Pr
     """``texts``: labels of all rows; ``name``: what they are called; ``count``: of clusters."""
     known = Described([], [], {}, [])
     labels = [None] * len(shown.rows) if texts is None else [texts[row] for row in shown.rows.tolist()]
-    if texts is not None:
+    if any(label is not None for label in labels):
         known.facts.append(Fact(name, labels))
         known.colourings.append(by_values(name, labels))
         known.values["label"] = labels
@@ -153,7 +169,9 @@ def described(shown: Shown, texts: list[str | None] | None, name: str, probe: Pr
     known.facts.append(Fact("cluster", [str(number + 1) for number in found.tolist()]))
     known.colourings.append(by_cluster(f"cluster of {last}", found))
     known.values["cluster"] = (found + 1).astype(np.int32)
-    known.notes.append(f"Clusters: {found.max() + 1} by k-means on {shown.columns[last]}, the largest is 1.")
+    known.notes.append(f"Clusters: {found.max() + 1} by k-means on {shown.columns[last]}, numbered from the largest.")
+    if any(text is not None and len(text) > LONGEST for fact in known.facts for text in fact.texts):
+        known.notes.append(f"Labels of more than {LONGEST} characters are cut on the page.")
     return known
 
 
@@ -174,21 +192,32 @@ def entries_of(shown: Shown) -> list[Entry]:
     return [Entry(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
-def first_note(shown: Shown, method: str) -> str:
-    model = shown.store.provenance.get("model", "a network")
-    return f"{len(shown.rows):,} points: {', '.join(shown.columns.values())} of {model}, each by {TITLES[method]}."
+def first_note(shown: Shown, told: Mapping[str, str], method: str) -> str:
+    """``told``: how each block's points were made, which may be by PCA where ``method`` needs more points or dimensions."""
+    model, count = shown.store.provenance.get("model", "a network"), len(shown.rows)
+    ways: dict[str, list[str]] = {}
+    for block, column in shown.columns.items():
+        title = TITLES[method] if told[block].startswith(TITLES[method]) else f"PCA, which stands in for {TITLES[method]}"
+        ways.setdefault(title, []).append(column)
+    made = "; ".join(f"{', '.join(some)} by {title}" for title, some in ways.items())
+    return f"{count:,} point{'' if count == 1 else 's'} of {model}: {made}."
 
 
 def write_page(
     out: Path, content: Content, shown: Shown, entries: list[Entry], notes: list[str], images: str | None, progress: bool
 ) -> list[str]:
     """Returns the page's notes, with the one on thumbnails."""
-    room = PAGE_BYTES - len(page(content, no_sheets(len(entries)), notes).encode()) - NOTE_BYTES
+    plain = len(page(content, no_sheets(len(entries)), notes).encode(*ENCODED))
+    room = PAGE_BYTES - plain - NOTE_BYTES
     with progress_bar("thumbnails", len(entries), "images", progress) as done:
         sheets = sheets_of(shown.store.provenance, entries, room, images, done)
     notes = notes + thumbnail_notes(sheets, len(entries))
+    if plain > PAGE_BYTES:
+        notes.append(
+            f"The page has {plain / 1e6:.0f} MB rather than at most {PAGE_BYTES // 10**6}: its paths and labels are long."
+        )
     with atomic_file(out) as beside, written(out):
-        beside.write_text(page(content, sheets, notes), "utf-8", "backslashreplace")
+        beside.write_text(page(content, sheets, notes), *ENCODED)
     return notes
 
 

@@ -46,8 +46,16 @@ def by_values(name: str, texts: Sequence[str | None]) -> Colouring:
     """Of labels: numbers where they are, not all whole, else classes, of which the ten largest have colours of their own."""
     known = [text for text in texts if text is not None]
     if known and task_of(known)[0] == "regression":
-        return Numbers(name, np.array([np.nan if text is None else float(text) for text in texts], np.float32))
+        return Numbers(name, single_precision([np.nan if text is None else float(text) for text in texts]))
     return by_class(name, texts)
+
+
+def single_precision(values: Sequence[float]) -> np.ndarray:
+    """float32 ``(n,)``; NaN for what is not finite there."""
+    with np.errstate(over="ignore"):
+        found = np.array(values, np.float64).astype(np.float32)
+    found[~np.isfinite(found)] = np.nan
+    return found
 
 
 def by_class(name: str, texts: Sequence[str | None]) -> Classes:
@@ -87,7 +95,7 @@ def predictions_of(probe: Probe, shown: Shown, labels: Sequence[str | None]) -> 
     if probe.task == "regression":
         numbers = [None if text is None else number_of(text) for text in labels]
         errors = [np.nan if true is None else abs(score - true) for score, true in zip(scores.tolist(), numbers, strict=True)]
-        return Predictions(texts, Numbers("error of the probe", np.array(errors, np.float32)))
+        return Predictions(texts, Numbers("error of the probe", single_precision(errors)))
     same = same_labels if probe.task == "multi" else str.__eq__
     told = [None if true is None else same(true, text) for true, text in zip(labels, texts, strict=True)]
     return Predictions(texts, right_or_wrong(told))

@@ -23,6 +23,7 @@ from densefeat.report.thumbnails import ACROSS, Sheets
 TOOLS = "pan,wheel_zoom,box_zoom,box_select,lasso_select,hover,reset,save"
 SIZES = ((1_000, 9), (5_000, 6))  # of a point, in pixels, up to so many
 SMALLEST = 4
+LONGEST = 200  # characters of a label on the page
 START = {"x": [0], "y": [0], "colour": ["#0000"]}  # without any point Bokeh warns that it finds no ranges; fewer come never
 
 
@@ -55,6 +56,7 @@ def page(content: Content, sheets: Sheets, notes: Sequence[str]) -> str:
     hashes = " ".join(f"'sha256-{digest(script)}'" for script in scripts)
     # WebGL's layer compiles its commands, hence unsafe-eval
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes} 'unsafe-eval'"
+    asked = "File name or label" if content.labelled else "File name"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -69,7 +71,7 @@ def page(content: Content, sheets: Sheets, notes: Sequence[str]) -> str:
 <div class="controls">
 <label>Block <select id="block" autocomplete="off"></select></label>
 <label>Colour <select id="colour" autocomplete="off"></select></label>
-<input id="search" type="search" autocomplete="off" placeholder="File name or label" aria-label="Search file names and labels">
+<input id="search" type="search" autocomplete="off" placeholder="{asked}" aria-label="{asked}">
 <output id="count"></output>
 <button id="download" type="button" disabled>Download list</button>
 <button id="clear" type="button" disabled>Clear</button>
@@ -153,7 +155,11 @@ def described(content: Content, sheets: Sheets) -> dict[str, Any]:
 def told_fact(fact: Fact) -> dict[str, Any]:
     places: dict[str, int] = {}
     codes = [-1 if text is None else places.setdefault(text, len(places)) for text in fact.texts]
-    return {"name": fact.name, "texts": list(places), "codes": encoded(np.array(codes), "<i4")}
+    return {"name": fact.name, "texts": list(map(bounded, places)), "codes": encoded(np.array(codes), "<i4")}
+
+
+def bounded(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def told_colouring(colouring: Colouring) -> dict[str, Any]:
@@ -165,7 +171,7 @@ def told_colouring(colouring: Colouring) -> dict[str, Any]:
     return {
         "name": colouring.name,
         "kind": "classes",
-        "entries": colouring.entries,
+        "entries": [(bounded(name), colour, rows) for name, colour, rows in colouring.entries],
         "codes": encoded(colouring.codes, "<i4"),
     }
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from densefeat.report.beside import MAP_KEY
 from densefeat.report.map_rows import Shown
 from densefeat.search.results import place_fields
 from densefeat.store.atomic import atomic_file, written
@@ -17,7 +18,8 @@ def write_table(
 ) -> None:
     """``path``, ``x`` and ``y`` of a tile, then ``values`` by name, then BLOCK_x and BLOCK_y, float32, of each block.
 
-    ``points``: ``(n, 2)`` by block. Whole or not at all. Raises OutputError where it cannot be written.
+    ``points``: ``(n, 2)`` by block. Marked as a map's in the schema's metadata. Whole or not at all. Raises OutputError where
+    it cannot be written.
     """
     columns = {
         name: shown.store.column(name).take(shown.rows) for name in place_fields(shown.store) if name not in ("label", *values)
@@ -26,4 +28,4 @@ def write_table(
     for block, places in points.items():
         columns |= {f"{block}_{axis}": pa.array(places[:, number]) for number, axis in enumerate("xy")}
     with atomic_file(path) as beside, written(path):
-        pq.write_table(pa.table(columns), beside, compression="zstd")
+        pq.write_table(pa.table(columns).replace_schema_metadata({MAP_KEY: b"1"}), beside, compression="zstd")

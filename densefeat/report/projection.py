@@ -61,7 +61,7 @@ def project(features: np.ndarray, method: str = "pca") -> tuple[np.ndarray, str]
     if method == "pca":
         return components[:, :2], told
     if len(features) < FEWEST:
-        return components[:, :2], f"{told} ({len(features)} points are too few for {TITLES[method]})"
+        return components[:, :2], f"{told} (too few points for {TITLES[method]})"
     if not components[:, 1].any():
         return components[:, :2], f"{told} (features of fewer than two dimensions: no {TITLES[method]})"
     used = components[:, : min(KEPT, *features.shape)]

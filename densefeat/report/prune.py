@@ -19,7 +19,7 @@ from torch import nn
 
 from densefeat.errors import UsageError
 from densefeat.nets.deluge_net import DelugeBlock
-from densefeat.report.connections import Reader, blocks_of, find_readers, layers_of
+from densefeat.report.connections import Reader, blocks_of, check_classifies, find_readers, layers_of
 from densefeat.report.done import Done
 from densefeat.report.judging import Judged, judge, judged, noted, without
 from densefeat.report.sample import Sample
@@ -85,7 +85,9 @@ def prune(model: nn.Module, sample: Sample, done: Done, advance: Callable[[int],
     Raises:
         UsageError: A network whose connections are not known, or without a classifier.
     """
-    check_classifies(model, sample)
+    check_classifies(model)
+    if len(sample) < 2:
+        raise UsageError(f"{len(sample)} labelled images: at least 2 are needed")
     readers = find_readers(model)
     choosing, drawing = sample.part(slice(0, None, 2)), sample.part(slice(1, None, 2))
     whole = noted(done, "whole", lambda: [judge(model, choosing), judge(model, drawing)])
@@ -101,14 +103,6 @@ def prune(model: nn.Module, sample: Sample, done: Done, advance: Callable[[int],
 def work_of(model: nn.Module) -> int:
     """How many calls of ``advance`` with 1 a :func:`prune` from the beginning amounts to."""
     return sum(len(reader.weights) for reader in find_readers(model)) + (3 + RANDOM_SEEDS) * len(SHARES)
-
-
-def check_classifies(model: nn.Module, sample: Sample) -> None:
-    if not hasattr(model, "forward_head") or not getattr(model, "num_classes", 0):
-        told = "no linear classifier of its own, whose accuracy could be lost"
-        raise UsageError(f"{type(model).__name__}: {told}: take a network that classifies")
-    if len(sample) < 2:
-        raise UsageError(f"{len(sample)} labelled images: at least 2 are needed")
 
 
 def alone(

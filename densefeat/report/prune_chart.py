@@ -7,7 +7,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from densefeat.report.prune import BROKEN, LOST, RANDOM, WEIGHT, Pruning
 from densefeat.report.reuse import Reuse
-from densefeat.report.reuse_chart import HOW_TO_READ, draw_triangle, draw_weights, finish_triangle, panel_row, size_of
+from densefeat.report.reuse_chart import draw_triangle, draw_weights, finish_triangle, how_to_read, panel_row, size_of
 
 CURVE_HEIGHT = 4.0  # inches
 STYLES = {BROKEN: ("#0072b2", "o"), LOST: ("#56b4e9", "s"), WEIGHT: ("#d55e00", "^"), RANDOM: ("#777777", "x")}
@@ -26,7 +26,7 @@ def draw_pruning(pruning: Pruning, reuse: Reuse, title: str) -> Figure:
     draw_lost(lost, pruning, reuse)
     draw_weight_row(weights, reuse, triangles)
     draw_curves(curves.subplots(), pruning)
-    figure.suptitle(f"{title}\n{HOW_TO_READ}", parse_math=False, fontsize=11)
+    figure.suptitle(f"{title}\n{how_to_read(reuse)}", parse_math=False, fontsize=11)
     return figure
 
 
@@ -56,8 +56,7 @@ def lost_triangles(pruning: Pruning, reuse: Reuse) -> list[np.ndarray]:
 def draw_weight_row(figure: SubFigure, reuse: Reuse, triangles: list[np.ndarray]) -> None:
     panels = panel_row(figure, triangles)
     image = draw_weights(panels, reuse, triangles)
-    each = "column" if reuse.cross_layer else "block"
-    figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, panchor=False, label=f"mean |weight|, over the {each}'s largest")
+    figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, panchor=False, label="mean |weight| over the largest")
 
 
 def draw_curves(axes: Axes, pruning: Pruning) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from timm.layers import BlurPool2d
 from torch import nn
 
 from densefeat.errors import UsageError
@@ -24,7 +25,9 @@ class Field:
         layer reads the one before it, and through a DelugeNet's. Raises UsageError for a module of other networks.
         """
         if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            return self.slid(module)
+            return self.slid(first(module.kernel_size), first(module.stride), first(getattr(module, "dilation", 1)))
+        if isinstance(module, BlurPool2d):
+            return self.slid(module.filt_size, module.stride)
         if isinstance(module, POINTWISE):
             return self
         children = list(module.children())
@@ -35,13 +38,8 @@ class Field:
             field = field.after(child)
         return field
 
-    def slid(self, window: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> "Field":
-        reach = dilation_of(window) * (first(window.kernel_size) - 1)
-        return Field(self.size + reach * self.stride, self.stride * first(window.stride))
-
-
-def dilation_of(window: nn.Module) -> int:
-    return first(getattr(window, "dilation", 1))
+    def slid(self, kernel: int, stride: int, dilation: int = 1) -> "Field":
+        return Field(self.size + dilation * (kernel - 1) * self.stride, self.stride * stride)
 
 
 def first(value: int | tuple[int, ...]) -> int:

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import timm
+import torch
 from torch import nn
 
 from densefeat.heads.network import HeadedNet
+from densefeat.nets.create import known_config
 from densefeat.nets.deluge_net import DelugeNet
-from densefeat.report.connections import CLASSIFIER, TRANSITION, Reader, find_readers
+from densefeat.nets.runs import names_folder
+from densefeat.report.connections import CLASSIFIER, TRANSITION, Reader, check_known, find_readers
 from densefeat.store.atomic import atomic_file, written
 from densefeat.training.evaluate import load_network
 
@@ -177,11 +181,25 @@ def late_share(columns: list[Column], _: int) -> float | None:
     return float(sums[-quarter:].sum() / sums.sum() / (classifier.weights[-quarter:].sum() / classifier.weights.sum()))
 
 
+def check_structure(model: str) -> None:
+    """UsageError for a name of no network, or of one whose connections are not known; before any weights are fetched."""
+    if names_folder(model):
+        return
+    known_config(model)
+    try:
+        with torch.device("meta"):
+            sketch = timm.create_model(model)
+    except Exception:  # some of timm's cannot be made without memory: they are looked at when they are loaded
+        return
+    check_known(sketch)
+
+
 def load_plain(model: str, weights: str | Path | None = None) -> nn.Module:
     """The network that a name or a run's folder stands for, with trained weights, its classifier's too; in eval mode.
 
     Of a run with a head of ours the network below it, which has no classifier. Raises UsageError and WeightsError as
     :func:`densefeat.training.evaluate.load_network`.
     """
+    check_structure(model)
     network, _ = load_network(model, weights)
     return network.backbone if isinstance(network, HeadedNet) else network

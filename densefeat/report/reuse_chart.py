@@ -10,7 +10,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator
 
-from densefeat.report.reuse import Reuse
+from densefeat.report.reuse import Column, Reuse
 
 WIDTH = 13.0  # inches, of all columns together
 CELL = (0.085, 0.3)  # inches: least and most
@@ -22,24 +22,44 @@ def draw_reuse(reuse: Reuse, title: str) -> Figure:
     """A figure with a triangle for each block: source down, reader across, the block's input first.
 
     Colours are mean |weight|, 0 to 1 on one scale. DenseNet: over the largest of the block, as in the paper's figure, so that
-    the cells of a block compare. DelugeNet: over the largest of the column, for a layer of n sources starts at 1/n, and the
-    norm after it takes any factor of the whole column away. What leaves a block has a frame. The CSV has the values.
+    the cells of a block compare; what leaves a block by another kernel than its layers', as the classifier, which is no
+    convolution, has weights of another size, and is over its own largest. DelugeNet: over the largest of the column, for a
+    layer of n sources starts at 1/n, and the norm after it takes any factor of the whole column away. What leaves a block has
+    a frame. The CSV has the values.
     """
     triangles = [reuse.triangle(number) for number in range(1, reuse.blocks + 1)]
     figure, panels = panels_for(triangles)
-    each = "column" if reuse.cross_layer else "block"
     image = draw_weights(panels, reuse, triangles)
-    figure.colorbar(
-        image, ax=panels, shrink=0.8, pad=0.01, panchor=False, label=f"mean |weight|, over the largest of the {each}"
-    )
-    figure.suptitle(f"{title}\n{HOW_TO_READ}", parse_math=False, fontsize=11)
+    figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, panchor=False, label="mean |weight| over the largest")
+    figure.suptitle(f"{title}\n{how_to_read(reuse)}", parse_math=False, fontsize=11)
     return figure
+
+
+def how_to_read(reuse: Reuse) -> str:
+    """Rows, columns, and what the colours are over."""
+    if reuse.cross_layer:
+        return f"{HOW_TO_READ}\nweights over the largest of their column"
+    apart = [column for column in reuse.columns if kernel_of(column) != kernel_of(reuse.block(column.reader.block)[0])]
+    names = " and ".join(dict.fromkeys(column.reader.name for column in apart))
+    return f"{HOW_TO_READ}\nweights over the largest of their block" + (f"; {names}: of their column" if names else "")
+
+
+def kernel_of(column: Column) -> tuple[int, ...]:
+    """Empty of what is no convolution."""
+    return tuple(column.reader.weights[0].shape[2:])
+
+
+def largest_of(reuse: Reuse, number: int) -> np.ndarray:
+    """float64 ``(readers,)`` of a block: what each column's colours are over."""
+    columns = reuse.block(number)
+    kinds = list(range(len(columns))) if reuse.cross_layer else [kernel_of(column) for column in columns]
+    largest = [max(other.means.max() for other, own in zip(columns, kinds, strict=True) if own == kind) for kind in kinds]
+    return np.where(np.array(largest) > 0, largest, 1)
 
 
 def draw_weights(panels: Sequence[Axes], reuse: Reuse, triangles: Sequence[np.ndarray]) -> AxesImage:
     for number, (axes, triangle) in enumerate(zip(panels, triangles, strict=True), 1):
-        largest = np.nanmax(triangle, axis=0 if reuse.cross_layer else None, keepdims=True)
-        image = draw_triangle(axes, triangle / np.where(largest > 0, largest, 1), Normalize(0, 1), "viridis")
+        image = draw_triangle(axes, triangle / largest_of(reuse, number), Normalize(0, 1), "viridis")
         finish_triangle(axes, reuse, number)
     return image
 
@@ -61,7 +81,7 @@ def size_of(triangles: Sequence[np.ndarray]) -> tuple[float, float]:
     columns = [triangle.shape[1] for triangle in triangles]
     cell = float(np.clip(WIDTH / sum(columns), *CELL))
     tallest = max(triangle.shape[0] for triangle in triangles)
-    return max(6.5, sum(columns) * cell + 0.6 * len(columns) + 1.2), tallest * cell + 1.4
+    return max(6.5, sum(columns) * cell + 0.6 * len(columns) + 1.2), tallest * cell + 1.6
 
 
 def draw_triangle(axes: Axes, values: np.ndarray, norm: Normalize, colours: str) -> AxesImage:

@@ -12,6 +12,8 @@ from torch import nn
 from densefeat.errors import DensefeatError, UsageError
 from densefeat.images.transforms import Preprocessing
 from densefeat.nets.runs import names_folder, read_run
+from densefeat.report.connections import check_classifies
+from densefeat.report.reuse import check_structure
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import read_manifest
 from densefeat.store.reader import is_embeddings, open_store
@@ -58,11 +60,14 @@ def load_sample(
         label_column: As there.
 
     Raises:
-        UsageError: Unknown model or images, classes that are not the network's, or fewer than two images with a label.
+        UsageError: Unknown model or images, a network without a known structure and a linear classifier, classes that are not
+            the network's, or fewer than two images with a label.
         WeightsError: Weights that cannot be had.
         DensefeatError: No image can be read.
     """
+    check_structure(model)
     network, names = load_network(model, weights)
+    check_classifies(network)
     if names_folder(model) and read_run(model).task == "multi":
         raise UsageError(f"{model!r} gives several labels an image: accuracy is of networks that give one")
     place, label_column = images_of_store(images, label_column)

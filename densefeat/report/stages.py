@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from densefeat.heads.network import HeadedNet
 from densefeat.nets.deluge_net import CrossLayerDepthwise
 from densefeat.report.connections import blocks_of, check_known
 from densefeat.report.receptive import Field
@@ -80,11 +81,14 @@ def tallied(model: nn.Module) -> Iterator[Tally]:
 def stages_of(model: nn.Module, size: int) -> list[Stage]:
     """The stem, the blocks, the transitions and the head, for an image of ``size`` by ``size`` pixels; nothing is computed.
 
-    Raises UsageError for a network that is neither a DenseNet nor a DelugeNet.
+    Of a network with a head of ours, that is one more stage. Raises UsageError for one that is neither a DenseNet nor a
+    DelugeNet.
     """
+    if isinstance(model, HeadedNet):
+        return [*stages_of(model.backbone, size), head_stage(model, size)]
     check_known(model)
     sketch = deepcopy(model).to("meta").eval()
-    x = torch.empty(1, int(sketch.in_chans) if hasattr(sketch, "in_chans") else 3, size, size, device="meta")  # type: ignore[arg-type]
+    x = blank(sketch, size)
     stages, seen = [], Field()
     groups = grouped(sketch)
     with torch.inference_mode(), tallied(sketch) as tally:
@@ -97,6 +101,21 @@ def stages_of(model: nn.Module, size: int) -> list[Stage]:
             x = module(x)
         stages.append(stage(name, modules, sketch.forward_head(x), tally, None))  # type: ignore[operator]
     return stages
+
+
+def blank(sketch: nn.Module, size: int) -> torch.Tensor:
+    """An image that has a shape and no pixels."""
+    return torch.empty(1, int(getattr(sketch, "in_chans", 3)), size, size, device="meta")
+
+
+def head_stage(model: HeadedNet, size: int) -> Stage:
+    """A head of ours, on the maps that it reads."""
+    sketch = deepcopy(model).to("meta").eval()
+    with torch.inference_mode():
+        maps = sketch.backbone.forward_intermediates(blank(sketch.backbone, size), intermediates_only=True)  # type: ignore[operator]
+        with tallied(sketch.head) as tally:
+            logits = sketch.head(maps)
+    return stage(f"{model.kind} head", [sketch.head], logits, tally, None)
 
 
 def stage(name: str, modules: Sequence[nn.Module], x: torch.Tensor, tally: Tally, seen: Field | None) -> Stage:

@@ -19,9 +19,9 @@ def test_in_a_shell(tmp_path: Path) -> None:
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout) == (0, "")
     assert ended.stderr.splitlines() == [
-        "densefeat: 20 points: block1, block2 of made-up, each by PCA.",
+        "densefeat: 20 points of made-up: block1, block2 by PCA.",
         f"densefeat: {tmp_path}/store is not finished: 20 rows are there.",
-        "densefeat: Clusters: 4 by k-means on block2, the largest is 1.",
+        "densefeat: Clusters: 4 by k-means on block2, numbered from the largest.",
         "densefeat: Thumbnails of 0 of 20 points: the other images were not found or could not be decoded.",
         f"wrote {tmp_path}/m.html and {tmp_path}/m.parquet: 20 points",
     ]
@@ -43,7 +43,7 @@ def test_options_reach_the_map(tmp_path: Path) -> None:
     arguments = [tmp_path / "store", "--out", tmp_path / "m.html", *given]
     result = CliRunner().invoke(map_, list(map(str, arguments)), catch_exceptions=False)
     assert result.exit_code == 0
-    assert "each by t-SNE" in result.stderr
+    assert "block1, block2 by t-SNE" in result.stderr
     with pytest.raises(UsageError, match="no features of pool 'max'"):
         CliRunner().invoke(map_, [*map(str, arguments[:-1]), "max"], catch_exceptions=False)
 

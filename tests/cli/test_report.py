@@ -51,6 +51,17 @@ def test_reuse(run, tmp_path: Path) -> None:
     assert len((tmp_path / "reuse.csv").read_text().splitlines()) == 460
 
 
+def test_a_table_of_others_is_not_replaced(run, tmp_path: Path) -> None:
+    (tmp_path / "reuse.csv").write_text("path,label\n")
+    for more in ((), ("--what", "prune", "--images", "data")):
+        code, _, err = run("reuse", BUNDLED, "--out", "reuse.png", *more)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "output 'reuse.png': 'reuse.csv' beside it is there, and was not written by this command" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["reuse.csv"]
+    (tmp_path / "reuse.csv").unlink()
+    assert run("reuse", BUNDLED, "--out", "reuse.png")[0] == run("reuse", BUNDLED, "--out", "reuse.png")[0] == 0
+
+
 @pytest.mark.slow
 def test_prune_and_go_on(run, data: Path, tmp_path: Path) -> None:
     command = ("reuse", BUNDLED, "--what", "prune", "--images", "data", "--device", "cpu", "--out", "prune.png")
@@ -85,6 +96,7 @@ def test_model(run, tmp_path: Path) -> None:
         (("reuse", BUNDLED), 2, "Missing option '--out'"),
         (("reuse", BUNDLED, "--out", "reuse.gif"), 2, "picture 'reuse.gif': its name must end in .png or .svg"),
         (("reuse", BUNDLED, "--out", "no/reuse.png"), 1, "output 'no/reuse.png' cannot be written"),
+        (("reuse", "resnet18", "--out", "a.png"), 2, "ResNet: its connections are not known"),
         (("reuse", "densnet", "--out", "a.png"), 2, "unknown model 'densnet'"),
         (("reuse", BUNDLED, "--out", "a.png", "--what", "prune"), 2, "--what prune needs labelled --images"),
         (("reuse", BUNDLED, "--out", "a.png", "--images", "x"), 2, "--images is for --what prune"),

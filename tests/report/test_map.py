@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -17,7 +18,7 @@ from PIL import Image
 
 import densefeat.report.map
 import densefeat.report.map_rows
-from densefeat.errors import OutputError, UsageError, WeightsError
+from densefeat.errors import OutputError, UsageError
 from densefeat.heads.probe import probe
 from densefeat.report.map import Mapped, write_map
 from densefeat.store.reader import open_store
@@ -190,22 +191,81 @@ def test_without_labels(tmp_path: Path) -> None:
 
 def test_wrong_use(tmp_path: Path) -> None:
     store = open_store(class_store(tmp_path / "s.parquet"))
-    (tmp_path / "folder").mkdir()
     for problem, kind, given in [
         ("method 'lda'", UsageError, {"method": "lda"}),
         ("no column 'age'", UsageError, {"label_column": "age"}),
         ("no features of pool 'max'", UsageError, {"pool": "max"}),
-        ("no such file", WeightsError, {"probe": tmp_path / "none"}),
+        ("images .*none.: no such folder or file", UsageError, {"images": str(tmp_path / "none")}),
+        ("no such file or folder; give what", UsageError, {"probe": tmp_path / "none"}),
     ]:
         with pytest.raises(kind, match=problem):
             write_map(store, tmp_path / "map.html", **given)
-    with pytest.raises(UsageError, match="ends with .html; its points go to map.parquet beside it"):
-        write_map(store, tmp_path / "map.parquet")
-    with pytest.raises(UsageError, match="the points go to s.parquet beside it, which is a store: give another name"):
-        write_map(store, tmp_path / "s.html")
+    for name in ("map.parquet", "map", "map.htm"):
+        with pytest.raises(UsageError, match="must end in .html; its points go beside it"):
+            write_map(store, tmp_path / name)
+    (tmp_path / "folder.html").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
-        write_map(store, tmp_path / "folder")
+        write_map(store, tmp_path / "folder.html")
     assert not list(tmp_path.glob("*map*"))
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+    """Its own points are; so is nothing of any store."""
+    write_store(tmp_path / "store")
+    store, out = open_store(tmp_path / "store"), tmp_path / "map.html"
+    write_map(store, out)
+    write_map(store, out)
+    for content in (b"not mine", class_store(tmp_path / "s.parquet").read_bytes()):
+        (tmp_path / "map.parquet").write_bytes(content)
+        with pytest.raises(UsageError, match=r"map.parquet' beside it is there, and was not written by this command"):
+            write_map(store, out)
+        assert (tmp_path / "map.parquet").read_bytes() == content
+    for name in ("store/failures.html", "store/data/map.html"):
+        with pytest.raises(UsageError, match="is inside the store .*name a file outside of it"):
+            write_map(store, tmp_path / name)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    write_store(tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    store.path = tmp_path / os.fsdecode(b"st\xff")  # pyarrow opens none of such a name everywhere
+    assert "st\\udcff" in write_map(store, tmp_path / "map.html").page.read_text("utf-8")
+
+
+def test_long_labels_are_cut_on_the_page(tmp_path: Path) -> None:
+    labels = ["a" * 200, "b" * 201, "b" * 200 + "c"]
+    store = write_probe_store(tmp_path / "s.parquet", labels, {"block1": np.eye(3, dtype=np.float32)})
+    made = write_map(open_store(store), tmp_path / "map.html")
+    cut = "b" * 199 + "…"
+    assert texts_of(data_of(made.page)["facts"][0]) == ["a" * 200, cut, cut]
+    assert [entry[0] for entry in data_of(made.page)["colourings"][0]["entries"]] == ["a" * 200, cut, cut]
+    assert "Labels of more than 200 characters are cut on the page." in made.notes
+    assert pq.read_table(made.table)["label"].to_pylist() == labels
+
+
+def test_a_page_that_is_too_large_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(densefeat.report.map, "PAGE_BYTES", 1_000_000)
+    write_store(tmp_path / "store")
+    made = write_map(open_store(tmp_path / "store"), tmp_path / "map.html")
+    assert made.notes[-1] == "The page has 1 MB rather than at most 1: its paths and labels are long."
+
+
+def test_labels_that_no_row_has(tmp_path: Path) -> None:
+    store = write_probe_store(tmp_path / "s.parquet", [None] * 3, {"block1": np.eye(3, dtype=np.float32)})
+    data = data_of(write_map(open_store(store), tmp_path / "map.html").page)
+    assert ([each["name"] for each in data["colourings"]], data["labelled"]) == (["cluster of block1"], False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [(1, "1 point of made-up: block1, block2 by PCA, which stands in for t-SNE."),
+     (12, "12 points of made-up: block1 by PCA, which stands in for t-SNE; block2 by t-SNE.")],
+)  # fmt: skip
+def test_how_points_were_made(tmp_path: Path, rows: int, wanted: str) -> None:
+    generator = np.random.default_rng(0)
+    features = {f"block{width}": generator.standard_normal((rows, width), np.float32) for width in (1, 2)}
+    store = write_probe_store(tmp_path / "s.parquet", None, features)
+    assert write_map(open_store(store), tmp_path / "map.html", "tsne").notes[0] == wanted
 
 
 def test_a_probe_of_other_columns(tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ def test_numbers() -> None:
     assert np.array_equal(found.values, np.array([0.5, np.nan, 3], np.float32), equal_nan=True)
 
 
+def test_numbers_that_are_too_large_for_their_colours_have_none() -> None:
+    found = by_values("age", ["0.5", "1e300", "-1e300"])
+    assert np.array_equal(found.values, np.array([0.5, np.nan, np.nan], np.float32), equal_nan=True)
+
+
 def test_clusters_are_counted_from_one() -> None:
     found = by_cluster("cluster", np.arange(12))
     assert [name for name, *_ in found.entries] == [*map(str, range(1, 11)), "2 others"]

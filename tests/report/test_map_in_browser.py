@@ -168,10 +168,12 @@ def test_search(seen: Opened, tmp_path: Path) -> None:
     page.fill("#search", "onerror")
     assert download(page, tmp_path) == [HOSTILE]
     page.fill("#search", "no such thing")
-    assert page.locator("#count").text_content() == "0 selected"
+    assert page.locator("#count").text_content() == "no match"
+    assert {colour for *_, colour in page.evaluate(PLACES)} == {"#9a9a9a33"}
     assert page.is_disabled("#download")
     page.click("#clear")
     assert page.locator("#count").text_content() == "4 points"
+    assert len({colour for *_, colour in page.evaluate(PLACES)}) > 1
 
 
 def drag_box(page: Page) -> None:

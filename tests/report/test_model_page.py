@@ -5,17 +5,21 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from densefeat.errors import UsageError, WeightsError
+from densefeat.heads.network import HeadedNet
+from densefeat.images.transforms import Preprocessing
 from densefeat.nets.weights import file_sha256
 from densefeat.nets.zoo import BUNDLED as FOLDER
-from densefeat.report.card import points_of_runs, read_card
+from densefeat.report.card import data_name, points_of_runs, read_card
 from densefeat.report.comparison import draw_comparison, short
 from densefeat.report.model_page import html_page, markdown_page, points_for
 from densefeat.report.stages import total
+from densefeat.training.run_folder import RunFolder
 from densefeat.training.train import train
 from helpers import BUNDLED
 from runs import tiny_recipe
@@ -89,7 +93,7 @@ def test_a_run(run: Path) -> None:
     assert dict(card.facts)["SHA-256 of their file"] == file_sha256(run / "model.safetensors")
     assert dict(card.recipe)["batch_size"] == "8"
     (point,) = card.measured
-    assert (point.top1, point.where, point.data) == (results["val"]["top1"], "tiny", "CIFAR-10")
+    assert (point.top1, point.where, point.data) == (results["val"]["top1"], "tiny, validation", "CIFAR-10")
     assert points_of_runs(run.parent) == [point]
     points = points_for(card, run.parent)
     assert [each for each in points if not each.papers] == [point]
@@ -97,6 +101,37 @@ def test_a_run(run: Path) -> None:
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["CIFAR-10+", "CIFAR-10+", "CIFAR-100+", "CIFAR-100+", "CIFAR-10", "CIFAR-10"]
     assert "## Recipe" in markdown_page(card, points)
+
+
+@pytest.mark.parametrize("head", ["mlp", "cross-layer"])
+def test_a_head_counts(tmp_path: Path, head: str) -> None:
+    """As the whole network has parameters, and no weights are read."""
+    network = HeadedNet(timm.create_model(BUNDLED, num_classes=0), head, 16, 3)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.export(network, Preprocessing.of(network), ["a", "b", "c"], "single")
+    folder.write("results.json", {"val": {"top1": 40.0}, "test": {"top1": 50.0}})
+    card = read_card(str(folder.path))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert (card.stages[-1].name, card.stages[-1].shape) == (f"{head} head", (3,))
+    assert card.stages[-1].macs >= card.stages[-1].parameters - 200
+    (folder.path / "model.safetensors").unlink()
+    (point,) = points_of_runs(tmp_path)
+    assert point == card.measured[0]
+    assert (point.parameters, point.where, point.top1) == (parameters, "run", 50.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "augment", "wanted"),
+    [
+        ("cifar10", "shift-mirror", "CIFAR-10+"),
+        ("cifar100", "none", "CIFAR-100"),
+        ("cifar10", "cutout", "CIFAR-10, cutout"),
+        ("imagenet", "inception", "ImageNet"),
+    ],
+)
+def test_the_papers_augmentation_alone_is_plus(data: str, augment: str, wanted: str) -> None:
+    assert data_name({"data": data, "augment": augment}) == wanted
 
 
 def test_folders_that_hold_no_runs(tmp_path: Path) -> None:

@@ -170,7 +170,10 @@ def test_the_same_call_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"model": "other", "weights": "x"}\n', "is of other work .model differ.: remove it, or name another --out"),
+        (
+            '{"model": "other", "weights": "x", "more": 1}\n',
+            "is of other work .model, more differ.: remove it, or name another --out",
+        ),
         ("not JSON", "is in the way, and holds nothing to go on from"),
         ("", "is in the way, and holds nothing to go on from"),
         ('{"model": "small", "weights": "x"}\n{"key": 1}\n', "is in the way, and holds nothing to go on from"),

@@ -16,7 +16,7 @@ from densefeat.report.figures import save_picture
 from densefeat.report.prune import prune
 from densefeat.report.prune_chart import draw_pruning, lost_triangles
 from densefeat.report.reuse import feature_reuse
-from densefeat.report.reuse_chart import draw_reuse, ticks
+from densefeat.report.reuse_chart import draw_reuse, how_to_read, ticks
 from densefeat.report.sample import Sample
 from small_nets import deluge, dense
 
@@ -30,9 +30,24 @@ def test_colours_are_over_the_largest_of_a_block(trained: nn.Module) -> None:
     panels = draw_reuse(reuse, "bundled").axes[:3]
     for number, axes in enumerate(panels, 1):
         shown, triangle = np.ma.filled(axes.images[0].get_array().astype(float), np.nan), reuse.triangle(number)
+        if number == 3:  # of a linear layer
+            np.testing.assert_allclose(shown[:, -1], triangle[:, -1] / triangle[:, -1].max())
+            shown, triangle = shown[:, :-1], triangle[:, :-1]
         np.testing.assert_allclose(shown, triangle / np.nanmax(triangle))
         assert len(axes.patches) == 1  # the frame
         assert axes.patches[0].get_x() == 15.5
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (dense(), "weights over the largest of their block; classifier: of their column"),
+        (dense(bottleneck=False), "weights over the largest of their block; transition and classifier: of their column"),
+        (deluge(), "weights over the largest of their column"),
+    ],
+)
+def test_what_colours_are_over_is_told(model: nn.Module, told: str) -> None:
+    assert how_to_read(feature_reuse(model)).splitlines()[1] == told
 
 
 def test_a_delugenets_are_over_the_largest_of_a_column() -> None:

@@ -4,14 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 import densefeat
 from densefeat.errors import UsageError
+from densefeat.heads.network import HeadedNet
+from densefeat.images.transforms import Preprocessing
 from densefeat.report.judging import judge
 from densefeat.report.sample import evenly, load_sample
 from densefeat.training.evaluate import evaluate, load_network
+from densefeat.training.run_folder import RunFolder
 from helpers import BUNDLED
 
 
@@ -44,6 +48,15 @@ def test_some_of_them_evenly(data: Path) -> None:
     assert torch.equal(some.images, every.images[[0, 4, 7, 11]])
     assert some.sha256() != every.sha256()
     assert sorted(set(some.labels.tolist())) == [0, 1, 2]
+
+
+def test_networks_are_checked_before_images(tmp_path: Path) -> None:
+    network = HeadedNet(timm.create_model(BUNDLED, num_classes=0), "mlp", 16, 3)
+    folder = RunFolder(tmp_path)
+    folder.export(network, Preprocessing.of(network), ["a", "b", "c"], "single")
+    for model, told in [(str(tmp_path), "its head is 'mlp', no linear classifier"), ("resnet18", "ResNet: its connections")]:
+        with pytest.raises(UsageError, match=told):
+            load_sample(model, None, str(tmp_path / "nothing"), 12)
 
 
 def test_positions() -> None:

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.layers import BlurPool2d
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -141,6 +142,11 @@ def shift(image: torch.Tensor, value: torch.Tensor, side: int) -> int:
     """By how many pixels the field moves from one value to the next."""
     one, other = (reached(image, value, side // 2 + step, side // 2).nonzero()[:, 0].min() for step in (0, 1))
     return int(other - one)
+
+
+def test_blurred_pooling() -> None:
+    assert Field().after(BlurPool2d(4)) == Field(3, 2)
+    assert stages_of(timm.create_model("densenetblur121d"), 64)[-2].field is not None
 
 
 def test_unknown_modules_are_refused() -> None:
