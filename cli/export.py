@@ -1,5 +1,8 @@
 """``densefeat export``."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +28,38 @@ if TYPE_CHECKING:
 @click.option("--input", type=click.Choice(["float", "pixels"]), default="float", show_default=True,
               help="float: normalised (N, 3, H, W); pixels: resized uint8 (N, H, W, 3), normalised in the graph.")  # fmt: skip
 @click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint file instead of the published weights.")
-@click.option("--image-size", type=int, help="Pixels of the square input.  [default: the weights' own]")
+@click.option("--image-size", type=int,
+              help="Pixels of the square input; with open sizes, of the preprocessing alone.  "
+                   "[default: the weights' own]")  # fmt: skip
 def export(**options: Any) -> None:
     """MODEL, a name of `densefeat models`, any timm model or a run's folder, as a file of another tool.
 
-    What was written is run in its own runtime on photographs, and kept where its outputs are the plain network's.
+    What was written is run in its own runtime on photographs' pixels, and kept where its outputs are the plain network's.
     """
     from densefeat.export import export_model
     from densefeat.export.write import STEPS
     from densefeat.extract.progress import progress_bar
 
-    with progress_bar("exporting", STEPS, "steps") as advance:
+    with ended_by_sigterm(), progress_bar("exporting", STEPS, "steps") as advance:
         result = export_model(**options, advance=advance)
     for line in told(result):
         click.echo(line)
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM as an exception, once, so that nothing half written is left."""
+    from densefeat.extract.interrupts import Interrupted
+
+    def end(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # what is left is tidying up
+        raise Interrupted("stopped by SIGTERM", 128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def told(result: "Exported") -> list[str]:
@@ -49,8 +70,14 @@ def told(result: "Exported") -> list[str]:
     if "input" in facts:
         images = facts["input"]
         opset = f"; opset {facts['opset']}" if "opset" in facts else ""
-        lines.append(f"input: {images['dtype']} {'×'.join(images['shape'])}, sizes: {images['sizes']}{opset}")
+        lines.append(f"input: {images['dtype']} {'×'.join(images['shape'])}, sizes: {sizes_told(images['sizes'])}{opset}")
     largest = ", ".join(f"{name} {value:.1e}" for name, value in differences.largest.items())
     batches = ", ".join(map(str, differences.batches))
     measured = f"{differences.runtime}; images {batches}"
-    return [*lines, f"largest difference from the plain network, relative to its largest value: {largest} ({measured})"]
+    what = "largest difference from the plain network given the same pixels, relative to its largest value"
+    return [*lines, f"{what}: {largest} ({measured})"]
+
+
+def sizes_told(sizes: dict[str, Any]) -> str:
+    kind, smallest = sizes["kind"], sizes["smallest"]
+    return f"{smallest} by {smallest} alone" if kind == "fixed" else f"{kind}, from {smallest} pixels"

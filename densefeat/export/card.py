@@ -31,8 +31,7 @@ def card(source: Source, preprocessing: Preprocessing, metadata: dict[str, Any])
 
 
 def front_matter(source: Source) -> str:
-    classes = getattr(source.model, "num_classes", 0)
-    task = "image-classification" if classes else "image-feature-extraction"
+    task = "image-classification" if source.num_classes else "image-feature-extraction"
     facts: dict[str, Any] = {"library_name": "timm", "pipeline_tag": task}
     if licence := source.weights["license"]:
         facts["license"] = licence
@@ -55,20 +54,22 @@ def is_ours(source: Source) -> bool:
 
 def introduction(source: Source) -> str:
     parameters = sum(parameter.numel() for parameter in source.model.parameters())
-    classes = getattr(source.model, "num_classes", 0)
+    classes = source.num_classes
     head = f"a classifier for {classes:,} classes" if classes else "no classifier"
     return f"`{source.config['architecture']}`, {parameters:,} parameters, with {head}."
 
 
 def usage(source: Source) -> str:
     ours = is_ours(source)
-    first = "import densefeat  # pip install densefeat: registers the architecture with timm\n" if ours else ""
+    told = "registers the architecture with timm; installed from a clone of its repository: pip install -e ."
+    first = f"import densefeat  # {told}\n" if ours else ""
+    given = "scores" if source.num_classes else "features"
     lines = [
         "With timm, `USER/NAME` being this repository (or `local-dir:FOLDER` for `hf-hub:USER/NAME`):",
         f'```python\n{first}import timm\n\nmodel = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()\n'
         "config = timm.data.resolve_model_data_config(model)\n"
         "prepare = timm.data.create_transform(**config, is_training=False)\n"
-        "scores = model(prepare(image).unsqueeze(0))  # image: a PIL image, RGB\n```",
+        f"{given} = model(prepare(image).unsqueeze(0))  # image: a PIL image, RGB\n```",
     ]
     if ours:
         lines += [
@@ -118,9 +119,9 @@ def figure(value: Any) -> str:
 
 
 def scores_of_run(source: Source) -> dict[str, dict[str, Any]]:
-    """By split."""
+    """By split; none of a head that was left out."""
     file = None if source.run is None else source.run / "results.json"
-    if file is None or not file.is_file():
+    if file is None or not source.num_classes or not file.is_file():
         return {}
     results = json.loads(file.read_text(encoding="utf-8"))
     return {name: split for name, split in results.items() if isinstance(split, dict) and SCORES.keys() & split.keys()}

@@ -1,5 +1,6 @@
 """What the metadata of every format say, as JSON."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,17 +14,52 @@ from densefeat.images.transforms import Preprocessing
 from densefeat.version import __version__
 
 
-def described(source: Source, preprocessing: Preprocessing) -> dict[str, Any]:
-    """What every format's metadata have."""
-    steps = {"colour": "RGB", "formula": "(pixel / 255 - mean) / std"}
+def described(source: Source, preprocessing: Preprocessing, with_classes: bool = True) -> dict[str, Any]:
+    """What every format's metadata have. ``with_classes``: the classes' names, where they are known."""
     facts = {
         "made_by": f"densefeat {__version__}",
         "model": source.name,
         "weights": source.weights,
-        "preprocessing": preprocessing.to_json() | steps,
+        "preprocessing": preprocessing_facts(preprocessing),
     }
-    names = source.config.get("label_names")
-    return facts | ({"label_names": list(names)} if names else {})
+    names = source.classes if with_classes else None
+    return facts | ({"label_names": names} if names else {})
+
+
+def preprocessing_facts(preprocessing: Preprocessing) -> dict[str, Any]:
+    """In numbers, as ``steps`` from an image file's pixels on, and in words."""
+    resize, crop, words = geometry_steps(preprocessing)
+    numbers = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
+    steps: list[dict[str, Any]] = [
+        {"step": "upright", "by": "EXIF orientation"},
+        {"step": "convert", "to": "RGB, 8 bits", "alpha": "over white"},
+        {"step": "resize", **resize, "filter": preprocessing.interpolation, "antialias": True},
+        {"step": "crop", "size": preprocessing.size, "offset": "(side - size) / 2, rounded half to even", **crop},
+        {"step": "normalize", "divide_by": 255, **numbers},
+    ]
+    told = (
+        f"turn upright by EXIF; RGB, transparency over white; resize {words} with Pillow's antialiased"
+        f" {preprocessing.interpolation} filter; crop the central {preprocessing.size} by {preprocessing.size};"
+        " (pixel / 255 - mean) / std"
+    )
+    own = {"colour": "RGB", "formula": "(pixel / 255 - mean) / std", "steps": steps, "in_words": told}
+    return preprocessing.to_json() | own
+
+
+def geometry_steps(preprocessing: Preprocessing) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """What resize and crop do, as timm's evaluation transform does it, and the resize in words."""
+    scaled = math.floor(preprocessing.size / preprocessing.crop_pct)
+    if preprocessing.crop_mode == "squash":
+        return {"height": scaled, "width": scaled}, {}, f"to {scaled} by {scaled}, whatever the shape,"
+    if preprocessing.crop_mode == "border":
+        fill = [round(255 * value) for value in preprocessing.mean]
+        return (
+            {"longer_side": scaled, "shorter_side": "rounded"},
+            {"pad": fill},
+            f"the longer side to {scaled}, pad with {fill},",
+        )
+    words = f"the shorter side to {scaled}, the longer in proportion, truncated,"
+    return {"shorter_side": scaled, "longer_side": "truncated"}, {}, words
 
 
 def interface(to: str, net: ExportedNet, asked: Outputs, traced: Traced) -> dict[str, Any]:
@@ -47,7 +83,7 @@ def input_facts(net: ExportedNet, traced: Traced) -> dict[str, Any]:
         "dtype": "uint8" if net.takes_pixels else "float32",
         "layout": "NHWC" if net.takes_pixels else "NCHW",
         "shape": ["batch", *sides, "3"] if net.takes_pixels else ["batch", "3", *sides],
-        "sizes": f"{traced.size} by {traced.size}" if fixed else f"{traced.sizes}, from {traced.smallest} pixels",
+        "sizes": {"kind": traced.sizes, "smallest": traced.size if fixed else traced.smallest},
         "preprocessing_in_graph": net.takes_pixels,
     }
 

@@ -20,7 +20,7 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, metadata: 
     facts = preprocessing.to_json()
     size = facts.pop("size")
     config: dict[str, Any] = {"densefeat": metadata}
-    if names := source.config.get("label_names"):
+    if names := source.classes:
         config["label_names"] = names
     save_config_for_hf(source.model, str(folder / CONFIG), config, data_config=facts | {"input_size": (3, size, size)})
     write_weights(source.model, folder / WEIGHTS, {"format": "pt"})  # transformers asks for that entry

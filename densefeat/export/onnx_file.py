@@ -15,8 +15,8 @@ OPSET = 18  # the one that torch's translations are written in
 LARGEST = 2**31 - 2**24  # bytes of weights: a file of protobuf's ends at 2 GiB
 
 
-def write(traced: Traced, names: list[str], path: Path, metadata: dict[str, Any]) -> None:
-    """One file, weights within; ``metadata`` is the entry ``densefeat`` of its ``metadata_props``, as JSON.
+def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
+    """ONNX's model, weights within; ``metadata`` is the entry ``densefeat`` of its ``metadata_props``, as JSON.
 
     Raises UsageError for weights of more than 2 GiB.
     """
@@ -37,7 +37,11 @@ def write(traced: Traced, names: list[str], path: Path, metadata: dict[str, Any]
     model.metadata_props.add(key="densefeat", value=json.dumps(metadata))
     model.producer_name = "densefeat"
     onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString())
+    return model
+
+
+def save(converted: Any, path: Path) -> None:
+    path.write_bytes(converted.SerializeToString())
 
 
 def name_dimensions(graph: Any, symbols: dict[str, str]) -> None:

@@ -12,15 +12,20 @@ from densefeat.export.traced import Traced
 from densefeat.features.backends import openvino as backend
 
 
-def write(traced: Traced, names: list[str], path: Path, metadata: dict[str, Any]) -> None:
-    """``NAME.xml`` and ``NAME.bin``, float32; ``metadata`` is the entry ``densefeat`` of the model's ``rt_info``, as JSON."""
+def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
+    """OpenVINO's model; ``metadata`` is the entry ``densefeat`` of its ``rt_info``, as JSON."""
     openvino = load()
     model = openvino.convert_model(traced.program)
     model.inputs[0].get_tensor().set_names({"images"})
     for output, name in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({name})
     model.set_rt_info(json.dumps(metadata), ["densefeat"])
-    openvino.save_model(model, path, compress_to_fp16=False)
+    return model
+
+
+def save(converted: Any, path: Path) -> None:
+    """``NAME.xml`` and ``NAME.bin``, float32."""
+    load().save_model(converted, path, compress_to_fp16=False)
 
 
 def open_file(path: Path) -> tuple[str, Run]:

@@ -13,14 +13,15 @@ from densefeat.heads.network import load_run
 from densefeat.nets.create import create_model
 from densefeat.nets.runs import load_backbone, names_folder, read_run
 from densefeat.nets.weights import file_sha256, state_sha256
+from densefeat.training.evaluate import class_names
 
 
 @dataclass(frozen=True)
 class Source:
     """``model``: in eval mode, float32, on the CPU, nobody else's. ``weights``: their source, SHA-256 and licence.
 
-    ``run``: the folder that it came from; ``published``: the weights are those that its name stands for. Paths are kept out of
-    what is written: of a file or folder its name alone is told.
+    ``run``: the folder that it came from; ``published``: the weights are those that its name stands for; ``file``: those given
+    instead. Paths are kept out of what is written: of a file or folder its name alone is told.
     """
 
     model: nn.Module
@@ -28,10 +29,24 @@ class Source:
     weights: dict[str, Any]
     run: Path | None = None
     published: bool = False
+    file: Path | None = None
 
     @property
     def config(self) -> dict[str, Any]:
         return dict(getattr(self.model, "pretrained_cfg", None) or {})
+
+    @property
+    def num_classes(self) -> int:
+        """0: without a classifier, or of a head that was left out."""
+        return getattr(self.model, "num_classes", 0)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names, in the order of the outputs; None: not known, or without a classifier."""
+        names = self.config.get("label_names")
+        if names is None and self.num_classes and (self.published or self.file):
+            return class_names(self.model, self.file)
+        return list(map(str, names)) if names and len(names) == self.num_classes else None
 
 
 def load_source(model: str | nn.Module, weights: str | Path | None, with_head: bool) -> Source:
@@ -46,7 +61,9 @@ def load_source(model: str | nn.Module, weights: str | Path | None, with_head: b
     else:
         made, provenance = create_model(model, weights)
         told = provenance["weights"]["source"] if weights is None else Path(weights).name
-        source = Source(made, provenance["model"], provenance["weights"] | {"source": told}, published=weights is None)
+        known = provenance["weights"] | {"source": told}
+        file = None if weights is None else Path(weights)
+        source = Source(made, provenance["model"], known, published=weights is None, file=file)
     source.model.eval().to("cpu", torch.float32).requires_grad_(False)
     return source
 

@@ -1,13 +1,13 @@
 """Files that take their places together, once they were measured."""
 
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from densefeat.errors import OutputError
+from densefeat.errors import UsageError
 from densefeat.store.atomic import current_umask, sync, written
 
 
@@ -16,24 +16,44 @@ def staged(*places: Path) -> Iterator[list[Path]]:
     """Paths to write to, of the same names, in a hidden folder beside; on leaving they are moved, the last of them first.
 
     The first is what a reader opens: it appears when the others are there. After an error nothing is left.
-    Raises OutputError, before any work, where one of ``places`` exists or cannot be made.
+    Raises UsageError, before any work, where one of ``places`` exists or has no folder; OutputError where it cannot be made.
     """
-    for place in places:
-        if os.path.lexists(place):
-            raise OutputError(f"output {str(place)!r} exists: remove it or give another name")
-    with written(places[0]):
-        folder = Path(tempfile.mkdtemp(prefix=f".{places[0].name}.", suffix=".partial", dir=places[0].parent))
+    check_free(places)
+    folder = places[0].parent / f".{places[0].name}.{secrets.token_hex(4)}.partial"
     try:
-        paths = [folder / place.name for place in places]
         with written(places[0]):
-            yield paths
-            for path, place in reversed(list(zip(paths, places, strict=True))):
-                settle(path)
-                os.rename(path, place)
+            folder.mkdir(0o700)
+        paths = [folder / place.name for place in places]
+        yield paths
+        check_free(places)  # the work took its time
+        with written(places[0]):
+            move(paths, places)
         with suppress(OSError):  # some file systems cannot sync a folder
             sync(places[0].parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_free(places: Sequence[Path]) -> None:
+    for place in places:
+        if os.path.lexists(place):
+            raise UsageError(f"output {str(place)!r} exists: remove it or give another name")
+        if not place.parent.is_dir():
+            raise UsageError(f"output {str(place)!r}: there is no folder {str(place.parent)!r}: make it first")
+
+
+def move(paths: Sequence[Path], places: Sequence[Path]) -> None:
+    """All to their places, the last first, or none."""
+    for path in paths:
+        settle(path)
+    try:
+        for path, place in reversed(list(zip(paths, places, strict=True))):
+            os.rename(path, place)
+    except BaseException:
+        for path, place in zip(paths, places, strict=True):
+            if not path.exists():  # it was moved
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+        raise
 
 
 def settle(path: Path) -> None:

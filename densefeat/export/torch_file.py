@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from densefeat.export.check import Run
 from densefeat.export.traced import Traced
@@ -12,9 +13,14 @@ from densefeat.export.traced import Traced
 EXTRA = "densefeat.json"
 
 
-def write(traced: Traced, names: list[str], path: Path, metadata: dict[str, Any]) -> None:  # noqa: ARG001
+def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> tuple[ExportedProgram, str]:  # noqa: ARG001
     """Outputs are a dict by name; ``metadata`` is the extra file ``densefeat.json``."""
-    torch.export.save(traced.program, path, extra_files={EXTRA: json.dumps(metadata)})
+    return traced.program, json.dumps(metadata)
+
+
+def save(converted: tuple[ExportedProgram, str], path: Path) -> None:
+    program, metadata = converted
+    torch.export.save(program, path, extra_files={EXTRA: metadata})
 
 
 def open_file(path: Path) -> tuple[str, Run]:

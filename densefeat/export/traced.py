@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -20,29 +21,38 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Traced:
-    """``sizes``: of images that it takes: any or multiples of 32, from ``smallest`` pixels a side, or fixed: ``size`` alone."""
+    """``sizes``: of images that it takes: any or multiples of 32, from ``smallest`` pixels a side, or fixed: ``size`` alone.
+
+    ``takes_pixels``: images are ``(N, H, W, 3)``, else ``(N, 3, H, W)``.
+    """
 
     program: ExportedProgram
     size: int
+    takes_pixels: bool
     sizes: str = "fixed"
     smallest: int = 0
 
     def batches(self) -> list[Batch]:
-        """To measure its files on: two numbers of images, and where sizes are free two more sizes."""
+        """To measure its files on: two numbers of images, and where sizes are free more sizes."""
         sizes = () if self.sizes == "fixed" else TRIED[self.sizes](self.smallest)
-        others = [Batch(count, *size) for count, size in zip((2, 1), sizes, strict=False)]
+        others = [Batch(count, *size) for count, size in zip(cycle((2, 1)), sizes, strict=False)]
         return [Batch(1, self.size, self.size), Batch(3, self.size, self.size), *others]
 
     @property
     def symbols(self) -> dict[str, str]:
         """torch's names for what is open in the images' shape, and ours."""
-        shape = image_shape(self.program)
-        spatial = ("batch", "height", "width", "") if shape[-1] == 3 else ("batch", "", "height", "width")
-        return {str(length): name for length, name in zip(shape, spatial, strict=True) if not isinstance(length, int)}
+        names = ("batch", "height", "width", "") if self.takes_pixels else ("batch", "", "height", "width")
+        lengths = zip(image_shape(self.program), names, strict=True)
+        return {str(length): name for length, name in lengths if not isinstance(length, int)}
 
 
 TRIED: dict[str, Callable[[int], tuple[tuple[int, int], ...]]] = {  # sizes that tell which are allowed
-    "any": lambda smallest: ((smallest + 65, smallest + 99), (smallest + 1, smallest)),
+    "any": lambda smallest: (
+        (smallest + 65, smallest + 99),
+        (smallest + 1, smallest),
+        (smallest, smallest),
+        (smallest + 1, smallest + 3),
+    ),
     "multiples of 32": lambda smallest: ((smallest + 64, smallest + 96), (smallest, smallest)),
 }
 
@@ -56,7 +66,7 @@ def trace(net: ExportedNet, given: Given, size: int) -> Traced:
     try:
         program = exported(net, example, (1, 2) if net.takes_pixels else (2, 3))
         if allowed := allowed_sizes(program, net, given):
-            return Traced(program, size, *allowed)
+            return Traced(program, size, net.takes_pixels, *allowed)
     except Exception as error:  # of networks that are not ours, whatever their code or torch says to an open size
         _logger.debug("%s: no open size: %s", type(net.model).__name__, error)
     return trace_fixed(net, given, size)
@@ -65,7 +75,7 @@ def trace(net: ExportedNet, given: Given, size: int) -> Traced:
 def trace_fixed(net: ExportedNet, given: Given, size: int) -> Traced:
     """For images of one size. Raises OutputError where torch.export cannot."""
     try:
-        return Traced(exported(net, given(Batch(2, size, size).pixels()), ()), size)
+        return Traced(exported(net, given(Batch(2, size, size).pixels()), ()), size, net.takes_pixels)
     except Exception as error:  # in many types
         reason = (str(error).strip() or "no message").splitlines()[0]
         raise OutputError(f"{type(net.model).__name__} cannot be traced ({type(error).__name__}: {reason})") from error

@@ -21,8 +21,9 @@ def write(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
 
 
 def write_described(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
-    """``metadata`` is the entry ``densefeat``, as JSON."""
-    write(model, path, {"densefeat": json.dumps(metadata)})
+    """``metadata`` is the entry ``densefeat``, as JSON; classes' names are ``classes``, too, where ``evaluate`` reads them."""
+    names = metadata.get("label_names")
+    write(model, path, {"densefeat": json.dumps(metadata)} | ({"classes": json.dumps(names)} if names else {}))
 
 
 def open_file(model: nn.Module, path: Path) -> tuple[str, Run]:

@@ -1,10 +1,12 @@
 """A network as a file of another tool, measured against the plain network before it takes its place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ import densefeat.export.onnx_file as onnx_file
 import densefeat.export.openvino_file as openvino_file
 import densefeat.export.torch_file as torch_file
 import densefeat.export.weights_file as weights_file
-from densefeat.errors import OutputError, UsageError
+from densefeat.errors import DensefeatError, OutputError, UsageError
 from densefeat.export.check import Batch, Differences, measure
 from densefeat.export.described import described, interface
 from densefeat.export.module import ExportedNet, Outputs, reference
@@ -24,6 +26,7 @@ from densefeat.export.staging import staged
 from densefeat.export.traced import Traced, trace, trace_fixed
 from densefeat.features.backends.openvino import missing as missing_openvino
 from densefeat.images.transforms import Preprocessing
+from densefeat.store.atomic import written
 
 GRAPHS = {"onnx": onnx_file, "torch-export": torch_file, "openvino": openvino_file}
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml", "safetensors": ".safetensors", "hub-folder": ""}
@@ -57,7 +60,8 @@ def export_model(
 
     - ``onnx``: one file (``.onnx``); ``openvino``: ``.xml`` and ``.bin`` beside it; ``torch-export``: ``.pt2``. The images
       are ``images``, the outputs have the names that :class:`densefeat.FeatureExtractor` gives them. Any number of images,
-      and any size, multiples of 32, or one size, as the network lets it: ``metadata["input"]["sizes"]``.
+      and any size, multiples of 32, or one size, as the network lets it: ``metadata["input"]["sizes"]``, ``kind`` and
+      ``smallest``.
     - ``safetensors``: the weights, for ``--weights`` and timm's ``checkpoint_path``.
     - ``hub-folder``: a folder as timm pushes it to the hub: ``config.json``, ``model.safetensors``, ``README.md``.
 
@@ -71,8 +75,8 @@ def export_model(
         advance: Called after each of :data:`STEPS` steps, with 1.
 
     Raises:
-        UsageError: Arguments that do not exist or fit; a package that is missing.
-        OutputError: ``out`` exists or cannot be written, or what was written computes something else: nothing is left.
+        UsageError: Arguments that do not exist or fit; a package that is missing; ``out`` exists, or its folder does not.
+        OutputError: It cannot be converted or written, or what was written computes something else: nothing is left.
     """
     out = Path(out)
     asked = Outputs(outputs, asked_blocks(blocks), tap, pool if isinstance(pool, str) else tuple(pool))
@@ -84,9 +88,9 @@ def export_model(
         preprocessing = Preprocessing.of(source.model, image_size)
         advance(1)
         if to in GRAPHS:
-            metadata, differences = write_graph(to, source, preprocessing, asked, input, path, advance)
+            metadata, differences = write_graph(to, source, preprocessing, asked, input, path, out, advance)
         else:
-            metadata, differences = write_weights(to, source, preprocessing, path, advance)
+            metadata, differences = write_weights(to, source, preprocessing, path, out, advance)
         advance(1)
     return Exported(out, metadata, differences)
 
@@ -124,42 +128,64 @@ def write_graph(
     asked: Outputs,
     input: str,
     path: Path,
+    out: Path,
     advance: Callable[[int], None],
 ) -> tuple[dict[str, Any], Differences]:
+    """To ``path``, for errors to name ``out``."""
     net = ExportedNet(source.model, asked, preprocessing if input == "pixels" else None).eval()
     given = (lambda pixels: pixels) if input == "pixels" else partial(prepared, preprocessing)
     plain = reference(source.model, asked)
 
-    def written(traced: Traced) -> tuple[dict[str, Any], Differences]:
-        metadata = described(source, preprocessing) | interface(to, net, asked, traced)
-        GRAPHS[to].write(traced, net.names, path, metadata)
-        runtime, run = GRAPHS[to].open_file(path)
-        return metadata, measure(runtime, run, lambda x: plain(prepared(preprocessing, x)), given, traced.batches())
+    def made(traced: Traced) -> tuple[dict[str, Any], Differences]:
+        metadata = described(source, preprocessing, asked.kind == "logits") | interface(to, net, asked, traced)
+        with told_as_one_line(to, source):
+            converted = GRAPHS[to].convert(traced, net.names, metadata)
+            with written(out):
+                GRAPHS[to].save(converted, path)
+            runtime, run = GRAPHS[to].open_file(path)
+            return metadata, measure(runtime, run, lambda x: plain(prepared(preprocessing, x)), given, traced.batches())
 
     traced = trace(net, given, preprocessing.size)
     advance(1)
     try:
-        results = written(traced)
-    except OutputError:  # some converters make constants of what depends on an open size
-        if traced.sizes == "fixed":
+        results = made(traced)
+    except OutputError as error:  # some converters know no open sizes, or make constants of what depends on them
+        if traced.sizes == "fixed" or isinstance(error.__cause__, OSError):
             raise
-        results = written(trace_fixed(net, given, preprocessing.size))
+        results = made(trace_fixed(net, given, preprocessing.size))
     advance(1)
     return results
 
 
+@contextmanager
+def told_as_one_line(to: str, source: Source) -> Iterator[None]:
+    """Whatever a converter or a runtime says, as OutputError."""
+    try:
+        yield
+    except DensefeatError:
+        raise
+    except Exception as error:  # in types of their own
+        first: BaseException = error
+        while first.__cause__ is not None:  # torch's exporter wraps it in advice
+            first = first.__cause__
+        reason = shorten(str(first), 300) or "no message"
+        raise OutputError(f"{source.name} cannot be written as {to} ({type(first).__name__}: {reason})") from error
+
+
 def write_weights(
-    to: str, source: Source, preprocessing: Preprocessing, path: Path, advance: Callable[[int], None]
+    to: str, source: Source, preprocessing: Preprocessing, path: Path, out: Path, advance: Callable[[int], None]
 ) -> tuple[dict[str, Any], Differences]:
     metadata = described(source, preprocessing)
     if to == "hub-folder":
         hub_folder.check_made_by_timm(source)
-        path.mkdir()
-        hub_folder.write(source, preprocessing, path, metadata)
+        with told_as_one_line(to, source), written(out):
+            path.mkdir()
+            hub_folder.write(source, preprocessing, path, metadata)
         advance(1)
         runtime, run = hub_folder.open_folder(path)
     else:
-        weights_file.write_described(source.model, path, metadata)
+        with told_as_one_line(to, source), written(out):
+            weights_file.write_described(source.model, path, metadata)
         advance(1)
         runtime, run = weights_file.open_file(source.model, path)
     advance(1)

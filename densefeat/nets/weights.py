@@ -85,7 +85,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
                 f"weights {path}: refused, its pickle holds more than tensors ({found.group(1)}), which"
                 " would run as code; save the state dict alone, best as safetensors"
             ) from error
-        raise WeightsError(f"weights {path}: not a readable checkpoint ({_first_line(error)})") from error
+        raise WeightsError(f"weights {path}: neither safetensors nor a torch checkpoint that can be read safely") from error
     except WeightsError:
         raise
     except Exception as error:  # whatever a damaged file makes the readers say

@@ -1,7 +1,10 @@
 """``densefeat export``: what it writes and says, and its errors."""
 
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,8 @@ def test_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert first == f"wrote {out}: {BUNDLED}.tin200 (block1 batch×216, block2 batch×300)"
     assert second == "input: float32 batch×3×height×width, sizes: any, from 32 pixels; opset 18"
     assert re.search(
-        r"largest difference .*: block1 \d\.\de-\d+, block2 \d\.\de-\d+ \(ONNX Runtime .*; images 1×32×32, 3×", third
+        r"largest difference from the plain network given the same pixels, .*: block1 \d\.\de-\d+, block2 \d\.\de-\d+ \(ONNX Runtime .*; images 1×32×32, 3×",
+        third,
     )
 
 
@@ -38,14 +42,34 @@ def test_progress_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert "4/4" in told
 
 
+def test_after_sigterm_nothing_is_left(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "densefeat", "export", BUNDLED, "--to", "openvino", "--out", "network.xml"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.iterdir()):  # the hidden folder, made before the work
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.communicate()[1].strip() == "densefeat: stopped by SIGTERM"  # after click's own end of line
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_exists_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.onnx").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert densefeat(monkeypatch, "export", BUNDLED, "--to", "onnx", "--out", "a.onnx") == 2
+    assert capsys.readouterr().err == "densefeat: output 'a.onnx' exists: remove it or give another name\n"
+    assert (tmp_path / "a.onnx").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         ((BUNDLED, "--to", "onnx", "--out", "a.pb"), 2, "densefeat: output 'a.pb': give a name that ends in .onnx\n"),
         (
             (BUNDLED, "--to", "onnx", "--out", "absent/a.onnx"),
-            1,
-            "densefeat: output 'absent/a.onnx' cannot be written: No such file or directory\n",
+            2,
+            "densefeat: output 'absent/a.onnx': there is no folder 'absent': make it first\n",
         ),
         ((BUNDLED, "--to", "hub-folder", "--out", "."), 2, "densefeat: output '.': give a name\n"),
         (

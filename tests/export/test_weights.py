@@ -16,6 +16,7 @@ from densefeat.errors import UsageError
 from densefeat.export import export_model
 from densefeat.heads.network import HeadedNet
 from densefeat.images.transforms import Preprocessing
+from densefeat.training.evaluate import class_names
 from densefeat.training.run_folder import RunFolder
 from helpers import BUNDLED, randomize_statistics
 
@@ -57,6 +58,7 @@ def test_weights_of_the_bundled_network(tmp_path: Path, trained: nn.Module) -> N
     assert first["license"] == "apache-2.0"
     assert second["license"] is None
     assert second["source"] == "a.safetensors"  # without this machine's folders
+    assert class_names(trained, tmp_path / "b.safetensors") == class_names(trained, None)  # as evaluate --weights reads them
     extractor = densefeat.FeatureExtractor(BUNDLED, weights=tmp_path / "b.safetensors", device="cpu", backend="reference")
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in extractor.model.state_dict().items())
 
@@ -75,11 +77,15 @@ def test_hub_folder(tmp_path: Path, trained: nn.Module) -> None:
     assert config["architecture"] == BUNDLED
     assert config["num_classes"] == 200
     assert config["densefeat"] == result.metadata
+    assert config["label_names"] == class_names(trained, None)
+    assert config["label_names"][0] == "n01443537"
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "timm"
     assert card.data.license == "apache-2.0"
     assert card.data.datasets == ["zh-plus/tiny-imagenet"]
     assert "27.66 %" in card.content  # recorded with the weights
+    assert "scores = model(" in card.content
+    assert "from a clone of its repository: pip install -e ." in card.content
     assert str(Path(__file__).parents[2]) not in card.content
 
 
@@ -125,11 +131,33 @@ def headed_run(tmp_path: Path, model: nn.Module) -> Path:
 
 
 def test_weights_of_a_run_with_a_head_of_ours(tmp_path: Path, model: nn.Module, headed_run: Path) -> None:
-    """timm's are the network's up to it."""
-    export_model(str(headed_run), "hub-folder", tmp_path / "hub")
+    """timm's are the network's up to it; the run's figures and classes are not of that."""
+    RunFolder(headed_run).write("results.json", {"test": {"images": 50, "top1": 71.5}, "step": 8})
+    metadata = export_model(str(headed_run), "hub-folder", tmp_path / "hub").metadata
+    card = ModelCard.load(tmp_path / "hub/README.md")
+    assert "## Results" not in card.text
+    assert card.data.metrics is None
+    assert "features = model(" in card.text
+    assert "scores" not in card.text
+    assert "label_names" not in metadata
+    assert "label_names" not in json.loads((tmp_path / "hub/config.json").read_text())
     loaded = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
     with torch.no_grad():
         assert torch.equal(loaded.forward_features(images()), model.forward_features(images()))
+
+
+def test_class_names_of_logits(tmp_path: Path, trained: nn.Module) -> None:
+    facts = export_model(BUNDLED, "torch-export", tmp_path / "network.pt2", outputs="logits").metadata
+    assert facts["label_names"] == class_names(trained, None)
+
+
+def test_one_size_where_the_converter_knows_no_open_ones(tmp_path: Path, headed_run: Path) -> None:
+    """OpenVINO has no word for a size that is the smaller of two."""
+    result = export_model(str(headed_run), "openvino", tmp_path / "run.xml", outputs="logits")
+    assert result.metadata["input"]["sizes"] == {"kind": "fixed", "smallest": 32}
+    assert result.metadata["label_names"] == CLASSES
+    assert result.differences.largest["logits"] < 1e-5
+    assert sorted(path.name for path in tmp_path.glob("run.*")) == ["run.bin", "run.xml"]
 
 
 def test_logits_of_a_run_with_a_head_of_ours(tmp_path: Path, headed_run: Path) -> None:

@@ -160,7 +160,7 @@ UNFIT = [
     (truncated_zip, "truncated or not a checkpoint"),
     (truncated_safetensors, "truncated or not a checkpoint"),
     (malicious_zip, r"refused, its pickle holds more than tensors \((posix|nt).system\)"),
-    (malicious_pickle, r"refused, its pickle holds more than tensors|not a readable checkpoint"),
+    (malicious_pickle, r"refused, its pickle holds more than tensors|that can be read safely"),
     (compressed_bomb, r"refused, a compressed archive \([\d,]+ bytes that unpack to 50,000,000\)"),
     (
         one_tensor_reshaped,
@@ -168,7 +168,11 @@ UNFIT = [
         r"\(first: features.denseblock2.denselayer3.conv2.weight \(12, 48, 5, 5\) for \(12, 48, 3, 3\)\)",
     ),
     (lambda path: path.write_bytes(b""), "truncated or not a checkpoint"),
-    (lambda path: path.write_bytes(b"<html>not found</html>"), "not a readable checkpoint|truncated or not a checkpoint"),
+    (lambda path: path.write_bytes(b"<html>not found</html>"), "neither safetensors nor a torch checkpoint|truncated or not a"),
+    (
+        lambda path: path.write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF"),
+        r": neither safetensors nor a torch checkpoint that can be read safely$",  # and nothing of torch's advice
+    ),
     (lambda path: torch.save([1, 2], path), "holds a list, not a state dict"),
     (lambda path: torch.save({}, path), "keys missing"),
     (lambda path: torch.save({0: torch.zeros(1)}, path), "keys missing"),
