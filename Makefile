@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/python -m densefeat_recipes.demo demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: .venv/installed-all
 	$(BIN)/python -m pytest -m slow

@@ -56,7 +56,7 @@ def test_help_ends_with_an_example(tmp_path: Path) -> None:
         (["--rounds", "0"], 2, "densefeat: Invalid value for '--rounds'"),
         (["--steps", "0"], 2, "densefeat: Invalid value for '--steps'"),
         (["--images", "nowhere"], 2, "densefeat: Invalid value for '--images': Directory 'nowhere' does not exist"),
-        (["--images", "."], 2, "densefeat: images .: no image file there"),
+        (["--images", "."], 2, "densefeat: images '.': no image file there"),
         (["--device", "tpu"], 2, "densefeat: Invalid value for '--device': 'tpu' is not"),
         (["--out", "no/speed.json"], 1, "densefeat: output 'no/speed.json' cannot be written: No such"),
     ],
