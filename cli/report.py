@@ -43,7 +43,7 @@ def reuse(model: str, out: Path, weights: Path | None, what: str, **of_images: A
     them on the other half: NAME.csv has them cheapest first; the same command goes on from NAME.jsonl where it was stopped.
     """
     from densefeat.report.beside import check_output
-    from densefeat.report.figures import check_picture
+    from densefeat.heads.figures import check_picture
 
     check_images(what, of_images)
     check_picture(out)
@@ -52,7 +52,7 @@ def reuse(model: str, out: Path, weights: Path | None, what: str, **of_images: A
         prune_and_show(model, out, weights, **of_images)
         return
     from densefeat.report.beside import csv_beside
-    from densefeat.report.figures import save_picture
+    from densefeat.heads.figures import save_picture
     from densefeat.report.reuse import COLUMNS, feature_reuse, load_plain, observations, write_csv
     from densefeat.report.reuse_chart import draw_reuse
 
@@ -89,7 +89,7 @@ def prune_and_show(
     from densefeat.nets.weights import state_sha256
     from densefeat.report.beside import csv_beside
     from densefeat.report.done import Done
-    from densefeat.report.figures import save_picture
+    from densefeat.heads.figures import save_picture
     from densefeat.report.prune import COLUMNS, prune, work_of, write_csv
     from densefeat.report.prune_chart import draw_pruning
     from densefeat.report.reuse import feature_reuse

@@ -1,7 +1,6 @@
 """OpenVINO IR: converted from what torch.export traced, run at float32 on the CPU."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from densefeat.features.backends import openvino as backend
 
 def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
     """OpenVINO's model; ``metadata`` is the entry ``densefeat`` of its ``rt_info``, as JSON."""
-    openvino = load()
+    openvino = backend.load()
     model = openvino.convert_model(traced.program)
     model.inputs[0].get_tensor().set_names({"images"})
     for output, name in zip(model.outputs, names, strict=True):
@@ -25,12 +24,12 @@ def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
 
 def save(converted: Any, path: Path) -> None:
     """``NAME.xml`` and ``NAME.bin``, float32."""
-    load().save_model(converted, path, compress_to_fp16=False)
+    backend.load().save_model(converted, path, compress_to_fp16=False)
 
 
 def open_file(path: Path) -> tuple[str, Run]:
     """The runtime's name and version, and the file in it."""
-    openvino = load()
+    openvino = backend.load()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = backend.core().compile_model(path, "CPU", settings)
 
@@ -39,10 +38,3 @@ def open_file(path: Path) -> tuple[str, Run]:
         return [torch.from_numpy(results[output].copy()) for output in compiled.outputs]
 
     return f"OpenVINO {openvino.__version__.partition('-')[0]} at f32", run
-
-
-def load() -> Any:
-    """openvino, whose threads from now on belong to this process."""
-    loaded = backend.load()
-    backend.process.used = os.getpid()
-    return loaded

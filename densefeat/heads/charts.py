@@ -1,7 +1,5 @@
 """What a probe found, as pictures: every candidate with its interval, and which classes are taken for which."""
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,6 @@ import numpy as np
 
 from densefeat.heads.predictions import MATRIX_CLASSES, confusion
 from densefeat.heads.targets import Targets
-from densefeat.store.atomic import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,15 +170,8 @@ def shown(text: str) -> str:
 
 
 def save(figure: "Figure", stem: Path) -> bytes:
-    """PNG and SVG, the same for the same figure; returns the SVG."""
-    from matplotlib import rc_context
+    """PNG and SVG; returns the SVG."""
+    from densefeat.heads.figures import save_picture
 
-    drawn = io.BytesIO()
-    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "densefeat"}):
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in scripts that the font has not
-        with atomic_file(stem.with_name(stem.name + ".png")) as beside, open(beside, "wb") as file:
-            figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
-        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-    with atomic_file(stem.with_name(stem.name + ".svg")) as beside:
-        beside.write_bytes(drawn.getvalue())
-    return drawn.getvalue()
+    save_picture(figure, stem.with_name(stem.name + ".png"))
+    return save_picture(figure, stem.with_name(stem.name + ".svg"))

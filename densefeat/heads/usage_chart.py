@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from densefeat.errors import UsageError
-from densefeat.store.atomic import atomic_file
 
 
 def draw_usage(usage: np.ndarray, names: Sequence[str], stem: Path) -> bool:
@@ -23,8 +22,9 @@ def draw_usage(usage: np.ndarray, names: Sequence[str], stem: Path) -> bool:
     if usage.ndim != 2 or len(usage) != len(names):
         raise UsageError(f"usage of shape {usage.shape} for {len(names)} names: give (blocks, width), a name for each block")
     try:
-        import matplotlib
         from matplotlib.figure import Figure
+
+        from densefeat.heads.figures import save_picture
     except ImportError:
         return False
     blocks, width = usage.shape
@@ -39,11 +39,8 @@ def draw_usage(usage: np.ndarray, names: Sequence[str], stem: Path) -> bool:
     bars.set(xlabel="mean share", title="mean over channels")
     bars.margins(x=0.35)
     bars.tick_params(labelleft=False)
-    # without these two, an SVG would differ at every call
-    with matplotlib.rc_context({"svg.hashsalt": "densefeat"}):
-        for kind, metadata in (("png", None), ("svg", {"Date": None})):
-            with atomic_file(stem.with_name(f"{stem.name}.{kind}")) as beside, open(beside, "wb") as file:
-                figure.savefig(file, format=kind, dpi=100, metadata=metadata)
+    for suffix in (".png", ".svg"):
+        save_picture(figure, stem.with_name(stem.name + suffix))
     return True
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densefeat.heads.charts import Picture
+from densefeat.heads.figures import picture_bytes
 from densefeat.heads.page import STYLE, picture_section, table
 from densefeat.report.card import Card, points_of_runs
 from densefeat.report.comparison import draw_comparison
-from densefeat.report.figures import svg_bytes
 from densefeat.report.published import Point, published_points
 from densefeat.report.stages import Stage, total
 from densefeat.search.page import page, section
@@ -34,7 +34,9 @@ def points_for(card: Card, runs: Path | None = None) -> list[Point]:
 
 
 def html_page(card: Card, points: Sequence[Point]) -> str:
-    picture = Picture("Accuracy against parameters and arithmetic", svg_bytes(draw_comparison(points)), alt_text(points))
+    picture = Picture(
+        "Accuracy against parameters and arithmetic", picture_bytes(draw_comparison(points), ".svg"), alt_text(points)
+    )
     sections = [
         section("Stages", [table(STAGE_NAMES, stage_cells(card.stages), [False] * len(card.stages) + [True])]),
         section("Card", [facts(card.facts)]),

@@ -7,7 +7,15 @@ from matplotlib.figure import Figure, SubFigure
 
 from densefeat.report.prune import BROKEN, LOST, RANDOM, WEIGHT, Pruning
 from densefeat.report.reuse import Reuse
-from densefeat.report.reuse_chart import draw_triangle, draw_weights, finish_triangle, how_to_read, panel_row, size_of
+from densefeat.report.reuse_chart import (
+    add_scale,
+    draw_triangle,
+    draw_weights,
+    finish_triangle,
+    how_to_read,
+    panel_row,
+    size_of,
+)
 
 CURVE_HEIGHT = 4.0  # inches
 STYLES = {BROKEN: ("#0072b2", "o"), LOST: ("#56b4e9", "s"), WEIGHT: ("#d55e00", "^"), RANDOM: ("#777777", "x")}
@@ -24,7 +32,7 @@ def draw_pruning(pruning: Pruning, reuse: Reuse, title: str) -> Figure:
     figure = Figure(figsize=(width, 2 * height + CURVE_HEIGHT + 0.5), layout="constrained")
     lost, weights, curves = figure.subfigures(3, 1, height_ratios=(height, height, CURVE_HEIGHT), squeeze=False)[:, 0]
     draw_lost(lost, pruning, reuse)
-    draw_weight_row(weights, reuse, triangles)
+    draw_weights(weights, panel_row(weights, triangles), reuse, triangles)
     draw_curves(curves.subplots(), pruning)
     figure.suptitle(f"{title}\n{how_to_read(reuse)}", parse_math=False, fontsize=11)
     return figure
@@ -40,7 +48,7 @@ def draw_lost(figure: SubFigure, pruning: Pruning, reuse: Reuse) -> None:
         finish_triangle(axes, reuse, number)
         axes.set_facecolor("#e8e8e8")
     label = f"points of top-1 lost, {pruning.chosen_on:,} images"
-    figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, panchor=False, extend="both", label=label)
+    add_scale(figure, panels, image, label, "both")
 
 
 def lost_triangles(pruning: Pruning, reuse: Reuse) -> list[np.ndarray]:
@@ -51,12 +59,6 @@ def lost_triangles(pruning: Pruning, reuse: Reuse) -> list[np.ndarray]:
     for each in pruning.removed:
         triangles[each.block - 1][each.source, places[each.block, each.target]] = each.accuracy_lost
     return triangles
-
-
-def draw_weight_row(figure: SubFigure, reuse: Reuse, triangles: list[np.ndarray]) -> None:
-    panels = panel_row(figure, triangles)
-    image = draw_weights(panels, reuse, triangles)
-    figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, panchor=False, label="mean |weight| over the largest")
 
 
 def draw_curves(axes: Axes, pruning: Pruning) -> None:

@@ -29,8 +29,7 @@ def draw_reuse(reuse: Reuse, title: str) -> Figure:
     """
     triangles = [reuse.triangle(number) for number in range(1, reuse.blocks + 1)]
     figure, panels = panels_for(triangles)
-    image = draw_weights(panels, reuse, triangles)
-    figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, panchor=False, label="mean |weight| over the largest")
+    draw_weights(figure, panels, reuse, triangles)
     figure.suptitle(f"{title}\n{how_to_read(reuse)}", parse_math=False, fontsize=11)
     return figure
 
@@ -57,11 +56,18 @@ def largest_of(reuse: Reuse, number: int) -> np.ndarray:
     return np.where(np.array(largest) > 0, largest, 1)
 
 
-def draw_weights(panels: Sequence[Axes], reuse: Reuse, triangles: Sequence[np.ndarray]) -> AxesImage:
+def draw_weights(figure: Figure | SubFigure, panels: Sequence[Axes], reuse: Reuse, triangles: Sequence[np.ndarray]) -> None:
+    """The triangles, and what their colours mean."""
     for number, (axes, triangle) in enumerate(zip(panels, triangles, strict=True), 1):
         image = draw_triangle(axes, triangle / largest_of(reuse, number), Normalize(0, 1), "viridis")
         finish_triangle(axes, reuse, number)
-    return image
+    add_scale(figure, panels, image, "mean |weight| over the largest")
+
+
+def add_scale(
+    figure: Figure | SubFigure, panels: Sequence[Axes], image: AxesImage, label: str, extend: str = "neither"
+) -> None:
+    figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, panchor=False, extend=extend, label=label)
 
 
 def panels_for(triangles: Sequence[np.ndarray]) -> tuple[Figure, list[Axes]]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from densefeat.search.originals import Decodable, pictures_by
+from densefeat.search.originals import Decodable, pictures_by, shrunk
 from densefeat.search.results import Entry
 
 EDGE = 64  # pixels
@@ -114,14 +113,6 @@ def small_image(item: Decodable) -> Image.Image | None:
     """None for an image that cannot be read or decoded, for whatever reason: a page shows the others."""
     try:
         decoded = item.decode()
-        return None if decoded is None else shrunk(decoded.pixels)
+        return None if decoded is None else shrunk(decoded.pixels, EDGE)
     except Exception:
         return None
-
-
-def shrunk(pixels: Image.Image | torch.Tensor) -> Image.Image:
-    """RGB, at most ``EDGE`` pixels a side."""
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    image = image.convert("RGB")  # a copy: thumbnail works in place
-    image.thumbnail((EDGE, EDGE), Image.Resampling.LANCZOS, reducing_gap=3)
-    return image

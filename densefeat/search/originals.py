@@ -122,9 +122,14 @@ def thumbnail_of_file(path: str) -> str | None:
 
 def data_uri(pixels: Image.Image | torch.Tensor) -> str:
     """A JPEG of at most ``EDGE`` pixels a side, from RGB pixels."""
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    image = image.copy()
-    image.thumbnail((EDGE, EDGE), Image.Resampling.LANCZOS, reducing_gap=3)
     data = io.BytesIO()
-    image.save(data, "JPEG", quality=QUALITY)
+    shrunk(pixels, EDGE).save(data, "JPEG", quality=QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def shrunk(pixels: Image.Image | torch.Tensor, edge: int) -> Image.Image:
+    """RGB, at most ``edge`` pixels a side."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image = image.convert("RGB")  # a copy: thumbnail works in place
+    image.thumbnail((edge, edge), Image.Resampling.LANCZOS, reducing_gap=3)
+    return image

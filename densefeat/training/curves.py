@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from densefeat.store.atomic import atomic_file
-
 
 def draw_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
     """A PNG of the lines of metrics.jsonl; False where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
+
+        from densefeat.heads.figures import save_picture
     except ImportError:
         return False
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -29,6 +29,5 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
-    with atomic_file(path) as beside, open(beside, "wb") as file:
-        figure.savefig(file, format="png", dpi=100)
+    save_picture(figure, path)
     return True

@@ -12,7 +12,7 @@ from torch import nn
 
 from densefeat.errors import OutputError, UsageError
 from densefeat.report.done import Done
-from densefeat.report.figures import save_picture
+from densefeat.heads.figures import save_picture
 from densefeat.report.prune import prune
 from densefeat.report.prune_chart import draw_pruning, lost_triangles
 from densefeat.report.reuse import feature_reuse

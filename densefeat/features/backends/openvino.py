@@ -1,6 +1,5 @@
 """Networks compiled by OpenVINO for the CPU."""
 
-import functools
 import importlib
 import importlib.util
 import os
@@ -38,22 +37,28 @@ def left_behind() -> str | None:
     return None
 
 
-@functools.cache
-def core() -> Any:
-    """The one of this process, which stays: whoever ends one in another thread than began it takes that thread's signal stack
-    away, and the next signal, a Ctrl-C or a worker's end, is a segmentation fault.
-    """
-    return load().Core()
-
-
 @dataclass
 class Process:
-    """``used``: the process that has made an engine, or the one that this one was forked from had."""
+    """``core``: OpenVINO's, as far as it was needed; ``used``: the process that made it, this one or one it was forked from."""
 
     used: int | None = None
+    core: Any = None
 
 
 process = Process()
+
+
+def core() -> Any:
+    """The one of this process, which stays: whoever ends one in another thread than began it takes that thread's signal stack
+    away, and the next signal, a Ctrl-C or a worker's end, is a segmentation fault.
+
+    Raises BackendError in a process that was forked from one that has it.
+    """
+    if reason := left_behind():
+        raise BackendError(f"backend 'openvino': {reason}")
+    if process.core is None:
+        process.core, process.used = load().Core(), os.getpid()
+    return process.core
 
 
 def load() -> ModuleType:
@@ -81,9 +86,7 @@ class OpenVinoEngine:
     """
 
     def __init__(self, network: Network, wanted: Wanted) -> None:
-        if reason := left_behind():
-            raise BackendError(f"backend 'openvino': {reason}")
-        process.used = os.getpid()
+        self.core = core()
         graph = importlib.import_module("densefeat.features.backends.openvino_graph")
         self.graph = graph.build(network, wanted)
         self.broken = broken_blocks(network, wanted)
@@ -141,7 +144,7 @@ class OpenVinoEngine:
         else:
             if len(self.queues) == GRAPHS:
                 self.queues.popitem(last=False)
-            compiled = core().compile_model(self.graph.model(mean, maps, shape), "CPU", self.settings(streams))
+            compiled = self.core.compile_model(self.graph.model(mean, maps, shape), "CPU", self.settings(streams))
             self.queues[key] = load().AsyncInferQueue(compiled, streams)
         if own:
             self.sizes.add(size)
