@@ -22,13 +22,13 @@ from rich.table import Table
 from torch import nn
 
 import densefeat  # noqa: F401  (registers the models)
-from densefeat.features.backends.buffer import BufferEngine
-from densefeat.features.backends.clip import Clip
-from densefeat.features.backends.deluge_stage import Stack, WeightedSum
-from densefeat.features.backends.engine import Wanted
-from densefeat.features.backends.folded import Norm, Sum, fold
-from densefeat.features.backends.memory import Memory
-from densefeat.features.backends.snapshot import Snapshot
+from densefeat.features.engines.cpu.clip import Clip
+from densefeat.features.engines.cpu.deluge_stage import Stack, WeightedSum
+from densefeat.features.engines.cpu.engine import BufferEngine
+from densefeat.features.engines.cpu.memory import Memory
+from densefeat.features.engines.engine import EngineSpec
+from densefeat.features.engines.folded import Norm, Sum, fold
+from densefeat.features.engines.snapshot import Snapshot
 
 Work = Callable[[], object]
 
@@ -56,7 +56,7 @@ def deluge_sum(dtype: torch.dtype) -> tuple[Work, Work]:
 def whole_pass(network: nn.Module, batch: int, dtype: torch.dtype) -> tuple[Work, Work]:
     """Of so many images of 224²."""
     x = torch.randn(batch, 3, 224, 224)
-    wanted = Wanted((0, 1, 2, 3), "norm", torch.device("cpu"), "bf16" if dtype == torch.bfloat16 else "fp32")
+    wanted = EngineSpec((0, 1, 2, 3), "norm", torch.device("cpu"), "bf16" if dtype == torch.bfloat16 else "fp32")
     shared, split = (BufferEngine(fold(network), wanted) for _ in range(2))
     split.lanes.count = lambda _: 1  # type: ignore[method-assign]
     return lambda: split(x, mean=True, maps=False), lambda: shared(x, mean=True, maps=False)

@@ -31,13 +31,13 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from densefeat.extract.progress import progress_bar
-from densefeat.features.extractor import FeatureExtractor
-from densefeat.heads.cross_layer import CrossLayerHead, pooled_to
+from densefeat.base import atomic_file, progress_bar
+from densefeat.features import FeatureExtractor
+from densefeat.heads import CrossLayerHead
+from densefeat.heads.cross_layer import pooled_to
 from densefeat.heads.usage_chart import draw_usage
-from densefeat.store.atomic import atomic_file
+from densefeat.training import Encoded, open_labelled
 from densefeat.training.device_data import decode_encoded
-from densefeat.training.labelled import Encoded, open_labelled
 
 MODEL = "densefeat_densenet_bc100_k12"
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)

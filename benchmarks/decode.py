@@ -21,8 +21,8 @@ from rich.table import Table
 from timm.data import create_transform, resolve_model_data_config
 
 import densefeat
-from densefeat.images.decode import DECODERS, decode_pixels
-from densefeat.images.transforms import Preprocessing
+from densefeat.images import Preprocessing, decode_pixels
+from densefeat.images.decode import DECODERS
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 

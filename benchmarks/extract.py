@@ -35,9 +35,9 @@ from torch import nn
 
 import densefeat
 from densefeat.bench.networks import image_files
-from densefeat.extract import folder as job_folder
-from densefeat.extract import part as job_part
-from densefeat.store.writer import EmbeddingWriter
+from densefeat.extraction import folder as job_folder
+from densefeat.extraction import part as job_part
+from densefeat.store import EmbeddingWriter
 
 BUNDLED = "densefeat_densenet_bc100_k12"
 STAGES = ("start", "read and decode", "network", "write", "rest")
@@ -170,7 +170,7 @@ def seconds_by_stage(job: Callable[[], object]) -> dict[str, float]:
     watched = (
         (job_part, "decoded_batches", "read and decode", watch.generator),
         (job_part, "run_network", "network", watch.generator),
-        (job_part.Run, "append_rows", "rest", watch.call),
+        (job_part.PartExtractor, "append_rows", "rest", watch.call),
         (EmbeddingWriter, "append", "write", watch.call),
         (job_folder, "extract_part", "write", watch.call),
         (job_folder, "finish", "write", watch.call),

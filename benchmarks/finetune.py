@@ -20,12 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 import densefeat
-from densefeat.heads.intervals import bootstrap
-from densefeat.heads.probe import probe
-from densefeat.heads.targets import Targets
-from densefeat.training.predict import predict
-from densefeat.training.recipe_files import load_finetuning
-from densefeat.training.train import train
+from densefeat.evaluation import predict
+from densefeat.labels import Targets
+from densefeat.probe import probe
+from densefeat.probe.intervals import bootstrap
+from densefeat.training import load_finetuning, train
 
 SMALL = ["loader=device", "augment=shift-mirror"]  # images of no more pixels than the network reads blur in crops
 MODEL = "densefeat_densenet_bc100_k12"

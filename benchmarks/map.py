@@ -23,10 +23,9 @@ from PIL import Image as Pillow
 from sklearn.datasets import load_sample_images
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from browser import chromium, opened
-from densefeat.report.map import write_map
-from densefeat.store.reader import open_store
-from densefeat.store.writer import EmbeddingWriter, embedding_schema
+from densefeat.map import write_map
+from densefeat.store import EmbeddingWriter, embedding_schema, open_store
+from support.browser import chromium, opened
 
 BLOCKS, SIZE, CLASSES, EDGE = 4, 256, 200, 96
 FRAMES = """() => {

@@ -31,8 +31,7 @@ from timm.models.densenet import DenseNet as TimmDenseNet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from densefeat.nets.dense_net import DenseLayer
-from densefeat.nets.zoo import VARIANTS
+from densefeat.nets import VARIANTS, DenseLayer
 
 PREFIX = "densefeat_"
 CIFAR = ("densenet40_k12", "densenet100_k12", "densenet_bc100_k12", "densenet_bc190_k40", "densenet_bc250_k24")

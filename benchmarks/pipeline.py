@@ -26,8 +26,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 import densefeat
 from densefeat.bench.networks import image_files
-from densefeat.extract.pipeline import Decoding, decoded_batches, usable_cores
-from densefeat.images.sources import open_source
+from densefeat.extraction.pipeline import Decoding, decoded_batches, usable_cores
+from densefeat.images import open_source
 
 WINDOW = 64  # JPEG files decoded on the GPU at a time
 

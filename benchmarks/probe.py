@@ -32,9 +32,9 @@ from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import PredefinedSplit
 
 import densefeat
-from densefeat.heads.logreg import C
-from densefeat.heads.protocols import fit
-from densefeat.heads.targets import Targets
+from densefeat.labels import Targets
+from densefeat.probe import fit
+from densefeat.probe.logreg import C
 
 PIECE = 4096
 VARIANTS = ("densefeat", "scikit-learn, tol 1e-6", "scikit-learn, tol 1e-4")

@@ -28,8 +28,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from densefeat.store.atomic import atomic_file  # noqa: E402
-from densefeat.training.run_folder import METRICS, RECIPE, RESULTS, RunFolder  # noqa: E402
+from densefeat.base import atomic_file  # noqa: E402
+from densefeat.training import RECIPE, RESULTS  # noqa: E402
+from densefeat.training.run_folder import METRICS, RunFolder  # noqa: E402
 
 FILES = {  # train, val
     "cifar10": ("cifar10-train.parquet", "cifar10-test.parquet"),

@@ -33,13 +33,12 @@ from rich.console import Console
 from rich.table import Table
 
 import densefeat
-from densefeat.extract.forward import fitting_batch_size, run_network
-from densefeat.extract.pipeline import Batch, Decoding, decoded_batches, usable_cores
-from densefeat.extract.settings import PART_BYTES, PART_ROWS
-from densefeat.images.sources import open_source
-from densefeat.images.stream import ImageItem
-from densefeat.store.atomic import atomic_file
-from densefeat.store.writer import DTYPES, EmbeddingWriter, embedding_schema
+from densefeat.base import atomic_file
+from densefeat.extraction.forward import fitting_batch_size, run_network
+from densefeat.extraction.pipeline import Batch, Decoding, decoded_batches, usable_cores
+from densefeat.extraction.settings import PART_BYTES, PART_ROWS
+from densefeat.images import ImageItem, open_source
+from densefeat.store import DTYPES, EmbeddingWriter, embedding_schema
 
 SIZES = (10**4, 10**6, 10**9)
 WEEK = 7 * 24

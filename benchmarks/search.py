@@ -26,7 +26,7 @@ from rich.table import Table
 
 import densefeat
 from densefeat.search import approximate, exact
-from densefeat.store.writer import EmbeddingWriter, embedding_schema
+from densefeat.store import EmbeddingWriter, embedding_schema
 
 SIZE = 256
 THRESHOLD = 0.9

@@ -21,11 +21,11 @@ from typing import Any
 
 import click
 
+from densefeat.base import atomic_file, check_target
 from densefeat.bench.compare import compare
 from densefeat.bench.plan import Plan, make_plan
 from densefeat.bench.report import heading, markdown_table, notes, overview, verdict
 from densefeat.errors import UsageError
-from densefeat.store.atomic import atomic_file, check_target
 from densefeat_cli.bench import told_on_a_terminal
 
 MODELS = "densefeat_densenet121,densefeat_densenet201,densefeat_densenet_bc100_k12,densefeat_delugenet146"

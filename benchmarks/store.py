@@ -38,10 +38,18 @@ OURS = "densefeat"
 
 def write_store(root: Path, rows: int, channels: list[int]) -> None:
     """Parts, records and manifest, as an extraction writes them."""
-    from densefeat.store.dataset import begin, check_folder, close, finish_part
-    from densefeat.store.layout import Layout
-    from densefeat.store.manifest import Manifest, PartRecord, Round
-    from densefeat.store.writer import EmbeddingWriter, embedding_schema
+    from densefeat.store import (
+        EmbeddingWriter,
+        Layout,
+        Manifest,
+        PartRecord,
+        Round,
+        begin,
+        check_folder,
+        close,
+        embedding_schema,
+        finish_part,
+    )
 
     shapes = {f"block{i}": (count,) for i, count in enumerate(channels, 1)}
     layout = Layout(root)
@@ -65,8 +73,7 @@ def write_store(root: Path, rows: int, channels: list[int]) -> None:
 def prepared(root: Path, rows: int, channels: list[int]) -> tuple[Path, Path]:
     """The store and the folder of .npy files, made where an earlier run has not."""
     from densefeat.errors import DensefeatError
-    from densefeat.store.convert import convert
-    from densefeat.store.reader import open_store
+    from densefeat.store import convert, open_store
 
     store, arrays = root / "store", root / "npy"
     try:

@@ -29,15 +29,12 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.densenet import DenseNet as TimmDenseNet
 from torch import nn
 
-from densefeat.nets.zoo import VARIANTS
-from densefeat.training.device_data import Part
+from densefeat.nets import VARIANTS
+from densefeat.training import Part, Recipe, State, World, load_recipe
 from densefeat.training.loop import backward
 from densefeat.training.losses import Loss
-from densefeat.training.recipe import Recipe
-from densefeat.training.recipe_files import load_recipe
-from densefeat.training.state import State, build
+from densefeat.training.state import build
 from densefeat.training.watch import Watch
-from densefeat.training.world import World
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PREFIX, TIMM_PREFIX = "densefeat_", "timms_"

@@ -28,10 +28,10 @@ def bench(out: Path | None, **options: Any) -> None:
     """
     import json
 
+    from densefeat.base import atomic_file, check_target
     from densefeat.bench.compare import compare
     from densefeat.bench.plan import make_plan
     from densefeat.bench.report import heading, notes, text_table, verdict
-    from densefeat.store.atomic import atomic_file, check_target
 
     if out is not None:
         check_target(out)

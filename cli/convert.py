@@ -17,10 +17,9 @@ def convert(store: Path, to: str, out: Path, columns: str | None) -> None:
 
     Rows keep their order; memory stays bounded, whatever the store's size; OUT appears when it is whole.
     """
-    from densefeat.extract.progress import progress_bar
-    from densefeat.store.convert import chosen_vectors
-    from densefeat.store.convert import convert as write
-    from densefeat.store.reader import open_store
+    from densefeat.base import progress_bar
+    from densefeat.store import chosen_vectors, open_store
+    from densefeat.store import convert as write
 
     opened = open_store(store)
     chosen = chosen_vectors(opened, columns.split(",") if columns is not None else None)

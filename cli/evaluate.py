@@ -6,7 +6,7 @@ import click
 
 from densefeat_cli.printable import printable
 
-TOP = {"top1": "top-1 %", "top5": "top-5 %"}  # of one class an image
+_TOP = {"top1": "top-1 %", "top5": "top-5 %"}  # of one class an image
 
 
 @click.command(epilog="Example: densefeat evaluate runs/imagenet_densenet121 --data imagenet/val --crops 10")
@@ -35,10 +35,9 @@ def evaluate(
     from rich.table import Table
     from rich.text import Text
 
-    from densefeat.extract.progress import progress_bar
-    from densefeat.store.atomic import atomic_file, check_target
-    from densefeat.training.evaluate import evaluate
-    from densefeat.training.world import own_device
+    from densefeat.base import atomic_file, check_target, progress_bar
+    from densefeat.evaluation import evaluate
+    from densefeat.training import own_device
 
     if json_file is not None:
         check_target(json_file)
@@ -50,7 +49,7 @@ def evaluate(
     if json_file is not None:
         with atomic_file(json_file) as beside:
             beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    shown = {"map": "mAP %", "auroc": "AUROC", "macro_f1": "macro F1 %"} if "map" in result else TOP
+    shown = {"map": "mAP %", "auroc": "AUROC", "macro_f1": "macro F1 %"} if "map" in result else _TOP
     if len(result["per_class"]) <= 5:
         shown = {name: title for name, title in shown.items() if name != "top5"}
     rows = [{"class": "all", **result}]

@@ -36,20 +36,19 @@ def export(**options: Any) -> None:
 
     What was written is run in its own runtime on photographs' pixels, and kept where its outputs are the plain network's.
     """
-    from densefeat.export import export_model
-    from densefeat.export.write import STEPS
-    from densefeat.extract.progress import progress_bar
+    from densefeat.base import progress_bar
+    from densefeat.export import STEPS, export_model
 
-    with ended_by_sigterm(), progress_bar("exporting", STEPS, "steps") as advance:
+    with _ended_by_sigterm(), progress_bar("exporting", STEPS, "steps") as advance:
         result = export_model(**options, advance=advance)
-    for line in told(result):
+    for line in _told(result):
         click.echo(line)
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def _ended_by_sigterm() -> Iterator[None]:
     """SIGTERM as an exception, once, so that nothing half written is left."""
-    from densefeat.extract.interrupts import Interrupted
+    from densefeat.base import Interrupted
 
     def end(number: int, _: Any) -> None:
         signal.signal(number, signal.SIG_IGN)  # what is left is tidying up
@@ -62,7 +61,7 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def told(result: "Exported") -> list[str]:
+def _told(result: "Exported") -> list[str]:
     """What was written, how it is to be used, and how exact it is."""
     facts, differences = result.metadata, result.differences
     outputs = [f"{output['name']} {'×'.join(map(str, output['shape']))}" for output in facts.get("outputs", [])]
@@ -70,7 +69,7 @@ def told(result: "Exported") -> list[str]:
     if "input" in facts:
         images = facts["input"]
         opset = f"; opset {facts['opset']}" if "opset" in facts else ""
-        lines.append(f"input: {images['dtype']} {'×'.join(images['shape'])}, sizes: {sizes_told(images['sizes'])}{opset}")
+        lines.append(f"input: {images['dtype']} {'×'.join(images['shape'])}, sizes: {_sizes_told(images['sizes'])}{opset}")
     largest = ", ".join(f"{name} {value:.1e}" for name, value in differences.largest.items())
     batches = ", ".join(map(str, differences.batches))
     measured = f"{differences.runtime}; images {batches}"
@@ -78,6 +77,6 @@ def told(result: "Exported") -> list[str]:
     return [*lines, f"{what}: {largest} ({measured})"]
 
 
-def sizes_told(sizes: dict[str, Any]) -> str:
+def _sizes_told(sizes: dict[str, Any]) -> str:
     kind, smallest = sizes["kind"], sizes["smallest"]
     return f"{smallest} by {smallest} alone" if kind == "fixed" else f"{kind}, from {smallest} pixels"

@@ -32,8 +32,7 @@ def finetune(
     """
     import json
 
-    from densefeat.training.recipe_files import load_finetuning
-    from densefeat.training.train import report, train
+    from densefeat.training import load_finetuning, report, train
 
     values = {"train": data, "val": val, **given}
     filled = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def info(store: Path, style: str) -> None:
     """Rows, failures, blocks, sizes and provenance of a store, a folder or a single file; of an unfinished one what is done."""
-    from densefeat.store.info import describe
+    from densefeat.store import describe_store
 
-    found = describe(store)
+    found = describe_store(store)
     if style == "json":
         click.echo(json.dumps(found, indent=1))
         return
@@ -27,12 +27,12 @@ def info(store: Path, style: str) -> None:
 
     console = Console(highlight=False)
     console.width = console.width if console.is_terminal else 160
-    console.print(summary(found))
+    console.print(_summary(found))
     if found["vectors"]:
-        console.print(vectors(found))
+        console.print(_vectors(found))
 
 
-def summary(found: dict[str, Any]) -> "Table":
+def _summary(found: dict[str, Any]) -> "Table":
     """Names and values, as plain text: what a store says is no markup."""
     from rich.table import Table
     from rich.text import Text
@@ -40,12 +40,12 @@ def summary(found: dict[str, Any]) -> "Table":
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in [*counts(found), *flattened(found["provenance"])]:
+    for name, value in [*_counts(found), *_flattened(found["provenance"])]:
         table.add_row(Text(printable(name)), Text(printable(value)))
     return table
 
 
-def counts(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _counts(found: dict[str, Any]) -> list[tuple[str, str]]:
     parts = f"folder, parts: {found['parts']}" if found["kind"] == "folder" else "single file"
     lines = [("store", f"{found['path']} ({parts})")]
     if not found["complete"]:
@@ -65,22 +65,22 @@ def counts(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["removed"]:
         lines.append(("removed", f"{found['removed']:,} images with rows here are no longer in the input"))
     lines.append(("columns", ", ".join(found["columns"])))
-    lines.append(("size", f"{size(found['disk_bytes'])} on disk, {size(found['memory_bytes'])} of vectors in memory"))
+    lines.append(("size", f"{_size(found['disk_bytes'])} on disk, {_size(found['memory_bytes'])} of vectors in memory"))
     return lines
 
 
-def flattened(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flattened(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """A line for each value; what the other lines say (shapes, format) and what is not set is left out."""
     lines = []
     for name, value in provenance.items():
         if isinstance(value, dict) and name != "shapes":
-            lines += flattened(value, f"{prefix}{name} ")
+            lines += _flattened(value, f"{prefix}{name} ")
         elif value is not None and name not in ("shapes", "format_version"):
             lines.append((prefix + name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return lines
 
 
-def vectors(found: dict[str, Any]) -> "Table":
+def _vectors(found: dict[str, Any]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
@@ -89,11 +89,11 @@ def vectors(found: dict[str, Any]) -> "Table":
         table.add_column(column)
     for name, vector in found["vectors"].items():
         shape = "×".join(map(str, vector["shape"]))
-        table.add_row(Text(printable(name)), shape, vector["dtype"], size(vector["memory_bytes"]))
+        table.add_row(Text(printable(name)), shape, vector["dtype"], _size(vector["memory_bytes"]))
     return table
 
 
-def size(count: float) -> str:
+def _size(count: float) -> str:
     if count < 1000:
         return f"{count:.0f} bytes"
     for unit in ("kB", "MB", "GB"):

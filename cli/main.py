@@ -71,7 +71,7 @@ def main() -> None:
         click.echo(error.format_message())
         sys.exit(2)
     except click.ClickException as error:
-        fail(error.format_message(), error.exit_code, error)
+        _fail(error.format_message(), error.exit_code, error)
     except (click.Abort, KeyboardInterrupt) as interrupt:
         told = interrupt.__context__ if isinstance(interrupt, click.Abort) else interrupt  # click turns the one into the other
         click.echo(f"densefeat: {str(told) or 'interrupted'}", err=True)
@@ -80,13 +80,13 @@ def main() -> None:
         from densefeat.errors import DensefeatError  # late: importing densefeat takes seconds
 
         if isinstance(error, DensefeatError):
-            fail(str(error), error.exit_code, error)
+            _fail(str(error), error.exit_code, error)
         if type(error).__name__ == "OutOfMemoryError":
-            fail(f"out of memory: try a smaller --batch-size ({error})", 1, error)
-        fail(f"{type(error).__name__}: {error} (a bug: run again with --debug and report it)", 1, error)
+            _fail(f"out of memory: try a smaller --batch-size ({error})", 1, error)
+        _fail(f"{type(error).__name__}: {error} (a bug: run again with --debug and report it)", 1, error)
 
 
-def fail(message: str, exit_code: int, error: BaseException) -> None:
+def _fail(message: str, exit_code: int, error: BaseException) -> None:
     if "--debug" in sys.argv:
         raise error
     click.echo("densefeat: " + " ".join(message.split()), err=True)

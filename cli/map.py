@@ -28,7 +28,7 @@ def map_(store: Path, out: Path, **options: Any) -> None:
     The page needs no network and nothing beside it. Of more than 20,000 rows it shows 20,000.
     """
     import densefeat
-    from densefeat.report.map import write_map
+    from densefeat.map import write_map
 
     made = write_map(densefeat.open_store(store), out, progress=True, **options)
     for note in made.notes:

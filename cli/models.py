@@ -10,7 +10,7 @@ def models(pattern: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from densefeat.nets.catalogue import list_networks
+    from densefeat.loading import list_networks
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("name", "parameters", "block channels", "input", "tag", "licence", "weights"):

@@ -7,8 +7,8 @@ import click
 
 from densefeat_cli.printable import printable
 
-SHOWN = 12  # classes
-FAILED = 3  # images named
+_SHOWN = 12  # classes
+_FAILED = 3  # images named
 
 
 @click.command(epilog="Example: densefeat predict --model runs/photos --images new/ --out predictions/")
@@ -31,8 +31,8 @@ def predict(**options: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from densefeat.store.reader import open_store
-    from densefeat.training.predict import predict
+    from densefeat.evaluation import predict
+    from densefeat.store import open_store
 
     result = predict(**options)
     if not result.rows:
@@ -41,12 +41,12 @@ def predict(**options: Any) -> None:
         table = Table(box=None, pad_edge=False)
         table.add_column("predicted")
         table.add_column("images", justify="right")
-        for name, count in list(result.counts.items())[:SHOWN]:
+        for name, count in list(result.counts.items())[:_SHOWN]:
             table.add_row(Text(printable(name)), f"{count:,}")
-        if (more := len(result.counts) - SHOWN) > 0:
-            table.add_row(Text(f"… {more} more"), f"{sum(list(result.counts.values())[SHOWN:]):,}")
+        if (more := len(result.counts) - _SHOWN) > 0:
+            table.add_row(Text(f"… {more} more"), f"{sum(list(result.counts.values())[_SHOWN:]):,}")
         Console().print(table)
     failures = f", {result.failures} failures ({result.failures_path})" if result.failures else ""
-    for failure in open_store(result.store).failures[:FAILED]:
+    for failure in open_store(result.store).failures[:_FAILED]:
         click.echo(printable(f"not read: {failure.path}: {failure.reason}"), err=True)
     click.echo(f"wrote {result.table}: {result.rows} rows{failures}; all scores in {result.store}")

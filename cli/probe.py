@@ -10,10 +10,9 @@ import click
 from densefeat_cli.printable import printable
 
 if TYPE_CHECKING:
-    from densefeat.heads.probe import Probed
-    from densefeat.heads.tables import Table
+    from densefeat.probe import Probed, Table
 
-OF_IMAGES = ("model", "weights", "image_size", "pool", "device", "batch_size", "workers")
+_OF_IMAGES = ("model", "weights", "image_size", "pool", "device", "batch_size", "workers")
 
 
 @click.command(epilog="Example: densefeat probe embeddings/ --out probe/, or: densefeat probe --images photos/ --out probe/")
@@ -46,23 +45,23 @@ def probe(store: Path | None, out: Path, images: str | None, protocol: str | Non
     A head for each block, for the best blocks together, and for all; chosen on validation rows, told of on test rows that
     nothing was chosen by. OUT gets results.json, report.html, charts, predictions.csv, and probe.safetensors.
     """
-    check_input(store, images, protocol, options)
+    _check_input(store, images, protocol, options)
     given = {name: value for name, value in options.items() if value is not None}
     if protocol == "sgd":
-        by_descent(str(images), out, given)
+        _by_descent(str(images), out, given)
         return
-    from densefeat.heads.probe import probe as run
+    from densefeat.probe import probe as run
 
-    for name in OF_IMAGES:
+    for name in _OF_IMAGES:
         options.pop(name)
     options.pop("epochs")
     if store is None:
-        options |= of_images(str(images), out, given)
+        options |= _of_images(str(images), out, given)
         store, images = options.pop("store"), None
-    show(run(store, out, images=images, protocol=protocol, **options))
+    _show(run(store, out, images=images, protocol=protocol, **options))
 
 
-def check_input(store: Path | None, images: str | None, protocol: str | None, options: dict[str, Any]) -> None:
+def _check_input(store: Path | None, images: str | None, protocol: str | None, options: dict[str, Any]) -> None:
     if store is None and images is None:
         raise click.UsageError("give a STORE of densefeat extract, or --images to make one from")
     if protocol == "sgd":
@@ -76,49 +75,50 @@ def check_input(store: Path | None, images: str | None, protocol: str | None, op
     if options["epochs"] is not None:
         raise click.UsageError("--epochs is for --protocol sgd")
     if store is not None:
-        if given := [name for name in OF_IMAGES if options[name] is not None]:
+        if given := [name for name in _OF_IMAGES if options[name] is not None]:
             raise click.UsageError(f"--{given[0].replace('_', '-')} is for --images alone: a STORE has its features")
         if options["labels"] == "folder":
             raise click.UsageError("--labels folder is for --images: give --labels FILE.csv, or none for the store's own")
 
 
-def by_descent(images: str, out: Path, given: dict[str, Any]) -> None:
-    from densefeat.training.parallel_probe import probe_images
+def _by_descent(images: str, out: Path, given: dict[str, Any]) -> None:
+    from densefeat.sgd_probe import probe_images
 
     given.pop("standardize")
     if "pool" in given:
         given["pools"] = given.pop("pool")
     probed = probe_images(images, out, **given)
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
-        show(probed)
+        _show(probed)
 
 
-def of_images(images: str, out: Path, given: dict[str, Any]) -> dict[str, Any]:
+def _of_images(images: str, out: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The store and test store of images, made now as far as they are not there, and how to find labels for them."""
-    from densefeat.heads.extracted import extracted, labels_of, reading_of
-    from densefeat.heads.probe import FEATURES
+    from densefeat.probe import FEATURES, extract_images, labels_of, reading_of
 
-    settings = {name: given[name] for name in OF_IMAGES if name in given}
+    settings = {name: given[name] for name in _OF_IMAGES if name in given}
     labels = given.get("labels"), given.get("label_column")
     click.echo(f"densefeat: features of {printable(images)} to {printable(str(out / FEATURES))}", err=True)
-    store, *others = extracted(images, given.get("test"), out, given.get("labels"), **settings, **reading_of(images, *labels))
+    store, *others = extract_images(
+        images, given.get("test"), out, given.get("labels"), **settings, **reading_of(images, *labels)
+    )
     found = {"store": store, "test": others[0] if others else None, "labels": None, "label_column": None}
     return found | labels_of(*labels)
 
 
-def show(probed: "Probed") -> None:
+def _show(probed: "Probed") -> None:
     """Tables on stdout; what was found odd, and where everything is, on stderr."""
-    from densefeat.heads.label_report import told
-    from densefeat.heads.tables import cells, few_shot_cells
+    from densefeat.labels import format_remarks
+    from densefeat.probe import cells, few_shot_cells
 
     results = probed.results
-    for line in [*told(results["labels"]), *results["notes"]]:
+    for line in [*format_remarks(results["labels"]), *results["notes"]]:
         click.echo("densefeat: " + printable(line), err=True)
     marked = [candidate["name"] == results["best"] for candidate in results["candidates"]]
     wide, narrow = cells(results), cells(results, narrow=True)
-    print_table(*(wide if fits_terminal(wide) else narrow), marked)
+    _print_table(*(wide if _fits_terminal(wide) else narrow), marked)
     if results["few_shot"]:
-        print_table(*few_shot_cells(results))
+        _print_table(*few_shot_cells(results))
     click.echo(f"best: {printable(results['best'])} (by the validation rows; brackets: 95 % intervals on the test rows)")
     if results["comparison"]:
         click.echo(printable(results["comparison"]["told"]))
@@ -127,7 +127,7 @@ def show(probed: "Probed") -> None:
     click.echo(f"{'already there' if probed.done_before else 'wrote'}: {probed.path / 'report.html'}", err=True)
 
 
-def fits_terminal(table: "Table") -> bool:
+def _fits_terminal(table: "Table") -> bool:
     from rich.console import Console
 
     console, (headings, rows) = Console(), table
@@ -135,7 +135,7 @@ def fits_terminal(table: "Table") -> bool:
     return not console.is_terminal or sum(widths) + 2 * len(headings) <= console.width
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> None:
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

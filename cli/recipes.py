@@ -11,14 +11,14 @@ import click
 def recipes(context: click.Context) -> None:
     """Table of the recipes that come with densefeat; show prints one, copy makes a file of it to change."""
     if context.invoked_subcommand is None:
-        print_table()
+        _print_table()
 
 
-def print_table() -> None:
+def _print_table() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from densefeat.training.recipe_files import recipe_names, recipe_text
+    from densefeat.training import recipe_names, recipe_text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("name", no_wrap=True)
@@ -34,7 +34,7 @@ def print_table() -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Print the recipe NAME as it stands in its file."""
-    from densefeat.training.recipe_files import recipe_text
+    from densefeat.training import recipe_text
 
     click.echo(recipe_text(name), nl=False)
 
@@ -44,9 +44,9 @@ def show(name: str) -> None:
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 def copy(name: str, path: Path | None) -> None:
     """Write the recipe NAME to PATH, which must not exist.  [default: NAME.yaml in the current folder]"""
+    from densefeat.base import atomic_file
     from densefeat.errors import UsageError
-    from densefeat.store.atomic import atomic_file
-    from densefeat.training.recipe_files import recipe_text
+    from densefeat.training import recipe_text
 
     text = recipe_text(name)
     path = path or Path(f"{Path(name).stem}.yaml")

@@ -9,10 +9,9 @@ import click
 from densefeat_cli.printable import printable
 
 if TYPE_CHECKING:
-    from densefeat.report.prune import Pruning
-    from densefeat.report.reuse import Finding
+    from densefeat.report import Finding, Pruning
 
-TOLD = 5  # connections, from either end
+_TOLD = 5  # connections, from either end
 
 
 @click.group()
@@ -42,29 +41,28 @@ def reuse(model: str, out: Path, weights: Path | None, what: str, **of_images: A
     observations hold. With --what prune, each connection is removed by itself on half of the images, and then more and more of
     them on the other half: NAME.csv has them cheapest first; the same command goes on from NAME.jsonl where it was stopped.
     """
-    from densefeat.report.beside import check_output
-    from densefeat.heads.figures import check_picture
+    from densefeat.base import check_picture
+    from densefeat.store import check_output
 
-    check_images(what, of_images)
+    _check_images(what, of_images)
     check_picture(out)
     check_output(out)
     if what == "prune":
-        prune_and_show(model, out, weights, **of_images)
+        _prune_and_show(model, out, weights, **of_images)
         return
-    from densefeat.report.beside import csv_beside
-    from densefeat.heads.figures import save_picture
-    from densefeat.report.reuse import COLUMNS, feature_reuse, load_plain, observations, write_csv
-    from densefeat.report.reuse_chart import draw_reuse
+    from densefeat.base import save_picture
+    from densefeat.report import REUSE_COLUMNS, draw_reuse, feature_reuse, load_plain, observations, write_reuse_csv
+    from densefeat.store import csv_beside
 
-    table = csv_beside(out, COLUMNS)
+    table = csv_beside(out, REUSE_COLUMNS)
     found = feature_reuse(load_plain(model, weights))
-    write_csv(found, table)
+    write_reuse_csv(found, table)
     save_picture(draw_reuse(found, printable(model)), out)
-    print_table(*finding_cells(observations(found)))
+    _print_table(*_finding_cells(observations(found)))
     click.echo(f"wrote: {out}, {table}", err=True)
 
 
-def check_images(what: str, of_images: dict[str, Any]) -> None:
+def _check_images(what: str, of_images: dict[str, Any]) -> None:
     if what == "prune" and of_images["images"] is None:
         raise click.UsageError("--what prune needs labelled --images")
     given = [name for name, value in of_images.items() if value is not None]
@@ -72,7 +70,7 @@ def check_images(what: str, of_images: dict[str, Any]) -> None:
         raise click.UsageError(f"--{given[0].replace('_', '-')} is for --what prune")
 
 
-def finding_cells(findings: "Sequence[Finding]") -> tuple[list[str], list[list[str]]]:
+def _finding_cells(findings: "Sequence[Finding]") -> tuple[list[str], list[list[str]]]:
     blocks = range(1, len(findings[0].values) + 1)
     rows = []
     for finding in findings:
@@ -82,42 +80,46 @@ def finding_cells(findings: "Sequence[Finding]") -> tuple[list[str], list[list[s
     return ["observation", "statistic", *(f"block {number}" for number in blocks), "needs", "holds"], rows
 
 
-def prune_and_show(
+def _prune_and_show(
     model: str, out: Path, weights: Path | None, images: str, limit: int | None, label_column: str | None, device: str | None
 ) -> None:
-    from densefeat.extract.progress import progress_bar
-    from densefeat.nets.weights import state_sha256
-    from densefeat.report.beside import csv_beside
-    from densefeat.report.done import Done
-    from densefeat.heads.figures import save_picture
-    from densefeat.report.prune import COLUMNS, prune, work_of, write_csv
-    from densefeat.report.prune_chart import draw_pruning
-    from densefeat.report.reuse import feature_reuse
-    from densefeat.report.sample import load_sample
-    from densefeat.training.world import own_device
+    from densefeat.base import progress_bar, save_picture
+    from densefeat.nets import state_sha256
+    from densefeat.report import (
+        PRUNING_COLUMNS,
+        Journal,
+        draw_pruning,
+        feature_reuse,
+        load_sample,
+        prune,
+        work_of,
+        write_pruning_csv,
+    )
+    from densefeat.store import csv_beside
+    from densefeat.training import own_device
 
-    table, place = csv_beside(out, COLUMNS), str(own_device(device, 0))
+    table, place = csv_beside(out, PRUNING_COLUMNS), str(own_device(device, 0))
     network, sample = load_sample(model, weights, images, limit or 1000, label_column, place)
     about = {"weights": state_sha256(network), "images": sample.sha256()}
     click.echo(f"densefeat: {len(sample):,} of {sample.there:,} labelled images", err=True)
-    done = Done(out.with_suffix(".jsonl"), about)
+    done = Journal(out.with_suffix(".jsonl"), about)
     with progress_bar("removing", work_of(network), unit="connections") as advance:
         pruning = prune(network, sample, done, advance)
-    write_csv(pruning, table)
+    write_pruning_csv(pruning, table)
     save_picture(draw_pruning(pruning, feature_reuse(network), printable(model)), out)
-    show_pruning(pruning)
+    _show_pruning(pruning)
     click.echo(f"wrote: {out}, {table}", err=True)
 
 
-def show_pruning(pruning: "Pruning") -> None:
+def _show_pruning(pruning: "Pruning") -> None:
     """The ends of the list, and the curves."""
     removed = pruning.removed
     rows = [
         [f"{each.block}", each.target, f"{each.source}", f"{each.accuracy_lost:+.2f}", f"{each.loss_rise:+.4f}",
          f"{each.broken} / {each.mended}", f"{each.p_value:.2g}", f"{each.mean_abs_weight:.4f}"]
-        for each in (*removed[:TOLD], *removed[max(TOLD, len(removed) - TOLD) :])
+        for each in (*removed[:_TOLD], *removed[max(_TOLD, len(removed) - _TOLD) :])
     ]  # fmt: skip
-    print_table(["block", "layer", "source", "points lost", "loss", "broken / mended", "p", "mean |w|"], rows)
+    _print_table(["block", "layer", "source", "points lost", "loss", "broken / mended", "p", "mean |w|"], rows)
     free = sum(each.broken == 0 for each in removed)
     costly = sum(each.p_value < 0.05 and each.accuracy_lost > 0 for each in removed)
     one = 100 / pruning.chosen_on
@@ -128,10 +130,10 @@ def show_pruning(pruning: "Pruning") -> None:
     )
     shares = [f"{100 * share:g} %" for share in pruning.shares]
     rows = [[name, f"{pruning.whole[1]:.1f}", *(f"{top1:.1f}" for top1 in curve)] for name, curve in pruning.curves.items()]
-    print_table([f"top-1, {pruning.drawn_on:,} other images; removed:", "0 %", *shares], rows)
+    _print_table([f"top-1, {pruning.drawn_on:,} other images; removed:", "0 %", *shares], rows)
 
 
-def print_table(headings: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> None:
+def _print_table(headings: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -157,11 +159,10 @@ def model(model: str, out: str, weights: Path | None, runs: Path | None) -> None
     MODEL is a name of `densefeat models`, a DenseNet of timm, or a run's folder. Nothing is fetched. Accuracy stands against
     parameters and FLOPs, the papers' figures marked as theirs.
     """
+    from densefeat.base import atomic_file
     from densefeat.errors import UsageError
-    from densefeat.report.beside import check_output
-    from densefeat.report.card import read_card
-    from densefeat.report.model_page import html_page, markdown_page, points_for
-    from densefeat.store.atomic import atomic_file
+    from densefeat.report import html_page, markdown_page, points_for, read_card
+    from densefeat.store import check_output
 
     kind = Path(out).suffix.lower()
     if out != "-" and kind not in (".html", ".md"):

@@ -15,10 +15,10 @@ import click
 from densefeat_cli.printable import printable
 
 if TYPE_CHECKING:
-    from densefeat.search.results import Neighbours, Pairs
+    from densefeat.search import Neighbours, Pairs
 
-PATIENCE = 2.0  # seconds without a progress bar
-TABLE_ROWS = 10_000
+_PATIENCE = 2.0  # seconds without a progress bar
+_TABLE_ROWS = 10_000
 
 
 @click.command(epilog="Example: densefeat search embeddings/ --image query.jpg --html neighbours.html")
@@ -53,16 +53,15 @@ def search(
     **options: Any,
 ) -> None:
     """The images of a STORE that are nearest to an image, or all pairs of near duplicates in it."""
-    check_question(bool(queries or keys), all_pairs, threshold)
+    _check_question(bool(queries or keys), all_pairs, threshold)
     import densefeat
-    from densefeat.search.find import find_duplicates, find_neighbours
-    from densefeat.search.page import write_page
+    from densefeat.search import find_duplicates, find_neighbours, write_page
 
     opened = densefeat.open_store(store)
     if not opened.complete:
         click.echo(f"densefeat: {store} is not finished: {len(opened):,} rows are searched", err=True)
     found: Neighbours | Pairs
-    with late_progress(len(opened)) as progress:
+    with _late_progress(len(opened)) as progress:
         if threshold is None:
             found = find_neighbours(opened, queries, keys, progress=progress, **options)
         else:
@@ -73,10 +72,10 @@ def search(
     if html is not None:
         problem = write_page(html, found, images)
         click.echo(f"wrote {html}" + (f", without images: {problem}" if problem else ""), err=True)
-    {"table": print_table, "csv": print_csv, "json": print_json}[shape](found)
+    {"table": _print_table, "csv": _print_csv, "json": _print_json}[shape](found)
 
 
-def check_question(asked: bool, all_pairs: bool, threshold: float | None) -> None:
+def _check_question(asked: bool, all_pairs: bool, threshold: float | None) -> None:
     if asked == all_pairs:
         raise click.UsageError("search for --image or --key, or for --all-pairs" + (": not both" if asked else ""))
     if all_pairs and threshold is None:
@@ -86,9 +85,9 @@ def check_question(asked: bool, all_pairs: bool, threshold: float | None) -> Non
 
 
 @contextmanager
-def late_progress(rows: int) -> Iterator[Callable[[int], None]]:
+def _late_progress(rows: int) -> Iterator[Callable[[int], None]]:
     """Shown once a search has taken a while."""
-    from densefeat.extract.progress import progress_bar
+    from densefeat.base import progress_bar
 
     began, done = time.monotonic(), 0
     with ExitStack() as stack:
@@ -99,14 +98,14 @@ def late_progress(rows: int) -> Iterator[Callable[[int], None]]:
             done += more
             if advance is not None:
                 advance(more)
-            elif time.monotonic() - began > PATIENCE:
+            elif time.monotonic() - began > _PATIENCE:
                 advance = stack.enter_context(progress_bar("searching", rows, "rows"))
                 advance(done)
 
         yield report
 
 
-def print_table(found: "Neighbours | Pairs") -> None:
+def _print_table(found: "Neighbours | Pairs") -> None:
     """Columns as wide as their longest value, on a terminal folded: no path is ever cut off."""
     from rich.console import Console
     from rich.table import Table
@@ -117,8 +116,8 @@ def print_table(found: "Neighbours | Pairs") -> None:
         table.add_column(field, justify="right" if field in ("rank", "score", "group") else "left", overflow="fold")
     widest = 0
     records = found.records()
-    for record in islice(records, TABLE_ROWS):
-        cells = [printable(cell(record[field])) for field in found.fields]
+    for record in islice(records, _TABLE_ROWS):
+        cells = [printable(_cell(record[field])) for field in found.fields]
         widest = max(widest, sum(len(cell) for cell in cells))
         table.add_row(*map(Text, cells))
     console = Console()
@@ -126,20 +125,20 @@ def print_table(found: "Neighbours | Pairs") -> None:
         console.width = 2 * widest + 20 * len(found.fields)  # a character takes two columns at most
     console.print(table)
     if next(records, None):
-        click.echo(f"densefeat: the table ends after {TABLE_ROWS:,} rows: csv and json have all", err=True)
+        click.echo(f"densefeat: the table ends after {_TABLE_ROWS:,} rows: csv and json have all", err=True)
 
 
-def cell(value: Any) -> str:
+def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
 
 
-def print_csv(found: "Neighbours | Pairs") -> None:
+def _print_csv(found: "Neighbours | Pairs") -> None:
     writer = csv.DictWriter(sys.stdout, found.fields, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(found.records())
 
 
-def print_json(found: "Neighbours | Pairs") -> None:
+def _print_json(found: "Neighbours | Pairs") -> None:
     """One object, a line for each result."""
     head = json.dumps(found.summary(), ensure_ascii=False)
     sys.stdout.write(head[:-1] + ', "results": [')

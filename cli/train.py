@@ -17,8 +17,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, device: str
     The same command goes on where it stopped, after Ctrl-C, kill -9 or preemption (SIGTERM, SIGUSR1). On several GPUs:
     torchrun --nproc-per-node=8 -m densefeat train RECIPE …
     """
-    from densefeat.training.recipe_files import load_recipe
-    from densefeat.training.train import report, train
+    from densefeat.training import load_recipe, report, train
 
     chosen = load_recipe(recipe, overrides)
     result = train(chosen, out or Path("runs") / Path(recipe).stem, device, steps)

@@ -1,29 +1,12 @@
-"""Embeddings from every block of DenseNet and DelugeNet. Importing this registers the models with timm."""
+"""Multi-scale embeddings from every block of DenseNet and DelugeNet. Importing this registers the models with timm."""
 
-from densefeat.errors import DensefeatError, UsageError, WeightsError
-from densefeat.extract import ExtractResult, extract
-from densefeat.features.extractor import FeatureExtractor
-from densefeat.heads.network import load_run
-from densefeat.nets import zoo as _zoo  # noqa: F401  (registers the models)
-from densefeat.nets.deluge_net import CrossLayerDepthwise, DelugeNet
-from densefeat.nets.dense_net import DenseNet
-from densefeat.nets.weights import load_weights
-from densefeat.store.reader import Store, open_store
-from densefeat.version import __version__
+import importlib
 
-__all__ = [
-    "CrossLayerDepthwise",
-    "DelugeNet",
-    "DenseNet",
-    "DensefeatError",
-    "ExtractResult",
-    "FeatureExtractor",
-    "Store",
-    "UsageError",
-    "WeightsError",
-    "__version__",
-    "extract",
-    "load_run",
-    "load_weights",
-    "open_store",
-]
+import lazy_loader
+
+from densefeat.base.imports import run_after_import
+
+# names load what they need when they are first used, so that commands that need neither torch nor timm start at once
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+run_after_import("timm", lambda: importlib.import_module("densefeat.nets.zoo"))

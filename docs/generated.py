@@ -8,8 +8,8 @@ import click
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from densefeat.nets.catalogue import Network, list_networks
-from densefeat.training.recipe_files import recipe_names, recipe_text
+from densefeat.loading import Network, list_networks
+from densefeat.training import recipe_names, recipe_text
 from densefeat_cli.main import densefeat
 
 MEASURED = Path(__file__).parents[1] / "benchmarks/results/README.md"

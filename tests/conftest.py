@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import densefeat
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from sklearn.utils.validation import validate_data
 import densefeat
 from densefeat.errors import DecodeError, UsageError
 from densefeat.sklearn import DenseFeatTransformer
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 EXPECTED_FAILED_CHECKS: dict[str, str] = {}  # check: why it fails
 

@@ -16,10 +16,10 @@ def atomic_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
     ``folder``: where to write it, on the same file system; None: beside ``path``.
     Raises OutputError, before any work, where the file could not be made.
     """
-    beside = make_beside(path, folder or path.parent)
+    beside = _make_beside(path, folder or path.parent)
     try:
         yield beside
-        with written(path):
+        with output_errors(path):
             os.chmod(beside, 0o666 & ~current_umask())  # mkstemp and safetensors make files that nobody else may read
             sync(beside)
             os.replace(beside, path)
@@ -30,7 +30,7 @@ def atomic_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
+def output_errors(path: Path) -> Iterator[None]:
     """The system's errors as OutputError, naming the file that was to be written."""
     try:
         yield
@@ -40,15 +40,15 @@ def written(path: Path) -> Iterator[None]:
 
 def check_target(path: Path) -> None:
     """Raise OutputError now if :func:`atomic_file` could not make ``path``."""
-    make_beside(path, path.parent).unlink()
+    _make_beside(path, path.parent).unlink()
 
 
-def make_beside(path: Path, folder: Path) -> Path:
+def _make_beside(path: Path, folder: Path) -> Path:
     if path.is_dir() or not path.name:
         raise OutputError(f"output {str(path)!r} is a folder: give a file name")
     if path.exists() and not path.is_file():
         raise OutputError(f"output {str(path)!r} is no regular file: give another name")
-    with written(path):
+    with output_errors(path):
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=folder)
     os.close(descriptor)
     return Path(name)

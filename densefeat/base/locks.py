@@ -6,15 +6,15 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from densefeat.base.files import output_errors
 from densefeat.errors import OutputError
-from densefeat.store.atomic import written
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def hold_lock(path: Path) -> Iterator[None]:
     """Hold the lock file ``path``; the system frees it when the process ends, however it ends. OutputError where it is held."""
     lock = FileLock(path, timeout=0)
-    with written(path):
+    with output_errors(path):
         try:
             lock.acquire()
         except Timeout:  # an OSError, too

@@ -13,8 +13,8 @@ from torch.distributed import Store, rendezvous
 
 from densefeat.errors import UsageError
 
-WAIT = timedelta(days=1)  # for rank 0 to list the input
-POLL_SECONDS = 0.2
+_WAIT = timedelta(days=1)  # for rank 0 to list the input
+_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Ranks:
         if self.world == 1:
             yield
             return
-        store, _, _ = next(iter(rendezvous("env://", self.rank, self.world, timeout=WAIT)))
+        store, _, _ = next(iter(rendezvous("env://", self.rank, self.world, timeout=_WAIT)))
         if self.rank:
             ticket = uuid.uuid4().hex
             store.set(f"densefeat/ask/{self.rank}", ticket)
@@ -60,12 +60,12 @@ class Ranks:
             stopped.set()
             raise
         while usher.is_alive():  # joined bit by bit, so that signals are seen
-            usher.join(POLL_SECONDS)
+            usher.join(_POLL_SECONDS)
 
     def let_in(self, store: Store, stopped: threading.Event) -> None:
         """Answer every ticket, until each rank has come in and is done."""
         answered: dict[int, set[str]] = {rank: set() for rank in range(1, self.world)}
-        while answered and not stopped.wait(POLL_SECONDS):
+        while answered and not stopped.wait(_POLL_SECONDS):
             for rank, tickets in list(answered.items()):
                 if store.check([key := f"densefeat/ask/{rank}"]) and (ticket := store.get(key).decode()) not in tickets:
                     store.set(f"densefeat/enter/{ticket}", "")

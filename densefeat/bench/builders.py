@@ -12,8 +12,8 @@ from torch import nn
 
 from densefeat.bench.arms import Arm
 from densefeat.bench.networks import torch_network
-from densefeat.features.backends.openvino import load as load_openvino
-from densefeat.features.extractor import FeatureExtractor
+from densefeat.features import FeatureExtractor
+from densefeat.features.engines.openvino.engine import load as load_openvino
 
 Features = list[torch.Tensor]  # (N, C) a block
 Call = Callable[[torch.Tensor], Features]

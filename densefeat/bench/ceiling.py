@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from densefeat.nets.dense_net import Transition
+from densefeat.nets import Transition
 
 # images, channels in and out, kernel, pixels of a side: shapes of which one is the fastest on most processors
 CONVOLUTIONS = ((8, 256, 256, 3, 28), (8, 128, 128, 3, 56), (8, 512, 512, 3, 14), (8, 1024, 512, 1, 28), (8, 512, 2048, 1, 28))

@@ -12,12 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from densefeat.base import Interrupted
 from densefeat.bench.machine import Used, others_share, used
 from densefeat.bench.networks import network_code, write_inputs
 from densefeat.bench.plan import Plan
 from densefeat.bench.rows import Crew, crew
 from densefeat.bench.summary import summary
-from densefeat.extract.interrupts import Interrupted
 
 REST_SECONDS = 0.02  # between turns: threads that wait for more work give up first
 

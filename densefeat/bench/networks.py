@@ -14,10 +14,11 @@ from timm.models import is_model
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.features.extractor import FeatureExtractor, evaluating, run_hooked
-from densefeat.features.taps import TAPS, find_taps
+from densefeat.features import FeatureExtractor, find_taps
+from densefeat.features.extractor import evaluating, run_hooked
+from densefeat.features.taps import TAPS
 from densefeat.images.files import EXTENSIONS
-from densefeat.nets.zoo import VARIANTS
+from densefeat.nets import VARIANTS
 
 CHECKED = 4  # images whose features are compared before anything is timed
 NOISE_SIDES = (1, 2, 4, 8, 16, 32)  # pixels, of the layers of noise before they are enlarged

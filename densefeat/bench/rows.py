@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from densefeat.base import stop_on_signal
 from densefeat.bench.arms import PRECISIONS, Arm
 from densefeat.bench.networks import Inputs
 from densefeat.bench.plan import Plan
 from densefeat.bench.process import REPLY_SECONDS, Worker, WorkerFailed
-from densefeat.extract.interrupts import stop_on_signal
 
 TURN_SECONDS = 0.5  # of an arm's turn, where the number of calls is ours to choose
 MOST_STEPS = 500

@@ -104,8 +104,8 @@ def traffic_bytes(plan: Plan) -> dict[str, int] | None:
     """What the triton engine reads and writes for an image, a precision; None on a CPU."""
     if plan.device != "cuda":
         return None
-    from densefeat.features.backends.folded import fold
-    from densefeat.features.backends.triton import traffic
+    from densefeat.features.engines.folded import fold
+    from densefeat.features.engines.triton.engine import traffic
 
     network = fold(timm.create_model(plan.model).eval())
     return {name: traffic(network, plan.size, plan.size, dtype) for name, dtype in DTYPES.items()}

@@ -1,5 +1,5 @@
-"""Networks as files of other tools: ONNX, torch.export, OpenVINO, safetensors, a folder for the hub."""
+"""Networks as files of other tools."""
 
-from densefeat.export.write import Exported, export_model
+import lazy_loader
 
-__all__ = ["Exported", "export_model"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

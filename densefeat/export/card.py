@@ -7,60 +7,60 @@ from typing import Any
 import yaml
 
 from densefeat.export.source import Source
-from densefeat.images.transforms import Preprocessing
-from densefeat.nets.zoo import VARIANTS
+from densefeat.images import Preprocessing
+from densefeat.nets import VARIANTS
 
-DATASETS = {"in1k": "imagenet-1k", "in22k": "imagenet-22k", "tin200": "zh-plus/tiny-imagenet"}  # the hub's, by end of a tag
-SCORES = {"top1": "top-1 %", "top5": "top-5 %", "map": "mAP %", "macro_f1": "macro F1 %"}
+_DATASETS = {"in1k": "imagenet-1k", "in22k": "imagenet-22k", "tin200": "zh-plus/tiny-imagenet"}  # the hub's, by end of a tag
+_SCORES = {"top1": "top-1 %", "top5": "top-5 %", "map": "mAP %", "macro_f1": "macro F1 %"}
 
 
 def card(source: Source, preprocessing: Preprocessing, metadata: dict[str, Any]) -> str:
     """``README.md`` with its YAML front matter."""
     sections = [
         f"# {source.name}",
-        introduction(source),
+        _introduction(source),
         "## Use",
-        usage(source),
+        _usage(source),
         "## Input",
-        input_table(preprocessing),
+        _input_table(preprocessing),
         "## Provenance",
-        provenance(source, metadata),
-        *recorded(source),
+        _provenance(source, metadata),
+        *_recorded(source),
     ]
-    return f"---\n{front_matter(source)}---\n\n" + "\n\n".join(sections) + "\n"
+    return f"---\n{_front_matter(source)}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def front_matter(source: Source) -> str:
+def _front_matter(source: Source) -> str:
     task = "image-classification" if source.num_classes else "image-feature-extraction"
     facts: dict[str, Any] = {"library_name": "timm", "pipeline_tag": task}
     if licence := source.weights["license"]:
         facts["license"] = licence
-    facts["tags"] = [task, "timm", "densefeat"] if is_ours(source) else [task, "timm"]
-    if dataset := dataset_of(source):
+    facts["tags"] = [task, "timm", "densefeat"] if _is_ours(source) else [task, "timm"]
+    if dataset := _dataset_of(source):
         facts["datasets"] = [dataset]
-    if scores_of_run(source) or bundled_card(source):
+    if _scores_of_run(source) or _bundled_card(source):
         facts["metrics"] = ["accuracy"]
     return yaml.safe_dump(facts, sort_keys=False)
 
 
-def dataset_of(source: Source) -> str | None:
+def _dataset_of(source: Source) -> str | None:
     """By the tag of published weights; of files and runs it is not known."""
-    return DATASETS.get(source.name.rpartition("_")[2].rpartition(".")[2]) if source.published else None
+    return _DATASETS.get(source.name.rpartition("_")[2].rpartition(".")[2]) if source.published else None
 
 
-def is_ours(source: Source) -> bool:
+def _is_ours(source: Source) -> bool:
     return source.config.get("architecture") in VARIANTS
 
 
-def introduction(source: Source) -> str:
+def _introduction(source: Source) -> str:
     parameters = sum(parameter.numel() for parameter in source.model.parameters())
     classes = source.num_classes
     head = f"a classifier for {classes:,} classes" if classes else "no classifier"
     return f"`{source.config['architecture']}`, {parameters:,} parameters, with {head}."
 
 
-def usage(source: Source) -> str:
-    ours = is_ours(source)
+def _usage(source: Source) -> str:
+    ours = _is_ours(source)
     told = "registers the architecture with timm; installed from a clone of its repository: pip install -e ."
     first = f"import densefeat  # {told}\n" if ours else ""
     given = "scores" if source.num_classes else "features"
@@ -80,7 +80,7 @@ def usage(source: Source) -> str:
     return "\n\n".join(lines)
 
 
-def input_table(preprocessing: Preprocessing) -> str:
+def _input_table(preprocessing: Preprocessing) -> str:
     numbers = {name: ", ".join(f"{value:g}" for value in getattr(preprocessing, name)) for name in ("mean", "std")}
     rows = {
         "size": f"{preprocessing.size} × {preprocessing.size} pixels, RGB",
@@ -90,7 +90,7 @@ def input_table(preprocessing: Preprocessing) -> str:
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
-def provenance(source: Source, metadata: dict[str, Any]) -> str:
+def _provenance(source: Source, metadata: dict[str, Any]) -> str:
     weights = source.weights
     return "\n".join(
         [
@@ -101,33 +101,33 @@ def provenance(source: Source, metadata: dict[str, Any]) -> str:
     )
 
 
-def recorded(source: Source) -> list[str]:
+def _recorded(source: Source) -> list[str]:
     """Figures, where the run or the weights came with some."""
-    if scores := scores_of_run(source):
-        columns = [name for name in SCORES if any(name in split for split in scores.values())]
-        head = f"| split | images | {' | '.join(SCORES[name] for name in columns)} |\n|---|---{'|---' * len(columns)}|"
-        rows = [f"| {name} | {split.get('images', '')} | {' | '.join(figure(split.get(c)) for c in columns)} |"
+    if scores := _scores_of_run(source):
+        columns = [name for name in _SCORES if any(name in split for split in scores.values())]
+        head = f"| split | images | {' | '.join(_SCORES[name] for name in columns)} |\n|---|---{'|---' * len(columns)}|"
+        rows = [f"| {name} | {split.get('images', '')} | {' | '.join(_figure(split.get(c)) for c in columns)} |"
                 for name, split in scores.items()]  # fmt: skip
         return ["## Results", "As the run recorded them in its `results.json`:", "\n".join([head, *rows])]
-    if text := bundled_card(source):
+    if text := _bundled_card(source):
         return ["## About the weights", text.partition("\n")[2].strip().replace("\n## ", "\n### ")]
     return []
 
 
-def figure(value: Any) -> str:
+def _figure(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, int | float) else ""
 
 
-def scores_of_run(source: Source) -> dict[str, dict[str, Any]]:
+def _scores_of_run(source: Source) -> dict[str, dict[str, Any]]:
     """By split; none of a head that was left out."""
     file = None if source.run is None else source.run / "results.json"
     if file is None or not source.num_classes or not file.is_file():
         return {}
     results = json.loads(file.read_text(encoding="utf-8"))
-    return {name: split for name, split in results.items() if isinstance(split, dict) and SCORES.keys() & split.keys()}
+    return {name: split for name, split in results.items() if isinstance(split, dict) and _SCORES.keys() & split.keys()}
 
 
-def bundled_card(source: Source) -> str | None:
+def _bundled_card(source: Source) -> str | None:
     """What came with weights of this package."""
     file = source.config.get("file") if source.published else None
     described = Path(file).with_suffix(".md") if file else None

@@ -11,7 +11,7 @@ from PIL import Image
 
 from densefeat.errors import OutputError
 
-TOLERANCE = 1e-4  # of the largest difference, relative to an output's largest value
+_TOLERANCE = 1e-4  # of the largest difference, relative to an output's largest value
 Run = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 
@@ -29,15 +29,15 @@ class Batch:
     def pixels(self) -> torch.Tensor:
         """Pieces of photographs, and one image of noise where there are several: uint8 ``(N, H, W, 3)``, always the same."""
         random = np.random.default_rng(0)
-        images = [piece(random, self.height, self.width) for _ in range(self.count)]
+        images = [_piece(random, self.height, self.width) for _ in range(self.count)]
         if self.count > 1:
             images[-1] = random.integers(0, 256, images[-1].shape, np.uint8)
         return torch.from_numpy(np.stack(images))
 
 
-def piece(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _piece(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A rectangle of a photograph, a third to all of its sides, resized."""
-    photograph = photographs()[random.integers(2)]
+    photograph = _photographs()[random.integers(2)]
     share = random.uniform(1 / 3, 1)
     across, down = (int(side * share) for side in photograph.size)
     left, top = int(random.integers(photograph.width - across + 1)), int(random.integers(photograph.height - down + 1))
@@ -45,7 +45,7 @@ def piece(random: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 @cache
-def photographs() -> list[Image.Image]:
+def _photographs() -> list[Image.Image]:
     from sklearn.datasets import load_sample_images  # imports a good part of scikit-learn
 
     return [Image.fromarray(image) for image in load_sample_images().images]
@@ -75,7 +75,7 @@ def measure(
         given: uint8 pixels to images as the file takes them.
 
     Raises:
-        OutputError: Another shape, or a difference of more than :data:`TOLERANCE`.
+        OutputError: Another shape, or a difference of more than :data:`_TOLERANCE`.
     """
     largest: dict[str, float] = {}
     batches = tuple(batches)
@@ -83,9 +83,9 @@ def measure(
         pixels = batch.pixels()
         expected = plain(pixels)
         for (name, values), found in zip(expected.items(), run(given(pixels)), strict=True):
-            largest[name] = max_or_nan(largest.get(name, 0.0), difference(name, found, values))
+            largest[name] = _max_or_nan(largest.get(name, 0.0), _difference(name, found, values))
     for name, value in largest.items():
-        if not value <= TOLERANCE:  # NaN, too
+        if not value <= _TOLERANCE:  # NaN, too
             raise OutputError(
                 f"the exported network's {name} differs from the plain one's by {value:.2g} of its largest value in {runtime}"
                 f" ({', '.join(map(str, batches))}): nothing was written; please report it"
@@ -93,7 +93,7 @@ def measure(
     return Differences(runtime, batches, largest)
 
 
-def difference(name: str, found: torch.Tensor, expected: torch.Tensor) -> float:
+def _difference(name: str, found: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest, relative to the largest value that was expected; NaN where either has one."""
     if found.shape != expected.shape:
         raise OutputError(f"the exported network's {name} has shape {tuple(found.shape)}, not {tuple(expected.shape)}")
@@ -101,5 +101,5 @@ def difference(name: str, found: torch.Tensor, expected: torch.Tensor) -> float:
     return float(apart / expected.double().abs().max().clamp(min=1e-30))
 
 
-def max_or_nan(a: float, b: float) -> float:
+def _max_or_nan(a: float, b: float) -> float:
     return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)

@@ -10,7 +10,7 @@ from densefeat.export.module import ExportedNet, Outputs
 from densefeat.export.onnx_file import OPSET
 from densefeat.export.source import Source
 from densefeat.export.traced import Traced
-from densefeat.images.transforms import Preprocessing
+from densefeat.images import Preprocessing
 from densefeat.version import __version__
 
 
@@ -20,15 +20,15 @@ def described(source: Source, preprocessing: Preprocessing, with_classes: bool =
         "made_by": f"densefeat {__version__}",
         "model": source.name,
         "weights": source.weights,
-        "preprocessing": preprocessing_facts(preprocessing),
+        "preprocessing": _preprocessing_facts(preprocessing),
     }
     names = source.classes if with_classes else None
     return facts | ({"label_names": names} if names else {})
 
 
-def preprocessing_facts(preprocessing: Preprocessing) -> dict[str, Any]:
+def _preprocessing_facts(preprocessing: Preprocessing) -> dict[str, Any]:
     """In numbers, as ``steps`` from an image file's pixels on, and in words."""
-    resize, crop, words = geometry_steps(preprocessing)
+    resize, crop, words = _geometry_steps(preprocessing)
     numbers = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
     steps: list[dict[str, Any]] = [
         {"step": "upright", "by": "EXIF orientation"},
@@ -46,7 +46,7 @@ def preprocessing_facts(preprocessing: Preprocessing) -> dict[str, Any]:
     return preprocessing.to_json() | own
 
 
-def geometry_steps(preprocessing: Preprocessing) -> tuple[dict[str, Any], dict[str, Any], str]:
+def _geometry_steps(preprocessing: Preprocessing) -> tuple[dict[str, Any], dict[str, Any], str]:
     """What resize and crop do, as timm's evaluation transform does it, and the resize in words."""
     scaled = math.floor(preprocessing.size / preprocessing.crop_pct)
     if preprocessing.crop_mode == "squash":
@@ -64,10 +64,10 @@ def geometry_steps(preprocessing: Preprocessing) -> tuple[dict[str, Any], dict[s
 
 def interface(to: str, net: ExportedNet, asked: Outputs, traced: Traced) -> dict[str, Any]:
     """A graph's input and outputs, in words."""
-    shapes = output_shapes(traced)
+    shapes = _output_shapes(traced)
     facts = {
-        "input": input_facts(net, traced),
-        "outputs": [{"name": name, "shape": shape_in_words(shape)} for name, shape in zip(net.names, shapes, strict=True)],
+        "input": _input_facts(net, traced),
+        "outputs": [{"name": name, "shape": _shape_in_words(shape)} for name, shape in zip(net.names, shapes, strict=True)],
         "kind": asked.kind,
     }
     if asked.kind != "logits":
@@ -75,7 +75,7 @@ def interface(to: str, net: ExportedNet, asked: Outputs, traced: Traced) -> dict
     return facts | ({"opset": OPSET} if to == "onnx" else {})
 
 
-def input_facts(net: ExportedNet, traced: Traced) -> dict[str, Any]:
+def _input_facts(net: ExportedNet, traced: Traced) -> dict[str, Any]:
     fixed = traced.sizes == "fixed"
     sides = [f"{traced.size}"] * 2 if fixed else ["height", "width"]
     return {
@@ -88,11 +88,11 @@ def input_facts(net: ExportedNet, traced: Traced) -> dict[str, Any]:
     }
 
 
-def output_shapes(traced: Traced) -> list[torch.Size]:
+def _output_shapes(traced: Traced) -> list[torch.Size]:
     values = {node.name: node.meta["val"] for node in traced.program.graph.nodes if "val" in node.meta}
     return [values[name].shape for name in traced.program.graph_signature.user_outputs]
 
 
-def shape_in_words(shape: Sequence[Any]) -> list[int | str]:
+def _shape_in_words(shape: Sequence[Any]) -> list[int | str]:
     """Lengths, the first being the batch; what depends on the images' size stays open."""
     return ["batch", *(length if isinstance(length, int) else "open" for length in shape[1:])]

@@ -11,11 +11,11 @@ from densefeat.export.card import card
 from densefeat.export.check import Run
 from densefeat.export.source import Source
 from densefeat.export.weights_file import write as write_weights
-from densefeat.images.transforms import Preprocessing
-from densefeat.nets.runs import CONFIG, WEIGHTS
+from densefeat.images import Preprocessing
+from densefeat.loading import CONFIG, WEIGHTS
 
 
-def write(source: Source, preprocessing: Preprocessing, folder: Path, metadata: dict[str, Any]) -> None:
+def _write(source: Source, preprocessing: Preprocessing, folder: Path, metadata: dict[str, Any]) -> None:
     """``config.json``, whose entry ``densefeat`` is ``metadata``, ``model.safetensors`` and ``README.md``."""
     facts = preprocessing.to_json()
     size = facts.pop("size")
@@ -27,13 +27,13 @@ def write(source: Source, preprocessing: Preprocessing, folder: Path, metadata: 
     (folder / "README.md").write_text(card(source, preprocessing, metadata), encoding="utf-8")
 
 
-def open_folder(folder: Path) -> tuple[str, Run]:
+def _open_folder(folder: Path) -> tuple[str, Run]:
     """The network that timm makes of the folder."""
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return f"timm {timm.__version__}", lambda images: [model(images)]
 
 
-def check_made_by_timm(source: Source) -> None:
+def _check_made_by_timm(source: Source) -> None:
     """Raise UsageError for a network that timm could not make again."""
     if not source.config.get("architecture") or not hasattr(source.model, "num_features"):
         raise UsageError(f"{source.name}: a folder for the hub is of a network that timm makes by name: choose safetensors")

@@ -10,14 +10,12 @@ import torch
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.features.extractor import FeatureExtractor, feature_name
-from densefeat.features.pooling import Pool, parse_pools
-from densefeat.features.taps import Tap, find_taps
-from densefeat.images.transforms import Preprocessing
-from densefeat.nets.base import StagedNet
+from densefeat.features import FeatureExtractor, Pool, Tap, feature_name, find_taps, parse_pools
+from densefeat.images import Preprocessing
+from densefeat.nets import StagedNet
 
-OUTPUTS = ("features", "maps", "logits")
-Reference = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+_OUTPUTS = ("features", "maps", "logits")
+_Reference = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class Outputs:
 
     def check(self) -> None:
         """Raise UsageError where one contradicts another."""
-        if self.kind not in OUTPUTS:
-            raise UsageError(f"outputs {self.kind!r}: choose one of {', '.join(OUTPUTS)}")
+        if self.kind not in _OUTPUTS:
+            raise UsageError(f"outputs {self.kind!r}: choose one of {', '.join(_OUTPUTS)}")
         if self.kind == "logits" and (self.blocks, self.tap) != ("all", "norm"):
             raise UsageError("outputs 'logits': blocks and tap are for features and maps")
         if self.kind != "features" and self.pool != "avg":
@@ -77,7 +75,7 @@ class ExportedNet(nn.Module):
             raise UsageError(f"outputs 'logits': {type(model).__name__} has no classifier: ask for features")
         self.model: Any = copy.deepcopy(model)
         if self.taps and isinstance(self.model, StagedNet):
-            cut_after(self.model, self.taps[-1].module)
+            _cut_after(self.model, self.taps[-1].module)
         self.takes_pixels = preprocessing is not None
         if preprocessing is not None:
             self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
@@ -125,24 +123,24 @@ class ExportedNet(nn.Module):
         return results
 
 
-def cut_after(model: StagedNet, module: str) -> None:
+def _cut_after(model: StagedNet, module: str) -> None:
     """Leave out what runs after a module, and the classifier."""
-    model.features = cut(model.features, module.split(".")[1:])
+    model.features = _cut(model.features, module.split(".")[1:])
     model.reset_classifier(0, "")
 
 
-def cut(sequence: nn.Sequential, path: list[str]) -> nn.Sequential:
+def _cut(sequence: nn.Sequential, path: list[str]) -> nn.Sequential:
     """Of modules that run one after the other, those up to the one at ``path``; of one within another kind, the whole."""
     kept: OrderedDict[str, nn.Module] = OrderedDict()
     for name, child in sequence.named_children():
         last = name == path[0]
-        kept[name] = cut(child, path[1:]) if last and len(path) > 1 and isinstance(child, nn.Sequential) else child
+        kept[name] = _cut(child, path[1:]) if last and len(path) > 1 and isinstance(child, nn.Sequential) else child
         if last:
             break
     return nn.Sequential(kept)
 
 
-def reference(model: nn.Module, outputs: Outputs) -> Reference:
+def reference(model: nn.Module, outputs: Outputs) -> _Reference:
     """What the plain network gives for normalised images ``(N, 3, H, W)``: as FeatureExtractor does, or its logits."""
     if outputs.kind == "logits":
         return lambda x: {"logits": model(x)}

@@ -12,10 +12,10 @@ from densefeat.export.check import Run
 from densefeat.export.traced import Traced
 
 OPSET = 18  # the one that torch's translations are written in
-LARGEST = 2**31 - 2**24  # bytes of weights: a file of protobuf's ends at 2 GiB
+_LARGEST = 2**31 - 2**24  # bytes of weights: a file of protobuf's ends at 2 GiB
 
 
-def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
+def _convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
     """ONNX's model, weights within; ``metadata`` is the entry ``densefeat`` of its ``metadata_props``, as JSON.
 
     Raises UsageError for weights of more than 2 GiB.
@@ -23,7 +23,7 @@ def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
     import onnx
 
     weights = sum(tensor.nbytes for tensor in traced.program.state_dict.values())
-    if weights > LARGEST:
+    if weights > _LARGEST:
         raise UsageError(f"{weights:,} bytes of weights: an ONNX file holds 2 GiB; choose torch-export or openvino")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter about itself: what it made is run and measured
@@ -31,7 +31,7 @@ def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
             traced.program, (), dynamo=True, input_names=["images"], output_names=names, opset_version=OPSET, verbose=False
         )
     model = made.model_proto
-    name_dimensions(model.graph, traced.symbols)
+    _name_dimensions(model.graph, traced.symbols)
     for node in model.graph.node:
         del node.metadata_props[:]  # torch's notes on where in the code each came from
     model.metadata_props.add(key="densefeat", value=json.dumps(metadata))
@@ -40,11 +40,11 @@ def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
     return model
 
 
-def save(converted: Any, path: Path) -> None:
+def _save(converted: Any, path: Path) -> None:
     path.write_bytes(converted.SerializeToString())
 
 
-def name_dimensions(graph: Any, symbols: dict[str, str]) -> None:
+def _name_dimensions(graph: Any, symbols: dict[str, str]) -> None:
     """``batch``, ``height`` and ``width`` for torch's own letters; of values between, shapes are left to whoever reads."""
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
@@ -55,11 +55,11 @@ def name_dimensions(graph: Any, symbols: dict[str, str]) -> None:
                 dimension.ClearField("dim_param")
 
 
-def open_file(path: Path) -> tuple[str, Run]:
+def _open_file(path: Path) -> tuple[str, Run]:
     """The runtime's name and version, and the file in it."""
     import onnxruntime
 
-    opened = session(path, onnxruntime)
+    opened = _session(path, onnxruntime)
 
     def run(images: torch.Tensor) -> list[torch.Tensor]:
         return [torch.from_numpy(each) for each in opened.run(None, {"images": images.contiguous().numpy()})]
@@ -67,7 +67,7 @@ def open_file(path: Path) -> tuple[str, Run]:
     return f"ONNX Runtime {onnxruntime.__version__}", run
 
 
-def session(path: Path, onnxruntime: Any) -> Any:
+def _session(path: Path, onnxruntime: Any) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

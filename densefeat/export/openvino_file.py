@@ -8,10 +8,10 @@ import torch
 
 from densefeat.export.check import Run
 from densefeat.export.traced import Traced
-from densefeat.features.backends import openvino as backend
+from densefeat.features.engines.openvino import engine as backend
 
 
-def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
+def _convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
     """OpenVINO's model; ``metadata`` is the entry ``densefeat`` of its ``rt_info``, as JSON."""
     openvino = backend.load()
     model = openvino.convert_model(traced.program)
@@ -22,12 +22,12 @@ def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
     return model
 
 
-def save(converted: Any, path: Path) -> None:
+def _save(converted: Any, path: Path) -> None:
     """``NAME.xml`` and ``NAME.bin``, float32."""
     backend.load().save_model(converted, path, compress_to_fp16=False)
 
 
-def open_file(path: Path) -> tuple[str, Run]:
+def _open_file(path: Path) -> tuple[str, Run]:
     """The runtime's name and version, and the file in it."""
     openvino = backend.load()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}

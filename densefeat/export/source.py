@@ -9,11 +9,9 @@ import torch
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.heads.network import load_run
-from densefeat.nets.create import create_model
-from densefeat.nets.runs import load_backbone, names_folder, read_run
-from densefeat.nets.weights import file_sha256, state_sha256
-from densefeat.training.evaluate import class_names
+from densefeat.evaluation import class_names
+from densefeat.loading import create_model, load_backbone, load_run, names_folder, read_run
+from densefeat.nets import file_sha256, state_sha256
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,9 @@ def load_source(model: str | nn.Module, weights: str | Path | None, with_head: b
     ``with_head``: of a run whose head is ours, that too; else such a run's network comes without.
     """
     if isinstance(model, nn.Module):
-        source = of_object(model, weights)
+        source = _of_object(model, weights)
     elif names_folder(model) and weights is None:
-        source = of_run(model, with_head)
+        source = _of_run(model, with_head)
     else:
         made, provenance = create_model(model, weights)
         told = provenance["weights"]["source"] if weights is None else Path(weights).name
@@ -68,7 +66,7 @@ def load_source(model: str | nn.Module, weights: str | Path | None, with_head: b
     return source
 
 
-def of_object(model: nn.Module, weights: str | Path | None) -> Source:
+def _of_object(model: nn.Module, weights: str | Path | None) -> Source:
     if weights is not None:
         raise UsageError("weights are for a model given by name: load them into your own with densefeat.load_weights")
     config = getattr(model, "pretrained_cfg", None) or {}
@@ -76,7 +74,7 @@ def of_object(model: nn.Module, weights: str | Path | None) -> Source:
     return Source(copy.deepcopy(model), config.get("architecture") or type(model).__name__, known)
 
 
-def of_run(folder: str, with_head: bool) -> Source:
+def _of_run(folder: str, with_head: bool) -> Source:
     run = read_run(folder)
     model = load_run(folder) if with_head or run.head == "linear" else load_backbone(run)[0]
     name = run.path.resolve().name

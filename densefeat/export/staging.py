@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from densefeat.base import current_umask, output_errors, sync
 from densefeat.errors import UsageError
-from densefeat.store.atomic import current_umask, sync, written
 
 
 @contextmanager
@@ -18,23 +18,23 @@ def staged(*places: Path) -> Iterator[list[Path]]:
     The first is what a reader opens: it appears when the others are there. After an error nothing is left.
     Raises UsageError, before any work, where one of ``places`` exists or has no folder; OutputError where it cannot be made.
     """
-    check_free(places)
+    _check_free(places)
     folder = places[0].parent / f".{places[0].name}.{secrets.token_hex(4)}.partial"
     try:
-        with written(places[0]):
+        with output_errors(places[0]):
             folder.mkdir(0o700)
         paths = [folder / place.name for place in places]
         yield paths
-        check_free(places)  # the work took its time
-        with written(places[0]):
-            move(paths, places)
+        _check_free(places)  # the work took its time
+        with output_errors(places[0]):
+            _move(paths, places)
         with suppress(OSError):  # some file systems cannot sync a folder
             sync(places[0].parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_free(places: Sequence[Path]) -> None:
+def _check_free(places: Sequence[Path]) -> None:
     for place in places:
         if os.path.lexists(place):
             raise UsageError(f"output {str(place)!r} exists: remove it or give another name")
@@ -42,10 +42,10 @@ def check_free(places: Sequence[Path]) -> None:
             raise UsageError(f"output {str(place)!r}: there is no folder {str(place.parent)!r}: make it first")
 
 
-def move(paths: Sequence[Path], places: Sequence[Path]) -> None:
+def _move(paths: Sequence[Path], places: Sequence[Path]) -> None:
     """All to their places, the last first, or none."""
     for path in paths:
-        settle(path)
+        _settle(path)
     try:
         for path, place in reversed(list(zip(paths, places, strict=True))):
             os.rename(path, place)
@@ -56,7 +56,7 @@ def move(paths: Sequence[Path], places: Sequence[Path]) -> None:
         raise
 
 
-def settle(path: Path) -> None:
+def _settle(path: Path) -> None:
     """Sync a file, or a folder's files, and let others read it as the umask says."""
     mask = current_umask()
     for file in path.iterdir() if path.is_dir() else [path]:

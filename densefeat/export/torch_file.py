@@ -10,20 +10,20 @@ from torch.export import ExportedProgram
 from densefeat.export.check import Run
 from densefeat.export.traced import Traced
 
-EXTRA = "densefeat.json"
+_EXTRA = "densefeat.json"
 
 
-def convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> tuple[ExportedProgram, str]:  # noqa: ARG001
+def _convert(traced: Traced, names: list[str], metadata: dict[str, Any]) -> tuple[ExportedProgram, str]:  # noqa: ARG001
     """Outputs are a dict by name; ``metadata`` is the extra file ``densefeat.json``."""
     return traced.program, json.dumps(metadata)
 
 
-def save(converted: tuple[ExportedProgram, str], path: Path) -> None:
+def _save(converted: tuple[ExportedProgram, str], path: Path) -> None:
     program, metadata = converted
-    torch.export.save(program, path, extra_files={EXTRA: metadata})
+    torch.export.save(program, path, extra_files={_EXTRA: metadata})
 
 
-def open_file(path: Path) -> tuple[str, Run]:
+def _open_file(path: Path) -> tuple[str, Run]:
     """torch's version, and the file read back: one that this process wrote, for reading it can run code."""
     module = torch.export.load(path).module()
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from densefeat.export.check import Run
-from densefeat.nets.weights import load_weights
+from densefeat.nets import load_weights
 
 
 def write(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
@@ -20,13 +20,13 @@ def write(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     save_file(tensors, path, metadata)
 
 
-def write_described(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
+def _write_described(model: nn.Module, path: Path, metadata: dict[str, Any]) -> None:
     """``metadata`` is the entry ``densefeat``, as JSON; classes' names are ``classes``, too, where ``evaluate`` reads them."""
     names = metadata.get("label_names")
     write(model, path, {"densefeat": json.dumps(metadata)} | ({"classes": json.dumps(names)} if names else {}))
 
 
-def open_file(model: nn.Module, path: Path) -> tuple[str, Run]:
+def _open_file(model: nn.Module, path: Path) -> tuple[str, Run]:
     """The file read into a network whose weights were all another's."""
     blank = copy.deepcopy(model)
     with torch.no_grad():

@@ -17,6 +17,7 @@ import densefeat.export.onnx_file as onnx_file
 import densefeat.export.openvino_file as openvino_file
 import densefeat.export.torch_file as torch_file
 import densefeat.export.weights_file as weights_file
+from densefeat.base import output_errors
 from densefeat.errors import DensefeatError, OutputError, UsageError
 from densefeat.export.check import Batch, Differences, measure
 from densefeat.export.described import described, interface
@@ -24,13 +25,12 @@ from densefeat.export.module import ExportedNet, Outputs, reference
 from densefeat.export.source import Source, load_source
 from densefeat.export.staging import staged
 from densefeat.export.traced import Traced, trace, trace_fixed
-from densefeat.features.backends.openvino import missing as missing_openvino
-from densefeat.images.transforms import Preprocessing
-from densefeat.store.atomic import written
+from densefeat.features import openvino_obstacle as missing_openvino
+from densefeat.images import Preprocessing
 
-GRAPHS = {"onnx": onnx_file, "torch-export": torch_file, "openvino": openvino_file}
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml", "safetensors": ".safetensors", "hub-folder": ""}
-INPUTS = ("float", "pixels")
+_GRAPHS = {"onnx": onnx_file, "torch-export": torch_file, "openvino": openvino_file}
+_SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml", "safetensors": ".safetensors", "hub-folder": ""}
+_INPUTS = ("float", "pixels")
 STEPS = 4  # that are told of
 
 
@@ -79,40 +79,42 @@ def export_model(
         OutputError: It cannot be converted or written, or what was written computes something else: nothing is left.
     """
     out = Path(out)
-    asked = Outputs(outputs, asked_blocks(blocks), tap, pool if isinstance(pool, str) else tuple(pool))
-    check_arguments(to, out, asked, input)
-    check_installed(to)
+    asked = Outputs(outputs, _asked_blocks(blocks), tap, pool if isinstance(pool, str) else tuple(pool))
+    _check_arguments(to, out, asked, input)
+    _check_installed(to)
     places = [out, out.with_suffix(".bin")] if to == "openvino" else [out]
     with staged(*places) as (path, *_), torch.no_grad():
-        source = load_source(model, weights, with_head=to in GRAPHS and outputs == "logits")
+        source = load_source(model, weights, with_head=to in _GRAPHS and outputs == "logits")
         preprocessing = Preprocessing.of(source.model, image_size)
         advance(1)
-        if to in GRAPHS:
-            metadata, differences = write_graph(to, source, preprocessing, asked, input, path, out, advance)
+        if to in _GRAPHS:
+            metadata, differences = _write_graph(to, source, preprocessing, asked, input, path, out, advance)
         else:
-            metadata, differences = write_weights(to, source, preprocessing, path, out, advance)
+            metadata, differences = _write_weights(to, source, preprocessing, path, out, advance)
         advance(1)
     return Exported(out, metadata, differences)
 
 
-def asked_blocks(blocks: str | int | Sequence[int]) -> str | int | tuple[int, ...]:
+def _asked_blocks(blocks: str | int | Sequence[int]) -> str | int | tuple[int, ...]:
     return blocks if isinstance(blocks, str | int) else tuple(blocks)
 
 
-def check_arguments(to: str, out: Path, asked: Outputs, input: str) -> None:
+def _check_arguments(to: str, out: Path, asked: Outputs, input: str) -> None:
     """Raise UsageError for what can be told before any work."""
-    if to not in SUFFIXES:
-        raise UsageError(f"format {to!r}: choose one of {', '.join(SUFFIXES)}")
-    if input not in INPUTS:
-        raise UsageError(f"input {input!r}: choose one of {', '.join(INPUTS)}")
-    if not out.name or (SUFFIXES[to] and out.suffix != SUFFIXES[to]):
-        raise UsageError(f"output {str(out)!r}: give a name{' that ends in ' * bool(SUFFIXES[to])}{SUFFIXES[to]}")
-    if to not in GRAPHS and (asked, input) != (Outputs(), "float"):
-        raise UsageError(f"format {to!r} is of weights alone: outputs, blocks, tap, pool and input are for {', '.join(GRAPHS)}")
+    if to not in _SUFFIXES:
+        raise UsageError(f"format {to!r}: choose one of {', '.join(_SUFFIXES)}")
+    if input not in _INPUTS:
+        raise UsageError(f"input {input!r}: choose one of {', '.join(_INPUTS)}")
+    if not out.name or (_SUFFIXES[to] and out.suffix != _SUFFIXES[to]):
+        raise UsageError(f"output {str(out)!r}: give a name{' that ends in ' * bool(_SUFFIXES[to])}{_SUFFIXES[to]}")
+    if to not in _GRAPHS and (asked, input) != (Outputs(), "float"):
+        raise UsageError(
+            f"format {to!r} is of weights alone: outputs, blocks, tap, pool and input are for {', '.join(_GRAPHS)}"
+        )
     asked.check()
 
 
-def check_installed(to: str) -> None:
+def _check_installed(to: str) -> None:
     """Raise UsageError naming what to install."""
     packages = ("onnx", "onnxscript", "onnxruntime") if to == "onnx" else ()
     if absent := [package for package in packages if find_spec(package) is None]:
@@ -121,7 +123,7 @@ def check_installed(to: str) -> None:
         raise UsageError(f"format {to!r}: {reason}")
 
 
-def write_graph(
+def _write_graph(
     to: str,
     source: Source,
     preprocessing: Preprocessing,
@@ -133,17 +135,17 @@ def write_graph(
 ) -> tuple[dict[str, Any], Differences]:
     """To ``path``, for errors to name ``out``."""
     net = ExportedNet(source.model, asked, preprocessing if input == "pixels" else None).eval()
-    given = (lambda pixels: pixels) if input == "pixels" else partial(prepared, preprocessing)
+    given = (lambda pixels: pixels) if input == "pixels" else partial(_prepared, preprocessing)
     plain = reference(source.model, asked)
 
     def made(traced: Traced) -> tuple[dict[str, Any], Differences]:
         metadata = described(source, preprocessing, asked.kind == "logits") | interface(to, net, asked, traced)
-        with told_as_one_line(to, source):
-            converted = GRAPHS[to].convert(traced, net.names, metadata)
-            with written(out):
-                GRAPHS[to].save(converted, path)
-            runtime, run = GRAPHS[to].open_file(path)
-            return metadata, measure(runtime, run, lambda x: plain(prepared(preprocessing, x)), given, traced.batches())
+        with _told_as_one_line(to, source):
+            converted = _GRAPHS[to].convert(traced, net.names, metadata)
+            with output_errors(out):
+                _GRAPHS[to].save(converted, path)
+            runtime, run = _GRAPHS[to].open_file(path)
+            return metadata, measure(runtime, run, lambda x: plain(_prepared(preprocessing, x)), given, traced.batches())
 
     traced = trace(net, given, preprocessing.size)
     advance(1)
@@ -158,7 +160,7 @@ def write_graph(
 
 
 @contextmanager
-def told_as_one_line(to: str, source: Source) -> Iterator[None]:
+def _told_as_one_line(to: str, source: Source) -> Iterator[None]:
     """Whatever a converter or a runtime says, as OutputError."""
     try:
         yield
@@ -172,28 +174,28 @@ def told_as_one_line(to: str, source: Source) -> Iterator[None]:
         raise OutputError(f"{source.name} cannot be written as {to} ({type(first).__name__}: {reason})") from error
 
 
-def write_weights(
+def _write_weights(
     to: str, source: Source, preprocessing: Preprocessing, path: Path, out: Path, advance: Callable[[int], None]
 ) -> tuple[dict[str, Any], Differences]:
     metadata = described(source, preprocessing)
     if to == "hub-folder":
-        hub_folder.check_made_by_timm(source)
-        with told_as_one_line(to, source), written(out):
+        hub_folder._check_made_by_timm(source)
+        with _told_as_one_line(to, source), output_errors(out):
             path.mkdir()
-            hub_folder.write(source, preprocessing, path, metadata)
+            hub_folder._write(source, preprocessing, path, metadata)
         advance(1)
-        runtime, run = hub_folder.open_folder(path)
+        runtime, run = hub_folder._open_folder(path)
     else:
-        with told_as_one_line(to, source), written(out):
-            weights_file.write_described(source.model, path, metadata)
+        with _told_as_one_line(to, source), output_errors(out):
+            weights_file._write_described(source.model, path, metadata)
         advance(1)
-        runtime, run = weights_file.open_file(source.model, path)
+        runtime, run = weights_file._open_file(source.model, path)
     advance(1)
-    given = partial(prepared, preprocessing)
+    given = partial(_prepared, preprocessing)
     batches = [Batch(count, preprocessing.size, preprocessing.size) for count in (1, 3)]
     return metadata, measure(runtime, run, lambda x: {"output": source.model(given(x))}, given, batches)
 
 
-def prepared(preprocessing: Preprocessing, pixels: torch.Tensor) -> torch.Tensor:
+def _prepared(preprocessing: Preprocessing, pixels: torch.Tensor) -> torch.Tensor:
     """uint8 ``(N, H, W, 3)`` to normalised ``(N, 3, H, W)``, float32, as FeatureExtractor does."""
     return preprocessing.normalize(pixels.permute(0, 3, 1, 2).contiguous())

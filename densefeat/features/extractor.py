@@ -13,21 +13,19 @@ from PIL import Image
 from torch import nn
 
 from densefeat.errors import BackendError, DecodeError, UsageError
-from densefeat.features.backends.choose import build, choose
-from densefeat.features.backends.engine import BlockOutput, Engine, Wanted
-from densefeat.features.backends.foldable import NotFoldable
-from densefeat.features.backends.snapshot import Snapshot
+from densefeat.features.engines.choose import build, choose
+from densefeat.features.engines.engine import BlockOutput, Engine, EngineSpec
+from densefeat.features.engines.foldable import NotFoldable
+from densefeat.features.engines.snapshot import Snapshot
 from densefeat.features.pooling import Pool, parse_pools
 from densefeat.features.taps import Tap, find_taps
-from densefeat.images.decode import check_decoder, decode_pixels, rgb_image
-from densefeat.images.transforms import Geometry, Preprocessing, image_tensor
-from densefeat.nets.base import StagedNet
-from densefeat.nets.create import create_model, record
-from densefeat.nets.weights import state_sha256
+from densefeat.images import Geometry, Preprocessing, check_decoder, decode_pixels, image_tensor, rgb_image
+from densefeat.loading import create_model, make_provenance
+from densefeat.nets import StagedNet, state_sha256
 
-PRECISIONS = ("fp32", "bf16")
-BATCH_SIZE = 32  # images prepared at a time inside one call
-CPU_CHUNK = 8  # images a pass on the CPU: larger maps leave its caches, and glibc maps fresh pages for each
+_PRECISIONS = ("fp32", "bf16")
+_BATCH_SIZE = 32  # images prepared at a time inside one call
+_CPU_CHUNK = 8  # images a pass on the CPU: larger maps leave its caches, and glibc maps fresh pages for each
 
 ImageLike = Image.Image | str | Path | torch.Tensor
 
@@ -72,8 +70,8 @@ class FeatureExtractor:
         decoder: str = "torchvision",
         backend: str = "auto",
     ) -> None:
-        if precision not in PRECISIONS:
-            raise UsageError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+        if precision not in _PRECISIONS:
+            raise UsageError(f"precision {precision!r}: choose one of {', '.join(_PRECISIONS)}")
         check_decoder(decoder)
         self.pools = parse_pools(pool)
         self.blocks, self.pool, self.tap, self.precision = blocks, pool, tap, precision
@@ -89,15 +87,15 @@ class FeatureExtractor:
             own_device = next(model.parameters(), torch.empty(0)).device
             self.device = own_device if device == "auto" else resolve_device(device)
             self.model = model.to(self.device)
-            self.provenance = record(getattr(model, "made_by", type(model).__name__), "a model object", None, None)
+            self.provenance = make_provenance(getattr(model, "made_by", type(model).__name__), "a model object", None, None)
             self.taps = find_taps(self.model, blocks, tap)
         self._asked, self._model_is_given = backend, not isinstance(model, str)
         self.backend = choose(backend, self.model, self._wanted())
-        self._built: Built | None = None
+        self._built: CachedEngine | None = None
 
-    def _wanted(self) -> Wanted:
+    def _wanted(self) -> EngineSpec:
         every = find_taps(self.model, "all", self.tap)
-        return Wanted(tuple(every.index(tap) for tap in self._taps_in_order()), self.tap, self.precision, self.device)
+        return EngineSpec(tuple(every.index(tap) for tap in self._taps_in_order()), self.tap, self.precision, self.device)
 
     def _taps_in_order(self) -> list[Tap]:
         return [tap for tap in find_taps(self.model, "all", self.tap) if tap in self.taps]
@@ -155,23 +153,23 @@ class FeatureExtractor:
         parts = [one_pass(chunk, pools) for chunk in x.split(self._images_at_once(built, pools, len(x)))]
         return parts[0] if len(parts) == 1 else {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _images_at_once(self, built: "Built | None", pools: dict[str, Pool], images: int) -> int:
+    def _images_at_once(self, built: "CachedEngine | None", pools: dict[str, Pool], images: int) -> int:
         """Engines know best, but for maps, which they give of all images."""
         if self.device.type != "cpu" or (built is not None and set(pools) == {"avg"}):
             return max(1, images)
-        return CPU_CHUNK if built is None else max(CPU_CHUNK, torch.get_num_threads())
+        return _CPU_CHUNK if built is None else max(_CPU_CHUNK, torch.get_num_threads())
 
-    def _forward_engine(self, built: "Built", x: torch.Tensor, pools: dict[str, Pool]) -> dict[str, torch.Tensor]:
+    def _forward_engine(self, built: "CachedEngine", x: torch.Tensor, pools: dict[str, Pool]) -> dict[str, torch.Tensor]:
         x = x.to(self.device, torch.float32)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             outputs = built.engine(x, mean="avg" in pools, maps=bool(set(pools) - {"avg"}))
             return {
-                feature_name(tap, name, len(pools)): pooled(output, name, function)
+                feature_name(tap, name, len(pools)): _pooled(output, name, function)
                 for tap, output in zip(built.in_order, outputs, strict=True)
                 for name, function in pools.items()
             }
 
-    def _current(self) -> "Built | None":
+    def _current(self) -> "CachedEngine | None":
         """The engine, of the weights as they are now; None: the plain network computes.
 
         Raises BackendError where the model or the process has become one that the backend asked for cannot serve.
@@ -181,7 +179,7 @@ class FeatureExtractor:
             built = self._built = self._build()
         return built
 
-    def _build(self) -> "Built | None":
+    def _build(self) -> "CachedEngine | None":
         wanted = self._wanted()
         try:
             engine = build(self.backend, self.model, wanted)
@@ -191,7 +189,7 @@ class FeatureExtractor:
                 return None
             engine = build(self.backend, self.model, wanted)
         snapshot = Snapshot(self.model, thorough=self._model_is_given)
-        return Built(engine, list(self.taps), self._taps_in_order(), snapshot, os.getpid())
+        return CachedEngine(engine, list(self.taps), self._taps_in_order(), snapshot, os.getpid())
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the engine, whose threads belong to this process: a copy makes its own."""
@@ -209,7 +207,7 @@ class FeatureExtractor:
             for name, function in pools.items():
                 features[feature_name(tap, name, len(pools))] = function(maps.float())
 
-        with torch.no_grad(), evaluating(self.model), autocast, full_float32(self.device):
+        with torch.no_grad(), evaluating(self.model), autocast, _full_float32(self.device):
             self._run(x, pool_maps)
         return features
 
@@ -241,14 +239,14 @@ class FeatureExtractor:
         if isinstance(images, torch.Tensor) and images.is_floating_point():
             if images.ndim != 4 or len(images) == 0:
                 raise UsageError(f"float images of shape {tuple(images.shape)}: pass (N, C, H, W), already normalised")
-            yield from images.split(BATCH_SIZE)
+            yield from images.split(_BATCH_SIZE)
             return
         if isinstance(images, str | Path | Image.Image) or (isinstance(images, torch.Tensor) and images.ndim == 3):
             images = [images]
         if not isinstance(images, Iterable) or not (items := list(images)):
             raise UsageError("no images: pass PIL images, paths, uint8 tensors (3, H, W) or one float tensor (N, C, H, W)")
-        for start in range(0, len(items), BATCH_SIZE):
-            yield self.prepare(items[start : start + BATCH_SIZE], start)
+        for start in range(0, len(items), _BATCH_SIZE):
+            yield self.prepare(items[start : start + _BATCH_SIZE], start)
 
     def _run(self, x: torch.Tensor, use_maps: Callable[[Tap, torch.Tensor], None]) -> None:
         """One pass that hands over each tap's maps and ends after the last; timm's own method where a foreign model has it."""
@@ -264,7 +262,7 @@ class FeatureExtractor:
 
 
 @dataclass(frozen=True)
-class Built:
+class CachedEngine:
     """An engine, and what it was made from and in: it serves as long as these are the same."""
 
     engine: Engine
@@ -277,7 +275,7 @@ class Built:
         return self.process == os.getpid() and self.taps == taps and self.snapshot.holds()
 
 
-def pooled(output: BlockOutput, name: str, function: Pool) -> torch.Tensor:
+def _pooled(output: BlockOutput, name: str, function: Pool) -> torch.Tensor:
     """By an engine's own mean, or from its maps."""
     vectors = output.mean if name == "avg" else None if output.maps is None else function(output.maps.float())
     assert vectors is not None  # one of the two was asked for
@@ -316,7 +314,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
+def _full_float32(device: torch.device) -> Iterator[None]:
     """On CUDA torch would round float32 convolutions to TF32: rows would then depend on the batch they were in."""
     cudnn = torch.backends.cudnn
     if device.type != "cuda":

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.nets.base import StagedNet
+from densefeat.nets import StagedNet
 
 TAPS = ("norm", "raw")
 
@@ -33,7 +33,7 @@ def find_taps(model: nn.Module, blocks: str | int | Sequence[int], tap: str) -> 
         UsageError: No such block or tap, or a model without ``feature_info``.
     """
     available = all_taps(model, tap)
-    numbers = block_numbers(blocks, len(available))
+    numbers = _block_numbers(blocks, len(available))
     return [available[number - 1] for number in numbers]
 
 
@@ -43,7 +43,7 @@ def all_taps(model: nn.Module, tap: str) -> list[Tap]:
     if isinstance(model, StagedNet):
         taps = [Tap(f"block{i}", module) for i, module in enumerate(model.block_taps[tap], 1)]
     else:
-        taps = [Tap(module, module) for module in feature_info_modules(model)]
+        taps = [Tap(module, module) for module in _feature_info_modules(model)]
     present = {name for name, _ in model.named_modules()}
     if absent := [entry.module for entry in taps if entry.module not in present]:
         raise UsageError(
@@ -53,7 +53,7 @@ def all_taps(model: nn.Module, tap: str) -> list[Tap]:
     return taps
 
 
-def feature_info_modules(model: nn.Module) -> list[str]:
+def _feature_info_modules(model: nn.Module) -> list[str]:
     info: Any = getattr(model, "feature_info", None)
     if info is None:
         raise UsageError(
@@ -63,7 +63,7 @@ def feature_info_modules(model: nn.Module) -> list[str]:
     return [entry["module"] for entry in entries]
 
 
-def block_numbers(blocks: str | int | Sequence[int], count: int) -> list[int]:
+def _block_numbers(blocks: str | int | Sequence[int], count: int) -> list[int]:
     """Block numbers from 1, ascending, each once."""
     if isinstance(blocks, str) and blocks == "all":
         return list(range(1, count + 1))

@@ -1,5 +1,5 @@
-"""What is learnt on top of features: probes by protocol, the cross-layer aggregation head, and how good they are."""
+"""Classification heads as modules: linear, MLP, and the cross-layer head."""
 
-from densefeat.heads.cross_layer import CrossLayerHead
+import lazy_loader
 
-__all__ = ["CrossLayerHead"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

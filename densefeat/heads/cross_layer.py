@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from densefeat.heads.maps import FeatureInfos, check_maps, check_sizes, dropout, map_channels
-from densefeat.nets.base import he_init
-from densefeat.nets.deluge_net import CrossLayerDepthwise
+from densefeat.nets import CrossLayerDepthwise, he_init
 
 
 class CrossLayerHead(nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 
 from densefeat.errors import UsageError
 from densefeat.heads.maps import check_sizes, dropout
-from densefeat.nets.base import he_init
+from densefeat.nets import he_init
 
 
 class LinearHead(nn.Module):
@@ -26,7 +26,7 @@ class LinearHead(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps, the last ``(N, num_features, H, W)``, to logits ``(N, num_classes)``; UsageError for another last map."""
-        return self.classifier(self.drop(pooled_last(maps, self.num_features)))
+        return self.classifier(self.drop(_pooled_last(maps, self.num_features)))
 
 
 class MlpHead(nn.Module):
@@ -47,11 +47,11 @@ class MlpHead(nn.Module):
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps, the last ``(N, num_features, H, W)``, to logits ``(N, num_classes)``; UsageError for another last map."""
-        x = self.act(self.hidden(pooled_last(maps, self.num_features)))
+        x = self.act(self.hidden(_pooled_last(maps, self.num_features)))
         return self.classifier(self.drop(x))
 
 
-def pooled_last(maps: Sequence[torch.Tensor], num_features: int) -> torch.Tensor:
+def _pooled_last(maps: Sequence[torch.Tensor], num_features: int) -> torch.Tensor:
     """The mean over places of the last map: ``(N, num_features)``."""
     if not maps or maps[-1].ndim != 4 or maps[-1].shape[1] != num_features:
         shapes = [tuple(given.shape) for given in maps]

@@ -24,13 +24,13 @@ def draw_usage(usage: np.ndarray, names: Sequence[str], stem: Path) -> bool:
     try:
         from matplotlib.figure import Figure
 
-        from densefeat.heads.figures import save_picture
+        from densefeat.base import save_picture
     except ImportError:
         return False
     blocks, width = usage.shape
     figure = Figure(figsize=(10, 1.6 + 0.4 * blocks), layout="constrained")
     heat, bars = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
-    image = heat.imshow(usage[:, by_strongest_block(usage)], aspect="auto", vmin=0, interpolation="nearest")
+    image = heat.imshow(usage[:, _by_strongest_block(usage)], aspect="auto", vmin=0, interpolation="nearest")
     heat.set(xlabel=f"{width} channels, by strongest block", title="share of each block in each channel")
     heat.set_yticks(range(blocks), names, parse_math=False)
     figure.colorbar(image, ax=heat, label="share")
@@ -44,6 +44,6 @@ def draw_usage(usage: np.ndarray, names: Sequence[str], stem: Path) -> bool:
     return True
 
 
-def by_strongest_block(usage: np.ndarray) -> np.ndarray:
+def _by_strongest_block(usage: np.ndarray) -> np.ndarray:
     """Channels int64 ``(width,)``: by their strongest block, then by its share, largest first."""
     return np.lexsort((-usage.max(0), usage.argmax(0)))

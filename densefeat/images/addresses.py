@@ -16,10 +16,10 @@ from densefeat.images.remote import RemoteFolder, file_system
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
-OPEN = re.compile(rf"[*?\[]|{BRACES.pattern}")
-MAX_FILES = 100_000  # that braces may name
-WEB = ("http", "https")
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+_OPEN = re.compile(rf"[*?\[]|{_BRACES.pattern}")
+_MAX_FILES = 100_000  # that braces may name
+_WEB = ("http", "https")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Address:
 
     @property
     def on_the_web(self) -> bool:
-        return self.text.partition("://")[0] in WEB
+        return self.text.partition("://")[0] in _WEB
 
     @property
     def name(self) -> str:
@@ -79,19 +79,19 @@ class Address:
         if self.exists():
             return [self.path]
         names = self._names()
-        exact = [name for name in names if not has_glob(name)]
+        exact = [name for name in names if not _has_glob(name)]
         with ThreadPoolExecutor(16) as pool:
             for path, found in zip(exact, pool.map(partial(self._asked, self.fs.isfile), exact), strict=True):
                 if not found:
                     raise UsageError(f"images {self.text!r}: no such file" + (f": {path}" if len(names) > 1 else ""))
-        paths = list(dict.fromkeys(path for name in names for path in (self._globbed(name) if has_glob(name) else [name])))
+        paths = list(dict.fromkeys(path for name in names for path in (self._globbed(name) if _has_glob(name) else [name])))
         if not paths:
             raise UsageError(f"images {self.text!r}: no such file")
         return paths
 
     def fixed_folder(self) -> str:
         """The folder above whatever a glob or braces leave open: names relative to it stay when more files come."""
-        opened = None if self.exists() else OPEN.search(self.path)
+        opened = None if self.exists() else _OPEN.search(self.path)
         return self.path[: opened.start() if opened else None].rpartition("/")[0]
 
     def _globbed(self, name: str) -> list[str]:
@@ -101,9 +101,9 @@ class Address:
         return sorted(path for path, info in found.items() if info["type"] != "directory")
 
     def _names(self) -> list[str]:
-        names = list(islice(expand_braces(self.path), MAX_FILES + 1))
-        if len(names) > MAX_FILES:
-            raise UsageError(f"images {self.text!r}: braces for more than {MAX_FILES:,} files")
+        names = list(islice(_expand_braces(self.path), _MAX_FILES + 1))
+        if len(names) > _MAX_FILES:
+            raise UsageError(f"images {self.text!r}: braces for more than {_MAX_FILES:,} files")
         return names
 
     def _asked(self, question, *arguments):
@@ -118,16 +118,16 @@ def address_of(text: str | os.PathLike[str]) -> Address:
     """UsageError for a protocol that is unknown, or whose package is missing."""
     text = os.fspath(text)
     if "://" not in text:
-        return local_address(text, text)
+        return _local_address(text, text)
     fs, path = file_system(text)
     if "file" in _protocols(fs):
-        return local_address(text, path)
-    if text.partition("://")[0] in WEB and "?" in text:
+        return _local_address(text, path)
+    if text.partition("://")[0] in _WEB and "?" in text:
         raise UsageError(f"images {text!r}: an address with a query would be part of every key: leave it out, or download")
     return Address(text, fs, path.rstrip("/"))
 
 
-def local_address(text: str, path: str) -> Address:
+def _local_address(text: str, path: str) -> Address:
     from fsspec.implementations.local import LocalFileSystem
 
     absolute = os.path.abspath(path).replace(os.sep, "/")
@@ -138,13 +138,13 @@ def _protocols(fs: "AbstractFileSystem") -> Iterable[str]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
 
 
-def has_glob(name: str) -> bool:
+def _has_glob(name: str) -> bool:
     return any(letter in name for letter in "*?[")
 
 
-def expand_braces(text: str) -> Iterable[str]:
+def _expand_braces(text: str) -> Iterable[str]:
     """``{000..099}`` counts, keeping leading zeros, and ``{a,b}`` lists: every combination, the last brace fastest."""
-    found = BRACES.search(text)
+    found = _BRACES.search(text)
     if found is None:
         yield text
         return
@@ -155,5 +155,5 @@ def expand_braces(text: str) -> Iterable[str]:
     else:
         middles = choices.split(",")
     for middle in middles:
-        for end in expand_braces(text[found.end() :]):
+        for end in _expand_braces(text[found.end() :]):
             yield text[: found.start()] + middle + end

@@ -9,8 +9,8 @@ import pyarrow.types as types
 
 from densefeat.errors import UsageError
 
-LABEL = "label"  # read where nothing else is asked for
-UNLABELLED = "-1"  # what datasets writes for the unknown classes of a test split
+_LABEL = "label"  # read where nothing else is asked for
+_UNLABELLED = "-1"  # what datasets writes for the unknown classes of a test split
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ def choose_columns(schema: pa.Schema, image_column: str | None, label_column: st
     for column in (image_column, label_column):
         check_column(schema, column, images)
     label = label_column
-    if label is None and LABEL in schema.names and is_label(schema.field(LABEL).type):
-        label = LABEL
+    if label is None and _LABEL in schema.names and is_label(schema.field(_LABEL).type):
+        label = _LABEL
     if label is not None and not is_label(schema.field(label).type):
         raise UsageError(
             f"images {images!r}: column {label!r} holds {schema.field(label).type}, no labels: strings or integers"
         )
     if image_column is None:
-        image_column = only_image(schema, images)
+        image_column = _only_image(schema, images)
     if not is_image(schema.field(image_column).type):
         raise UsageError(
             f"images {images!r}: column {image_column!r} holds {schema.field(image_column).type}, no encoded images"
@@ -49,10 +49,10 @@ def check_column(schema: pa.Schema, column: str | None, images: str) -> None:
         raise UsageError(f"images {images!r}: {what} {column!r}: it has {', '.join(schema.names)}")
 
 
-def only_image(schema: pa.Schema, images: str) -> str:
+def _only_image(schema: pa.Schema, images: str) -> str:
     """The column that is declared an image, else the only one that can be."""
     fitting = image_columns(schema)
-    declared = [name for name in fitting if declared_as(schema, name).get("_type") == "Image"]
+    declared = [name for name in fitting if _declared_as(schema, name).get("_type") == "Image"]
     candidates = declared or fitting
     if len(candidates) == 1:
         return candidates[0]
@@ -82,7 +82,7 @@ def is_label(kind: pa.DataType) -> bool:
     return is_text(kind) or types.is_integer(kind) or types.is_boolean(kind)
 
 
-def declared_as(schema: pa.Schema, column: str) -> dict:
+def _declared_as(schema: pa.Schema, column: str) -> dict:
     """What datasets wrote of a column; empty where it is not written, or not understood."""
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
@@ -93,7 +93,7 @@ def declared_as(schema: pa.Schema, column: str) -> dict:
 
 def class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
     """Names of datasets' ClassLabel."""
-    names = declared_as(schema, column).get("names") if column else None
+    names = _declared_as(schema, column).get("names") if column else None
     return list(map(str, names)) if isinstance(names, list) else None
 
 
@@ -101,15 +101,15 @@ def labels_of(values: pa.Array, names: list[str] | None) -> pa.LargeStringArray:
     """Labels as text: names of classes where integers have them, the numbers else; null stays null."""
     if types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    text = valid_text(values)
+    text = _valid_text(values)
     if names is None or not types.is_integer(values.type):
         return text
     numbers = pa.array(map(str, range(len(names))), pa.large_string())
     named = pa.array(names, pa.large_string()).take(pc.index_in(text, numbers))
-    return pc.coalesce(named, pc.if_else(pc.equal(text, UNLABELLED), None, text))
+    return pc.coalesce(named, pc.if_else(pc.equal(text, _UNLABELLED), None, text))
 
 
-def valid_text(values: pa.Array) -> pa.LargeStringArray:
+def _valid_text(values: pa.Array) -> pa.LargeStringArray:
     """As text, with escapes for bytes that are not UTF-8: Parquet does not promise that they are."""
     if not is_text(values.type):
         return values.cast(pa.large_string())

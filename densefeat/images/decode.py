@@ -20,9 +20,9 @@ DECODERS = ("torchvision", "pillow")
 MAX_PIXELS = 2 * 89_478_485  # twice Pillow's warning limit: 0.5 GB as RGB
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")  # no others: Pillow would run PostScript, too
 Image.init()  # fills Image.OPEN, in one thread
-JPEG_FORMATS = ("JPEG", "MPO")
+_JPEG_FORMATS = ("JPEG", "MPO")
 ORIENTATION_TAG = 0x0112
-TURNS = {
+_TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -31,9 +31,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TENSOR_FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}  # of (3, H, W), from 5 on transposed before
-BITS_PER_SAMPLE_TAG, PHOTOMETRIC_TAG, WHITE_IS_ZERO = 258, 262, 0  # TIFF
-MAX_ASPECT = 100  # a longer strip would be blown up to hundreds of megabytes by the resize of its short side
+_TENSOR_FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}  # of (3, H, W), from 5 on transposed before
+_BITS_PER_SAMPLE_TAG, _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
+_MAX_ASPECT = 100  # a longer strip would be blown up to hundreds of megabytes by the resize of its short side
 
 
 def decode_pixels(data: bytes, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Image.Image | torch.Tensor:
@@ -44,10 +44,10 @@ def decode_pixels(data: bytes, decoder: str = "torchvision", max_pixels: int = M
     """
     check_decoder(decoder)
     with readable():
-        image = open_header(data, max_pixels)
-        if decoder == "torchvision" and image.format in JPEG_FORMATS and image.mode in ("RGB", "L"):
-            return decode_with_torchvision(data, image)
-        return decode_with_pillow(data, image, max_pixels)
+        image = _open_header(data, max_pixels)
+        if decoder == "torchvision" and image.format in _JPEG_FORMATS and image.mode in ("RGB", "L"):
+            return _decode_with_torchvision(data, image)
+        return _decode_with_pillow(data, image, max_pixels)
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -59,7 +59,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     (coarse, not grey), and zeros in place of the pixels of a WebP, BMP or TIFF file, which have no checksums.
     """
     with readable():
-        return decode_with_pillow(data, open_header(data, max_pixels), max_pixels)
+        return _decode_with_pillow(data, _open_header(data, max_pixels), max_pixels)
 
 
 def rgb_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -68,7 +68,7 @@ def rgb_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
         check_size(*image.size, max_pixels)
         image.load()
         pixels = to_rgb(image)
-        turn = TURNS.get(orientation(image))
+        turn = _TURNS.get(orientation(image))
         return pixels if turn is None else pixels.transpose(turn)
 
 
@@ -83,7 +83,7 @@ def check_decoder(decoder: str) -> None:
             raise UsageError("decoder 'torchvision': the installed torchvision decodes no JPEG, choose pillow") from error
 
 
-def open_header(data: bytes, max_pixels: int) -> Image.Image:
+def _open_header(data: bytes, max_pixels: int) -> Image.Image:
     """What Pillow reads before any pixel, the size checked.
 
     Not by Image.open, whose limit on the size is the user's own. GIF, WebP and tiled TIFF hold to it even so.
@@ -103,26 +103,26 @@ def open_header(data: bytes, max_pixels: int) -> Image.Image:
     raise DecodeError(f"not an image that Pillow can read{reason}")
 
 
-def decode_with_torchvision(data: bytes, image: Image.Image) -> torch.Tensor:
+def _decode_with_torchvision(data: bytes, image: Image.Image) -> torch.Tensor:
     """uint8 ``(3, H, W)``, upright, of a JPEG whose header is ``image``."""
     from torchvision.io import decode_jpeg  # here: torchvision has announced its removal
 
     end = jpeg_end(data)
     pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
-    check_last_rows(data, end, pixels[:, -8:, -8:].numpy())
+    _check_last_rows(data, end, pixels[:, -8:, -8:].numpy())
     turn = orientation(image)
-    if turn not in TENSOR_FLIPS:
+    if turn not in _TENSOR_FLIPS:
         return pixels
-    return (pixels if turn < 5 else pixels.transpose(1, 2)).flip(TENSOR_FLIPS[turn])
+    return (pixels if turn < 5 else pixels.transpose(1, 2)).flip(_TENSOR_FLIPS[turn])
 
 
-def decode_with_pillow(data: bytes, image: Image.Image, max_pixels: int) -> Image.Image:
+def _decode_with_pillow(data: bytes, image: Image.Image, max_pixels: int) -> Image.Image:
     if image.format == "PNG":
-        check_png(data)
-    if image.format in JPEG_FORMATS:
+        _check_png(data)
+    if image.format in _JPEG_FORMATS:
         end = jpeg_end(data)
         width, height = image.size
-        check_last_rows(data, end, np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height))))
+        _check_last_rows(data, end, np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height))))
     return rgb_image(image, max_pixels)
 
 
@@ -186,7 +186,7 @@ def jpeg_end(data: bytes) -> int:
     raise DecodeError("truncated: the JPEG has no end marker")
 
 
-def check_last_rows(data: bytes, end: int, corner: np.ndarray) -> None:
+def _check_last_rows(data: bytes, end: int, corner: np.ndarray) -> None:
     """Raise DecodeError for a JPEG whose scan ends before its pixels do.
 
     libjpeg fills such a picture up with mid-grey, without an error. A ``corner`` (bottom right) of mid-grey may be the
@@ -200,7 +200,7 @@ def check_last_rows(data: bytes, end: int, corner: np.ndarray) -> None:
         raise DecodeError("truncated: the JPEG ends before its last rows")
 
 
-def check_png(data: bytes) -> None:
+def _check_png(data: bytes) -> None:
     """Raise DecodeError where a chunk of pixels is cut off or does not fit its checksum, which Pillow does not read."""
     position = 8
     while (name := data[position + 4 : position + 8]) != b"IEND" and name:
@@ -225,14 +225,14 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError(f"{width}×{height} pixels")
     if width * height > max_pixels:
         raise DecodeError(f"{width}×{height} pixels are more than the limit of {max_pixels:,}")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise DecodeError(f"{width}×{height} pixels: longer than {MAX_ASPECT} times its width")
+    if max(width, height) > _MAX_ASPECT * min(width, height):
+        raise DecodeError(f"{width}×{height} pixels: longer than {_MAX_ASPECT} times its width")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any of Pillow's modes as 8-bit RGB."""
     if image.mode.startswith("I"):
-        return sixteen_bit_grey(image)
+        return _sixteen_bit_grey(image)
     if image.mode == "F":
         raise DecodeError("floating-point pixels have no agreed white: convert to 8 or 16 bits")
     if image.has_transparency_data:
@@ -242,14 +242,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def sixteen_bit_grey(image: Image.Image) -> Image.Image:
+def _sixteen_bit_grey(image: Image.Image) -> Image.Image:
     """Modes ``I`` and ``I;16*``, by their 8 highest bits; Pillow's own conversion would clip everything above 255."""
     tags = getattr(image, "tag_v2", {})
-    bits = max(tags.get(BITS_PER_SAMPLE_TAG, (16,)))
+    bits = max(tags.get(_BITS_PER_SAMPLE_TAG, (16,)))
     values = np.asarray(image)
     if bits > 16 or values.min() < 0 or values.max() > 65535:
         raise DecodeError("32-bit pixels have no agreed white: convert to 8 or 16 bits")
     grey = (values >> (bits - 8)).astype(np.uint8)
-    if tags.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO:
+    if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
         grey = 255 - grey
     return Image.fromarray(grey).convert("RGB")

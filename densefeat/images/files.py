@@ -17,7 +17,7 @@ from densefeat.images.stream import ImageItem, fingerprint_of
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svs")  # .svs: slides, a tiled TIFF
 MAX_BYTES = 2**30  # of one encoded image
 ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
-CHUNK = 1024  # keys turned into Python strings at a time
+_CHUNK = 1024  # keys turned into Python strings at a time
 
 
 class Folder(Protocol):
@@ -102,7 +102,7 @@ class LocalFolder:
             prefix = b"" if relative == b"." else relative + b"/"
             yield from ((prefix + name, None) for name in names)
             if self.follow_links:
-                folders[:] = [name for name in folders if not leads_back(os.path.join(directory, name), root)]
+                folders[:] = [name for name in folders if not _leads_back(os.path.join(directory, name), root)]
         for directory in unlisted:
             yield os.path.relpath(directory, root).replace(os.sep.encode(), b"/") + b"/", None
 
@@ -125,8 +125,8 @@ class Indexed:
         return self.labels is not None
 
     def items(self, start: int, stop: int) -> Iterator[ImageItem]:
-        for first in range(start, min(stop, self.length), CHUNK):
-            last = min(first + CHUNK, stop)
+        for first in range(start, min(stop, self.length), _CHUNK):
+            last = min(first + _CHUNK, stop)
             keys = self.names[first:last].to_pylist()
             labels = [None] * len(keys) if self.labels is None else self.labels[first:last].to_pylist()
             for position, (key, label) in enumerate(zip(map(os.fsdecode, keys), labels, strict=True), first):
@@ -155,7 +155,7 @@ class Files(Indexed):
         return ImageItem(key, label, partial(folder.read, key), partial(folder.path, key), partial(folder.open, key))
 
 
-def leads_back(folder: bytes, root: bytes) -> bool:
+def _leads_back(folder: bytes, root: bytes) -> bool:
     """Whether ``folder``, below ``root``, is a link to one of the folders on the way to it: following it would never end."""
     if not os.path.islink(folder):
         return False
@@ -169,10 +169,10 @@ def leads_back(folder: bytes, root: bytes) -> bool:
 
 def failing(key: str, label: str | None, reason: str) -> ImageItem:
     """An item that is known not to be readable."""
-    return ImageItem(key, label, partial(fail, reason))
+    return ImageItem(key, label, partial(_fail, reason))
 
 
-def fail(reason: str) -> NoReturn:
+def _fail(reason: str) -> NoReturn:
     raise DecodeError(reason, "read")
 
 

@@ -7,10 +7,10 @@ import pyarrow.compute as pc
 
 from densefeat.errors import UsageError
 from densefeat.images.files import ENDINGS, EXTENSIONS, MAX_BYTES, Files, Folder, reason_of
-from densefeat.images.stream import printable
+from densefeat.images.stream import printable_key
 
-BLOCK = 65536  # names gathered before they are laid out compactly
-CONTAINERS = (b".parquet", b".tar")
+_BLOCK = 65536  # names gathered before they are laid out compactly
+_CONTAINERS = (b".parquet", b".tar")
 
 
 def open_folder(folder: Folder, images: str, labels: str | None = None) -> Files:
@@ -37,7 +37,7 @@ def open_folder(folder: Folder, images: str, labels: str | None = None) -> Files
         position: f"{size:,} bytes are more than the limit of {MAX_BYTES:,}"
         for position, size in zip(positions, found.too_large.values(), strict=True)
     }
-    return Files(folder, keys, folder_labels(keys) if labels else None, failures)
+    return Files(folder, keys, _folder_labels(keys) if labels else None, failures)
 
 
 class Listing:
@@ -55,24 +55,24 @@ class Listing:
                 block.append(name.rstrip(b"/"))
                 if size is not None and size > MAX_BYTES:
                     self.too_large[name] = size
-                if len(block) == BLOCK:
+                if len(block) == _BLOCK:
                     yield block
                     block = []
-            elif self.container is None and name.lower().endswith(CONTAINERS):
-                head, slash, last = printable_name(name).rpartition("/")
+            elif self.container is None and name.lower().endswith(_CONTAINERS):
+                head, slash, last = _printable_name(name).rpartition("/")
                 self.container = f"{head}{slash}*.{last.rpartition('.')[2]}"
         if block:
             yield block
 
 
-def folder_labels(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:
+def _folder_labels(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:
     """The first folder of each key; None for a file beside the folders."""
     blocks = []
-    for start in range(0, len(keys), BLOCK):
-        parts = (key.partition(b"/") for key in keys[start : start + BLOCK].to_pylist())
-        blocks.append(pa.array([printable_name(head) if slash else None for head, slash, _ in parts], pa.large_string()))
+    for start in range(0, len(keys), _BLOCK):
+        parts = (key.partition(b"/") for key in keys[start : start + _BLOCK].to_pylist())
+        blocks.append(pa.array([_printable_name(head) if slash else None for head, slash, _ in parts], pa.large_string()))
     return pa.concat_arrays(blocks)
 
 
-def printable_name(name: bytes) -> str:
-    return printable(name.decode("utf-8", "surrogateescape"))
+def _printable_name(name: bytes) -> str:
+    return printable_key(name.decode("utf-8", "surrogateescape"))

@@ -19,8 +19,8 @@ from densefeat.images.stream import ImageItem, fingerprint_of
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-BATCH_ROWS = 32  # of images of any size
-TIMEOUT = 10  # seconds until the Hub has to answer
+_BATCH_ROWS = 32  # of images of any size
+_TIMEOUT = 10  # seconds until the Hub has to answer
 
 
 class Saved(Rows):
@@ -43,8 +43,8 @@ class Saved(Rows):
     def rows(self, start: int) -> Iterator[ImageItem]:
         tables = self.dataset.with_format("arrow")
         names = class_names(self.dataset.features.arrow_schema, self.columns.label)
-        for first in range(start, self.length, BATCH_ROWS):
-            for batch in tables[first : first + BATCH_ROWS].to_batches():
+        for first in range(start, self.length, _BATCH_ROWS):
+            for batch in tables[first : first + _BATCH_ROWS].to_batches():
                 yield from row_items(batch, self.columns, names, self.name, first, self.read_path)
                 first += len(batch)
 
@@ -86,10 +86,10 @@ class Streamed(Rows):
 
     def rows(self, start: int) -> Iterator[ImageItem]:
         names = class_names(self.dataset.features.arrow_schema, self.columns.label)
-        read_path = partial(read_inside, self.home)
+        read_path = partial(_read_inside, self.home)
         first = start
         try:
-            for table in self.dataset.skip(start).with_format("arrow").iter(batch_size=BATCH_ROWS):
+            for table in self.dataset.skip(start).with_format("arrow").iter(batch_size=_BATCH_ROWS):
                 for batch in table.to_batches():
                     yield from row_items(batch, self.columns, names, self._key, first, read_path)
                     first += len(batch)
@@ -115,14 +115,14 @@ class Streamed(Rows):
 
 def open_saved(folder: str, images: str, image_column: str | None = None, label_column: str | None = None) -> Saved:
     """``folder``: what ``save_to_disk`` wrote of one split. UsageError where it cannot be read, or has no such columns."""
-    with datasets_errors(images):
+    with _datasets_errors(images):
         from datasets import Image, load_from_disk
 
         dataset = load_from_disk(folder)
     columns = choose_columns(dataset.features.arrow_schema, image_column, label_column, images)
     if not len(dataset):
         raise UsageError(f"images {images!r}: no rows in it")
-    with datasets_errors(images):
+    with _datasets_errors(images):
         home = os.path.realpath(folder)
         encoded = dataset.cast_column(columns.image, Image(decode=False))
         return Saved(os.path.basename(home), encoded, columns, LocalFolder(home).read)
@@ -130,33 +130,33 @@ def open_saved(folder: str, images: str, image_column: str | None = None, label_
 
 def open_split(address: str, image_column: str | None = None, label_column: str | None = None) -> Saved:
     """``hf:NAME:SPLIT`` as :func:`open_hub`, but fetched whole, for reading at any position."""
-    name, split = name_and_split(address)
+    name, split = _name_and_split(address)
     local = os.path.isdir(name)
-    with datasets_errors(address):
+    with _datasets_errors(address):
         from datasets import Image, config, load_dataset
         from huggingface_hub.constants import HF_HUB_CACHE
 
         if not local:
-            check_reachable(name)
+            _check_reachable(name)
         dataset = load_dataset(name, split=split)
         columns = choose_columns(dataset.features.arrow_schema, image_column, label_column, address)
         if not len(dataset):
             raise UsageError(f"images {address!r}: no rows in it")
         encoded = dataset.cast_column(columns.image, Image(decode=False))
     homes = (os.path.realpath(name),) if local else (HF_HUB_CACHE, str(config.HF_DATASETS_CACHE))
-    return Saved(f"{name}:{split}", encoded, columns, partial(read_from, homes))
+    return Saved(f"{name}:{split}", encoded, columns, partial(_read_from, homes))
 
 
-def name_and_split(address: str) -> tuple[str, str]:
+def _name_and_split(address: str) -> tuple[str, str]:
     name, colon, split = address.removeprefix("hf:").rpartition(":")
     if not (name and colon and split):
         raise UsageError(f"images {address!r}: write hf:NAME:SPLIT, such as hf:cifar10:test")
     return name, split
 
 
-def read_from(homes: tuple[str, ...], path: str) -> bytes:
+def _read_from(homes: tuple[str, ...], path: str) -> bytes:
     """A file below the first of some folders that has it below."""
-    return read_inside(next((home for home in homes if path.startswith(home + os.sep)), homes[0]), path)
+    return _read_inside(next((home for home in homes if path.startswith(home + os.sep)), homes[0]), path)
 
 
 def open_hub(address: str, image_column: str | None = None, label_column: str | None = None) -> Streamed:
@@ -164,13 +164,13 @@ def open_hub(address: str, image_column: str | None = None, label_column: str | 
 
     Raises UsageError where it is not there, cannot be reached, or has no such columns. No code of the data set is run.
     """
-    name, split = name_and_split(address)
+    name, split = _name_and_split(address)
     local = os.path.isdir(name)
-    with datasets_errors(address):
+    with _datasets_errors(address):
         from datasets import Image, load_dataset
 
         if not local:
-            check_reachable(name)
+            _check_reachable(name)
         dataset = load_dataset(name, split=split, streaming=True)
     if dataset.features is None:
         raise UsageError(f"images {address!r}: its columns are not described")
@@ -179,15 +179,15 @@ def open_hub(address: str, image_column: str | None = None, label_column: str | 
     return Streamed(name, split, dataset.cast_column(columns.image, Image(decode=False)), columns, home)
 
 
-def check_reachable(name: str) -> None:
+def _check_reachable(name: str) -> None:
     """One question to the Hub: datasets itself would ask for half a minute before it gave up."""
     from huggingface_hub import HfApi
 
-    HfApi().dataset_info(name, timeout=TIMEOUT)
+    HfApi().dataset_info(name, timeout=_TIMEOUT)
 
 
 @contextmanager
-def datasets_errors(images: str) -> Iterator[None]:
+def _datasets_errors(images: str) -> Iterator[None]:
     """Its many errors as UsageError."""
     try:
         yield
@@ -199,7 +199,7 @@ def datasets_errors(images: str) -> Iterator[None]:
         raise UsageError(f"images {images!r}: {reason_of(error)}") from error
 
 
-def read_inside(home: str, path: str) -> bytes:
+def _read_inside(home: str, path: str) -> bytes:
     """A file that a row names by its path, which must be below ``home``, or be a member of an archive there."""
     member, _, container = path.rpartition("::")
     if ".." in path.split("/") or not container.startswith((home + "/", home + "@")) or "::" in member:

@@ -18,11 +18,11 @@ from densefeat.images.stream import repeated
 
 TEXTS, DELIMITERS = (".txt", ".lst"), {".csv": ",", ".tsv": "\t"}
 PATH = "path"  # the column that is read where no other is named
-MAX_LIST_BYTES = 2**33
-BLOCK = 65536  # lines read at a time
+_MAX_LIST_BYTES = 2**33
+_BLOCK = 65536  # lines read at a time
 BOM = b"\xef\xbb\xbf"
 # a path that is not yet as short as it can be, or may lead out of the folder
-ODD = r"^/|^[A-Za-z]:|//|(^|/)\.{1,2}(/|$)|/$|\\"
+_ODD = r"^/|^[A-Za-z]:|//|(^|/)\.{1,2}(/|$)|/$|\\"
 
 
 def open_list(
@@ -40,10 +40,10 @@ def open_list(
     or one that stands in the list before, is an item that fails. Raises UsageError: no list, no path in it, no such column.
     """
     try:
-        if home.size(name) > MAX_LIST_BYTES:
-            raise UsageError(f"images {images!r}: a list of more than {MAX_LIST_BYTES:,} bytes")
+        if home.size(name) > _MAX_LIST_BYTES:
+            raise UsageError(f"images {images!r}: a list of more than {_MAX_LIST_BYTES:,} bytes")
         with home.open(name) as file:
-            entries, labels = read_list(file, name, images, image_column, label_column)
+            entries, labels = _read_list(file, name, images, image_column, label_column)
     except DecodeError as error:
         raise UsageError(f"images {images!r}: {error}") from error
     except (pa.ArrowException, OSError, KeyError) as error:
@@ -51,10 +51,10 @@ def open_list(
     if not len(entries):
         raise UsageError(f"images {images!r}: no path in this list")
     keys = normalised(entries, [os.fsencode(prefix) for prefix in prefixes])
-    return Files(base, keys, labels, repeats(keys))
+    return Files(base, keys, labels, _repeats(keys))
 
 
-def read_list(
+def _read_list(
     file: BinaryIO, name: str, images: str, image_column: str | None, label_column: str | None
 ) -> tuple[pa.LargeBinaryArray, pa.LargeStringArray | None]:
     """Paths as they are written, and labels."""
@@ -62,14 +62,14 @@ def read_list(
     if suffix in TEXTS:
         if image_column or label_column:
             raise UsageError(f"images {images!r}: a text file has no columns, such as {image_column or label_column!r}")
-        return pa.concat_arrays([pa.array([], pa.large_binary()), *lines_of(file)]), None
+        return pa.concat_arrays([pa.array([], pa.large_binary()), *_lines_of(file)]), None
     path = image_column or PATH
     if suffix in DELIMITERS:
-        return read_csv(file, DELIMITERS[suffix], images, path, label_column)
-    return read_parquet(file, images, path, label_column)
+        return _read_csv(file, DELIMITERS[suffix], images, path, label_column)
+    return _read_parquet(file, images, path, label_column)
 
 
-def lines_of(file: BinaryIO) -> Iterator[pa.LargeBinaryArray]:
+def _lines_of(file: BinaryIO) -> Iterator[pa.LargeBinaryArray]:
     """Lines that are not blank, some thousands at a time."""
     block: list[bytes] = []
     for number, line in enumerate(file):
@@ -77,13 +77,13 @@ def lines_of(file: BinaryIO) -> Iterator[pa.LargeBinaryArray]:
             line = line.removeprefix(BOM)
         if line.strip():
             block.append(line.rstrip(b"\r\n"))
-        if len(block) == BLOCK:
+        if len(block) == _BLOCK:
             yield pa.array(block, pa.large_binary())
             block = []
     yield pa.array(block, pa.large_binary())
 
 
-def read_csv(
+def _read_csv(
     file: BinaryIO, delimiter: str, images: str, path: str, label: str | None
 ) -> tuple[pa.LargeBinaryArray, pa.LargeStringArray | None]:
     """Both columns as they are written; an empty field of a label is none."""
@@ -104,7 +104,7 @@ def read_csv(
     return one_array(table.column(path)), one_array(table.column(label)) if label else None
 
 
-def read_parquet(
+def _read_parquet(
     file: BinaryIO, images: str, path: str, label: str | None
 ) -> tuple[pa.LargeBinaryArray, pa.LargeStringArray | None]:
     with pq.ParquetFile(file, read_dictionary=[path]) as table:
@@ -114,13 +114,13 @@ def read_parquet(
             if column is not None and not fits(schema.field(column).type):
                 raise UsageError(f"images {images!r}: column {column!r} holds {schema.field(column).type}")
         paths, labels, size = [pa.array([], pa.large_binary())], [pa.array([], pa.large_string())], 0
-        for batch in table.iter_batches(BLOCK, columns=[path] if label is None else [path, label]):
+        for batch in table.iter_batches(_BLOCK, columns=[path] if label is None else [path, label]):
             paths.append(labels_of(batch.column(path), None).cast(pa.large_binary()))
             if label is not None:
                 labels.append(labels_of(batch.column(label), class_names(schema, label)))
             size += paths[-1].nbytes
-            if size > MAX_LIST_BYTES:
-                raise UsageError(f"images {images!r}: a list of more than {MAX_LIST_BYTES:,} bytes")
+            if size > _MAX_LIST_BYTES:
+                raise UsageError(f"images {images!r}: a list of more than {_MAX_LIST_BYTES:,} bytes")
     return pa.concat_arrays(paths), None if label is None else pa.concat_arrays(labels)
 
 
@@ -131,16 +131,16 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
 def normalised(entries: pa.LargeBinaryArray, prefixes: list[bytes]) -> pa.LargeBinaryArray:
     """Paths relative to the folder that ``prefixes`` name, as short as can be; a null becomes empty."""
     entries = entries.fill_null(b"")
-    odd = np.flatnonzero(pc.match_substring_regex(entries, ODD).to_numpy(zero_copy_only=False))
+    odd = np.flatnonzero(pc.match_substring_regex(entries, _ODD).to_numpy(zero_copy_only=False))
     if not len(odd):
         return entries
     mask = np.zeros(len(entries), bool)
     mask[odd] = True
-    short = [normal(entry, prefixes) for entry in entries.take(pa.array(odd)).to_pylist()]
+    short = [_normal(entry, prefixes) for entry in entries.take(pa.array(odd)).to_pylist()]
     return pc.replace_with_mask(entries, pa.array(mask), pa.array(short, pa.large_binary()))
 
 
-def normal(entry: bytes, prefixes: list[bytes]) -> bytes:
+def _normal(entry: bytes, prefixes: list[bytes]) -> bytes:
     """``prefixes`` end in a slash."""
     for prefix in prefixes:
         if b"://" in prefix and entry.startswith(prefix):
@@ -154,7 +154,7 @@ def normal(entry: bytes, prefixes: list[bytes]) -> bytes:
     return path
 
 
-def repeats(keys: pa.LargeBinaryArray) -> dict[int, str]:
+def _repeats(keys: pa.LargeBinaryArray) -> dict[int, str]:
     """Why the later ones of equal keys fail, by position."""
     later = np.flatnonzero(repeated(keys))
     if not len(later):

@@ -12,7 +12,7 @@ from densefeat.images.files import MAX_BYTES, check_name, check_size, read_error
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # of densefeat, by protocol
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # of densefeat, by protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _file_system(address: str, process: int) -> tuple["AbstractFileSystem", str]
     try:
         return url_to_fs(address)
     except ImportError as error:
-        extra = EXTRAS.get(protocol)
+        extra = _EXTRAS.get(protocol)
         hint = f"pip install 'densefeat[{extra}]'" if extra else reason_of(error)
         raise UsageError(f"images {address!r}: {protocol}:// needs a package that is not installed: {hint}") from error
     except Exception as error:

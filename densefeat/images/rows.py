@@ -14,7 +14,7 @@ from densefeat.images.columns import Columns, labels_of
 from densefeat.images.files import MAX_BYTES, failing, given
 from densefeat.images.stream import ImageItem
 
-NO_IMAGE = "neither bytes nor a path in this row"
+_NO_IMAGE = "neither bytes nor a path in this row"
 
 
 class Rows:
@@ -56,7 +56,7 @@ def row_items(
     read_path: Callable[[str], bytes],
 ) -> Iterator[ImageItem]:
     """Items ``key#first``, ``key#first + 1``, …; ``names``: of the label's classes; ``read_path``: where only a path is."""
-    data, paths = image_arrays(batch.column(columns.image))
+    data, paths = _image_arrays(batch.column(columns.image))
     labels = [None] * len(batch)
     if columns.label is not None:
         labels = labels_of(batch.column(columns.label), names).to_pylist()
@@ -71,10 +71,10 @@ def row_items(
         elif path is not None:
             yield ImageItem(name, label, partial(read_path, os.fsdecode(path)))
         else:
-            yield failing(name, label, NO_IMAGE)
+            yield failing(name, label, _NO_IMAGE)
 
 
-def image_arrays(image: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+def _image_arrays(image: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     """Bytes, and paths where there are any."""
     if not isinstance(image, pa.StructArray):
         return image, None

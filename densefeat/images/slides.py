@@ -16,13 +16,13 @@ from PIL import Image, Jpeg2KImagePlugin, JpegImagePlugin
 from densefeat.errors import DecodeError
 from densefeat.images.decode import MAX_PIXELS, ORIENTATION_TAG, jpeg_end, readable, to_rgb
 
-UNCOMPRESSED, LZW, JPEG, DEFLATE, PACKBITS, ZSTANDARD = 1, 5, 7, (8, 32946), 32773, 50000
-APERIO_YCBCR, JPEG_2000 = 33003, (33003, 33005, 34712)
-COMPRESSIONS = (UNCOMPRESSED, LZW, JPEG, *DEFLATE, PACKBITS, ZSTANDARD, *JPEG_2000)
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # photometric interpretations
-COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, YCBCR: 3}  # samples a pixel, without transparency
-PREMULTIPLIED, TRANSPARENCY = 1, 2  # meanings of an extra sample
-FLIPS = {  # orientation: rows flipped, columns flipped, then rows and columns exchanged
+_UNCOMPRESSED, _LZW, _JPEG, _DEFLATE, _PACKBITS, _ZSTANDARD = 1, 5, 7, (8, 32946), 32773, 50000
+_APERIO_YCBCR, _JPEG_2000 = 33003, (33003, 33005, 34712)
+_COMPRESSIONS = (_UNCOMPRESSED, _LZW, _JPEG, *_DEFLATE, _PACKBITS, _ZSTANDARD, *_JPEG_2000)
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # photometric interpretations
+_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _YCBCR: 3}  # samples a pixel, without transparency
+_PREMULTIPLIED, _TRANSPARENCY = 1, 2  # meanings of an extra sample
+_FLIPS = {  # orientation: rows flipped, columns flipped, then rows and columns exchanged
     2: (False, True, False),
     3: (True, True, False),
     4: (True, False, False),
@@ -31,9 +31,9 @@ FLIPS = {  # orientation: rows flipped, columns flipped, then rows and columns e
     7: (True, True, True),
     8: (False, True, True),
 }
-THIN_STRIP = 2**20  # bytes
-SPARE_BYTES = 2**16  # that compression may add to a small segment
-FAILURE_BYTES = 1000  # a remembered failure's share of a cache
+_THIN_STRIP = 2**20  # bytes
+_SPARE_BYTES = 2**16  # that compression may add to a small segment
+_FAILURE_BYTES = 1000  # a remembered failure's share of a cache
 
 
 class NotByRegion(DecodeError):
@@ -45,10 +45,10 @@ class HasBytes(Protocol):
     def nbytes(self) -> int: ...
 
 
-T = TypeVar("T", bound=HasBytes)
+_T = TypeVar("_T", bound=HasBytes)
 
 
-class ByteCache(Generic[T]):
+class ByteCache(Generic[_T]):
     """The values used last, up to ``max_bytes`` of them, and always the newest. Thread-safe; pickled without its contents.
 
     Threads that ask for one key at the same time share one making. Pixels that cannot be decoded are remembered as such.
@@ -57,14 +57,14 @@ class ByteCache(Generic[T]):
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.held = 0
-        self.made: OrderedDict[Hashable, tuple[Future[T], int]] = OrderedDict()
-        self.making: dict[Hashable, Future[T]] = {}
+        self.made: OrderedDict[Hashable, tuple[Future[_T], int]] = OrderedDict()
+        self.making: dict[Hashable, Future[_T]] = {}
         self.lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.max_bytes,)
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+    def get(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """The value of ``key``, from ``make`` where it is not held; what ``make`` raised, for all that waited for it."""
         with self.lock:
             slot = self.making.get(key)
@@ -81,14 +81,14 @@ class ByteCache(Generic[T]):
         except DecodeError as error:  # several threads must not raise the same object
             raise DecodeError(str(error), error.stage) from None
 
-    def fill(self, key: Hashable, slot: "Future[T]", make: Callable[[], T]) -> None:
+    def fill(self, key: Hashable, slot: "Future[_T]", make: Callable[[], _T]) -> None:
         size = None
         try:
             value = make()
             size = value.nbytes
             slot.set_result(value)
         except DecodeError as error:
-            size = FAILURE_BYTES if error.stage == "decode" else None
+            size = _FAILURE_BYTES if error.stage == "decode" else None
             slot.set_exception(DecodeError(str(error), error.stage))  # without frames, which would keep pixels alive
         except BaseException as error:
             slot.set_exception(error)
@@ -135,17 +135,17 @@ class Colours:
             return self.palette[samples[..., 0]]
         if self.bits > 8:
             samples = (samples >> (self.bits - 8)).astype(np.uint8)
-        if self.photometric == YCBCR:
+        if self.photometric == _YCBCR:
             return np.asarray(Image.frombytes("YCbCr", samples.shape[1::-1], samples.tobytes()).convert("RGB"))
-        count = COLOURS[self.photometric]
+        count = _COLOURS[self.photometric]
         colour = samples[..., :count]
-        if self.photometric == WHITE_IS_ZERO:
+        if self.photometric == _WHITE_IS_ZERO:
             colour = 255 - colour
         colour = np.broadcast_to(colour, (*samples.shape[:2], 3))
         if self.alpha is None:
             return colour
         pixels = np.concatenate([colour, samples[..., count : count + 1]], axis=2)
-        mode = "RGBa" if self.alpha == PREMULTIPLIED else "RGBA"
+        mode = "RGBa" if self.alpha == _PREMULTIPLIED else "RGBA"
         return np.asarray(to_rgb(Image.frombytes(mode, pixels.shape[1::-1], pixels.tobytes()).convert("RGBA")))
 
 
@@ -174,7 +174,7 @@ class Slide:
         Raises DecodeError where a segment that it touches cannot be read (stage ``read``) or decoded. A segment without
         bytes, which scanners leave out where there is nothing to see, is white.
         """
-        flip_rows, flip_columns, exchange = FLIPS.get(self.orientation, (False, False, False))
+        flip_rows, flip_columns, exchange = _FLIPS.get(self.orientation, (False, False, False))
         if exchange:
             x, y, width, height = y, x, height, width
         if flip_columns:
@@ -223,7 +223,7 @@ class Slide:
 
     def read(self, number: int) -> bytes:
         offset, size = self.segments.offsets[number], self.segments.byte_counts[number]
-        if not 0 < size <= 2 * self.segments.nbytes + SPARE_BYTES:
+        if not 0 < size <= 2 * self.segments.nbytes + _SPARE_BYTES:
             raise DecodeError(f"{size:,} bytes for {self.segments.nbytes:,} bytes of pixels")
         try:
             with self.open() as file:
@@ -237,10 +237,10 @@ class Slide:
 
     def check_embedded(self, data: bytes) -> None:
         """Raise DecodeError for a JPEG that is cut off, and for one, or a JPEG 2000, that is larger than its segment."""
-        if self.compression == JPEG:
+        if self.compression == _JPEG:
             jpeg_end(data)
             width, height = JpegImagePlugin.JpegImageFile(io.BytesIO(data)).size
-        elif self.compression in JPEG_2000:
+        elif self.compression in _JPEG_2000:
             width, height = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(data)).size
         else:
             return
@@ -264,55 +264,55 @@ def open_slide(open: Callable[[], BinaryIO], name: Hashable, max_pixels: int = M
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())  # its remarks on odd tags are for those who set up logging, not the screen
     with readable(), open() as file, tifffile.TiffFile(file) as tiff:
-        return slide_of_page(open, name, tiff.pages.first, max_pixels)
+        return _slide_of_page(open, name, tiff.pages.first, max_pixels)
 
 
-def slide_of_page(open: Callable[[], BinaryIO], name: Hashable, page: Any, max_pixels: int) -> Slide:
+def _slide_of_page(open: Callable[[], BinaryIO], name: Hashable, page: Any, max_pixels: int) -> Slide:
     height, width = stored = int(page.imagelength), int(page.imagewidth)
     if min(stored) < 1:
         raise DecodeError(f"{width}×{height} pixels")
-    if page.compression not in COMPRESSIONS:
+    if page.compression not in _COMPRESSIONS:
         raise NotByRegion(f"compression {getattr(page.compression, 'name', page.compression)} is not read by region")
     if page.imagedepth != 1 or page.is_ndpi:
         raise NotByRegion("volumes and NDPI files are not read by region")
-    colours = colours_of(page)
-    segments, decode = segments_of(page), decoder_of(page)
-    if can_be_thinned(page, segments):
-        segments, decode = thin_strips(page, segments)
+    colours = _colours_of(page)
+    segments, decode = _segments_of(page), _decoder_of(page)
+    if _can_be_thinned(page, segments):
+        segments, decode = _thin_strips(page, segments)
     if segments.height * segments.width > max_pixels:
         raise NotByRegion(f"its segments of {segments.width}×{segments.height} pixels are too large to be read by region")
     orientation = page.tags.valueof(ORIENTATION_TAG)
-    if orientation in FLIPS and FLIPS[orientation][2]:
+    if orientation in _FLIPS and _FLIPS[orientation][2]:
         height, width = stored[::-1]
     return Slide(name, open, width, height, stored, orientation, segments, colours, int(page.compression), decode)
 
 
-def colours_of(page: Any) -> Colours:
+def _colours_of(page: Any) -> Colours:
     """NotByRegion for all but greys and RGB of 8 to 16 bits, transparent or not, palettes, and YCbCr as slides have it."""
     photometric = int(page.photometric)
-    if page.compression == APERIO_YCBCR:
-        photometric = YCBCR  # so it is there, whatever the tag says
-    elif photometric == YCBCR:
-        if page.compression != JPEG or page.planarconfig != 1:
+    if page.compression == _APERIO_YCBCR:
+        photometric = _YCBCR  # so it is there, whatever the tag says
+    elif photometric == _YCBCR:
+        if page.compression != _JPEG or page.planarconfig != 1:
             raise NotByRegion("YCbCr without JPEG is not read by region")
-        photometric = RGB  # libjpeg converts it
+        photometric = _RGB  # libjpeg converts it
     extra = tuple(int(meaning) for meaning in page.extrasamples)
-    if photometric not in COLOURS or page.samplesperpixel != COLOURS[photometric] + len(extra):
+    if photometric not in _COLOURS or page.samplesperpixel != _COLOURS[photometric] + len(extra):
         name = getattr(page.photometric, "name", photometric)
         raise NotByRegion(
             f"{page.samplesperpixel} samples a pixel as {name}, {len(extra)} of them extra, are not read by region"
         )
-    codec = page.compression == JPEG or page.compression in JPEG_2000
+    codec = page.compression == _JPEG or page.compression in _JPEG_2000
     bits = page.bitspersample
-    deepest = 8 if codec or photometric == PALETTE else 16
+    deepest = 8 if codec or photometric == _PALETTE else 16
     if page.sampleformat != 1 or not isinstance(bits, int) or not 8 <= bits <= deepest or (codec and extra):
         raise NotByRegion(f"samples of {page.dtype or bits}, {len(extra)} of them extra, are not read by region")
-    alpha = extra[0] if extra and extra[0] in (PREMULTIPLIED, TRANSPARENCY) else None
-    palette = (np.asarray(page.colormap).reshape(3, 256).T >> 8).astype(np.uint8) if photometric == PALETTE else None
+    alpha = extra[0] if extra and extra[0] in (_PREMULTIPLIED, _TRANSPARENCY) else None
+    palette = (np.asarray(page.colormap).reshape(3, 256).T >> 8).astype(np.uint8) if photometric == _PALETTE else None
     return Colours(photometric, bits, alpha, palette)
 
 
-def segments_of(page: Any) -> Segments:
+def _segments_of(page: Any) -> Segments:
     """DecodeError where the header lists fewer segments than the image has."""
     height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     if min(height, width) < 1:
@@ -326,30 +326,30 @@ def segments_of(page: Any) -> Segments:
     return Segments(height, width, rows, columns, planes, tuple(page.dataoffsets), tuple(page.databytecounts), pixel_bytes)
 
 
-def decoder_of(page: Any) -> Callable[[bytes, int], np.ndarray]:
-    if page.compression in JPEG_2000:  # tifffile would refuse YCbCr
+def _decoder_of(page: Any) -> Callable[[bytes, int], np.ndarray]:
+    if page.compression in _JPEG_2000:  # tifffile would refuse YCbCr
         from imagecodecs import jpeg2k_decode
 
         return lambda data, _: np.atleast_3d(jpeg2k_decode(data))
     decode = page.decode
-    options = {"jpegtables": page.jpegtables} if page.compression == JPEG else {}
+    options = {"jpegtables": page.jpegtables} if page.compression == _JPEG else {}
     return lambda data, number: decode(data, number, **options)[0][0]
 
 
-def can_be_thinned(page: Any, whole: Segments) -> bool:
+def _can_be_thinned(page: Any, whole: Segments) -> bool:
     """Whether each plane lies as it is in one strip, all of it inside the file."""
-    plain = page.compression == UNCOMPRESSED and page.predictor == 1 and page.fillorder == 1 and page.bitspersample in (8, 16)
+    plain = page.compression == _UNCOMPRESSED and page.predictor == 1 and page.fillorder == 1 and page.bitspersample in (8, 16)
     size = page.imagelength * page.imagewidth * whole.pixel_bytes
     held = all(count >= size for count in whole.byte_counts) and max(whole.offsets) + size <= page.parent.filehandle.size
     return plain and held and not page.is_tiled and whole.rows == 1
 
 
-def thin_strips(page: Any, whole: Segments) -> tuple[Segments, Callable[[bytes, int], np.ndarray]]:
+def _thin_strips(page: Any, whole: Segments) -> tuple[Segments, Callable[[bytes, int], np.ndarray]]:
     """An image that lies in one uncompressed strip (a plane) as many strips of about a megabyte."""
     dtype = np.dtype(f"{page.parent.byteorder}u{page.dtype.itemsize}")
     samples = whole.pixel_bytes // dtype.itemsize
     row_bytes = whole.width * whole.pixel_bytes
-    height = max(1, min(whole.height, THIN_STRIP // row_bytes))
+    height = max(1, min(whole.height, _THIN_STRIP // row_bytes))
     starts = range(0, page.imagelength, height)
     offsets = tuple(offset + start * row_bytes for offset in whole.offsets for start in starts)
     sizes = tuple(min(height, page.imagelength - start) * row_bytes for _ in whole.offsets for start in starts)

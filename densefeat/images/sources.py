@@ -16,8 +16,8 @@ from densefeat.images.stream import Source
 from densefeat.images.tables import open_tables, read_footer
 from densefeat.images.tars import open_tars
 
-COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-KINDS = "a folder, a list (.txt, .lst, .csv, .tsv, .parquet), Parquet files, tar files, or hf:NAME:SPLIT"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_KINDS = "a folder, a list (.txt, .lst, .csv, .tsv, .parquet), Parquet files, tar files, or hf:NAME:SPLIT"
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ def open_source(
         return open_hub(text, image_column, label_column)
     address = address_of(text)
     if address.is_folder():
-        return source_of_folder(address, options)
-    return source_of_files(address, options)
+        return _source_of_folder(address, options)
+    return _source_of_files(address, options)
 
 
-def source_of_folder(address: Address, options: Options) -> Source:
+def _source_of_folder(address: Address, options: Options) -> Source:
     if address.local and address.has("dataset_dict.json"):
-        raise UsageError(f"images {address.text!r}: more than one split was saved here: name one, {splits_of(address)}")
+        raise UsageError(f"images {address.text!r}: more than one split was saved here: name one, {_splits_of(address)}")
     if address.local and address.has("state.json") and address.has("dataset_info.json"):
         options.only(address.text, "a saved data set", "label_column", "image_column")
         return open_saved(address.path, address.text, options.image_column, options.label_column)
@@ -88,7 +88,7 @@ def source_of_folder(address: Address, options: Options) -> Source:
     return open_folder(folder, address.text, options.labels)
 
 
-def splits_of(address: Address) -> str:
+def _splits_of(address: Address) -> str:
     """The folders of a saved DatasetDict, as what to write instead."""
     try:
         splits = json.loads(Path(address.path, "dataset_dict.json").read_text())["splits"]
@@ -97,14 +97,14 @@ def splits_of(address: Address) -> str:
         return "a folder in it"
 
 
-def source_of_files(address: Address, options: Options) -> Source:
+def _source_of_files(address: Address, options: Options) -> Source:
     name = address.name.lower()
-    if name.endswith(COMPRESSED):
+    if name.endswith(_COMPRESSED):
         raise UsageError(f"images {address.text!r}: a compressed tar file has no places to read at: gunzip it")
     if name.endswith((*TEXTS, *DELIMITERS)):
-        return source_of_list(address, options)
+        return _source_of_list(address, options)
     if not name.endswith((".parquet", ".tar")):
-        what = f"neither {KINDS}" if address.exists() else f"no such folder or file; give {KINDS}"
+        what = f"neither {_KINDS}" if address.exists() else f"no such folder or file; give {_KINDS}"
         raise UsageError(f"images {address.text!r}: {what}")
     paths = address.files()
     root = address.fixed_folder()
@@ -112,14 +112,14 @@ def source_of_files(address: Address, options: Options) -> Source:
     if name.endswith(".tar"):
         options.only(address.text, "tar files", "label_column")
         return open_tars(address.folder(root, follow_links=True), names, address.text, options.label_column)
-    if len(paths) == 1 and is_list(address, options.image_column):
-        return source_of_list(address, options)
+    if len(paths) == 1 and _is_list(address, options.image_column):
+        return _source_of_list(address, options)
     options.only(address.text, "Parquet files with images", "label_column", "image_column")
     folder = address.folder(root, follow_links=True)
     return open_tables(folder, names, address.text, options.image_column, options.label_column)
 
 
-def is_list(address: Address, image_column: str | None) -> bool:
+def _is_list(address: Address, image_column: str | None) -> bool:
     """Whether a Parquet file holds paths rather than images; of one that cannot be read, open_tables says why."""
     _, schema = read_footer(address.above().folder(follow_links=True), address.name)
     if schema is None:
@@ -128,7 +128,7 @@ def is_list(address: Address, image_column: str | None) -> bool:
     return not image_columns(schema) if image_column is None else is_text(schema.field(image_column).type)
 
 
-def source_of_list(address: Address, options: Options) -> Source:
+def _source_of_list(address: Address, options: Options) -> Source:
     options.only(address.text, "a list", "label_column", "image_column", "base", "follow_links")
     if not address.exists():
         raise UsageError(f"images {address.text!r}: no such file")

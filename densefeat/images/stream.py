@@ -12,7 +12,7 @@ from PIL import Image
 
 from densefeat.images.decode import MAX_PIXELS, decode_pixels
 
-READ_OVER = 1000  # positions: it costs less to read over some than to enter a source again
+_READ_OVER = 1000  # positions: it costs less to read over some than to enter a source again
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Item(Protocol):
         """Pixels; None for a tile without enough content. DecodeError with the step that failed and why."""
 
 
-def nowhere() -> None:
+def _nowhere() -> None:
     """The ``path`` of what is no local file."""
 
 
@@ -53,7 +53,7 @@ class ImageItem:
     key: str
     label: str | None
     read: Callable[[], bytes]
-    path: Callable[[], str | None] = nowhere
+    path: Callable[[], str | None] = _nowhere
     open: Callable[[], BinaryIO] | None = None
 
     def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -101,7 +101,7 @@ class Selected:
     def items(self, start: int, stop: int) -> Iterator[Item]:
         positions = self.positions[start:stop]
         steps = np.diff(positions)
-        for run in np.split(positions, np.flatnonzero((steps < 1) | (steps > READ_OVER)) + 1):
+        for run in np.split(positions, np.flatnonzero((steps < 1) | (steps > _READ_OVER)) + 1):
             if len(run):
                 wanted, first = set(run.tolist()), int(run[0])
                 items = enumerate(self.source.items(first, int(run[-1]) + 1), first)
@@ -114,7 +114,7 @@ class Selected:
         return hashlib.sha256(self.source.fingerprint().encode() + self.positions.astype("<i8").tobytes()).hexdigest()
 
 
-def printable(key: str) -> str:
+def printable_key(key: str) -> str:
     """A key with bytes that are not UTF-8 shown as escapes."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 

@@ -18,10 +18,10 @@ from densefeat.images.files import Folder, failing, reason_of
 from densefeat.images.rows import Rows, row_items, row_keys
 from densefeat.images.stream import ImageItem, fingerprint_of
 
-BATCH_BYTES, BATCH_ROWS = 2**25, 1024  # read at a time: whichever is reached first
-MAX_ROWS = 10**9  # of one file: its keys alone would fill tens of gigabytes
-BUFFER = 2**20  # with one, a row group is read page by page, not as a whole
-Batch = tuple[pa.RecordBatch, list[str] | None]  # rows, and names of the label's classes
+_BATCH_BYTES, _BATCH_ROWS = 2**25, 1024  # read at a time: whichever is reached first
+_MAX_ROWS = 10**9  # of one file: its keys alone would fill tens of gigabytes
+_BUFFER = 2**20  # with one, a row group is read page by page, not as a whole
+_Batch = tuple[pa.RecordBatch, list[str] | None]  # rows, and names of the label's classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ class Tables(Rows):
         with ExitStack() as stack:
             try:
                 handle = stack.enter_context(self.folder.open(file.name))
-                table = stack.enter_context(open_table(handle))
+                table = stack.enter_context(_open_table(handle))
             except Exception as error:
-                yield from failing_rows(file, start, file.length, error)
+                yield from _failing_rows(file, start, file.length, error)
                 return
             first = 0
             for group, count in enumerate(file.groups):
@@ -80,7 +80,9 @@ class Tables(Rows):
                     yield from self._group_items(file, batches, first, max(start, first), first + count)
                 first += count
 
-    def _group_items(self, file: TableFile, batches: Iterator[Batch], first: int, start: int, stop: int) -> Iterator[ImageItem]:
+    def _group_items(
+        self, file: TableFile, batches: Iterator[_Batch], first: int, start: int, stop: int
+    ) -> Iterator[ImageItem]:
         """Rows ``start`` to ``stop`` of the file, within a row group that begins with row ``first``."""
         done = first
         read_path = self.folder.below(file.name).read
@@ -88,22 +90,22 @@ class Tables(Rows):
             try:
                 batch, names = next(batches)
             except Exception as error:
-                yield from failing_rows(file, max(done, start), stop, error)
+                yield from _failing_rows(file, max(done, start), stop, error)
                 return
             skip = min(max(start - done, 0), len(batch))
             part = batch.slice(skip, stop - done - skip)
             yield from row_items(part, self.columns, names, file.name, done + skip, read_path)
             done += len(batch)
 
-    def _batches(self, handle: BinaryIO, table: pq.ParquetFile, leaf: str, group: int) -> Iterator[Batch]:
+    def _batches(self, handle: BinaryIO, table: pq.ParquetFile, leaf: str, group: int) -> Iterator[_Batch]:
         image, label = self.columns.image, self.columns.label
         names = class_names(table.schema_arrow, label)
-        rows = batch_rows(handle, table.metadata, leaf, group)
+        rows = _batch_rows(handle, table.metadata, leaf, group)
         for batch in table.iter_batches(rows, row_groups=[group], columns=[image] if label is None else [image, label]):
             yield batch, names
 
     def keys(self) -> pa.LargeBinaryArray:
-        parts = [row_keys(file.name, file.length) if file.error is None else whole_file(file) for file in self.files]
+        parts = [row_keys(file.name, file.length) if file.error is None else _whole_file(file) for file in self.files]
         return pa.concat_arrays(parts)
 
     def fingerprint(self) -> str:
@@ -150,7 +152,7 @@ def open_tables(
     if not schemas:
         raise UsageError(f"images {images!r}: {footers[0][0].error}")
     columns = choose_columns(schemas[0], image_column, label_column, images)
-    files = [file if schema is None else fitting(file, schema, columns) for file, schema in footers]
+    files = [file if schema is None else _fitting(file, schema, columns) for file, schema in footers]
     if not sum(file.length for file in files):
         raise UsageError(f"images {images!r}: no rows in it")
     return Tables(folder, files, columns)
@@ -161,8 +163,8 @@ def read_footer(folder: Folder, name: str) -> tuple[TableFile, pa.Schema | None]
     try:
         with folder.open(name) as handle, pq.ParquetFile(handle) as table:
             groups = tuple(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
-            if sum(groups) > MAX_ROWS or min(groups, default=0) < 0:
-                return TableFile(name, error=f"a Parquet file of {sum(groups):,} rows: at most {MAX_ROWS:,} are read"), None
+            if sum(groups) > _MAX_ROWS or min(groups, default=0) < 0:
+                return TableFile(name, error=f"a Parquet file of {sum(groups):,} rows: at most {_MAX_ROWS:,} are read"), None
             return TableFile(name, groups), table.schema_arrow
     except DecodeError as error:
         return TableFile(name, error=str(error)), None
@@ -170,7 +172,7 @@ def read_footer(folder: Folder, name: str) -> tuple[TableFile, pa.Schema | None]
         return TableFile(name, error=f"not a Parquet file, or damaged: {reason_of(error)}"), None
 
 
-def fitting(file: TableFile, schema: pa.Schema, columns: Columns) -> TableFile:
+def _fitting(file: TableFile, schema: pa.Schema, columns: Columns) -> TableFile:
     """The file, or why it cannot stand beside the first one."""
     for column, fits in ((columns.image, is_image), (columns.label, is_label)):
         if column is None:
@@ -185,11 +187,11 @@ def fitting(file: TableFile, schema: pa.Schema, columns: Columns) -> TableFile:
     return replace(file, leaf=f"{columns.image}.bytes" if struct else columns.image)
 
 
-def open_table(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
-    return pq.ParquetFile(handle, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True, **options)
+def _open_table(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(handle, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True, **options)
 
 
-def batch_rows(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
+def _batch_rows(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
     """Rows of a row group read at a time: by the mean size of an image, and the longest one that is stored but once.
 
     Without the second a crafted file, in which many rows name one large image, would fill the memory.
@@ -200,20 +202,20 @@ def batch_rows(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: in
         if chunk.path_in_schema == leaf:
             size = chunk.total_uncompressed_size // max(row_group.num_rows, 1)
             if chunk.has_dictionary_page:
-                size = max(size, longest_in_dictionary(handle, metadata, leaf, group))
-    return min(max(BATCH_BYTES // max(size, 1), 1), BATCH_ROWS)
+                size = max(size, _longest_in_dictionary(handle, metadata, leaf, group))
+    return min(max(_BATCH_BYTES // max(size, 1), 1), _BATCH_ROWS)
 
 
-def longest_in_dictionary(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
+def _longest_in_dictionary(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
     """Bytes of the longest value in the dictionary of a column chunk: one row is read, not decoded."""
-    with open_table(handle, metadata=metadata, read_dictionary=[leaf]) as table:
+    with _open_table(handle, metadata=metadata, read_dictionary=[leaf]) as table:
         batch = next(table.iter_batches(1, row_groups=[group], columns=[leaf]))
     column = batch.column(0)
     values = column.field("bytes") if is_struct(column.type) else column
     return pc.max(pc.binary_length(values.dictionary)).as_py() or 0
 
 
-def failing_rows(file: TableFile, start: int, stop: int, error: Exception) -> Iterator[ImageItem]:
+def _failing_rows(file: TableFile, start: int, stop: int, error: Exception) -> Iterator[ImageItem]:
     if isinstance(error, StopIteration):
         reason = "fewer rows than the file's footer promises"
     else:
@@ -221,5 +223,5 @@ def failing_rows(file: TableFile, start: int, stop: int, error: Exception) -> It
     return (failing(f"{file.name}#{row}", None, reason) for row in range(start, stop))
 
 
-def whole_file(file: TableFile) -> pa.LargeBinaryArray:
+def _whole_file(file: TableFile) -> pa.LargeBinaryArray:
     return pa.array([file.name.encode("utf-8", "surrogateescape")], pa.large_binary())

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.files import EXTENSIONS, Folder, Indexed, escapes, reason_of
-from densefeat.images.stream import ImageItem, printable
+from densefeat.images.stream import ImageItem, printable_key
 
-MAX_LABEL_BYTES = 1000
-MAX_HEADER_BYTES = 2**20  # long names and attributes
-GZIP = b"\x1f\x8b"
+_MAX_LABEL_BYTES = 1000
+_MAX_HEADER_BYTES = 2**20  # long names and attributes
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def open_tars(folder: Folder, shards: list[str], images: str, label_column: str 
     What is wrong with a member, or with the rest of a tar file, is an item that fails. Raises UsageError where no image can be
     read, or there is no label.
     """
-    indexes = [index_tar(folder, shard, label_column).packed() for shard in shards]
+    indexes = [_index_tar(folder, shard, label_column).packed() for shard in shards]
     if not any(len(index.keys) > len(index.failures) for index in indexes):
         reasons = [reason for index in indexes for reason in index.failures.values()]
         what = reasons[0] if reasons else f"no member with an image's extension ({', '.join(EXTENSIONS)})"
@@ -112,12 +112,12 @@ def open_tars(folder: Folder, shards: list[str], images: str, label_column: str 
     )
 
 
-def index_tar(folder: Folder, shard: str, label_column: str | None) -> TarIndex:
+def _index_tar(folder: Folder, shard: str, label_column: str | None) -> TarIndex:
     """Of the members up to where the file is cut off or damaged, which is one more place that fails."""
     index = TarIndex(shard)
     try:
         with folder.open(shard) as file:
-            read_headers(index, file, label_column)
+            _read_headers(index, file, label_column)
     except DecodeError as error:
         index.add(shard, failure=str(error))
     except Exception as error:  # tarfile raises many kinds on damaged headers
@@ -125,33 +125,33 @@ def index_tar(folder: Folder, shard: str, label_column: str | None) -> TarIndex:
     return index
 
 
-def read_headers(index: TarIndex, file: BinaryIO, label_column: str | None) -> None:
+def _read_headers(index: TarIndex, file: BinaryIO, label_column: str | None) -> None:
     """Index all members; DecodeError where the tar file ends before its end."""
     total = file.seek(0, os.SEEK_END)
     file.seek(0)
-    if file.read(2) == GZIP:
+    if file.read(2) == _GZIP:
         raise DecodeError("a compressed tar has no places to read at: gunzip it", "read")
     file.seek(0)
     seen: dict[str, int] = {}
     with tarfile.open(fileobj=cast(BinaryIO, Bounded(file)), mode="r:", tarinfo=Header, encoding="utf-8") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-            if member.size < 0 or end_of(member) > total:
+            if member.size < 0 or _end_of(member) > total:
                 raise DecodeError("the tar file is cut off or damaged in or after its last member", "read")
-            index_member(index, member, seen)
+            _index_member(index, member, seen)
             if member.isreg():
-                index_label(index, member, label_column, file)
+                _index_label(index, member, label_column, file)
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise DecodeError("the tar file is cut off or damaged: it does not end with empty blocks", "read")
 
 
-def end_of(member: tarfile.TarInfo) -> int:
+def _end_of(member: tarfile.TarInfo) -> int:
     stored = member.size if member.isreg() and not member.issparse() else 0
     return member.offset_data + stored
 
 
-def index_member(index: TarIndex, member: tarfile.TarInfo, seen: dict[str, int]) -> None:
+def _index_member(index: TarIndex, member: tarfile.TarInfo, seen: dict[str, int]) -> None:
     """Add an image; what no image can be read from is added as a failure."""
     if member.isdir() or not member.name.lower().endswith(EXTENSIONS):
         return
@@ -164,27 +164,27 @@ def index_member(index: TarIndex, member: tarfile.TarInfo, seen: dict[str, int])
         failure = "not a regular member of the tar file"
     elif key in seen:
         failure = f"repeated: the same as member {seen[key]} of the images in this tar file"
-    elif printable(name) != name:
+    elif printable_key(name) != name:
         failure = "the name is not valid UTF-8"
     seen.setdefault(key, len(index.keys))
-    index.add(key, split_extension(member.name)[0], member.offset_data, member.size, failure)
+    index.add(key, _split_extension(member.name)[0], member.offset_data, member.size, failure)
 
 
-def split_extension(name: str) -> tuple[str, str]:
+def _split_extension(name: str) -> tuple[str, str]:
     """A sample's name and the extension, which begins at the first dot of the last part."""
     head, slash, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
     return head + slash + stem, extension
 
 
-def index_label(index: TarIndex, member: tarfile.TarInfo, label_column: str | None, file: BinaryIO) -> None:
-    sample, extension = split_extension(member.name)
+def _index_label(index: TarIndex, member: tarfile.TarInfo, label_column: str | None, file: BinaryIO) -> None:
+    sample, extension = _split_extension(member.name)
     if len(index.extensions) < 20:
         index.extensions.add(extension)
     if label_column is None or extension != label_column.lstrip("."):
         return
-    if member.size > MAX_LABEL_BYTES:
-        index.not_labels[sample] = f"its label, {printable(member.name)!r}, has more than {MAX_LABEL_BYTES:,} bytes"
+    if member.size > _MAX_LABEL_BYTES:
+        index.not_labels[sample] = f"its label, {printable_key(member.name)!r}, has more than {_MAX_LABEL_BYTES:,} bytes"
         return
     file.seek(member.offset_data)
     index.labels[sample] = file.read(member.size).decode("utf-8", "backslashreplace").strip()
@@ -199,13 +199,13 @@ class Header(tarfile.TarInfo):
             return super().frombuf(buf, encoding, errors)
         if int(buf[148:156].strip(b" \0") or b"0", 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
             return super().frombuf(buf, encoding, errors)
-        prefix, name = text_before_nul(buf[345:500]), text_before_nul(buf[:100])
+        prefix, name = _text_before_nul(buf[345:500]), _text_before_nul(buf[:100])
         header = cls((prefix + b"/" + name if prefix else name).decode(encoding, errors))
         header.size = int(buf[124:136].strip(b" \0") or b"0", 8)
         return header
 
 
-def text_before_nul(field: bytes | bytearray) -> bytes | bytearray:
+def _text_before_nul(field: bytes | bytearray) -> bytes | bytearray:
     return field.partition(b"\0")[0]
 
 
@@ -217,6 +217,6 @@ class Bounded:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_HEADER_BYTES:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
             raise DecodeError(f"a tar header of {size:,} bytes", "read")
         return self._file.read(size)

@@ -19,14 +19,14 @@ from densefeat.images.decode import FORMATS, MAX_PIXELS, ORIENTATION_TAG, check_
 from densefeat.images.slides import ByteCache, NotByRegion, Slide, open_slide
 from densefeat.images.stream import Decoded, ImageItem, Source
 
-SMALLEST_TILE = 32
-NEARLY_WHITE, NEARLY_BLACK = 220, 15  # all channels at least, at most
-CACHE_BYTES = 2**28  # of decoded segments, and as much of images decoded whole
-HEADER_BYTES = 2**26  # of slides' tables of segments
-READERS = 8  # threads that read headers: they wait for the disk more than they work
-READ_AHEAD = 1024  # headers
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF, in either byte order
-WIDTH_TAG, HEIGHT_TAG = 256, 257
+_SMALLEST_TILE = 32
+_NEARLY_WHITE, _NEARLY_BLACK = 220, 15  # all channels at least, at most
+_CACHE_BYTES = 2**28  # of decoded segments, and as much of images decoded whole
+_HEADER_BYTES = 2**26  # of slides' tables of segments
+_READERS = 8  # threads that read headers: they wait for the disk more than they work
+_READ_AHEAD = 1024  # headers
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF, in either byte order
+_WIDTH_TAG, _HEIGHT_TAG = 256, 257
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ class TileItem:
     def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded | None:
         """uint8 ``(3, tile, tile)``, contiguous; None where less than ``min_content`` of it is content."""
         pixels = np.array(self.pictures.region(self, decoder, max_pixels).transpose(2, 0, 1), order="C")
-        if self.min_content and content(pixels) < self.min_content:
+        if self.min_content and _content(pixels) < self.min_content:
             return None
         return Decoded(torch.from_numpy(pixels), self.size.width, self.size.height, self.x, self.y)
 
 
-def content(pixels: np.ndarray) -> float:
+def _content(pixels: np.ndarray) -> float:
     """The share of pixels ``(3, h, w)`` that are neither nearly white nor nearly black."""
-    full = (pixels.min(axis=0) < NEARLY_WHITE) & (pixels.max(axis=0) > NEARLY_BLACK)
+    full = (pixels.min(axis=0) < _NEARLY_WHITE) & (pixels.max(axis=0) > _NEARLY_BLACK)
     return np.count_nonzero(full) / full.size
 
 
@@ -116,9 +116,9 @@ class Pictures:
     """What is open or decoded at the moment, for all threads; pickled empty."""
 
     def __init__(self) -> None:
-        self.slides: ByteCache[Slide] = ByteCache(HEADER_BYTES)
-        self.segments: ByteCache[np.ndarray] = ByteCache(CACHE_BYTES)
-        self.images: ByteCache[np.ndarray] = ByteCache(CACHE_BYTES)
+        self.slides: ByteCache[Slide] = ByteCache(_HEADER_BYTES)
+        self.segments: ByteCache[np.ndarray] = ByteCache(_CACHE_BYTES)
+        self.images: ByteCache[np.ndarray] = ByteCache(_CACHE_BYTES)
 
     def region(self, item: TileItem, decoder: str, max_pixels: int) -> np.ndarray:
         """uint8 RGB ``(tile, tile, 3)``."""
@@ -126,19 +126,19 @@ class Pictures:
         if item.size.by_region:
             opener = cast(Callable[[], BinaryIO], item.image.open)
             slide = self.slides.get(item.position, partial(open_slide, opener, item.position, max_pixels))
-            check_unchanged(item.size, slide.width, slide.height)
+            _check_unchanged(item.size, slide.width, slide.height)
             return slide.region(x, y, tile, tile, self.segments)
-        whole = self.images.get((item.position, decoder), partial(decode_whole, item.image, decoder, max_pixels))
-        check_unchanged(item.size, whole.shape[1], whole.shape[0])
+        whole = self.images.get((item.position, decoder), partial(_decode_whole, item.image, decoder, max_pixels))
+        _check_unchanged(item.size, whole.shape[1], whole.shape[0])
         return whole[y : y + tile, x : x + tile]
 
 
-def check_unchanged(size: Size, width: int, height: int) -> None:
+def _check_unchanged(size: Size, width: int, height: int) -> None:
     if (width, height) != (size.width, size.height):
         raise DecodeError(f"{width}×{height} pixels, but {size.width}×{size.height} when tiles were counted")
 
 
-def decode_whole(image: ImageItem, decoder: str, max_pixels: int) -> np.ndarray:
+def _decode_whole(image: ImageItem, decoder: str, max_pixels: int) -> np.ndarray:
     """uint8 RGB ``(H, W, 3)``."""
     pixels = image.decode(decoder, max_pixels).pixels
     return np.asarray(pixels) if isinstance(pixels, Image.Image) else pixels.permute(1, 2, 0).numpy()
@@ -163,7 +163,7 @@ class TiledSource:
     def __init__(
         self, source: Source, tile: int, stride: int | None = None, min_content: float = 0.0, max_pixels: int = MAX_PIXELS
     ) -> None:
-        check_arguments(tile, stride, min_content)
+        _check_arguments(tile, stride, min_content)
         if source.length is None:
             raise UsageError("tiles need an input whose length is known beforehand: a folder, list or table, not a stream")
         self.source = source
@@ -173,7 +173,7 @@ class TiledSource:
         self.failures: dict[int, DecodeError] = {}
         self.sizes = np.zeros((source.length, 2), np.int64)  # width, height; 0 for a failure
         self.by_region = np.zeros(source.length, bool)
-        for position, size in enumerate(measure_all(source, tile, max_pixels)):
+        for position, size in enumerate(_measure_all(source, tile, max_pixels)):
             if isinstance(size, DecodeError):
                 self.failures[position] = size
             else:
@@ -216,26 +216,26 @@ class TiledSource:
         return digest.hexdigest()
 
 
-def check_arguments(tile: int, stride: int | None, min_content: float) -> None:
-    if tile < SMALLEST_TILE:
-        raise UsageError(f"tile {tile}: at least {SMALLEST_TILE} pixels")
+def _check_arguments(tile: int, stride: int | None, min_content: float) -> None:
+    if tile < _SMALLEST_TILE:
+        raise UsageError(f"tile {tile}: at least {_SMALLEST_TILE} pixels")
     if stride is not None and stride < 1:
         raise UsageError(f"stride {stride}: at least 1 pixel")
     if not 0 <= min_content <= 1:
         raise UsageError(f"min content {min_content}: a share between 0 and 1")
 
 
-def measure_all(source: Source, tile: int, max_pixels: int) -> Iterator[Size | DecodeError]:
+def _measure_all(source: Source, tile: int, max_pixels: int) -> Iterator[Size | DecodeError]:
     """Of each image in order: its size, or why no tile can be cut from it."""
     images = source.items(0, source.length or 0)
-    with ThreadPoolExecutor(READERS) as pool:
-        while some := list(islice(images, READ_AHEAD)):
-            yield from pool.map(lambda image: measure(cast(ImageItem, image), tile, max_pixels), some)
+    with ThreadPoolExecutor(_READERS) as pool:
+        while some := list(islice(images, _READ_AHEAD)):
+            yield from pool.map(lambda image: _measure(cast(ImageItem, image), tile, max_pixels), some)
 
 
-def measure(image: ImageItem, tile: int, max_pixels: int) -> Size | DecodeError:
+def _measure(image: ImageItem, tile: int, max_pixels: int) -> Size | DecodeError:
     try:
-        size = size_of(image, max_pixels)
+        size = _size_of(image, max_pixels)
         if min(size.width, size.height) < tile:
             return DecodeError(f"{size.width}×{size.height} pixels: smaller than a tile of {tile}")
         return size
@@ -245,10 +245,10 @@ def measure(image: ImageItem, tile: int, max_pixels: int) -> Size | DecodeError:
         return DecodeError(f"{type(error).__name__}: {error}", "read")
 
 
-def size_of(image: ImageItem, max_pixels: int) -> Size:
+def _size_of(image: ImageItem, max_pixels: int) -> Size:
     with io.BytesIO(image.read()) if image.open is None else image.open() as file:
-        if file.read(4) not in TIFF:
-            return whole_size(file, max_pixels)
+        if file.read(4) not in _TIFF:
+            return _whole_size(file, max_pixels)
         try:
             if image.open is None or image.path() is None:  # elsewhere each segment would cost megabytes of reading ahead
                 raise NotByRegion("only TIFFs in files on this machine are read by region")
@@ -256,12 +256,12 @@ def size_of(image: ImageItem, max_pixels: int) -> Size:
             return Size(slide.width, slide.height, by_region=True)
         except NotByRegion as reason:
             try:
-                return whole_size(file, max_pixels)
+                return _whole_size(file, max_pixels)
             except DecodeError as error:
                 raise DecodeError(f"{error} ({reason})", error.stage) from error
 
 
-def whole_size(file: BinaryIO, max_pixels: int) -> Size:
+def _whole_size(file: BinaryIO, max_pixels: int) -> Size:
     """From the header of an image that is to be decoded whole; DecodeError where it is too large for that."""
     with readable():
         file.seek(0)
@@ -272,24 +272,24 @@ def whole_size(file: BinaryIO, max_pixels: int) -> Size:
             opener, accepts = Image.OPEN[name]
             if accepts is not None and accepts(head) is True:
                 file.seek(0)
-                return upright_size(opener(file, ""), file, max_pixels)
+                return _upright_size(opener(file, ""), file, max_pixels)
     raise DecodeError("not an image that Pillow can read")
 
 
-def upright_size(image: Image.Image, file: BinaryIO, max_pixels: int) -> Size:
+def _upright_size(image: Image.Image, file: BinaryIO, max_pixels: int) -> Size:
     width, height = image.size
     check_size(width, height, max_pixels)
     if image.format == "TIFF":  # Pillow's size may be the upright one
         tags = image.tag_v2  # type: ignore[attr-defined]
-        width, height = tags[WIDTH_TAG], tags[HEIGHT_TAG]
-    if image.format == "PNG" and not png_metadata_follows(file):  # Pillow would decode it to see whether there is any
+        width, height = tags[_WIDTH_TAG], tags[_HEIGHT_TAG]
+    if image.format == "PNG" and not _png_metadata_follows(file):  # Pillow would decode it to see whether there is any
         turn = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
     else:
         turn = orientation(image)
     return Size(*((height, width) if turn in (5, 6, 7, 8) else (width, height)), by_region=False)
 
 
-def png_metadata_follows(file: BinaryIO) -> bool:
+def _png_metadata_follows(file: BinaryIO) -> bool:
     """Whether a PNG has EXIF or text after its pixels."""
     file.seek(8)
     pixels = False

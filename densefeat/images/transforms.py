@@ -12,7 +12,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from densefeat.errors import UsageError
 
-NATIVE_RESIZES = ("bilinear", "bicubic")  # of uint8 tensors as they are, without a detour over floats
+_NATIVE_RESIZES = ("bilinear", "bicubic")  # of uint8 tensors as they are, without a detour over floats
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Preprocessing:
             crop_mode=self.crop_mode,
             normalize=False,
         )
-        if self.crop_mode == "border" or self.interpolation not in NATIVE_RESIZES:
+        if self.crop_mode == "border" or self.interpolation not in _NATIVE_RESIZES:
             return Geometry(steps, None)
         tensor_steps = [v2.Resize(s.size, s.interpolation) if isinstance(s, Resize) else s for s in steps.transforms]
         return Geometry(steps, Compose(tensor_steps))

@@ -1,1 +1,5 @@
-"""The networks."""
+"""The networks, as their papers define them, and their weights."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,7 +10,7 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 
-def imagenet_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.Module]:
+def _imagenet_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.Module]:
     """7×7 convolution of stride 2, BN, ReLU, 3×3 max pool of stride 2."""
     return OrderedDict(
         conv0=nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False, **dd),
@@ -19,12 +19,12 @@ def imagenet_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.M
     )
 
 
-def cifar_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.Module]:
+def _cifar_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.Module]:
     """One 3×3 convolution at full resolution."""
     return OrderedDict(conv0=nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd))
 
 
-STEMS = {"imagenet": imagenet_stem, "cifar": cifar_stem}
+STEMS = {"imagenet": _imagenet_stem, "cifar": _cifar_stem}
 
 
 def he_init(module: nn.Module) -> None:

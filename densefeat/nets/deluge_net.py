@@ -53,25 +53,25 @@ class CrossLayerDepthwise(nn.Module):
 
     def folded_sum(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         """All norms as one weighted sum: ``Σ_i a_i[c] · h_i[c] + b[c]``."""
-        outer = scale(self.norm.weight, self.norm.running_var, self.norm.eps)
+        outer = _scale(self.norm.weight, self.norm.running_var, self.norm.eps)
         bias = -widened(self.norm.running_mean)
         weights: list[torch.Tensor] = []
         for norm in self.norms:
-            inner = scale(norm.weight, norm.running_var, norm.eps)
+            inner = _scale(norm.weight, norm.running_var, norm.eps)
             bias = bias + widened(norm.bias) - widened(norm.running_mean) * inner
-            weights.append(per_channel(inner * outer, outputs[0]))
-        total = per_channel(bias * outer + widened(self.norm.bias), outputs[0])
+            weights.append(_per_channel(inner * outer, outputs[0]))
+        total = _per_channel(bias * outer + widened(self.norm.bias), outputs[0])
         for i, weight in enumerate(weights):
             total = torch.addcmul(total, outputs[i], weight)
         return total
 
 
-def scale(weight: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
+def _scale(weight: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
     """The factor that an eval-mode norm multiplies by, per channel."""
     return widened(weight) * torch.rsqrt(widened(variance) + eps)
 
 
-def per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.to(like.dtype).view(1, -1, 1, 1)
 
 
@@ -163,7 +163,7 @@ class DelugeNet(StagedNet):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        check_structure(block_widths, block_config, stem_type)
+        _check_structure(block_widths, block_config, stem_type)
         dd = {"device": device, "dtype": dtype}
         channels = block_widths[0]
         imagenet = stem_type == "imagenet"
@@ -178,7 +178,7 @@ class DelugeNet(StagedNet):
             elif imagenet:
                 opener = nn.Conv2d(channels, 2 * width, 1, bias=False, **dd)
             else:
-                opener = first_composite_layer(channels, width, **dd)
+                opener = _first_composite_layer(channels, width, **dd)
                 num_layers -= 1
             stages[f"block{i}"] = DelugeBlock(opener, num_layers, width, **dd)
             raw.append(f"features.block{i}.layers.{num_layers - 1}")
@@ -213,13 +213,13 @@ class DelugeNet(StagedNet):
                 module.memory_efficient = enable
 
 
-def first_composite_layer(in_channels: int, width: int, **dd: Any) -> nn.Sequential:
+def _first_composite_layer(in_channels: int, width: int, **dd: Any) -> nn.Sequential:
     """The CIFAR networks' first composite layer, which reads the stem alone: BN, then the bottleneck."""
     norm = nn.BatchNorm2d(in_channels, **dd)
     return nn.Sequential(OrderedDict(norm=norm, bottleneck=Bottleneck(in_channels, width, **dd)))
 
 
-def check_structure(block_widths: Sequence[int], block_config: Sequence[int], stem_type: str) -> None:
+def _check_structure(block_widths: Sequence[int], block_config: Sequence[int], stem_type: str) -> None:
     """Refuse what is no DelugeNet, with the value."""
     if not block_config or len(block_widths) != len(block_config) or min(block_widths) < 1:
         raise ValueError(

@@ -137,7 +137,7 @@ class DenseNet(StagedNet):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        check_structure(growth_rate, block_config, bn_size, compression, stem_type)
+        _check_structure(growth_rate, block_config, bn_size, compression, stem_type)
         dd = {"device": device, "dtype": dtype}
         if num_init_features is None:
             is_bc = bottleneck and compression < 1
@@ -191,7 +191,7 @@ class DenseNet(StagedNet):
                 module.memory_efficient = enable
 
 
-def check_structure(growth_rate: int, block_config: Sequence[int], bn_size: int, compression: float, stem_type: str) -> None:
+def _check_structure(growth_rate: int, block_config: Sequence[int], bn_size: int, compression: float, stem_type: str) -> None:
     """Refuse what is no DenseNet, with the value."""
     if growth_rate < 1 or bn_size < 1:
         raise ValueError(f"growth_rate={growth_rate}, bn_size={bn_size}: both must be at least 1")

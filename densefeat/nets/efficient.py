@@ -31,7 +31,7 @@ def norm_relu_conv(
     Args:
         features: Tensors ``(N, C_i, H, W)``; their channels together are the norm's.
         act: The ReLU module after ``norm``; None where ``norm`` has it within.
-        statistics: Of the first of ``features``, what :func:`batch_statistics` gave; the others' are appended where they are
+        statistics: Of the first of ``features``, what :func:`_batch_statistics` gave; the others' are appended where they are
             needed. A block's layers share one such list.
 
     Raises:
@@ -43,15 +43,15 @@ def norm_relu_conv(
     assert isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)  # noqa: PT018  (for mypy)
     of_batch = norm.training or norm.running_mean is None
     if of_batch:
-        variance, mean = collected(features, [] if statistics is None else statistics).unbind()
+        variance, mean = _collected(features, [] if statistics is None else statistics).unbind()
         if norm.training:
-            update_running_statistics(norm, variance, mean, count(features[0]))
+            _update_running_statistics(norm, variance, mean, _count(features[0]))
     else:
         assert norm.running_mean is not None and norm.running_var is not None  # noqa: PT018
         variance, mean = widened(norm.running_var), widened(norm.running_mean)
     weight, bias = (None if p is None else p.to(mean.dtype) for p in (norm.weight, norm.bias))
     arguments = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    return _NormReluConv.apply(norm.eps, of_batch, arguments, variance, mean, weight, bias, autocast(conv.weight), *features)
+    return _NormReluConv.apply(norm.eps, of_batch, arguments, variance, mean, weight, bias, _autocast(conv.weight), *features)
 
 
 class _NormReluConv(torch.autograd.Function):
@@ -72,7 +72,7 @@ class _NormReluConv(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(variance, mean, weight, bias, kernel, *features)
         ctx.eps, ctx.of_batch, ctx.arguments = eps, of_batch, arguments
-        x = norm_relu(concatenated(features), variance, mean, weight, bias, eps)
+        x = _norm_relu(_concatenated(features), variance, mean, weight, bias, eps)
         return F.conv2d(x.to(kernel.dtype), kernel, None, *arguments)
 
     @staticmethod
@@ -85,8 +85,8 @@ class _NormReluConv(torch.autograd.Function):
         grad_weight = grad_bias = None
         grad_features: tuple[torch.Tensor | None, ...] = (None,) * len(features)
 
-        x = concatenated(features)
-        activated = norm_relu(x, variance, mean, weight, bias, ctx.eps)
+        x = _concatenated(features)
+        activated = _norm_relu(x, variance, mean, weight, bias, ctx.eps)
         grad, grad_kernel, _ = torch.ops.aten.convolution_backward(
             grad, activated.to(kernel.dtype), kernel, None, stride, padding, dilation, False, (0, 0), groups,
             (of_features or of_weight or of_bias, of_kernel, False),
@@ -103,12 +103,12 @@ class _NormReluConv(torch.autograd.Function):
         return None, None, None, None, None, grad_weight, grad_bias, grad_kernel, *grad_features
 
 
-def concatenated(features: tuple[torch.Tensor, ...] | list[torch.Tensor]) -> torch.Tensor:
+def _concatenated(features: tuple[torch.Tensor, ...] | list[torch.Tensor]) -> torch.Tensor:
     """``torch.cat``, but no copy of a single one."""
     return features[0] if len(features) == 1 else torch.cat(features, 1)
 
 
-def norm_relu(
+def _norm_relu(
     x: torch.Tensor,
     variance: torch.Tensor,
     mean: torch.Tensor,
@@ -120,15 +120,15 @@ def norm_relu(
     return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps).relu_()
 
 
-def collected(features: list[torch.Tensor], statistics: list[torch.Tensor]) -> torch.Tensor:
+def _collected(features: list[torch.Tensor], statistics: list[torch.Tensor]) -> torch.Tensor:
     """The features' batch statistics side by side, ``(2, C)``; ``statistics`` gets those that it lacks."""
-    statistics.extend(batch_statistics(feature) for feature in features[len(statistics) :])
+    statistics.extend(_batch_statistics(feature) for feature in features[len(statistics) :])
     return torch.cat(statistics, 1)
 
 
-def batch_statistics(feature: torch.Tensor) -> torch.Tensor:
+def _batch_statistics(feature: torch.Tensor) -> torch.Tensor:
     """``(N, C, H, W)`` to each channel's variance (biased) and mean, ``(2, C)``, as constants."""
-    if count(feature) == 1:
+    if _count(feature) == 1:
         raise ValueError(f"input of shape {tuple(feature.shape)}: BatchNorm in training needs more than 1 value per channel")
     x = widened(feature.detach())
     if x.is_cuda:
@@ -138,7 +138,7 @@ def batch_statistics(feature: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def update_running_statistics(norm: nn.BatchNorm2d, variance: torch.Tensor, mean: torch.Tensor, values: int) -> None:
+def _update_running_statistics(norm: nn.BatchNorm2d, variance: torch.Tensor, mean: torch.Tensor, values: int) -> None:
     """What a call of ``norm`` in training mode does to its buffers; ``values``: how many a channel has."""
     if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return
@@ -169,7 +169,7 @@ def has_hooks(*modules: nn.Module) -> bool:
     )
 
 
-def autocast(kernel: torch.Tensor) -> torch.Tensor:
+def _autocast(kernel: torch.Tensor) -> torch.Tensor:
     """``kernel`` as autocast, where it is enabled, hands it to a convolution."""
     device = kernel.device.type
     if kernel.is_meta or kernel.dtype == torch.float64 or not torch.is_autocast_enabled(device):
@@ -182,6 +182,6 @@ def widened(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def count(feature: torch.Tensor) -> int:
+def _count(feature: torch.Tensor) -> int:
     """Values per channel."""
     return feature.numel() // feature.shape[1]

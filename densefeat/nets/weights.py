@@ -21,11 +21,11 @@ from densefeat.errors import WeightsError
 _logger = logging.getLogger(__name__)
 
 # Where training programs put a model inside a checkpoint; averaged weights first, as timm does.
-CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
-EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
-ZIP_MAGIC = b"PK\x03\x04"
-PREFIXES = ("module.", "_orig_mod.", "model.", *EMA_PREFIXES)
-OLD_TORCHVISION_KEY = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
+_EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
+_ZIP_MAGIC = b"PK\x03\x04"
+_PREFIXES = ("module.", "_orig_mod.", "model.", *_EMA_PREFIXES)
+_OLD_TORCHVISION_KEY = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
         WeightsError: The file cannot be read, holds code, or does not fit; says what, with counts and the first keys.
     """
     path = Path(path)
-    state_dict = canonical_keys(read_checkpoint(path))
-    state_dict, dropped = without_other_classifier(state_dict, model)
+    state_dict = _canonical_keys(_read_checkpoint(path))
+    state_dict, dropped = _without_other_classifier(state_dict, model)
     check_fit(state_dict, model, path)
     model.load_state_dict(state_dict, strict=False)  # checked above; only num_batches_tracked may be missing
     return LoadedWeights(path, file_sha256(path), dropped)
@@ -57,7 +57,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadedWeights:
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
     """timm's hook between file and model: the same key names and rule for the classifier as :func:`load_weights`."""
-    kept, dropped = without_other_classifier(canonical_keys(state_dict), model)
+    kept, dropped = _without_other_classifier(_canonical_keys(state_dict), model)
     if dropped:
         _logger.warning("%s: for another number of classes, the model keeps its own", ", ".join(dropped))
         own = model.state_dict()
@@ -65,17 +65,17 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     return kept
 
 
-def read_checkpoint(path: Path) -> Mapping[str, Any]:
+def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     """The tensors and containers in a file, whatever its name's ending; raises WeightsError."""
     if not path.is_file():
         raise WeightsError(f"weights {path}: no such file")
     try:
         with open(path, "rb") as file:
             start = file.read(9)
-        if start[8:] == b"{" and not start.startswith(ZIP_MAGIC):
+        if start[8:] == b"{" and not start.startswith(_ZIP_MAGIC):
             return safetensors.torch.load_file(path)
-        if start.startswith(ZIP_MAGIC):
-            check_archive_size(path)
+        if start.startswith(_ZIP_MAGIC):
+            _check_archive_size(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on unusual pickles: they load, or are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -97,7 +97,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def check_archive_size(path: Path) -> None:
+def _check_archive_size(path: Path) -> None:
     """torch.save never compresses: an archive that unpacks to more than its own size is not its work."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -107,9 +107,9 @@ def check_archive_size(path: Path) -> None:
         )
 
 
-def canonical_keys(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _canonical_keys(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The model's tensors out of a checkpoint, under the key names of today's torchvision and timm."""
-    for container in CONTAINERS:
+    for container in _CONTAINERS:
         inner = content.get(container)
         if isinstance(inner, Mapping) and any(isinstance(value, torch.Tensor) for value in inner.values()):
             content = inner
@@ -119,24 +119,24 @@ def canonical_keys(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         for key, value in content.items()
         if isinstance(key, str) and isinstance(value, torch.Tensor) and key != "n_averaged"
     }
-    averaged = {key: value for key, value in tensors.items() if key.startswith(EMA_PREFIXES)}
+    averaged = {key: value for key, value in tensors.items() if key.startswith(_EMA_PREFIXES)}
     return {_canonical_key(key): value for key, value in (averaged or tensors).items()}
 
 
 def _canonical_key(key: str) -> str:
-    while key.startswith(PREFIXES):
+    while key.startswith(_PREFIXES):
         key = key.split(".", 1)[1]
-    return OLD_TORCHVISION_KEY.sub(r"\1\2", key)
+    return _OLD_TORCHVISION_KEY.sub(r"\1\2", key)
 
 
-def without_other_classifier(
+def _without_other_classifier(
     state_dict: dict[str, torch.Tensor], model: nn.Module
 ) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """The state dict less a classifier whose number of classes is not the model's, and the keys left out."""
     own = model.state_dict()
 
     def of_other_classes(key: str, value: torch.Tensor) -> bool:
-        if not key.startswith(classifier_prefixes(model)):
+        if not key.startswith(_classifier_prefixes(model)):
             return False
         return key not in own or (own[key].shape != value.shape and own[key].shape[1:] == value.shape[1:])
 
@@ -144,7 +144,7 @@ def without_other_classifier(
     return {key: value for key, value in state_dict.items() if key not in dropped}, dropped
 
 
-def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
     """What the classifier's keys begin with: ``pretrained_cfg`` names it in timm's models."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or "classifier"
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
@@ -154,7 +154,7 @@ def check_fit(state_dict: dict[str, torch.Tensor], model: nn.Module, path: Path)
     """Raise WeightsError unless every key and shape is the model's (a dropped classifier and num_batches_tracked apart)."""
     own = model.state_dict()
     optional = {key for key in own if key.endswith("num_batches_tracked")}
-    head = classifier_prefixes(model)
+    head = _classifier_prefixes(model)
     if not any(key.startswith(head) for key in state_dict):
         optional |= {key for key in own if key.startswith(head)}
     missing = [key for key in own if key not in state_dict and key not in optional]
@@ -164,7 +164,7 @@ def check_fit(state_dict: dict[str, torch.Tensor], model: nn.Module, path: Path)
         for key, value in state_dict.items()
         if key in own and value.shape != own[key].shape
     ]
-    unusable = [key for key, value in state_dict.items() if key in own and not usable(value, own[key])]
+    unusable = [key for key, value in state_dict.items() if key in own and not _usable(value, own[key])]
     problems = [
         f"{len(keys)} {what} (first: {', '.join(keys[:3])})"
         for what, keys in (
@@ -182,7 +182,7 @@ def check_fit(state_dict: dict[str, torch.Tensor], model: nn.Module, path: Path)
         )
 
 
-def usable(value: torch.Tensor, own: torch.Tensor) -> bool:
+def _usable(value: torch.Tensor, own: torch.Tensor) -> bool:
     """Whether a tensor's numbers can be copied as they are: dense, present, not quantised, floating where the model's are."""
     plain = value.layout == torch.strided and not value.is_quantized and value.device.type != "meta"
     return plain and value.is_floating_point() == own.is_floating_point()

@@ -1,1 +1,5 @@
-"""Pictures and pages: what a network reuses, where a store's images lie, what a model is."""
+"""What a network reuses, what its connections are worth, and what it is."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,21 +13,28 @@ from timm.models import split_model_name_tag
 from torch import nn
 
 from densefeat.errors import DensefeatError, UsageError
-from densefeat.heads.network import HeadedNet
-from densefeat.images.transforms import Preprocessing
-from densefeat.nets.create import known_config, source_of, weights_file
-from densefeat.nets.runs import RunConfig, make_network, names_folder, read_run
-from densefeat.nets.weights import file_sha256
+from densefeat.evaluation import class_names, load_network
+from densefeat.images import Preprocessing
+from densefeat.loading import (
+    HeadedNet,
+    RunConfig,
+    describe_source,
+    find_config,
+    make_network,
+    names_folder,
+    read_run,
+    weights_file,
+)
+from densefeat.nets import file_sha256
 from densefeat.report.published import Point, stem_of
 from densefeat.report.reuse import load_plain
 from densefeat.report.stages import Stage, stages_of, total
-from densefeat.training.evaluate import class_names, load_network
-from densefeat.training.run_folder import RECIPE, RESULTS
+from densefeat.training import RECIPE, RESULTS
 
-CARD_ROW = re.compile(r"\| ([\w ]+) \| (.+) \|")
-CARD_TOP1 = re.compile(r"([\d.]+) % top-1")
-NOT_HERE = "not on this machine"
-SHOWN_CLASSES = 5
+_CARD_ROW = re.compile(r"\| ([\w ]+) \| (.+) \|")
+_CARD_TOP1 = re.compile(r"([\d.]+) % top-1")
+_NOT_HERE = "not on this machine"
+_SHOWN_CLASSES = 5
 
 
 @dataclass(frozen=True)
@@ -56,81 +63,81 @@ def read_card(model: str, weights: str | Path | None = None) -> Card:
         UsageError: Unknown model, or none whose structure is known.
         WeightsError: ``weights``, or those of a run, that do not fit.
     """
-    return card_of_run(model, weights) if names_folder(model) else card_of_name(model, weights)
+    return _card_of_run(model, weights) if names_folder(model) else _card_of_name(model, weights)
 
 
-def card_of_name(model: str, weights: str | Path | None) -> Card:
-    config = known_config(model)
+def _card_of_name(model: str, weights: str | Path | None) -> Card:
+    config = find_config(model)
     network = timm.create_model(model) if weights is None else load_plain(model, weights)
-    size, stages = sized(network)
+    size, stages = _sized(network)
     file = Path(weights) if weights is not None else weights_file(config) if config.has_weights else None
-    source = "none" if not config.has_weights and file is None else str(weights) if weights else source_of(config)
+    source = "none" if not config.has_weights and file is None else str(weights) if weights else describe_source(config)
     facts = [
         ("model", ".".join(filter(None, (config.architecture, config.tag))) if weights is None else model),
         ("weights", source),
-        ("SHA-256 of their file", file_sha256(file) if file else NOT_HERE if config.has_weights else "none"),
+        ("SHA-256 of their file", file_sha256(file) if file else _NOT_HERE if config.has_weights else "none"),
         ("licence", (config.license or "not told") if weights is None else "not told"),
-        ("classes", classes_told(network.num_classes, class_names(network, file) if file else None)),  # type: ignore[arg-type]
-        ("input", input_told(network)),
+        ("classes", _classes_told(network.num_classes, class_names(network, file) if file else None)),  # type: ignore[arg-type]
+        ("input", _input_told(network)),
     ]
-    beside = card_file(file)
-    own = card_rows(beside)
+    beside = _card_file(file)
+    own = _card_rows(beside)
     facts += [(f"its card: {name}", value) for name, value in own.items()]
     architecture = split_model_name_tag(model)[0]
-    return Card(model, architecture, size, stages, facts, [], card_points(architecture, own, stages))
+    return Card(model, architecture, size, stages, facts, [], _card_points(architecture, own, stages))
 
 
-def card_of_run(folder: str, weights: str | Path | None) -> Card:
+def _card_of_run(folder: str, weights: str | Path | None) -> Card:
     run, (network, _) = read_run(folder), load_network(folder, weights)
-    size, stages = sized(network)
+    size, stages = _sized(network)
     file = run.weights if weights is None else Path(weights)
     facts = [
         ("model", f"{run.architecture}, head: {run.head}"),
         ("weights", str(file)),
         ("SHA-256 of their file", file_sha256(file)),
         ("licence", str(run.pretrained_cfg.get("license") or "not told")),
-        ("classes", classes_told(run.num_classes, run.classes)),
-        ("input", input_told(network)),
+        ("classes", _classes_told(run.num_classes, run.classes)),
+        ("input", _input_told(network)),
     ]
-    recipe = read_yaml(run.path / RECIPE)
-    told = [(name, shown(value)) for name, value in recipe.items() if value is not None]
-    points = run_points(run, stages) if weights is None else []
+    recipe = _read_yaml(run.path / RECIPE)
+    told = [(name, _shown(value)) for name, value in recipe.items() if value is not None]
+    points = _run_points(run, stages) if weights is None else []
     return Card(folder, run.architecture, size, stages, facts, told, points)
 
 
-def sized(network: nn.Module) -> tuple[int, list[Stage]]:
+def _sized(network: nn.Module) -> tuple[int, list[Stage]]:
     size = Preprocessing.of(network).size
     return size, stages_of(network, size)
 
 
-def classes_told(count: int, names: list[str] | None) -> str:
+def _classes_told(count: int, names: list[str] | None) -> str:
     if not names:
         return f"{count:,}"
-    more = ", …" if len(names) > SHOWN_CLASSES else ""
-    return f"{count:,}: {', '.join(names[:SHOWN_CLASSES])}{more}"
+    more = ", …" if len(names) > _SHOWN_CLASSES else ""
+    return f"{count:,}: {', '.join(names[:_SHOWN_CLASSES])}{more}"
 
 
-def input_told(network: nn.Module) -> str:
+def _input_told(network: nn.Module) -> str:
     own = Preprocessing.of(network)
     means, deviations = (", ".join(f"{value:g}" for value in values) for values in (own.mean, own.std))
     return f"3×{own.size}×{own.size}, {own.interpolation}, crop {own.crop_pct:g}, mean {means}, std {deviations}"
 
 
-def card_file(weights: Path | None) -> Path | None:
+def _card_file(weights: Path | None) -> Path | None:
     """The card that lies beside bundled weights."""
     beside = weights.with_suffix(".md") if weights is not None else None
     return beside if beside is not None and beside.is_file() else None
 
 
-def card_rows(file: Path | None) -> dict[str, str]:
+def _card_rows(file: Path | None) -> dict[str, str]:
     """The table of two columns in a card of ours."""
     if file is None:
         return {}
-    return dict(CARD_ROW.findall(file.read_text(encoding="utf-8", errors="replace")))
+    return dict(_CARD_ROW.findall(file.read_text(encoding="utf-8", errors="replace")))
 
 
-def card_points(architecture: str, rows: dict[str, str], stages: list[Stage]) -> list[Point]:
-    found = CARD_TOP1.search(rows.get("accuracy", ""))
+def _card_points(architecture: str, rows: dict[str, str], stages: list[Stage]) -> list[Point]:
+    found = _CARD_TOP1.search(rows.get("accuracy", ""))
     if found is None:
         return []
     data = rows.get("data", "its own data").split(":")[0]
@@ -138,19 +145,19 @@ def card_points(architecture: str, rows: dict[str, str], stages: list[Stage]) ->
     return [Point(architecture, data, float(found.group(1)), cost.parameters, cost.macs, False, "its card")]
 
 
-def run_points(run: RunConfig, stages: list[Stage]) -> list[Point]:
+def _run_points(run: RunConfig, stages: list[Stage]) -> list[Point]:
     """The top-1 that a run ended with: on its test images; if it has none on those that its weights were chosen by, as told."""
-    results = read_json(run.path / RESULTS)
+    results = _read_json(run.path / RESULTS)
     where, name = ("test" if results.get("test") else "val"), run.path.resolve().name
     top1 = (results.get(where) or {}).get("top1")
     if not isinstance(top1, int | float):
         return []
-    data, cost = data_name(read_yaml(run.path / RECIPE)), total(stages)
+    data, cost = _data_name(_read_yaml(run.path / RECIPE)), total(stages)
     told = name if where == "test" else f"{name}, validation"
     return [Point(run.architecture, data, float(top1), cost.parameters, cost.macs, False, told)]
 
 
-def sketch_of(run: RunConfig) -> nn.Module:
+def _sketch_of(run: RunConfig) -> nn.Module:
     """The network of a run without its weights, on the meta device: its structure, head and all."""
     with torch.device("meta"):
         if run.head == "linear":
@@ -158,7 +165,7 @@ def sketch_of(run: RunConfig) -> nn.Module:
         return HeadedNet(make_network(run, 0), run.head, run.head_width, run.num_classes)
 
 
-def data_name(recipe: dict[str, Any]) -> str:
+def _data_name(recipe: dict[str, Any]) -> str:
     """As the papers call it, where it is theirs; else the name of what was trained on.
 
     "+" is their shift and mirror augmentation; another one is named: figures with it do not compare.
@@ -185,17 +192,17 @@ def points_of_runs(folder: Path) -> list[Point]:
         if (path / RESULTS).is_file():
             try:
                 run = read_run(path)
-                points += run_points(run, sized(sketch_of(run))[1])
+                points += _run_points(run, _sized(_sketch_of(run))[1])
             except DensefeatError:  # another network's, or unfinished: the others count
                 continue
     return points
 
 
-def shown(value: Any) -> str:
+def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     """Empty where there is none that can be read."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -204,7 +211,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """Empty where there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

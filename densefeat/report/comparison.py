@@ -9,9 +9,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from densefeat.report.published import Point
 
-PAPERS, MEASURED = "#0072b2", "#d55e00"
-ROW_HEIGHT = 3.6  # inches
-SIDES = (  # of a point, where its name may stand
+_PAPERS, _MEASURED = "#0072b2", "#d55e00"
+_ROW_HEIGHT = 3.6  # inches
+_SIDES = (  # of a point, where its name may stand
     (0, 1, "center", "bottom"), (0, -1, "center", "top"), (-1, 0, "right", "center"), (1, 0, "left", "center"),
     (-1, 1, "right", "bottom"), (1, -1, "left", "top"), (-1, -1, "right", "top"), (1, 1, "left", "bottom"),
 )  # fmt: skip
@@ -23,20 +23,20 @@ def draw_comparison(points: Sequence[Point]) -> Figure:
     Hollow: a paper's figure, which nobody measured here; filled: measured. Other data are other rows: they do not compare.
     """
     data = list(dict.fromkeys(point.data for point in points))
-    figure = Figure(figsize=(11, 0.4 + ROW_HEIGHT * len(data)), layout="constrained")
+    figure = Figure(figsize=(11, 0.4 + _ROW_HEIGHT * len(data)), layout="constrained")
     rows = figure.subplots(len(data), 2, squeeze=False, sharey="row")
     for axes, name in zip(rows, data, strict=True):
         some = [point for point in points if point.data == name]
-        draw_points(axes[0], some, [point.parameters / 1e6 for point in some], "parameters, millions")
-        draw_points(axes[1], some, [point.macs / 1e9 for point in some], "multiply-adds an image, 10⁹")
+        _draw_points(axes[0], some, [point.parameters / 1e6 for point in some], "parameters, millions")
+        _draw_points(axes[1], some, [point.macs / 1e9 for point in some], "multiply-adds an image, 10⁹")
         axes[0].set_ylabel("top-1, %")
         for each in axes:
             each.set_title(name, fontsize=10, parse_math=False)
     return figure
 
 
-def draw_points(axes: Axes, points: Sequence[Point], costs: Sequence[float], title: str) -> None:
-    for papers, colour, label in ((True, PAPERS, "the paper's figure"), (False, MEASURED, "measured with densefeat")):
+def _draw_points(axes: Axes, points: Sequence[Point], costs: Sequence[float], title: str) -> None:
+    for papers, colour, label in ((True, _PAPERS, "the paper's figure"), (False, _MEASURED, "measured with densefeat")):
         chosen = [(cost, point.top1) for cost, point in zip(costs, points, strict=True) if point.papers == papers]
         if chosen:
             fill = "none" if papers else colour
@@ -50,29 +50,29 @@ def draw_points(axes: Axes, points: Sequence[Point], costs: Sequence[float], tit
     axes.set_xlabel(title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
-    write_names(axes, points, costs)
+    _write_names(axes, points, costs)
 
 
-def write_names(axes: Axes, points: Sequence[Point], costs: Sequence[float]) -> None:
+def _write_names(axes: Axes, points: Sequence[Point], costs: Sequence[float]) -> None:
     """Beside each point, where no other name or point is; in the shares of the axes that texts of that size about take."""
     (left, right), (bottom, top) = np.log(axes.get_xlim()), axes.get_ylim()
     places = [((np.log(cost) - left) / (right - left), (point.top1 - bottom) / (top - bottom))
               for cost, point in zip(costs, points, strict=True)]  # fmt: skip
     taken = [(x - 0.01, y - 0.025, x + 0.01, y + 0.025) for x, y in places]
     for (x, y), point in zip(places, points, strict=True):
-        text = short(point.network)
-        boxes = [box_of(x, y, text, *side[:2]) for side in SIDES]
-        free = [all(apart(box, other) for other in taken) for box in boxes]
+        text = _short(point.network)
+        boxes = [_box_of(x, y, text, *side[:2]) for side in _SIDES]
+        free = [all(_apart(box, other) for other in taken) for box in boxes]
         chosen = free.index(True) if any(free) else 0
         taken.append(boxes[chosen])
-        across, up, horizontal, vertical = SIDES[chosen]
+        across, up, horizontal, vertical = _SIDES[chosen]
         axes.annotate(
             text, (x, y), xycoords="axes fraction", xytext=(7 * across, 7 * up), textcoords="offset points",
             fontsize=7, ha=horizontal, va=vertical, parse_math=False,
         )  # fmt: skip
 
 
-def box_of(x: float, y: float, text: str, across: int, up: int) -> tuple[float, float, float, float]:
+def _box_of(x: float, y: float, text: str, across: int, up: int) -> tuple[float, float, float, float]:
     """Left, bottom, right, top of a text beside a point."""
     width, height = 0.0135 * len(text), 0.05
     left = x + (0.018 if across > 0 else -0.018 - width if across < 0 else -width / 2)
@@ -80,9 +80,9 @@ def box_of(x: float, y: float, text: str, across: int, up: int) -> tuple[float, 
     return left, bottom, left + width, bottom + height
 
 
-def apart(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+def _apart(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
     return one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
 
 
-def short(network: str) -> str:
+def _short(network: str) -> str:
     return network.removeprefix("densefeat_").replace("densenet", "D").replace("delugenet", "Deluge").replace("_", "-")

@@ -9,12 +9,11 @@ from timm.models.densenet import DenseNet as TimmDenseNet
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.heads.network import HeadedNet
-from densefeat.nets.deluge_net import DelugeBlock, DelugeNet
-from densefeat.nets.dense_net import DenseNet
+from densefeat.loading import HeadedNet
+from densefeat.nets import DelugeBlock, DelugeNet, DenseNet
 
 TRANSITION, CLASSIFIER = "transition", "classifier"
-KNOWN = "a DenseNet or DelugeNet of densefeat, or a DenseNet of timm"
+_KNOWN = "a DenseNet or DelugeNet of densefeat, or a DenseNet of timm"
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,13 @@ def find_readers(model: nn.Module) -> list[Reader]:
     Raises UsageError for any other kind of network.
     """
     check_known(model)
-    return list(deluge_readers(model) if isinstance(model, DelugeNet) else dense_readers(model))  # type: ignore[arg-type]
+    return list(_deluge_readers(model) if isinstance(model, DelugeNet) else _dense_readers(model))  # type: ignore[arg-type]
 
 
 def check_known(model: nn.Module) -> None:
     """UsageError unless the network's structure is known."""
     if not isinstance(model, DelugeNet | DenseNet | TimmDenseNet):
-        raise UsageError(f"{type(model).__name__}: its connections are not known: take {KNOWN}")
+        raise UsageError(f"{type(model).__name__}: its connections are not known: take {_KNOWN}")
 
 
 def check_classifies(model: nn.Module) -> None:
@@ -79,7 +78,7 @@ def layers_of(block: nn.Module) -> list[nn.Module]:
     return list(block.layers) if isinstance(block, DelugeBlock) else list(block.children())
 
 
-def deluge_readers(model: DelugeNet) -> Iterator[Reader]:
+def _deluge_readers(model: DelugeNet) -> Iterator[Reader]:
     blocks = blocks_of(model)
     for number, (_, block) in enumerate(blocks, 1):
         layers = layers_of(block)
@@ -91,21 +90,21 @@ def deluge_readers(model: DelugeNet) -> Iterator[Reader]:
                 yield Reader(number, place, name, tuple(norm.weight.detach() for norm in norms))  # type: ignore[union-attr]
 
 
-def dense_readers(model: DenseNet | TimmDenseNet) -> Iterator[Reader]:
+def _dense_readers(model: DenseNet | TimmDenseNet) -> Iterator[Reader]:
     blocks = blocks_of(model)
     for number, (_, block) in enumerate(blocks, 1):
         convolutions: list[nn.Conv2d] = [layer.conv1 for layer in layers_of(block)]  # type: ignore[misc]
         ends = [0, *(convolution.in_channels for convolution in convolutions)]
         for place, convolution in enumerate(convolutions):
-            yield Reader(number, place, str(place + 1), columns(convolution.weight, ends[: place + 2]))
+            yield Reader(number, place, str(place + 1), _columns(convolution.weight, ends[: place + 2]))
         last = number == len(blocks)
         leaving = model.classifier if last else model.features.get_submodule(f"transition{number}.conv")
         if isinstance(leaving, nn.Conv2d | nn.Linear):
             name = CLASSIFIER if last else TRANSITION
-            yield Reader(number, len(convolutions), name, columns(leaving.weight, [*ends, block_channels(model, leaving)]))
+            yield Reader(number, len(convolutions), name, _columns(leaving.weight, [*ends, _block_channels(model, leaving)]))
 
 
-def block_channels(model: DenseNet | TimmDenseNet, leaving: nn.Conv2d | nn.Linear) -> int:
+def _block_channels(model: DenseNet | TimmDenseNet, leaving: nn.Conv2d | nn.Linear) -> int:
     """Channels of a whole block, which are all that leaves it reads."""
     if isinstance(leaving, nn.Conv2d):
         return leaving.in_channels
@@ -116,5 +115,5 @@ def block_channels(model: DenseNet | TimmDenseNet, leaving: nn.Conv2d | nn.Linea
     return leaving.in_features
 
 
-def columns(weight: torch.Tensor, ends: Sequence[int]) -> tuple[torch.Tensor, ...]:
+def _columns(weight: torch.Tensor, ends: Sequence[int]) -> tuple[torch.Tensor, ...]:
     return tuple(weight.detach()[:, start:stop] for start, stop in pairwise(ends))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from densefeat.report.done import Done
+from densefeat.report.journal import Journal
 from densefeat.report.sample import Sample
 
 
@@ -63,7 +63,7 @@ def without(weights: Sequence[torch.Tensor]) -> Iterator[None]:
             weight.copy_(old)
 
 
-def noted(done: Done, key: str, work: Callable[[], list[Judged]]) -> list[Judged]:
+def noted(done: Journal, key: str, work: Callable[[], list[Judged]]) -> list[Judged]:
     """What was judged before under this key, or else what ``work`` judges now."""
     if key not in done:
         done.note(key, [one.to_json() for one in work()])

@@ -3,28 +3,27 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from densefeat.heads.charts import Picture
-from densefeat.heads.figures import picture_bytes
-from densefeat.heads.page import STYLE, picture_section, table
+from densefeat.base import picture_bytes
+from densefeat.probe import STYLE, Picture, picture_section, table
 from densefeat.report.card import Card, points_of_runs
 from densefeat.report.comparison import draw_comparison
 from densefeat.report.published import Point, published_points
 from densefeat.report.stages import Stage, total
-from densefeat.search.page import page, section
+from densefeat.search import format_page, format_section
 
-STAGE_NAMES = (
+_STAGE_NAMES = (
     "stage", "shape", "parameters", "weights, kB", "MACs, 10⁶", "FLOPs, 10⁶", "activations, kB", "receptive field", "stride",
 )  # fmt: skip
-LEFT = ".facts td, .facts th { text-align: left; } .facts td:last-child { overflow-wrap: anywhere; }"
-FACT_NAMES = ("what", "as told")
-POINT_NAMES = ("network", "data", "top-1, %", "parameters", "MACs, 10⁶", "source")
-HOW_COUNTED = (
+_LEFT = ".facts td, .facts th { text-align: left; } .facts td:last-child { overflow-wrap: anywhere; }"
+_FACT_NAMES = ("what", "as told")
+_POINT_NAMES = ("network", "data", "top-1, %", "parameters", "MACs, 10⁶", "source")
+_HOW_COUNTED = (
     "MACs: multiplications with an addition, of convolutions, cross-layer sums and the linear layer; FLOPs: twice that.",
     "Weights with the norms' statistics, as they are kept; activations: what convolutions, cross-layer sums and the"
     " linear layer give, float32.",
     "Receptive field: pixels of the image and its padding that a value can depend on; larger than the image: all of it.",
 )
-COMPARED = "Hollow, and “paper” in the table: figures that the papers print, not measured here. Different data do not compare."
+_COMPARED = "Hollow, and “paper” in the table: figures that the papers print, not measured here. Different data do not compare."
 
 
 def points_for(card: Card, runs: Path | None = None) -> list[Point]:
@@ -35,49 +34,49 @@ def points_for(card: Card, runs: Path | None = None) -> list[Point]:
 
 def html_page(card: Card, points: Sequence[Point]) -> str:
     picture = Picture(
-        "Accuracy against parameters and arithmetic", picture_bytes(draw_comparison(points), ".svg"), alt_text(points)
+        "Accuracy against parameters and arithmetic", picture_bytes(draw_comparison(points), ".svg"), _alt_text(points)
     )
     sections = [
-        section("Stages", [table(STAGE_NAMES, stage_cells(card.stages), [False] * len(card.stages) + [True])]),
-        section("Card", [facts(card.facts)]),
+        format_section("Stages", [table(_STAGE_NAMES, _stage_cells(card.stages), [False] * len(card.stages) + [True])]),
+        format_section("Card", [_facts(card.facts)]),
         picture_section(picture),
-        section("The same in numbers", [table(POINT_NAMES, point_cells(points))]),
+        format_section("The same in numbers", [table(_POINT_NAMES, _point_cells(points))]),
     ]
     if card.recipe:
-        sections.append(section("Recipe", [facts(card.recipe)]))
-    return page(title_of(card), [*HOW_COUNTED, COMPARED], sections, style=STYLE + LEFT)
+        sections.append(format_section("Recipe", [_facts(card.recipe)]))
+    return format_page(_title_of(card), [*_HOW_COUNTED, _COMPARED], sections, style=STYLE + _LEFT)
 
 
-def facts(rows: Sequence[tuple[str, str]]) -> str:
+def _facts(rows: Sequence[tuple[str, str]]) -> str:
     """HTML."""
-    return f'<div class="facts">{table(FACT_NAMES, rows)}</div>\n'
+    return f'<div class="facts">{table(_FACT_NAMES, rows)}</div>\n'
 
 
 def markdown_page(card: Card, points: Sequence[Point]) -> str:
     parts = [
-        f"# {cell(title_of(card))}",
-        markdown_table(STAGE_NAMES, stage_cells(card.stages)),
-        "\n".join(HOW_COUNTED),
+        f"# {_cell(_title_of(card))}",
+        _markdown_table(_STAGE_NAMES, _stage_cells(card.stages)),
+        "\n".join(_HOW_COUNTED),
         "## Card",
-        markdown_table(FACT_NAMES, card.facts),
+        _markdown_table(_FACT_NAMES, card.facts),
         "## Accuracy against parameters and arithmetic",
-        markdown_table(POINT_NAMES, point_cells(points)),
-        COMPARED.replace("Hollow, and “paper” in the table", "“paper”"),
-        *(["## Recipe", markdown_table(FACT_NAMES, card.recipe)] if card.recipe else []),
+        _markdown_table(_POINT_NAMES, _point_cells(points)),
+        _COMPARED.replace("Hollow, and “paper” in the table", "“paper”"),
+        *(["## Recipe", _markdown_table(_FACT_NAMES, card.recipe)] if card.recipe else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def title_of(card: Card) -> str:
+def _title_of(card: Card) -> str:
     return f"{card.name}, {card.image_size}×{card.image_size}"
 
 
-def alt_text(points: Sequence[Point]) -> str:
+def _alt_text(points: Sequence[Point]) -> str:
     measured = sum(not point.papers for point in points)
     return f"{len(points) - measured} networks by the papers' figures and {measured} measured here"
 
 
-def stage_cells(stages: Sequence[Stage]) -> list[list[str]]:
+def _stage_cells(stages: Sequence[Stage]) -> list[list[str]]:
     """A row for each, and one for all."""
     return [
         [
@@ -95,7 +94,7 @@ def stage_cells(stages: Sequence[Stage]) -> list[list[str]]:
     ]
 
 
-def point_cells(points: Sequence[Point]) -> list[list[str]]:
+def _point_cells(points: Sequence[Point]) -> list[list[str]]:
     return [
         [
             point.network,
@@ -109,12 +108,12 @@ def point_cells(points: Sequence[Point]) -> list[list[str]]:
     ]
 
 
-def markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [names, ["---"] * len(names), *rows]
-    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 
-def cell(text: str) -> str:
+def _cell(text: str) -> str:
     """On one line, and no markup: names of classes and folders are other people's text."""
     text = "".join(character if character.isprintable() else " " for character in text)
     for special in "\\`*[]<>|&":

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 
-from densefeat.report.prune import BROKEN, LOST, RANDOM, WEIGHT, Pruning
+from densefeat.report.pruning import BROKEN, LOST, RANDOM, WEIGHT, Pruning
 from densefeat.report.reuse import Reuse
 from densefeat.report.reuse_chart import (
     add_scale,
@@ -17,9 +17,9 @@ from densefeat.report.reuse_chart import (
     size_of,
 )
 
-CURVE_HEIGHT = 4.0  # inches
-STYLES = {BROKEN: ("#0072b2", "o"), LOST: ("#56b4e9", "s"), WEIGHT: ("#d55e00", "^"), RANDOM: ("#777777", "x")}
-FULL_COLOUR = 97  # per cent of the cells are within the scale
+_CURVE_HEIGHT = 4.0  # inches
+_STYLES = {BROKEN: ("#0072b2", "o"), LOST: ("#56b4e9", "s"), WEIGHT: ("#d55e00", "^"), RANDOM: ("#777777", "x")}
+_FULL_COLOUR = 97  # per cent of the cells are within the scale
 
 
 def draw_pruning(pruning: Pruning, reuse: Reuse, title: str) -> Figure:
@@ -29,19 +29,19 @@ def draw_pruning(pruning: Pruning, reuse: Reuse, title: str) -> Figure:
     """
     triangles = [reuse.triangle(number) for number in range(1, reuse.blocks + 1)]
     width, height = size_of(triangles)
-    figure = Figure(figsize=(width, 2 * height + CURVE_HEIGHT + 0.5), layout="constrained")
-    lost, weights, curves = figure.subfigures(3, 1, height_ratios=(height, height, CURVE_HEIGHT), squeeze=False)[:, 0]
-    draw_lost(lost, pruning, reuse)
+    figure = Figure(figsize=(width, 2 * height + _CURVE_HEIGHT + 0.5), layout="constrained")
+    lost, weights, curves = figure.subfigures(3, 1, height_ratios=(height, height, _CURVE_HEIGHT), squeeze=False)[:, 0]
+    _draw_lost(lost, pruning, reuse)
     draw_weights(weights, panel_row(weights, triangles), reuse, triangles)
-    draw_curves(curves.subplots(), pruning)
+    _draw_curves(curves.subplots(), pruning)
     figure.suptitle(f"{title}\n{how_to_read(reuse)}", parse_math=False, fontsize=11)
     return figure
 
 
-def draw_lost(figure: SubFigure, pruning: Pruning, reuse: Reuse) -> None:
-    triangles = lost_triangles(pruning, reuse)
+def _draw_lost(figure: SubFigure, pruning: Pruning, reuse: Reuse) -> None:
+    triangles = _lost_triangles(pruning, reuse)
     every = np.concatenate([triangle[~np.isnan(triangle)] for triangle in triangles])
-    most = float(np.percentile(np.abs(every), FULL_COLOUR)) or float(np.abs(every).max()) or 1.0
+    most = float(np.percentile(np.abs(every), _FULL_COLOUR)) or float(np.abs(every).max()) or 1.0
     panels = panel_row(figure, triangles)
     for number, (axes, triangle) in enumerate(zip(panels, triangles, strict=True), 1):
         image = draw_triangle(axes, triangle, Normalize(-most, most), "RdBu_r")
@@ -51,7 +51,7 @@ def draw_lost(figure: SubFigure, pruning: Pruning, reuse: Reuse) -> None:
     add_scale(figure, panels, image, label, "both")
 
 
-def lost_triangles(pruning: Pruning, reuse: Reuse) -> list[np.ndarray]:
+def _lost_triangles(pruning: Pruning, reuse: Reuse) -> list[np.ndarray]:
     """float64 ``(sources, readers)`` for each block: points lost; NaN where there is no connection."""
     places = {(column.reader.block, column.reader.name): place for number in range(1, reuse.blocks + 1)
               for place, column in enumerate(reuse.block(number))}  # fmt: skip
@@ -61,10 +61,10 @@ def lost_triangles(pruning: Pruning, reuse: Reuse) -> list[np.ndarray]:
     return triangles
 
 
-def draw_curves(axes: Axes, pruning: Pruning) -> None:
+def _draw_curves(axes: Axes, pruning: Pruning) -> None:
     shares = [0, *(100 * share for share in pruning.shares)]
     for name, curve in pruning.curves.items():
-        colour, marker = STYLES[name]
+        colour, marker = _STYLES[name]
         axes.plot(shares, [pruning.whole[1], *curve], color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
     axes.axhline(pruning.whole[1], color="#222222", linewidth=0.8, linestyle=":")
     axes.set(

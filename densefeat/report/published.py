@@ -6,12 +6,12 @@ augmentation.
 
 from dataclasses import dataclass
 
-from densefeat.nets.zoo import VARIANTS
+from densefeat.nets import VARIANTS
 
-CLASSES = {"CIFAR-10+": 10, "CIFAR-100+": 100, "ImageNet": 1000}
-DATA = {"cifar": ("CIFAR-10+", "CIFAR-100+"), "imagenet": ("ImageNet",)}  # of the networks with such a stem
-SIZES = {"CIFAR-10+": 32, "CIFAR-100+": 32, "ImageNet": 224}
-ERRORS = {
+_CLASSES = {"CIFAR-10+": 10, "CIFAR-100+": 100, "ImageNet": 1000}
+_DATA = {"cifar": ("CIFAR-10+", "CIFAR-100+"), "imagenet": ("ImageNet",)}  # of the networks with such a stem
+_SIZES = {"CIFAR-10+": 32, "CIFAR-100+": 32, "ImageNet": 224}
+_ERRORS = {
     "densefeat_densenet40_k12": {"CIFAR-10+": 5.24, "CIFAR-100+": 24.42},
     "densefeat_densenet100_k12": {"CIFAR-10+": 4.10, "CIFAR-100+": 20.20},
     "densefeat_densenet100_k24": {"CIFAR-10+": 3.74, "CIFAR-100+": 19.25},
@@ -31,7 +31,7 @@ ERRORS = {
 }
 # Features that the classifier reads; parameters and MACs of one image before it, at SIZES: facts of the networks here, kept
 # because sketching the largest ones takes seconds. A test counts them again.
-COSTS = {
+_COSTS = {
     "densefeat_densenet40_k12": (448, 1_015_232, 264_808_448),
     "densefeat_densenet100_k12": (1168, 6_967_952, 1_769_504_768),
     "densefeat_densenet100_k24": (2320, 27_225_872, 6_889_324_544),
@@ -70,13 +70,13 @@ class Point:
 def published_points(stem: str) -> list[Point]:
     """Of the networks with a stem, ``"cifar"`` or ``"imagenet"``; parameters and MACs are those of the networks here."""
     return [
-        published_point(name, data, errors[data]) for data in DATA[stem] for name, errors in ERRORS.items() if data in errors
+        _published_point(name, data, errors[data]) for data in _DATA[stem] for name, errors in _ERRORS.items() if data in errors
     ]
 
 
-def published_point(name: str, data: str, error: float) -> Point:
-    features, parameters, macs = COSTS[name]
-    classes = CLASSES[data]
+def _published_point(name: str, data: str, error: float) -> Point:
+    features, parameters, macs = _COSTS[name]
+    classes = _CLASSES[data]
     where = "arXiv 1611.05552" if "deluge" in name else "arXiv 1608.06993"
     return Point(
         name, data, round(100 - error, 2), parameters + classes * (features + 1), macs + classes * features, True, where

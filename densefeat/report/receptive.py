@@ -6,9 +6,9 @@ from timm.layers import BlurPool2d
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.nets.deluge_net import CrossLayerDepthwise
+from densefeat.nets import CrossLayerDepthwise
 
-POINTWISE = (nn.BatchNorm2d, nn.ReLU, nn.Identity, nn.Dropout, CrossLayerDepthwise)
+_POINTWISE = (nn.BatchNorm2d, nn.ReLU, nn.Identity, nn.Dropout, CrossLayerDepthwise)
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Field:
         layer reads the one before it, and through a DelugeNet's. Raises UsageError for a module of other networks.
         """
         if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            return self.slid(first(module.kernel_size), first(module.stride), first(getattr(module, "dilation", 1)))
+            return self.slid(_first(module.kernel_size), _first(module.stride), _first(getattr(module, "dilation", 1)))
         if isinstance(module, BlurPool2d):
             return self.slid(module.filt_size, module.stride)
-        if isinstance(module, POINTWISE):
+        if isinstance(module, _POINTWISE):
             return self
         children = list(module.children())
         if not children:
@@ -42,6 +42,6 @@ class Field:
         return Field(self.size + dilation * (kernel - 1) * self.stride, self.stride * stride)
 
 
-def first(value: int | tuple[int, ...]) -> int:
+def _first(value: int | tuple[int, ...]) -> int:
     """Of what torch keeps as one number or as one for each direction, which are equal in these networks."""
     return value if isinstance(value, int) else value[0]

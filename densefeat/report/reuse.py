@@ -10,18 +10,16 @@ import timm
 import torch
 from torch import nn
 
-from densefeat.heads.network import HeadedNet
-from densefeat.nets.create import known_config
-from densefeat.nets.deluge_net import DelugeNet
-from densefeat.nets.runs import names_folder
+from densefeat.base import atomic_file, output_errors
+from densefeat.evaluation import load_network
+from densefeat.loading import HeadedNet, find_config, names_folder
+from densefeat.nets import DelugeNet
 from densefeat.report.connections import CLASSIFIER, TRANSITION, Reader, check_known, find_readers
-from densefeat.store.atomic import atomic_file, written
-from densefeat.training.evaluate import load_network
 
-SPREAD = 0.5  # of its sources a reader must use in effect, to be said to spread its weight over them
-LEAST = 0.75  # of the layers must give the block's input the least, for "consistently"
-CONCENTRATED = 1.25  # times its even share must the end of the block have, to be said to be preferred
-COLUMNS = ("block", "target", "source", "mean_abs_weight", "weights")
+_SPREAD = 0.5  # of its sources a reader must use in effect, to be said to spread its weight over them
+_LEAST = 0.75  # of the layers must give the block's input the least, for "consistently"
+_CONCENTRATED = 1.25  # times its even share must the end of the block have, to be said to be preferred
+REUSE_COLUMNS = ("block", "target", "source", "mean_abs_weight", "weights")
 
 
 @dataclass(frozen=True)
@@ -74,19 +72,19 @@ def feature_reuse(model: nn.Module) -> Reuse:
 
     Raises UsageError for a network whose connections are not known.
     """
-    return Reuse(tuple(column_of(reader) for reader in find_readers(model)), isinstance(model, DelugeNet))
+    return Reuse(tuple(_column_of(reader) for reader in find_readers(model)), isinstance(model, DelugeNet))
 
 
-def column_of(reader: Reader) -> Column:
+def _column_of(reader: Reader) -> Column:
     means = [float(weight.abs().double().mean()) for weight in reader.weights]
     return Column(reader, np.array(means), np.array([weight.numel() for weight in reader.weights]))
 
 
-def write_csv(reuse: Reuse, path: Path) -> None:
+def write_reuse_csv(reuse: Reuse, path: Path) -> None:
     """A line for each connection: block, target, source (0: the block's input), mean_abs_weight, weights."""
-    with atomic_file(path) as beside, written(path), open(beside, "w", newline="", encoding="utf-8") as file:
+    with atomic_file(path) as beside, output_errors(path), open(beside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(REUSE_COLUMNS)
         for column in reuse.columns:
             for source, (mean, weights) in enumerate(zip(column.means.tolist(), column.weights.tolist(), strict=True)):
                 writer.writerow([column.reader.block, column.reader.name, source, repr(mean), weights])
@@ -123,55 +121,57 @@ def observations(reuse: Reuse) -> list[Finding]:
     """
     spread = "effective sources / sources"
     return [
-        Finding("1 layers read the whole block", f"{spread}, least of the layers", each(reuse, least_spread), SPREAD),
-        Finding("2 transitions read the whole block", spread, each(reuse, transition_spread), SPREAD),
-        Finding("3 the block's input is redundant", "layers that give it the least", each(reuse, share_of_least), LEAST),
-        Finding("3 the block's input is redundant", "its mean / mean of the others", each(reuse, input_ratio), 0, 1),
-        Finding("4 the classifier prefers late features", "last quarter / even share", each(reuse, late_share), CONCENTRATED),
+        Finding("1 layers read the whole block", f"{spread}, least of the layers", _each(reuse, _least_spread), _SPREAD),
+        Finding("2 transitions read the whole block", spread, _each(reuse, _transition_spread), _SPREAD),
+        Finding("3 the block's input is redundant", "layers that give it the least", _each(reuse, _share_of_least), _LEAST),
+        Finding("3 the block's input is redundant", "its mean / mean of the others", _each(reuse, _input_ratio), 0, 1),
+        Finding(
+            "4 the classifier prefers late features", "last quarter / even share", _each(reuse, _late_share), _CONCENTRATED
+        ),
     ]
 
 
-def each(reuse: Reuse, statistic: Callable[[list[Column], int], float | None]) -> tuple[float | None, ...]:
+def _each(reuse: Reuse, statistic: Callable[[list[Column], int], float | None]) -> tuple[float | None, ...]:
     return tuple(statistic(reuse.block(number), number) for number in range(1, reuse.blocks + 1))
 
 
-def layers_with_choice(columns: Sequence[Column]) -> list[Column]:
+def _layers_with_choice(columns: Sequence[Column]) -> list[Column]:
     """Layers, without those that read one source alone."""
     return [column for column in columns if not column.reader.leaves and len(column.means) > 1]
 
 
-def named(columns: Sequence[Column], name: str) -> Column | None:
+def _named(columns: Sequence[Column], name: str) -> Column | None:
     return next((column for column in columns if column.reader.name == name), None)
 
 
-def least_spread(columns: list[Column], _: int) -> float | None:
-    return min((column.spread for column in layers_with_choice(columns)), default=None)
+def _least_spread(columns: list[Column], _: int) -> float | None:
+    return min((column.spread for column in _layers_with_choice(columns)), default=None)
 
 
-def transition_spread(columns: list[Column], _: int) -> float | None:
-    transition = named(columns, TRANSITION)
+def _transition_spread(columns: list[Column], _: int) -> float | None:
+    transition = _named(columns, TRANSITION)
     return None if transition is None else transition.spread
 
 
-def share_of_least(columns: list[Column], number: int) -> float | None:
+def _share_of_least(columns: list[Column], number: int) -> float | None:
     """Of the layers with several sources; not in the first block, whose input is no transition's output."""
-    layers = layers_with_choice(columns)
+    layers = _layers_with_choice(columns)
     if number == 1 or not layers:
         return None
     return float(np.mean([column.means[0] < column.means[1:].min() for column in layers]))
 
 
-def input_ratio(columns: list[Column], number: int) -> float | None:
-    layers = layers_with_choice(columns)
+def _input_ratio(columns: list[Column], number: int) -> float | None:
+    layers = _layers_with_choice(columns)
     if number == 1 or not layers:
         return None
     others = sum(column.means[1:].mean() for column in layers)
     return float(sum(column.means[0] for column in layers) / others) if others else None
 
 
-def late_share(columns: list[Column], _: int) -> float | None:
+def _late_share(columns: list[Column], _: int) -> float | None:
     """The share of the classifier's weight on the last quarter of the layers, over the share of its channels that these are."""
-    classifier = named(columns, CLASSIFIER)
+    classifier = _named(columns, CLASSIFIER)
     if classifier is None:
         return None
     quarter = max(1, (len(classifier.means) - 1) // 4)
@@ -185,7 +185,7 @@ def check_structure(model: str) -> None:
     """UsageError for a name of no network, or of one whose connections are not known; before any weights are fetched."""
     if names_folder(model):
         return
-    known_config(model)
+    find_config(model)
     try:
         with torch.device("meta"):
             sketch = timm.create_model(model)
@@ -198,7 +198,7 @@ def load_plain(model: str, weights: str | Path | None = None) -> nn.Module:
     """The network that a name or a run's folder stands for, with trained weights, its classifier's too; in eval mode.
 
     Of a run with a head of ours the network below it, which has no classifier. Raises UsageError and WeightsError as
-    :func:`densefeat.training.evaluate.load_network`.
+    :func:`densefeat.evaluation.accuracy.load_network`.
     """
     check_structure(model)
     network, _ = load_network(model, weights)

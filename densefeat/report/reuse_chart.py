@@ -12,10 +12,10 @@ from matplotlib.ticker import FixedLocator
 
 from densefeat.report.reuse import Column, Reuse
 
-WIDTH = 13.0  # inches, of all columns together
-CELL = (0.085, 0.3)  # inches: least and most
-MOST_TICKS = 9
-HOW_TO_READ = "row s: source (0: the block's input), column ℓ: layer that reads it; framed: transition, classifier"
+_WIDTH = 13.0  # inches, of all columns together
+_CELL = (0.085, 0.3)  # inches: least and most
+_MOST_TICKS = 9
+_HOW_TO_READ = "row s: source (0: the block's input), column ℓ: layer that reads it; framed: transition, classifier"
 
 
 def draw_reuse(reuse: Reuse, title: str) -> Figure:
@@ -28,7 +28,7 @@ def draw_reuse(reuse: Reuse, title: str) -> Figure:
     a frame. The CSV has the values.
     """
     triangles = [reuse.triangle(number) for number in range(1, reuse.blocks + 1)]
-    figure, panels = panels_for(triangles)
+    figure, panels = _panels_for(triangles)
     draw_weights(figure, panels, reuse, triangles)
     figure.suptitle(f"{title}\n{how_to_read(reuse)}", parse_math=False, fontsize=11)
     return figure
@@ -37,21 +37,21 @@ def draw_reuse(reuse: Reuse, title: str) -> Figure:
 def how_to_read(reuse: Reuse) -> str:
     """Rows, columns, and what the colours are over."""
     if reuse.cross_layer:
-        return f"{HOW_TO_READ}\nweights over the largest of their column"
-    apart = [column for column in reuse.columns if kernel_of(column) != kernel_of(reuse.block(column.reader.block)[0])]
+        return f"{_HOW_TO_READ}\nweights over the largest of their column"
+    apart = [column for column in reuse.columns if _kernel_of(column) != _kernel_of(reuse.block(column.reader.block)[0])]
     names = " and ".join(dict.fromkeys(column.reader.name for column in apart))
-    return f"{HOW_TO_READ}\nweights over the largest of their block" + (f"; {names}: of their column" if names else "")
+    return f"{_HOW_TO_READ}\nweights over the largest of their block" + (f"; {names}: of their column" if names else "")
 
 
-def kernel_of(column: Column) -> tuple[int, ...]:
+def _kernel_of(column: Column) -> tuple[int, ...]:
     """Empty of what is no convolution."""
     return tuple(column.reader.weights[0].shape[2:])
 
 
-def largest_of(reuse: Reuse, number: int) -> np.ndarray:
+def _largest_of(reuse: Reuse, number: int) -> np.ndarray:
     """float64 ``(readers,)`` of a block: what each column's colours are over."""
     columns = reuse.block(number)
-    kinds = list(range(len(columns))) if reuse.cross_layer else [kernel_of(column) for column in columns]
+    kinds = list(range(len(columns))) if reuse.cross_layer else [_kernel_of(column) for column in columns]
     largest = [max(other.means.max() for other, own in zip(columns, kinds, strict=True) if own == kind) for kind in kinds]
     return np.where(np.array(largest) > 0, largest, 1)
 
@@ -59,7 +59,7 @@ def largest_of(reuse: Reuse, number: int) -> np.ndarray:
 def draw_weights(figure: Figure | SubFigure, panels: Sequence[Axes], reuse: Reuse, triangles: Sequence[np.ndarray]) -> None:
     """The triangles, and what their colours mean."""
     for number, (axes, triangle) in enumerate(zip(panels, triangles, strict=True), 1):
-        image = draw_triangle(axes, triangle / largest_of(reuse, number), Normalize(0, 1), "viridis")
+        image = draw_triangle(axes, triangle / _largest_of(reuse, number), Normalize(0, 1), "viridis")
         finish_triangle(axes, reuse, number)
     add_scale(figure, panels, image, "mean |weight| over the largest")
 
@@ -70,7 +70,7 @@ def add_scale(
     figure.colorbar(image, ax=panels, shrink=0.8, pad=0.01, panchor=False, extend=extend, label=label)
 
 
-def panels_for(triangles: Sequence[np.ndarray]) -> tuple[Figure, list[Axes]]:
+def _panels_for(triangles: Sequence[np.ndarray]) -> tuple[Figure, list[Axes]]:
     """A figure with one row of axes, whose cells are squares of one size."""
     width, height = size_of(triangles)
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -85,7 +85,7 @@ def panel_row(figure: Figure | SubFigure, triangles: Sequence[np.ndarray]) -> li
 def size_of(triangles: Sequence[np.ndarray]) -> tuple[float, float]:
     """Inches of a row of triangles, with what is written around them."""
     columns = [triangle.shape[1] for triangle in triangles]
-    cell = float(np.clip(WIDTH / sum(columns), *CELL))
+    cell = float(np.clip(_WIDTH / sum(columns), *_CELL))
     tallest = max(triangle.shape[0] for triangle in triangles)
     return max(6.5, sum(columns) * cell + 0.6 * len(columns) + 1.2), tallest * cell + 1.6
 
@@ -104,10 +104,10 @@ def finish_triangle(axes: Axes, reuse: Reuse, number: int) -> None:
     for place, column in enumerate(columns):
         if column.reader.leaves:
             axes.add_patch(Rectangle((place - 0.5, -0.5), 1, len(column.means), fill=False, edgecolor="#d62728", linewidth=1.6))
-    across = ticks(len([name for name in names if name.isdigit()]), int(names[0]) if names[0].isdigit() else 1)
+    across = _ticks(len([name for name in names if name.isdigit()]), int(names[0]) if names[0].isdigit() else 1)
     axes.xaxis.set_major_locator(FixedLocator([place for place, name in enumerate(names) if name in map(str, across)]))
     axes.set_xticklabels([name for name in names if name in set(map(str, across))])
-    axes.yaxis.set_major_locator(FixedLocator(ticks(sources, 0)))
+    axes.yaxis.set_major_locator(FixedLocator(_ticks(sources, 0)))
     axes.set_xlabel("layer ℓ", fontsize=9)
     if number == 1:
         axes.set_ylabel("source s", fontsize=9)
@@ -116,7 +116,7 @@ def finish_triangle(axes: Axes, reuse: Reuse, number: int) -> None:
     axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
 
 
-def ticks(count: int, first: int) -> list[int]:
+def _ticks(count: int, first: int) -> list[int]:
     """At most about ``MOST_TICKS`` round numbers from ``first`` on, of ``count``."""
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if count / step <= MOST_TICKS or step == 100)
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100) if count / step <= _MOST_TICKS or step == 100)
     return [number for number in range(first, first + count) if number % step == 0 or number == first]

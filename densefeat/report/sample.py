@@ -10,18 +10,16 @@ import torch
 from torch import nn
 
 from densefeat.errors import DensefeatError, UsageError
-from densefeat.images.transforms import Preprocessing
-from densefeat.nets.runs import names_folder, read_run
+from densefeat.evaluation import check_classes, images_of, load_network
+from densefeat.images import Preprocessing
+from densefeat.loading import names_folder, read_run
 from densefeat.report.connections import check_classifies
 from densefeat.report.reuse import check_structure
-from densefeat.store.layout import Layout
-from densefeat.store.manifest import read_manifest
-from densefeat.store.reader import is_embeddings, open_store
-from densefeat.training.evaluate import check_classes, images_of, load_network
-from densefeat.training.labelled import open_labelled
+from densefeat.store import Layout, is_embeddings, open_store, read_manifest
+from densefeat.training import open_labelled
 
-PIECES = {"cpu": 8}  # images at a time: a block's maps stay in the caches
-OF_OTHERS = 128
+_PIECES = {"cpu": 8}  # images at a time: a block's maps stay in the caches
+_OF_OTHERS = 128
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Sample:
         return Sample(self.images[which], self.labels[which], self.there)
 
     def pieces(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        size = PIECES.get(self.images.device.type, OF_OTHERS)
+        size = _PIECES.get(self.images.device.type, _OF_OTHERS)
         yield from zip(self.images.split(size), self.labels.split(size), strict=True)
 
     def sha256(self) -> str:
@@ -55,7 +53,7 @@ def load_sample(
     """A network that classifies, in eval mode, and at most ``limit`` labelled images, evenly spread over those at ``images``.
 
     Args:
-        model: As :func:`densefeat.training.evaluate.evaluate` takes it.
+        model: As :func:`densefeat.evaluation.accuracy.evaluate` takes it.
         images: As there; or a store: the images it was made of, with their labels.
         label_column: As there.
 
@@ -70,13 +68,13 @@ def load_sample(
     check_classifies(network)
     if names_folder(model) and read_run(model).task == "multi":
         raise UsageError(f"{model!r} gives several labels an image: accuracy is of networks that give one")
-    place, label_column = images_of_store(images, label_column)
+    place, label_column = _images_of_store(images, label_column)
     labelled = open_labelled(place, train=False, label_column=label_column, classes=names)
     check_classes(place, labelled, network, names)
     source, positions = images_of(labelled, Preprocessing.of(network), 1, 0, torch.device(device))
     if len(positions) < 2:
         raise UsageError(f"{place!r}: {len(positions)} images with a label, at least 2 are needed")
-    chosen = evenly(positions, limit)
+    chosen = _evenly(positions, limit)
     parts = [(x[y >= 0], y[y >= 0]) for x, y in source.plain(chosen)]
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if not len(y):
@@ -84,16 +82,16 @@ def load_sample(
     return network.to(device), Sample(x, y, len(positions))
 
 
-def evenly(positions: np.ndarray, limit: int) -> np.ndarray:
+def _evenly(positions: np.ndarray, limit: int) -> np.ndarray:
     """At most ``limit`` of the positions, in order."""
     if len(positions) <= limit:
         return positions
     return positions[np.linspace(0, len(positions) - 1, limit).round().astype(int)]
 
 
-def images_of_store(images: str, label_column: str | None) -> tuple[str, str | None]:
+def _images_of_store(images: str, label_column: str | None) -> tuple[str, str | None]:
     """Where the images of a store are, and the column of their labels; ``images`` itself where it is no store."""
-    if not is_store(Path(images)):
+    if not _is_store(Path(images)):
         return images, label_column
     provenance = open_store(images).provenance
     place, options = provenance.get("images"), provenance.get("input_options") or {}
@@ -104,7 +102,7 @@ def images_of_store(images: str, label_column: str | None) -> tuple[str, str | N
     return place, label_column or options.get("label_column")
 
 
-def is_store(path: Path) -> bool:
+def _is_store(path: Path) -> bool:
     if path.is_dir():
         return Layout(path).data.is_dir() and read_manifest(Layout(path)) is not None
     return path.suffix == ".parquet" and path.is_file() and is_embeddings(path)

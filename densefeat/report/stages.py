@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from densefeat.heads.network import HeadedNet
-from densefeat.nets.deluge_net import CrossLayerDepthwise
+from densefeat.loading import HeadedNet
+from densefeat.nets import CrossLayerDepthwise
 from densefeat.report.connections import blocks_of, check_known
 from densefeat.report.receptive import Field
 
-FLOAT_BYTES = 4
-COUNTED = (nn.Conv2d, nn.Linear, CrossLayerDepthwise)
+_FLOAT_BYTES = 4
+_COUNTED = (nn.Conv2d, nn.Linear, CrossLayerDepthwise)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Tally:
     values: int = 0
 
     def add(self, module: nn.Module, _: Any, output: torch.Tensor) -> None:
-        self.macs += macs_of(module, output)
+        self.macs += _macs_of(module, output)
         self.values += output.numel()
 
     def take(self) -> tuple[int, int]:
@@ -56,7 +56,7 @@ class Tally:
         return taken
 
 
-def macs_of(module: nn.Module, output: torch.Tensor) -> int:
+def _macs_of(module: nn.Module, output: torch.Tensor) -> int:
     """Multiplications with an addition that gave ``output``."""
     if isinstance(module, nn.Conv2d):
         height, width = module.kernel_size
@@ -68,9 +68,9 @@ def macs_of(module: nn.Module, output: torch.Tensor) -> int:
 
 
 @contextmanager
-def tallied(model: nn.Module) -> Iterator[Tally]:
+def _tallied(model: nn.Module) -> Iterator[Tally]:
     tally = Tally()
-    handles = [module.register_forward_hook(tally.add) for module in model.modules() if isinstance(module, COUNTED)]
+    handles = [module.register_forward_hook(tally.add) for module in model.modules() if isinstance(module, _COUNTED)]
     try:
         yield tally
     finally:
@@ -85,13 +85,13 @@ def stages_of(model: nn.Module, size: int) -> list[Stage]:
     DelugeNet.
     """
     if isinstance(model, HeadedNet):
-        return [*stages_of(model.backbone, size), head_stage(model, size)]
+        return [*stages_of(model.backbone, size), _head_stage(model, size)]
     check_known(model)
     sketch = deepcopy(model).to("meta").eval()
-    x = blank(sketch, size)
+    x = _blank(sketch, size)
     stages, seen = [], Field()
-    groups = grouped(sketch)
-    with torch.inference_mode(), tallied(sketch) as tally:
+    groups = _grouped(sketch)
+    with torch.inference_mode(), _tallied(sketch) as tally:
         for name, modules in groups[:-1]:
             for module in modules:
                 x, seen = module(x), seen.after(module)
@@ -103,17 +103,17 @@ def stages_of(model: nn.Module, size: int) -> list[Stage]:
     return stages
 
 
-def blank(sketch: nn.Module, size: int) -> torch.Tensor:
+def _blank(sketch: nn.Module, size: int) -> torch.Tensor:
     """An image that has a shape and no pixels."""
     return torch.empty(1, int(getattr(sketch, "in_chans", 3)), size, size, device="meta")
 
 
-def head_stage(model: HeadedNet, size: int) -> Stage:
+def _head_stage(model: HeadedNet, size: int) -> Stage:
     """A head of ours, on the maps that it reads."""
     sketch = deepcopy(model).to("meta").eval()
     with torch.inference_mode():
-        maps = sketch.backbone.forward_intermediates(blank(sketch.backbone, size), intermediates_only=True)  # type: ignore[operator]
-        with tallied(sketch.head) as tally:
+        maps = sketch.backbone.forward_intermediates(_blank(sketch.backbone, size), intermediates_only=True)  # type: ignore[operator]
+        with _tallied(sketch.head) as tally:
             logits = sketch.head(maps)
     return stage(f"{model.kind} head", [sketch.head], logits, tally, None)
 
@@ -123,10 +123,10 @@ def stage(name: str, modules: Sequence[nn.Module], x: torch.Tensor, tally: Tally
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return Stage(name, tuple(x.shape[1:]), parameters, held, macs, FLOAT_BYTES * values, seen)
+    return Stage(name, tuple(x.shape[1:]), parameters, held, macs, _FLOAT_BYTES * values, seen)
 
 
-def grouped(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
+def _grouped(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
     """Modules in the order they run; the last group is the head, what follows the last block, with the classifier."""
     blocks = {name for name, _ in blocks_of(model)}
     groups: list[tuple[str, list[nn.Module]]] = [("stem", [])]

@@ -14,12 +14,12 @@ from densefeat.errors import UsageError
 from densefeat.search.blocks import prepared_blocks
 from densefeat.search.exact import MAX_PAIRS, TILE_VALUES, Duplicates, Progress, check_queries, check_threshold, merge, ranked
 from densefeat.search.metrics import ROUNDING, exact, scores
-from densefeat.store.reader import Store
+from densefeat.store import Store
 
-PROBES = 16  # cells that a query looks into
-TRAINING_ROWS = 40  # for each cell
-BATCH = 1024  # queries at a time
-MAX_FOUND = 2**24  # places that a batch may find
+_PROBES = 16  # cells that a query looks into
+_TRAINING_ROWS = 40  # for each cell
+_BATCH = 1024  # queries at a time
+_MAX_FOUND = 2**24  # places that a batch may find
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Index:
         return self.index.reconstruct_batch(places)
 
 
-def build_index(store: Store, column: str, metric: str, progress: Progress | None = None) -> Index:
+def _build_index(store: Store, column: str, metric: str, progress: Progress | None = None) -> Index:
     """Reads the column twice: for the cells, from rows evenly spaced, and to fill them.
 
     UsageError without faiss, or for the dot product, which has no cells: a long vector is near to everything.
@@ -47,13 +47,13 @@ def build_index(store: Store, column: str, metric: str, progress: Progress | Non
     except ImportError as error:
         raise UsageError("engine 'faiss' needs a package that is not installed: pip install 'densefeat[faiss]'") from error
     size = int(np.prod(store.shapes[column]))
-    cells = max(1, min(round(4 * len(store) ** 0.5), len(store) // TRAINING_ROWS))
+    cells = max(1, min(round(4 * len(store) ** 0.5), len(store) // _TRAINING_ROWS))
     if metric == "cosine":
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(size), size, cells, faiss.METRIC_INNER_PRODUCT)
     else:
         index = faiss.IndexIVFFlat(faiss.IndexFlatL2(size), size, cells, faiss.METRIC_L2)
-    index.nprobe = min(PROBES, cells)
-    every = max(1, len(store) // (cells * TRAINING_ROWS))
+    index.nprobe = min(_PROBES, cells)
+    every = max(1, len(store) // (cells * _TRAINING_ROWS))
     sample = [block[-start % every :: every] for start, block in prepared_blocks(store, column, metric)]
     training = np.concatenate([part.rows[part.usable] for part in sample])
     if len(training) < cells:
@@ -69,7 +69,7 @@ def build_index(store: Store, column: str, metric: str, progress: Progress | Non
     return Index(index, np.concatenate(rows), metric)
 
 
-def nearest(
+def _nearest(
     store: Store,
     queries: np.ndarray,
     column: str,
@@ -81,11 +81,11 @@ def nearest(
     """As :func:`densefeat.search.exact.nearest`, approximately; ``progress`` tells of the building of the index."""
     targets = check_queries(store, queries, column, k, metric)
     k = min(k, len(store))
-    built = build_index(store, column, metric, progress)
+    built = _build_index(store, column, metric, progress)
     rows = np.full((len(targets), k), -1, np.int64)
     closeness = np.full((len(targets), k), -np.inf, np.float32)
-    for i in range(0, len(targets), BATCH):
-        for query, found in enumerate(built.index.search(targets.rows[i : i + BATCH], k + 1)[1], i):
+    for i in range(0, len(targets), _BATCH):
+        for query, found in enumerate(built.index.search(targets.rows[i : i + _BATCH], k + 1)[1], i):
             places = np.sort(found[found >= 0])
             if leave_out is not None:
                 places = places[built.rows[places] != leave_out[query]]
@@ -94,7 +94,7 @@ def nearest(
     return rows, np.where(rows < 0, np.float32("nan"), scores(closeness, metric))
 
 
-def near_duplicates(
+def _near_duplicates(
     store: Store,
     column: str,
     threshold: float,
@@ -102,35 +102,35 @@ def near_duplicates(
     max_pairs: int = MAX_PAIRS,
     progress: Progress | None = None,
 ) -> Duplicates:
-    """As :func:`densefeat.search.exact.near_duplicates`, approximately. ``progress``: rows indexed, then rows compared."""
+    """As :func:`densefeat.search.exact._near_duplicates`, approximately. ``progress``: rows indexed, then rows compared."""
     check_threshold(threshold, metric, max_pairs)
-    built = build_index(store, column, metric, progress)
+    built = _build_index(store, column, metric, progress)
     least = np.float32(-threshold if metric == "euclidean" else threshold)
     found: list[tuple[np.ndarray, ...]] = []
     held = 0
-    for start, batch in batches(built):
-        for pairs in pairs_of_batch(built, start, batch, least):
+    for start, batch in _batches(built):
+        for pairs in _pairs_of_batch(built, start, batch, least):
             found.append(pairs)
             held += len(pairs[0])
         if progress is not None:
             progress(batch)
         if held > 2 * max_pairs:  # each pair is found from one of its rows or from both
             break
-    first, second, closeness = once(found)
+    first, second, closeness = _once(found)
     kept = (built.rows[first[:max_pairs]], built.rows[second[:max_pairs]], closeness[:max_pairs])
     return ranked([kept], metric, complete=len(first) <= max_pairs)
 
 
-def batches(built: Index) -> Iterator[tuple[int, int]]:
+def _batches(built: Index) -> Iterator[tuple[int, int]]:
     """(first place, number) of the rows that are queries together: so many that what they find fits into memory."""
     lists = built.index.invlists
     sizes = np.sort([lists.list_size(cell) for cell in range(built.index.nlist)])
-    batch = int(np.clip(MAX_FOUND // sizes[-built.index.nprobe :].sum(), 1, BATCH))
+    batch = int(np.clip(_MAX_FOUND // sizes[-built.index.nprobe :].sum(), 1, _BATCH))
     for start in range(0, len(built.rows), batch):
         yield start, min(batch, len(built.rows) - start)
 
 
-def pairs_of_batch(
+def _pairs_of_batch(
     built: Index, start: int, batch: int, least: np.float32
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(first, second, closeness) by place in the index, of the pairs that are near enough."""
@@ -150,7 +150,7 @@ def pairs_of_batch(
         yield some[0][near], some[1][near], closeness[near]
 
 
-def once(found: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+def _once(found: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
     """The pairs in the order of their rows, each once."""
     empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     first, second, closeness = (np.concatenate(values) for values in zip(empty, *found, strict=True))

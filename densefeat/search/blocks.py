@@ -6,16 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from densefeat.search.metrics import Vectors, prepare
-from densefeat.store.layout import PART_ROWS
-from densefeat.store.reader import Store
+from densefeat.store import PART_ROWS, Store
 
-BLOCK_BYTES = 64 * 2**20  # of vectors, as float32
+_BLOCK_BYTES = 64 * 2**20  # of vectors, as float32
 
 
 def prepared_blocks(store: Store, column: str, metric: str, start: int = 0) -> Iterator[tuple[int, Vectors]]:
     """(first row, vectors) from a row on; the next block is read while one is used."""
     size = int(np.prod(store.shapes[column]))
-    rows = max(1, BLOCK_BYTES // (4 * size))
+    rows = max(1, _BLOCK_BYTES // (4 * size))
     rows -= rows % PART_ROWS if rows > PART_ROWS else 0  # blocks of whole parts are decompressed once
     firsts = range(start, len(store), rows)
 

@@ -12,7 +12,7 @@ import numpy as np
 from densefeat.errors import UsageError
 from densefeat.search.blocks import prepared_blocks
 from densefeat.search.metrics import Vectors, approximate, check_metric, exact, on_scale, prepare, scores
-from densefeat.store.reader import Store
+from densefeat.store import Store
 
 TILE_VALUES = 2**22  # products held at a time
 MAX_PAIRS = 1_000_000
@@ -66,7 +66,7 @@ def nearest(
             for query, row in enumerate(values, i):
                 if leave_out is not None and start <= leave_out[query] < start + len(block):
                     row[leave_out[query] - start] = -np.inf
-                found = candidates(row, on_scale(float(closeness[query, -1]), metric), error, k)
+                found = _candidates(row, on_scale(float(closeness[query, -1]), metric), error, k)
                 near = exact(block.rows[found], targets.rows[query : query + 1], metric)
                 merge(rows[query], closeness[query], found + start, near)
         if progress is not None:
@@ -89,7 +89,7 @@ def check_queries(store: Store, queries: np.ndarray, column: str, k: int, metric
     return targets
 
 
-def candidates(values: np.ndarray, least: float, error: float, k: int) -> np.ndarray:
+def _candidates(values: np.ndarray, least: float, error: float, k: int) -> np.ndarray:
     """Places ``(n,)`` of all that may be among the k nearest, given closeness with an error, and the least that counts."""
     found = np.flatnonzero(values >= least - error) if least > -np.inf else np.flatnonzero(values > -np.inf)
     if len(found) > k:
@@ -105,7 +105,7 @@ def merge(rows: np.ndarray, closeness: np.ndarray, new_rows: np.ndarray, new_clo
     rows[:], closeness[:] = np.concatenate([rows, new_rows])[order], both[order]
 
 
-def near_duplicates(
+def _near_duplicates(
     store: Store,
     column: str,
     threshold: float,
@@ -122,7 +122,7 @@ def near_duplicates(
     check_threshold(threshold, metric, max_pairs)
     found: list[tuple[np.ndarray, ...]] = []
     left = max_pairs
-    for pairs in pairs_within(store, column, threshold, metric, progress):
+    for pairs in _pairs_within(store, column, threshold, metric, progress):
         found.append(tuple(values[:left] for values in pairs))
         left -= len(pairs[0])
         if left < 0:
@@ -146,20 +146,20 @@ def ranked(found: list[tuple[np.ndarray, ...]], metric: str, complete: bool) -> 
     return Duplicates(first[order], second[order], scores(closeness[order], metric), complete)
 
 
-def pairs_within(
+def _pairs_within(
     store: Store, column: str, threshold: float, metric: str, progress: Progress | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(first, second, closeness) of the pairs near enough, a tile of products at a time."""
     least = np.float32(-threshold if metric == "euclidean" else threshold)
     for start, block in prepared_blocks(store, column, metric):
-        yield from pairs_of_blocks(start, block, start, block, least, metric)
+        yield from _pairs_of_blocks(start, block, start, block, least, metric)
         for other_start, other in prepared_blocks(store, column, metric, start + len(block)):
-            yield from pairs_of_blocks(start, block, other_start, other, least, metric)
+            yield from _pairs_of_blocks(start, block, other_start, other, least, metric)
         if progress is not None:
             progress(len(block))
 
 
-def pairs_of_blocks(
+def _pairs_of_blocks(
     a_start: int, a: Vectors, b_start: int, b: Vectors, least: np.float32, metric: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     side = int(TILE_VALUES**0.5)

@@ -8,13 +8,12 @@ import numpy as np
 
 from densefeat.errors import UsageError
 from densefeat.search import approximate, exact
-from densefeat.search.columns import choose_column
 from densefeat.search.exact import MAX_PAIRS, Progress
 from densefeat.search.queries import embed, row_of
 from densefeat.search.results import Entry, Neighbours, Pairs, Query, entries
-from densefeat.store.reader import Store
+from densefeat.store import Store, choose_column
 
-ENGINES = {"exact": exact, "faiss": approximate}
+_ENGINES = {"exact": exact, "faiss": approximate}
 
 
 def find_neighbours(
@@ -35,13 +34,13 @@ def find_neighbours(
     Args:
         images: Files, embedded whole by the network that made the store: ``weights``, ``device`` are for it.
         keys: Rows of the store, a tile as ``KEY:X,Y``; they need no network, and do not find themselves.
-        block, column: As in :func:`densefeat.search.columns.choose_column`; None: the last of the store.
+        block, column: As in :func:`densefeat.store.columns.choose_column`; None: the last of the store.
         k, metric, progress: As in :func:`densefeat.search.exact.nearest`.
         engine: ``"exact"``, or ``"faiss"``.
 
     Raises UsageError for what does not exist or cannot be read, WeightsError where the network's weights cannot be had.
     """
-    search = engine_of(engine)
+    search = _engine_of(engine)
     name = choose_column(store, block, column)
     if not images and not keys:
         raise UsageError("nothing to search for: give images or keys")
@@ -67,14 +66,14 @@ def find_duplicates(
 ) -> Pairs:
     """All pairs of rows at least as similar as ``threshold``, or at most as far apart, and the groups they form.
 
-    Arguments and errors as in :func:`find_neighbours` and :func:`densefeat.search.exact.near_duplicates`.
+    Arguments and errors as in :func:`find_neighbours` and :func:`densefeat.search.exact._near_duplicates`.
     """
-    search = engine_of(engine)
+    search = _engine_of(engine)
     name = choose_column(store, block, column)
     return Pairs(store, name, metric, threshold, search.near_duplicates(store, name, threshold, metric, max_pairs, progress))
 
 
-def engine_of(engine: str) -> ModuleType:
-    if engine not in ENGINES:
-        raise UsageError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
-    return ENGINES[engine]
+def _engine_of(engine: str) -> ModuleType:
+    if engine not in _ENGINES:
+        raise UsageError(f"engine {engine!r}: choose one of {', '.join(_ENGINES)}")
+    return _ENGINES[engine]

@@ -9,9 +9,9 @@ import numpy as np
 
 from densefeat.errors import UsageError
 
-METRICS = ("cosine", "euclidean", "dot")
+_METRICS = ("cosine", "euclidean", "dot")
 ROUNDING = float(np.finfo(np.float32).eps) / 2  # largest relative error of one operation
-EXACT_VALUES = 2**20  # turned into float64 at a time
+_EXACT_VALUES = 2**20  # turned into float64 at a time
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Vectors:
 
 def check_metric(metric: str) -> None:
     """Raise UsageError for a metric that there is not."""
-    if metric not in METRICS:
-        raise UsageError(f"metric {metric!r}: choose one of {', '.join(METRICS)}")
+    if metric not in _METRICS:
+        raise UsageError(f"metric {metric!r}: choose one of {', '.join(_METRICS)}")
 
 
 def prepare(values: np.ndarray, metric: str) -> Vectors:
@@ -81,7 +81,7 @@ def exact(a: np.ndarray, b: np.ndarray, metric: str) -> np.ndarray:
 
     The same two rows have the same closeness wherever they stand, unlike in a matrix product.
     """
-    step = max(1, EXACT_VALUES // a.shape[1])
+    step = max(1, _EXACT_VALUES // a.shape[1])
     closeness = np.empty(len(a), np.float32)
     for i in range(0, len(a), step):
         x, y = a[i : i + step].astype(np.float64), (b if len(b) == 1 else b[i : i + step]).astype(np.float64)

@@ -11,15 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.features.extractor import FeatureExtractor, open_image
-from densefeat.images.transforms import Preprocessing
-from densefeat.nets.create import known_config, source_of
-from densefeat.nets.weights import file_sha256
-from densefeat.search.columns import BY_KEY, block_and_pool, pools_of
-from densefeat.store.reader import Store
+from densefeat.features import FeatureExtractor, open_image
+from densefeat.images import Preprocessing
+from densefeat.loading import describe_source, find_config
+from densefeat.nets import file_sha256
+from densefeat.store import BY_KEY, Store, block_and_pool, pools_of
 
-NEEDED = ("model", "weights", "blocks", "pool", "tap", "precision", "preprocessing")  # of provenance
-CLOSE_MATCHES = 100_000  # keys that are looked through for one that was meant
+_NEEDED = ("model", "weights", "blocks", "pool", "tap", "precision", "preprocessing")  # of provenance
+_CLOSE_MATCHES = 100_000  # keys that are looked through for one that was meant
 
 
 def embed(
@@ -27,9 +26,9 @@ def embed(
 ) -> np.ndarray:
     """float32 ``(len(images), C)``: image files, each whole, as the rows of a column were made.
 
-    Raises UsageError for a file that cannot be read, and as :func:`extractor_of`.
+    Raises UsageError for a file that cannot be read, and as :func:`_extractor_of`.
     """
-    extractor = extractor_of(store, column, weights, device)
+    extractor = _extractor_of(store, column, weights, device)
     pixels = []
     for image in images:
         try:
@@ -40,7 +39,7 @@ def embed(
     return features.reshape(len(pixels), -1).numpy()
 
 
-def extractor_of(store: Store, column: str, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
+def _extractor_of(store: Store, column: str, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
     """The network that made a column, as :func:`extractor_by`."""
     return extractor_by(store.provenance, [column], str(store.path), weights, device, BY_KEY)
 
@@ -65,7 +64,7 @@ def extractor_by(
     Raises:
         UsageError: Where it is not told what made them, or the weights are others. WeightsError: there are none.
     """
-    if missing := [name for name in NEEDED if name not in made]:
+    if missing := [name for name in _NEEDED if name not in made]:
         raise UsageError(f"{shown} does not tell what made it ({', '.join(missing)} missing): {instead}")
     known = made["weights"]
     if known["source"] == "a model object":
@@ -78,20 +77,20 @@ def extractor_by(
         made["model"],
         pool=pools_of(made),
         tap=made["tap"],
-        weights=weights_file(made["model"], known, weights, shown),
+        weights=_weights_file(made["model"], known, weights, shown),
         device=device,
         precision=made["precision"],
         decoder=made.get("decoder", "pillow"),
     )
-    check_sha256(extractor.provenance["weights"] | {"sha256": extractor.weights_sha256}, known, shown)
+    _check_sha256(extractor.provenance["weights"] | {"sha256": extractor.weights_sha256}, known, shown)
     extractor.taps = [tap for tap in extractor.taps if tap.name in blocks]
-    extractor.preprocessing = Preprocessing(**{name: as_tuple(value) for name, value in made["preprocessing"].items()})
+    extractor.preprocessing = Preprocessing(**{name: _as_tuple(value) for name, value in made["preprocessing"].items()})
     return extractor
 
 
-def weights_file(model: str, known: dict[str, Any], weights: str | Path | None, shown: str) -> Path | None:
+def _weights_file(model: str, known: dict[str, Any], weights: str | Path | None, shown: str) -> Path | None:
     """The checkpoint to load, its hash compared before it is read; None for published weights, and those of a run's folder."""
-    if weights is None and (Path(model).is_dir() or source_of(known_config(model)) == known["source"]):
+    if weights is None and (Path(model).is_dir() or describe_source(find_config(model)) == known["source"]):
         return None
     file = Path(known["source"] if weights is None else weights)
     if not file.is_file():
@@ -100,27 +99,27 @@ def weights_file(model: str, known: dict[str, Any], weights: str | Path | None, 
         raise UsageError(
             f"the weights of {shown} were {known['source']!r}, not here now: --weights FILE (sha256 {known['sha256']})"
         )
-    check_sha256({"source": str(file), "sha256": file_sha256(file)}, known, shown)
+    _check_sha256({"source": str(file), "sha256": file_sha256(file)}, known, shown)
     return file
 
 
-def check_sha256(here: dict[str, Any], known: dict[str, Any], shown: str) -> None:
+def _check_sha256(here: dict[str, Any], known: dict[str, Any], shown: str) -> None:
     """Raise UsageError where two records of weights tell of different files."""
     if None not in (here["sha256"], known["sha256"]) and here["sha256"] != known["sha256"]:
         told = f"sha256 {here['sha256']}, its own ({known['source']!r}) {known['sha256']}"
         raise UsageError(f"weights {here['source']!r} are others than those of {shown}: {told}")
 
 
-def as_tuple(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 def row_of(store: Store, key: str) -> int:
     """The row of a key; of a tile, written ``KEY:X,Y``. UsageError where there is none (names close ones), or several."""
-    rows = rows_of_path(store, key)
+    rows = _rows_of_path(store, key)
     tile = re.fullmatch(r"(.*):(\d+),(\d+)", key, re.DOTALL) if "x" in store.schema.names else None
     if tile and not len(rows):
-        rows = rows_of_path(store, tile[1])
+        rows = _rows_of_path(store, tile[1])
         at = (store.read("x")[rows] == int(tile[2])) & (store.read("y")[rows] == int(tile[3]))
         rows = rows[at]
     if len(rows) == 1:
@@ -128,10 +127,10 @@ def row_of(store: Store, key: str) -> int:
     if len(rows):
         x, y = store.read("x")[rows[0]], store.read("y")[rows[0]]
         raise UsageError(f"key {key!r} has {len(rows)} tiles in {store.path}: name one by its place, as in {key}:{x},{y}")
-    close = difflib.get_close_matches(key, store.column("path").slice(0, CLOSE_MATCHES).to_pylist(), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(key, store.column("path").slice(0, _CLOSE_MATCHES).to_pylist(), n=3, cutoff=0.6)
     raise UsageError(f"key {key!r} is not in {store.path}" + (f": did you mean {', '.join(close)}?" if close else ""))
 
 
-def rows_of_path(store: Store, path: str) -> np.ndarray:
+def _rows_of_path(store: Store, path: str) -> np.ndarray:
     found = pc.equal(store.column("path"), pa.scalar(path))
     return np.flatnonzero(found.combine_chunks().to_numpy(zero_copy_only=False))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from densefeat.search.exact import Duplicates
-from densefeat.store.reader import Store
+from densefeat.store import Store
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Neighbours:
         """(rank from 1, score, entry)."""
         for rank, (row, score) in enumerate(zip(self.rows[number], self.scores[number], strict=True), 1):
             if row >= 0:
-                yield rank, readable(score), self.entries[int(row)]
+                yield rank, _readable(score), self.entries[int(row)]
 
     def summary(self) -> dict[str, Any]:
         names = [query.entry.name for query in self.queries]
@@ -137,7 +137,7 @@ class Pairs:
         pairs = zip(found.first.tolist(), found.second.tolist(), found.scores, self.numbers.tolist(), strict=True)
         for rank, (first, second, score, group) in enumerate(pairs, 1):
             other = {f"other_{name}": value for name, value in vars(self.entries[second]).items()}
-            yield {"rank": rank, "score": readable(score), "group": group, **vars(self.entries[first]), **other}
+            yield {"rank": rank, "score": _readable(score), "group": group, **vars(self.entries[first]), **other}
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -149,6 +149,6 @@ class Pairs:
         }
 
 
-def readable(score: np.floating) -> float:
+def _readable(score: np.floating) -> float:
     """A float32 in the digits that it has."""
     return float(f"{score:.7g}")

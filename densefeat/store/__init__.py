@@ -1,1 +1,5 @@
-"""Embeddings on disk."""
+"""Embeddings on disk: writing them, reading them back, converting them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

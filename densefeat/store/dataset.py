@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from densefeat.base import atomic_file, output_errors, sync
 from densefeat.errors import OutputError
-from densefeat.store.atomic import atomic_file, sync, written
 from densefeat.store.layout import PART, Layout
 from densefeat.store.manifest import Failure, Manifest, PartRecord, read_manifest, read_records, save_record
 from densefeat.store.reader import finished_parts, row_paths
 
-FAILURES_SCHEMA = pa.schema(
+_FAILURES_SCHEMA = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),
         pa.field("x", pa.int32()),
@@ -35,18 +35,18 @@ def check_folder(layout: Layout) -> None:
     root = layout.root
     if root.exists() and not root.is_dir():
         raise OutputError(f"output {str(root)!r} is a file: give a folder, or a name that ends in .parquet")
-    with written(root):
+    with output_errors(root):
         existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
         if not os.access(existing, os.W_OK | os.X_OK):
             raise OutputError(f"output {str(root)!r} cannot be written: no permission to write in {str(existing)!r}")
         if existing != root:
             return
-        others = sorted(path.name for path in root.iterdir() if not is_remnant(path, layout))
+        others = sorted(path.name for path in root.iterdir() if not _is_remnant(path, layout))
     if others and not layout.manifest.exists():
         raise OutputError(f"output {str(root)!r} is no store of densefeat and not empty ({others[0]}): give a new folder")
 
 
-def is_remnant(path: Path, layout: Layout) -> bool:
+def _is_remnant(path: Path, layout: Layout) -> bool:
     """Of a job that ended before its manifest was there: its locks, a manifest half written, empty folders."""
     if path in (layout.data, layout.work):
         return not any(below.is_file() for below in path.rglob("*"))
@@ -55,7 +55,7 @@ def is_remnant(path: Path, layout: Layout) -> bool:
 
 def begin(layout: Layout, manifest: Manifest) -> None:
     """Make ``manifest`` the store's, and remove from the folder whatever is not part of its job."""
-    with written(layout.root):
+    with output_errors(layout.root):
         for folder in (layout.data, layout.work, layout.records):
             folder.mkdir(parents=True, exist_ok=True)
     manifest.save(layout)
@@ -63,7 +63,7 @@ def begin(layout: Layout, manifest: Manifest) -> None:
     records = list(read_records(layout, manifest))
     recorded = {layout.record(record.part) for record in records}
     unfinished = {layout.unfinished(record.part) for record in records if not record.finished}
-    with written(layout.root):
+    with output_errors(layout.root):
         for path in layout.data.iterdir():
             if (match := PART.fullmatch(path.name)) and int(match[1]) not in kept:
                 path.unlink()
@@ -81,17 +81,17 @@ def begin(layout: Layout, manifest: Manifest) -> None:
 
 def finish_part(layout: Layout, round_id: str, record: PartRecord) -> None:
     """Move a part from ``work/`` to ``data/`` if it is finished, and record it."""
-    check_round(layout, round_id)
+    _check_round(layout, round_id)
     record = replace(record, bytes=layout.unfinished(record.part).stat().st_size)
     if record.finished:
-        with written(layout.part(record.part)):
+        with output_errors(layout.part(record.part)):
             os.replace(layout.unfinished(record.part), layout.part(record.part))
         with suppress(OSError):
             sync(layout.data)
     save_record(layout, round_id, record)
 
 
-def check_round(layout: Layout, round_id: str) -> None:
+def _check_round(layout: Layout, round_id: str) -> None:
     current = read_manifest(layout)
     if current is None or current.round_id != round_id:
         raise OutputError(f"output {str(layout.root)!r} was started anew by another process; this one ends")
@@ -102,7 +102,7 @@ def earlier_failures(layout: Layout, before_part: int) -> list[tuple[Failure, in
     if not before_part or not layout.failures.exists():
         return []
     try:
-        entries = pq.read_table(layout.failures, schema=FAILURES_SCHEMA).to_pylist()
+        entries = pq.read_table(layout.failures, schema=_FAILURES_SCHEMA).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise OutputError(f"{layout.failures}: damaged ({error}); --overwrite starts over") from error
     return [(Failure(**entry), part) for entry in entries if (part := entry.pop("part")) < before_part]
@@ -138,7 +138,7 @@ def close(layout: Layout, manifest: Manifest, tiled: pa.LargeStringArray | None 
 
     ``tiled``: paths of images of which tiles were skipped; one without any row or failure becomes a failure itself.
     """
-    check_round(layout, manifest.round_id)
+    _check_round(layout, manifest.round_id)
     records = finished_parts(layout, manifest)
     failures = all_failures(layout, manifest, records)
     if tiled is not None:
@@ -162,5 +162,5 @@ def count_failures(layout: Layout) -> int:
 
 def write_failures(path: Path, failures: Sequence[tuple[Failure, int]]) -> None:
     rows = [{**asdict(failure), "part": part} for failure, part in failures]
-    with atomic_file(path) as beside, written(path):
-        pq.write_table(pa.Table.from_pylist(rows, FAILURES_SCHEMA), beside, compression="zstd")
+    with atomic_file(path) as beside, output_errors(path):
+        pq.write_table(pa.Table.from_pylist(rows, _FAILURES_SCHEMA), beside, compression="zstd")

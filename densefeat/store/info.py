@@ -8,10 +8,10 @@ from typing import Any
 from densefeat.store.layout import Layout
 from densefeat.store.reader import finished_parts, open_store, row_bytes
 
-FAILURES_SHOWN = 5
+_FAILURES_SHOWN = 5
 
 
-def describe(path: str | Path) -> dict[str, Any]:
+def describe_store(path: str | Path) -> dict[str, Any]:
     """Rows, failures, vectors, sizes in bytes, and provenance of a store, also of one that is not finished, as JSON types.
 
     ``done`` and ``total``: images (or tiles) that the last extraction has gone through, of how many; null where not known.
@@ -32,7 +32,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "failures": {
             "count": len(failures),
             "by_stage": dict(Counter(failure.stage for failure in failures).most_common()),
-            "first": [asdict(failure) for failure in failures[:FAILURES_SHOWN]],
+            "first": [asdict(failure) for failure in failures[:_FAILURES_SHOWN]],
         },
         "skipped": sum(part.skipped for part in finished_parts(Layout(store.path), manifest)) if manifest else 0,
         "removed": manifest.removed if manifest else 0,

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from densefeat.base import atomic_file, output_errors
 from densefeat.errors import OutputError
-from densefeat.store.atomic import atomic_file, written
 from densefeat.store.layout import Layout
 from densefeat.store.writer import FORMAT_VERSION
 
-KIND = "densefeat store"
+_KIND = "densefeat store"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Manifest:
         parts = [asdict(replace(part, failures=())) for part in self.parts]  # those are in failures.parquet
         totals = {"rows": sum(part.rows for part in self.parts), "skipped": sum(part.skipped for part in self.parts)}
         content = asdict(replace(self, parts=())) | {"parts": parts}
-        write_json(layout.manifest, {"kind": KIND, "format_version": FORMAT_VERSION, **totals, **content})
+        _write_json(layout.manifest, {"kind": _KIND, "format_version": FORMAT_VERSION, **totals, **content})
 
 
 def read_manifest(layout: Layout) -> Manifest | None:
@@ -94,7 +94,7 @@ def read_manifest(layout: Layout) -> Manifest | None:
     try:
         with open(layout.manifest, encoding="utf-8") as file:
             content = json.load(file)
-        if content["kind"] != KIND or content["format_version"] > FORMAT_VERSION:
+        if content["kind"] != _KIND or content["format_version"] > FORMAT_VERSION:
             raise OutputError(
                 f"{layout.manifest}: of format {content['kind']!r} {content['format_version']}, not readable here"
             )
@@ -114,14 +114,14 @@ def read_manifest(layout: Layout) -> Manifest | None:
         raise OutputError(f"{layout.manifest}: not a readable manifest ({type(error).__name__}: {error})") from error
 
 
-def write_json(path: Path, content: Any) -> None:
-    with atomic_file(path) as beside, written(path), open(beside, "w", encoding="utf-8") as file:
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_file(path) as beside, output_errors(path), open(beside, "w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False, indent=1)
 
 
 def save_record(layout: Layout, round_id: str, record: PartRecord) -> None:
     """Tell that a part is whole, or (``reached`` before ``stop``) how far its unfinished file goes."""
-    write_json(layout.record(record.part), {"round": round_id, **asdict(record)})
+    _write_json(layout.record(record.part), {"round": round_id, **asdict(record)})
 
 
 def read_records(layout: Layout, manifest: Manifest) -> Iterator[PartRecord]:

@@ -19,9 +19,9 @@ from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, Manifest, PartRecord, read_manifest, read_records
 from densefeat.store.writer import FORMAT_VERSION, METADATA_KEY, vector_names
 
-READERS = min(16, os.cpu_count() or 1)  # threads
-PIECE_BYTES = 2**20  # of a column, decoded at a time by each thread: a page's size, more gains nothing
-BATCH_BYTES = 32 * 2**20
+_READERS = min(16, os.cpu_count() or 1)  # threads
+_PIECE_BYTES = 2**20  # of a column, decoded at a time by each thread: a page's size, more gains nothing
+_BATCH_BYTES = 32 * 2**20
 
 
 class Store:
@@ -33,9 +33,9 @@ class Store:
 
     def __init__(self, path: Path, parts: list[Path], manifest: Manifest | None, sizes: Sequence[int] | None = None) -> None:
         self.path, self.parts, self.manifest = path, parts, manifest
-        self._sizes = [rows_of(part) for part in parts] if sizes is None else list(sizes)
+        self._sizes = [_rows_of(part) for part in parts] if sizes is None else list(sizes)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)]).astype(np.int64)
-        self.schema: pa.Schema = schema_of(parts[0]) if parts else pa.schema([])
+        self.schema: pa.Schema = _schema_of(parts[0]) if parts else pa.schema([])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -80,11 +80,11 @@ class Store:
     def failures(self) -> list[Failure]:
         """The images and tiles that have no row."""
         if self.manifest is None:
-            return listed_failures(failures_file(self.path))
+            return _listed_failures(failures_file(self.path))
         layout = Layout(self.path)
         closed = []
         if layout.failures.exists():
-            with readable(layout.failures):
+            with _readable(layout.failures):
                 closed = [Failure(**row) for row in pq.read_table(layout.failures).drop_columns("part").to_pylist()]
         records = [] if self.complete else read_records(layout, self.manifest)
         return closed + [failure for record in records for failure in record.failures]
@@ -116,9 +116,9 @@ class Store:
             offset = int(self._starts[touched[0]]) if touched else 0
             return self._column(name, touched).slice(start - offset, stop - start).to_numpy()
         out = np.empty((stop - start, field.list_size), field.value_type.to_pandas_dtype())
-        lanes = -(-READERS // max(1, len(touched)))  # few parts: several threads on each
+        lanes = -(-_READERS // max(1, len(touched)))  # few parts: several threads on each
         tasks = [(part, slice(lane, None, lanes)) for part in touched for lane in range(lanes)]
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(_READERS) as pool:
             for _ in pool.map(lambda task: self._fill(out, start, name, *task), tasks):
                 pass  # the first error ends the loop and takes back the other tasks
         return out
@@ -128,7 +128,7 @@ class Store:
         with self._open(index, name) as part:
             sizes = [part.metadata.row_group(group).num_rows for group in range(part.num_row_groups)]
             firsts = self._starts[index] + np.concatenate([[0], np.cumsum(sizes)]) - start
-            rows = max(1, PIECE_BYTES // row_bytes(self.schema, [name]))
+            rows = max(1, _PIECE_BYTES // row_bytes(self.schema, [name]))
             for group in range(part.num_row_groups)[groups]:
                 first = int(firsts[group])
                 if first >= len(out) or firsts[group + 1] <= 0:
@@ -146,7 +146,7 @@ class Store:
     def _open(self, index: int, *names: str) -> Iterator[pq.ParquetFile]:
         """A part, found to have the rows and the columns that it should."""
         path = self.parts[index]
-        with readable(path), pq.ParquetFile(path, memory_map=True, pre_buffer=False) as part:
+        with _readable(path), pq.ParquetFile(path, memory_map=True, pre_buffer=False) as part:
             if part.metadata.num_rows != self._sizes[index]:
                 raise OutputError(f"{path}: has {part.metadata.num_rows} rows, not the {self._sizes[index]} of the manifest")
             for name in names:
@@ -159,7 +159,7 @@ class Store:
             with self._open(index, name) as part:
                 return part.read([name], use_threads=False).column(name)
 
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(_READERS) as pool:
             chunks = [chunk for column in pool.map(read, parts) for chunk in column.chunks]
         return pa.chunked_array(chunks, self.schema.field(name).type)
 
@@ -172,7 +172,7 @@ class Store:
         """A column in pieces, for stores larger than memory: (first row, array of at most ``rows`` rows; None: of 32 MB)."""
         self._check(name)
         if rows is None:
-            rows = max(1, BATCH_BYTES // row_bytes(self.schema, [name]))
+            rows = max(1, _BATCH_BYTES // row_bytes(self.schema, [name]))
         start = 0
         while start < len(self):
             boundary = int(self._starts[np.searchsorted(self._starts, start + rows, "right") - 1])
@@ -184,7 +184,7 @@ class Store:
         """Some columns side by side, in pieces of about 4 MB, in order."""
         for name in names:
             self._check(name)
-        rows = max(1, min(65536, 4 * PIECE_BYTES // row_bytes(self.schema, names)))
+        rows = max(1, min(65536, 4 * _PIECE_BYTES // row_bytes(self.schema, names)))
         for index in range(len(self.parts)):
             with self._open(index, *names) as part:
                 for batch in part.iter_batches(rows, columns=list(names)):
@@ -205,10 +205,10 @@ def open_store(path: str | Path) -> Store:
     Raises UsageError where there is none, OutputError where it is damaged or of a newer version of the format.
     """
     path = Path(path)
-    return open_single(path) if path.is_file() else open_folder(Layout(path))
+    return _open_single(path) if path.is_file() else _open_folder(Layout(path))
 
 
-def open_single(path: Path) -> Store:
+def _open_single(path: Path) -> Store:
     try:
         metadata = pq.read_metadata(path)
     except pa.ArrowInvalid as error:
@@ -225,7 +225,7 @@ def open_single(path: Path) -> Store:
     return Store(path, [path], None, [metadata.num_rows])
 
 
-def open_folder(layout: Layout) -> Store:
+def _open_folder(layout: Layout) -> Store:
     """The manifest tells the parts' rows: no part but the first is looked into before it is read."""
     shown = repr(str(layout.root))
     manifest = read_manifest(layout)
@@ -276,7 +276,7 @@ def failures_file(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".parquet") + ".failures.jsonl")
 
 
-def listed_failures(path: Path) -> list[Failure]:
+def _listed_failures(path: Path) -> list[Failure]:
     """Of a ``.failures.jsonl``; none where there is no such file."""
     if not path.exists():
         return []
@@ -288,7 +288,7 @@ def listed_failures(path: Path) -> list[Failure]:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def _readable(path: Path) -> Iterator[None]:
     """What pyarrow and the system say about a damaged or missing file, as OutputError that names it."""
     try:
         yield
@@ -296,11 +296,11 @@ def readable(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: missing or damaged ({' '.join(str(error).split())})") from error
 
 
-def rows_of(path: Path) -> int:
-    with readable(path):
+def _rows_of(path: Path) -> int:
+    with _readable(path):
         return pq.read_metadata(path).num_rows
 
 
-def schema_of(path: Path) -> pa.Schema:
-    with readable(path):
+def _schema_of(path: Path) -> pa.Schema:
+    with _readable(path):
         return pq.read_schema(path)

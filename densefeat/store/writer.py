@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from densefeat.store.atomic import written
+from densefeat.base import output_errors
 
 FORMAT_VERSION = 2
 METADATA_KEY = b"densefeat"
-ROW_GROUP_BYTES = 32 * 2**20
+_ROW_GROUP_BYTES = 32 * 2**20
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
@@ -45,7 +45,7 @@ def embedding_schema(
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(described, ensure_ascii=False)})
 
 
-def is_float32(field: pa.Field) -> bool:
+def _is_float32(field: pa.Field) -> bool:
     """Split into bytes such vectors are smaller and read faster; of float16 DuckDB refuses that."""
     return pa.types.is_float32(field.type.value_type)
 
@@ -65,14 +65,14 @@ class EmbeddingWriter:
         self._vectors = vector_names(schema)
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
-        with written(self._shown):
+        with output_errors(self._shown):
             self._writer = pq.ParquetWriter(
                 path,
                 schema,
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=False,
-                use_byte_stream_split=[f"{name}.list.element" for name in self._vectors if is_float32(schema.field(name))],
+                use_byte_stream_split=[f"{name}.list.element" for name in self._vectors if _is_float32(schema.field(name))],
                 write_statistics=[name for name in schema.names if name not in self._vectors],
             )
 
@@ -93,13 +93,13 @@ class EmbeddingWriter:
         self.rows += len(batch)
         self._pending.append(batch)
         self._pending_bytes += batch.nbytes
-        if self._pending_bytes >= ROW_GROUP_BYTES:
+        if self._pending_bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if self._pending:
             table = pa.Table.from_batches(self._pending, self.schema)
-            with written(self._shown):
+            with output_errors(self._shown):
                 self._writer.write_table(table, row_group_size=max(1, len(table)))
         self._pending, self._pending_bytes = [], 0
 
@@ -114,5 +114,5 @@ class EmbeddingWriter:
             kind = type(failure)
             raise
         finally:
-            with written(self._shown) if kind is None else suppress(OSError):  # the first error is the one to tell
+            with output_errors(self._shown) if kind is None else suppress(OSError):  # the first error is the one to tell
                 self._writer.close()

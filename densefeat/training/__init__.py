@@ -1,1 +1,5 @@
-"""Training from scratch: recipes, the loop, checkpoints, evaluation."""
+"""Training from scratch: recipes, data, the loop, checkpoints."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

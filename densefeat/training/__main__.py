@@ -3,10 +3,10 @@
 import argparse
 import sys
 
+from densefeat.base import Interrupted
 from densefeat.errors import DensefeatError
-from densefeat.extract.interrupts import Interrupted
+from densefeat.training.job import report, train
 from densefeat.training.recipe_files import load_any
-from densefeat.training.train import report, train
 
 
 def main() -> int:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-PAD = 4  # pixels of zeros around an image before the crop (1608.06993, 4.1)
-CUT = 16  # pixels, side of the square that cutout blanks (1708.04552)
+_PAD = 4  # pixels of zeros around an image before the crop (1608.06993, 4.1)
+_CUT = 16  # pixels, side of the square that cutout blanks (1708.04552)
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ def draw(count: int, size: int, augment: str, seed: int, step: int) -> Draws:
     def integers(low: int, high: int) -> torch.Tensor:
         return torch.randint(low, high, (count,), generator=generator)
 
-    still, nowhere = torch.zeros(count, dtype=torch.int64), torch.full((count,), -CUT)
+    still, nowhere = torch.zeros(count, dtype=torch.int64), torch.full((count,), -_CUT)
     if augment == "none":
         return Draws(still, still, still, nowhere, nowhere)
-    shift = integers(-PAD, PAD + 1), integers(-PAD, PAD + 1), integers(0, 2)
+    shift = integers(-_PAD, _PAD + 1), integers(-_PAD, _PAD + 1), integers(0, 2)
     cut = (integers(0, size), integers(0, size)) if augment == "cutout" else (nowhere, nowhere)
     return Draws(*shift, *cut)
 
@@ -49,10 +49,10 @@ def gathered(
     y = torch.arange(height, device=images.device) + draws.down[:, None]
     x = torch.arange(width, device=images.device) + draws.right[:, None]
     x = torch.where(draws.mirror[:, None] == 1, width - 1 - x, x)
-    inside = within(y, 0, height)[:, :, None] & within(x, 0, width)[:, None, :]
+    inside = _within(y, 0, height)[:, :, None] & _within(x, 0, width)[:, None, :]
     # a cut lies in the image as it comes out, wherever its pixels came from
-    cut_rows = within(torch.arange(height, device=images.device) - draws.cut_y[:, None], -CUT // 2, CUT // 2)
-    cut_columns = within(torch.arange(width, device=images.device) - draws.cut_x[:, None], -CUT // 2, CUT // 2)
+    cut_rows = _within(torch.arange(height, device=images.device) - draws.cut_y[:, None], -_CUT // 2, _CUT // 2)
+    cut_columns = _within(torch.arange(width, device=images.device) - draws.cut_x[:, None], -_CUT // 2, _CUT // 2)
     inside &= ~(cut_rows[:, :, None] & cut_columns[:, None, :])
     y, x = y.clamp_(0, height - 1), x.clamp_(0, width - 1)
     pixels = images.view(-1, 3)[((rows[:, None] * height + y) * width)[:, :, None] + x[:, None, :]]
@@ -60,5 +60,5 @@ def gathered(
     return scaled.permute(0, 3, 1, 2)
 
 
-def within(values: torch.Tensor, low: int, high: int) -> torch.Tensor:
+def _within(values: torch.Tensor, low: int, high: int) -> torch.Tensor:
     return (values >= low) & (values < high)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from densefeat.store.atomic import atomic_file, written
+from densefeat.base import atomic_file, output_errors
 
-KEPT = 2  # a damaged newest falls back to the one before
-FIRST = "step-00000000-"  # made only where a run may have to go back that far
-NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
+_KEPT = 2  # a damaged newest falls back to the one before
+_FIRST = "step-00000000-"  # made only where a run may have to go back that far
+_NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
@@ -22,18 +22,18 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     torch.save(state, buffer)
     data = buffer.getbuffer()
     folder.mkdir(exist_ok=True)
-    path = folder / f"step-{state['step']:08}-{digest(data)}.pt"
-    with atomic_file(path) as beside, written(path):
+    path = folder / f"step-{state['step']:08}-{_digest(data)}.pt"
+    with atomic_file(path) as beside, output_errors(path):
         beside.write_bytes(data)
-    for old in checkpoint_files(folder)[KEPT:]:
-        if not old.name.startswith(FIRST):
+    for old in _checkpoint_files(folder)[_KEPT:]:
+        if not old.name.startswith(_FIRST):
             old.unlink()
     return path
 
 
-def checkpoint_files(folder: Path) -> list[Path]:
+def _checkpoint_files(folder: Path) -> list[Path]:
     """Newest first."""
-    found = [path for path in folder.glob("step-*.pt") if NAME.fullmatch(path.name)]
+    found = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: (int(path.name.split("-")[1]), path.stat().st_mtime_ns), reverse=True)
 
 
@@ -43,10 +43,10 @@ def newest_whole(folder: Path, tried: Collection[str] = ()) -> tuple[Path | None
     Those ``tried`` are removed, but for the one of step 0.
     """
     problems: list[str] = []
-    for path in checkpoint_files(folder):
-        if path.name in tried and not path.name.startswith(FIRST):
+    for path in _checkpoint_files(folder):
+        if path.name in tried and not path.name.startswith(_FIRST):
             path.unlink()
-        elif path.name.endswith(f"-{digest(path.read_bytes())}.pt"):
+        elif path.name.endswith(f"-{_digest(path.read_bytes())}.pt"):
             return path, problems
         else:
             path.rename(path.with_suffix(".damaged"))  # out of the way of whole ones
@@ -59,5 +59,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def digest(data: Any) -> str:
+def _digest(data: Any) -> str:
     return hashlib.sha256(data).hexdigest()[:16]

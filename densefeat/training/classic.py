@@ -10,12 +10,12 @@ import numpy as np
 
 from densefeat.errors import DensefeatError, UsageError
 
-MAX_BYTES = 2**31  # of one file: SVHN's largest has 1.3 GB
-CIFAR = {  # marker file: training files, test files, key of the labels, file and key of the class names
+_MAX_BYTES = 2**31  # of one file: SVHN's largest has 1.3 GB
+_CIFAR = {  # marker file: training files, test files, key of the labels, file and key of the class names
     "data_batch_1": ([f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "labels", "batches.meta", "label_names"),
     "train": (["train"], ["test"], "fine_labels", "meta", "fine_label_names"),
 }
-SVHN = {True: ["train_32x32.mat", "extra_32x32.mat"], False: ["test_32x32.mat"]}
+_SVHN = {True: ["train_32x32.mat", "extra_32x32.mat"], False: ["test_32x32.mat"]}
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,22 @@ def read_classic(folder: Path, train: bool) -> Arrays | None:
 
     SVHN's training images are its train and extra files together, as in the papers. Raises DensefeatError for a damaged file.
     """
-    for marker, (train_files, test_files, labels_key, meta, names_key) in CIFAR.items():
+    for marker, (train_files, test_files, labels_key, meta, names_key) in _CIFAR.items():
         if (folder / marker).is_file() and (folder / meta).is_file():
-            parts = [read_cifar(folder / name, labels_key) for name in (train_files if train else test_files)]
-            names = read_names(folder / meta, names_key)
-            return joined(f"{folder.name}/{'train' if train else 'test'}", parts, names)
-    if (folder / SVHN[False][0]).is_file():
-        files = [folder / name for name in SVHN[train]]
+            parts = [_read_cifar(folder / name, labels_key) for name in (train_files if train else test_files)]
+            names = _read_names(folder / meta, names_key)
+            return _joined(f"{folder.name}/{'train' if train else 'test'}", parts, names)
+    if (folder / _SVHN[False][0]).is_file():
+        files = [folder / name for name in _SVHN[train]]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise UsageError(f"{str(folder)!r}: without {', '.join(missing)}")
-        parts = [read_svhn(file) for file in files]
-        return joined(f"{folder.name}/{'train' if train else 'test'}", parts, [str(digit) for digit in range(10)])
+        parts = [_read_svhn(file) for file in files]
+        return _joined(f"{folder.name}/{'train' if train else 'test'}", parts, [str(digit) for digit in range(10)])
     return None
 
 
-def joined(name: str, parts: list[tuple[np.ndarray, np.ndarray]], classes: list[str]) -> Arrays:
+def _joined(name: str, parts: list[tuple[np.ndarray, np.ndarray]], classes: list[str]) -> Arrays:
     images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
     if len(images) != len(labels) or not len(labels):
         raise DensefeatError(f"{name}: {len(images)} images, {len(labels)} labels: damaged files")
@@ -60,8 +60,8 @@ def joined(name: str, parts: list[tuple[np.ndarray, np.ndarray]], classes: list[
     return Arrays(name, images, labels, classes)
 
 
-def read_cifar(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
-    content = unpickled(path)
+def _read_cifar(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
+    content = _unpickled(path)
     try:
         pixels = content["data"].array.reshape(-1, 3, 32, 32)
         labels = np.array(content[labels_key], np.int64).reshape(-1)
@@ -70,18 +70,18 @@ def read_cifar(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
         raise DensefeatError(f"{str(path)!r}: no CIFAR file: {error}") from error
 
 
-def read_names(path: Path, key: str) -> list[str]:
-    names = unpickled(path).get(key)
+def _read_names(path: Path, key: str) -> list[str]:
+    names = _unpickled(path).get(key)
     if not isinstance(names, list):
         raise DensefeatError(f"{str(path)!r}: no CIFAR file: without {key!r}")
     return [str(name) for name in names]
 
 
-def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
     from scipy.io import loadmat  # late: training of all else does without scipy
 
     try:
-        content = loadmat(io.BytesIO(read_bounded(path)), variable_names=["X", "y"])
+        content = loadmat(io.BytesIO(_read_bounded(path)), variable_names=["X", "y"])
         pixels, digits = content["X"].astype(np.uint8, copy=False), content["y"].astype(np.int64).ravel()
         if pixels.shape[:3] != (32, 32, 3):
             raise ValueError(f"X of shape {pixels.shape}")
@@ -93,17 +93,17 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DensefeatError(f"{str(path)!r}: no SVHN file: {error}") from error
 
 
-def read_bounded(path: Path) -> bytes:
+def _read_bounded(path: Path) -> bytes:
     size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise DensefeatError(f"{str(path)!r}: {size:,} bytes are more than the limit of {MAX_BYTES:,}")
+    if size > _MAX_BYTES:
+        raise DensefeatError(f"{str(path)!r}: {size:,} bytes are more than the limit of {_MAX_BYTES:,}")
     return path.read_bytes()
 
 
-def unpickled(path: Path) -> dict[str, Any]:
+def _unpickled(path: Path) -> dict[str, Any]:
     """The dictionary in one of CIFAR's files; DensefeatError for a pickle that names anything but plain arrays."""
     try:
-        content = ArraysOnly(io.BytesIO(read_bounded(path))).load()
+        content = ArraysOnly(io.BytesIO(_read_bounded(path))).load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     except DensefeatError:
         raise

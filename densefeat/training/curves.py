@@ -9,7 +9,7 @@ def draw_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
     try:
         from matplotlib.figure import Figure
 
-        from densefeat.heads.figures import save_picture
+        from densefeat.base import save_picture
     except ImportError:
         return False
     figure = Figure(figsize=(11, 4), layout="constrained")

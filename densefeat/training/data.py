@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from densefeat.errors import UsageError
-from densefeat.heads.targets import Task
-from densefeat.images.transforms import Preprocessing
+from densefeat.finetuning import AnyRecipe
+from densefeat.images import Preprocessing
+from densefeat.labels import Task
 from densefeat.training.device_data import DeviceImages, Failures, Part, decode_all
-from densefeat.training.finetune_recipe import AnyRecipe
 from densefeat.training.labelled import Encoded, Labelled, open_labelled
 from densefeat.training.order import held_out
 from densefeat.training.recipe import DATA, Recipe
@@ -21,7 +21,7 @@ from densefeat.training.worker_data import Images, WorkerImages
 from densefeat.training.world import World
 
 MAX_GROUP = 20_000  # images
-DTYPES = {"float64": torch.float64}  # of the network and its input; all other precisions: float32
+_DTYPES = {"float64": torch.float64}  # of the network and its input; all other precisions: float32
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def prepared(
     advance: Callable[[int], None],
 ) -> tuple[DeviceImages | WorkerImages, np.ndarray]:
     """Images for the recipe's loader, and the positions of those that have a label (and, decoded now, can be read)."""
-    dtype = DTYPES.get(recipe.precision, torch.float32)
+    dtype = _DTYPES.get(recipe.precision, torch.float32)
     if recipe.loader == "device":
         images, labels, failed = decode_all(labelled, preprocessing, advance)
         failures += failed

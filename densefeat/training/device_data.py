@@ -10,17 +10,15 @@ import torch
 from PIL import Image
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images.decode import decode_pixels
-from densefeat.images.stream import ImageItem
-from densefeat.images.transforms import Geometry, Preprocessing
+from densefeat.images import Geometry, ImageItem, Preprocessing, decode_pixels
 from densefeat.training.augment import Draws, draw, gathered
 from densefeat.training.classic import Arrays
 from densefeat.training.labelled import Encoded, Labelled
 from densefeat.training.sampling import Sampler
 
-MAX_BYTES = 2**34  # of decoded images
-CHUNK = 4096
-EVALUATED = 256  # images at a time
+_MAX_BYTES = 2**34  # of decoded images
+_CHUNK = 4096
+_EVALUATED = 256  # images at a time
 
 Part = tuple[torch.Tensor, torch.Tensor]  # x (n, 3, H, W) normalised, y int64 (n,): -1 where there is no label
 Failures = list[tuple[str, str]]  # key, reason
@@ -61,8 +59,8 @@ class DeviceImages:
 
     def plain(self, positions: np.ndarray) -> Iterator[Part]:
         """Images as they are, some hundreds at a time."""
-        still = draw(EVALUATED, self.images.shape[1], "none", 0, 0)
-        for rows in torch.from_numpy(positions).split(EVALUATED):
+        still = draw(_EVALUATED, self.images.shape[1], "none", 0, 0)
+        for rows in torch.from_numpy(positions).split(_EVALUATED):
             yield self.part(rows, still.part(slice(0, len(rows)), self.images.device))
 
 
@@ -74,7 +72,7 @@ def decode_all(
     Raises UsageError where they would take more than ``MAX_BYTES``.
     """
     size, count = preprocessing.size, len(labelled.labels)
-    if count * size * size * 3 > MAX_BYTES:
+    if count * size * size * 3 > _MAX_BYTES:
         raise UsageError(
             f"{count:,} images of {size}×{size} take {count * size * size * 3 / 2**30:.0f} GB decoded: use loader=workers"
         )
@@ -93,8 +91,8 @@ def decode_encoded(
     failures: Failures = []
     items = enumerate(labelled.source.items(0, count))
     with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(items, CHUNK)):
-            decoded = pool.map(lambda item: pixels_of(item, geometry, size), (item for _, item in chunk))
+        while chunk := list(islice(items, _CHUNK)):
+            decoded = pool.map(lambda item: _pixels_of(item, geometry, size), (item for _, item in chunk))
             for (position, item), pixels in zip(chunk, decoded, strict=True):
                 if isinstance(pixels, DecodeError):
                     labels[position] = -1
@@ -105,7 +103,7 @@ def decode_encoded(
     return images, labels, failures
 
 
-def pixels_of(item: ImageItem, geometry: Geometry, size: int) -> np.ndarray | DecodeError:
+def _pixels_of(item: ImageItem, geometry: Geometry, size: int) -> np.ndarray | DecodeError:
     """uint8 ``(S, S, 3)``, or why not."""
     try:
         image = decode_pixels(item.read(), "pillow")

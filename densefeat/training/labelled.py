@@ -12,17 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.heads.classes import SEPARATOR, several, sorted_classes
-from densefeat.heads.targets import Task
-from densefeat.images.files import Indexed
-from densefeat.images.hub import Saved, open_saved, open_split
-from densefeat.images.lists import DELIMITERS, TEXTS
-from densefeat.images.sources import open_source
-from densefeat.images.stream import ImageItem, Source
-from densefeat.images.tables import Tables
+from densefeat.images import DELIMITERS, TEXTS, ImageItem, Indexed, Saved, Source, Tables, open_saved, open_source, open_split
+from densefeat.labels import SEPARATOR, Task, several, sorted_classes
 from densefeat.training.classic import Arrays, read_classic
 
-CACHE_BYTES = 2**29  # of encoded images that one process keeps
+_CACHE_BYTES = 2**29  # of encoded images that one process keeps
 
 
 class Reader(Protocol):
@@ -81,14 +75,14 @@ def open_labelled(
     """
     if os.path.isdir(path) and (arrays := read_classic(Path(path), train)) is not None:
         return arrays
-    source, found = open_with_labels(path, label_column)
+    source, found = _open_with_labels(path, label_column)
     if not isinstance(source, Indexed | Tables | Saved):
         raise UsageError(f"{path!r}: training needs images by position: give a folder of classes, Parquet files or tar files")
-    texts = label_texts(source)
+    texts = _label_texts(source)
     groups = np.array(group_sizes(source)) if isinstance(source, Tables) else None
     several = task == "multi" or (task == "auto" and pc.any(pc.match_substring(texts, SEPARATOR)).as_py())
     if several:
-        return Encoded(source, *label_matrix(texts, classes, path), groups, "multi")
+        return Encoded(source, *_label_matrix(texts, classes, path), groups, "multi")
     classes = classes if classes is not None else found or sorted_classes(texts.drop_null().unique().to_pylist())
     codes = pc.index_in(texts, pa.array(classes, pa.large_string()))
     unknown = texts.filter(pc.and_(pc.is_null(codes), pc.is_valid(texts)))
@@ -97,11 +91,11 @@ def open_labelled(
         raise UsageError(f"{path!r}: label {unknown[0].as_py()!r} is none of {known}, {', '.join(classes[:3])}, …")
     labels = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     if not (labels >= 0).any():
-        raise UsageError(no_label(path))
+        raise UsageError(_no_label(path))
     return Encoded(source, labels, classes, groups)
 
 
-def open_with_labels(path: str, label_column: str | None) -> tuple[Source, list[str] | None]:
+def _open_with_labels(path: str, label_column: str | None) -> tuple[Source, list[str] | None]:
     """A source, and the names of its classes in order, where it states them."""
     name = path.lower()
     if name.endswith(".parquet"):
@@ -121,15 +115,15 @@ def open_with_labels(path: str, label_column: str | None) -> tuple[Source, list[
     return open_source(path, labels=labels, label_column=label_column), None
 
 
-def no_label(path: str) -> str:
+def _no_label(path: str) -> str:
     return f"{path!r}: no image with a label in it: labels are folders (class/image.jpg), or label_column"
 
 
-def label_matrix(texts: pa.LargeStringArray, classes: list[str] | None, path: str) -> tuple[np.ndarray, list[str]]:
+def _label_matrix(texts: pa.LargeStringArray, classes: list[str] | None, path: str) -> tuple[np.ndarray, list[str]]:
     """int8 ``(N, C)``, and the names of the classes. UsageError for a label that is none of ``classes``."""
     rows = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
     if not len(rows):
-        raise UsageError(no_label(path))
+        raise UsageError(_no_label(path))
     try:
         found = several([text for text in texts.to_pylist() if text is not None], classes)
     except UsageError as error:
@@ -139,7 +133,7 @@ def label_matrix(texts: pa.LargeStringArray, classes: list[str] | None, path: st
     return labels, list(found.classes)
 
 
-def label_texts(source: Indexed | Tables | Saved) -> pa.LargeStringArray:
+def _label_texts(source: Indexed | Tables | Saved) -> pa.LargeStringArray:
     """The label of each position; null where it has none."""
     if isinstance(source, Tables | Saved):
         return source.label_values()
@@ -176,10 +170,10 @@ class RowReader:
         return row
 
     def keep(self, group: int) -> None:
-        self.kept[group] = [attempt(item) for item in self.source.items(self.starts[group], self.starts[group + 1])]
-        self.size += size_of(self.kept[group])
-        while self.size > CACHE_BYTES and len(self.kept) > 1:
-            self.size -= size_of(self.kept.popitem(last=False)[1])
+        self.kept[group] = [_attempt(item) for item in self.source.items(self.starts[group], self.starts[group + 1])]
+        self.size += _size_of(self.kept[group])
+        while self.size > _CACHE_BYTES and len(self.kept) > 1:
+            self.size -= _size_of(self.kept.popitem(last=False)[1])
 
 
 def group_sizes(source: Tables) -> list[int]:
@@ -187,12 +181,12 @@ def group_sizes(source: Tables) -> list[int]:
     return [count for file in source.files for count in (file.groups if file.error is None else (1,))]
 
 
-def attempt(item: ImageItem) -> bytes | DecodeError:
+def _attempt(item: ImageItem) -> bytes | DecodeError:
     try:
         return item.read()
     except DecodeError as error:
         return error
 
 
-def size_of(rows: list[bytes | DecodeError]) -> int:
+def _size_of(rows: list[bytes | DecodeError]) -> int:
     return sum(len(row) for row in rows if isinstance(row, bytes))

@@ -5,8 +5,8 @@ from contextlib import nullcontext
 
 import torch
 
+from densefeat.base import Interrupted, StopRequest
 from densefeat.errors import DensefeatError
-from densefeat.extract.interrupts import Interrupted, StopRequest
 from densefeat.training.checkpoints import save_checkpoint
 from densefeat.training.data import Split, TrainingData
 from densefeat.training.device_data import Part
@@ -17,8 +17,8 @@ from densefeat.training.scores import AnyScores, score, score_labels
 from densefeat.training.state import State
 from densefeat.training.watch import DivergedError, Watch, describe
 
-POLL_GPU = 10  # steps between looks at the device: each one waits for it
-HITS = {"single": "top1", "multi": "labels_right"}  # what the hits of a task's loss are called, per cent
+_POLL_GPU = 10  # steps between looks at the device: each one waits for it
+_HITS = {"single": "top1", "multi": "labels_right"}  # what the hits of a task's loss are called, per cent
 
 
 def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, progress: Progress, last: int) -> None:
@@ -31,7 +31,7 @@ def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, 
     recipe, per_epoch = state.recipe, data.sampler.steps_per_epoch
     eval_every = max(1, round(recipe.eval_epochs * per_epoch))
     kept_steps = [eval_every] if recipe.checkpoint_steps is None else [eval_every, recipe.checkpoint_steps]
-    poll_every = POLL_GPU if state.world.device.type == "cuda" else 1
+    poll_every = _POLL_GPU if state.world.device.type == "cuda" else 1
     classes = len(data.labelled.classes)
     loss = loss_of(recipe, data.task, data.train_labels(), classes, state.world.device)
     mixing = mixing_of(recipe, data.task, classes)
@@ -58,7 +58,7 @@ def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, 
         keep = done == last or any(done % steps == 0 for steps in kept_steps)
         asked = 0
         if keep or state.step % poll_every == 0:  # before the weights are touched, or on a GPU at least before they are kept
-            asked, due = poll(state, watch, stop, clock, data)
+            asked, due = _poll(state, watch, stop, clock, data)
             keep = keep or due or asked > 0
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -67,10 +67,10 @@ def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, 
 
         state.step, state.seconds = done, clock.seconds
         if done % recipe.log_steps == 0:
-            note_training(state, data, folder, clock, lr)
+            _note_training(state, data, folder, clock, lr)
             if (count := len(data.unread())) > told:
                 told = count
-                progress.say(f"step {done}: {told} images could not be read and count nowhere{first_unread(data)}")
+                progress.say(f"step {done}: {told} images could not be read and count nowhere{_first_unread(data)}")
         progress.advance(recipe.batch_size, done / per_epoch, state.sums)
         if keep:
             save(state, folder)
@@ -106,7 +106,7 @@ def backward(state: State, parts: list[Part], loss: Loss, mixing: Mixing | None 
     return own
 
 
-def poll(state: State, watch: Watch, stop: StopRequest, clock: "Clock", data: TrainingData) -> tuple[int, bool]:
+def _poll(state: State, watch: Watch, stop: StopRequest, clock: "Clock", data: TrainingData) -> tuple[int, bool]:
     """What all ranks agree on: the signal that asks to stop (0: none), and whether a checkpoint is due.
 
     Raises DivergedError on all of them, with the report of the first that saw it.
@@ -120,19 +120,19 @@ def poll(state: State, watch: Watch, stop: StopRequest, clock: "Clock", data: Tr
     return int(asked), bool(saving)
 
 
-def note_training(state: State, data: TrainingData, folder: RunFolder, clock: "Clock", lr: float) -> None:
+def _note_training(state: State, data: TrainingData, folder: RunFolder, clock: "Clock", lr: float) -> None:
     """Means since the last line, over all ranks; DensefeatError where no image at all could be read."""
     loss, hits, count = state.world.total(state.sums).tolist()
     state.sums.zero_()
     if not count:
-        raise DensefeatError(f"none of the images of the last {state.recipe.log_steps} steps can be read{first_unread(data)}")
+        raise DensefeatError(f"none of the images of the last {state.recipe.log_steps} steps can be read{_first_unread(data)}")
     if state.world.first:
         folder.note(
             "train",
             state.step,
             epoch=round(state.step / data.sampler.steps_per_epoch, 4),
             loss=round(loss / count, 5),
-            **{HITS[data.task]: round(100 * hits / count, 3)},
+            **{_HITS[data.task]: round(100 * hits / count, 3)},
             lr=lr,
             images_per_second=round(state.recipe.batch_size * clock.lap(state.step), 1),
             seconds=round(clock.seconds, 1),
@@ -140,7 +140,7 @@ def note_training(state: State, data: TrainingData, folder: RunFolder, clock: "C
         )
 
 
-def first_unread(data: TrainingData) -> str:
+def _first_unread(data: TrainingData) -> str:
     """Key and reason of one, on this rank; nothing where there is none."""
     return "".join(f", the first: {key}: {reason}" for key, reason in data.unread()[:1])
 
@@ -150,7 +150,7 @@ def evaluate(state: State, data: TrainingData, folder: RunFolder, progress: Prog
     state.world.same_buffers(state.evaluated)
     scores = judge(state, data.val, data)
     if not scores.images:
-        raise DensefeatError(f"none of the validation images can be read{first_unread(data)}")
+        raise DensefeatError(f"none of the validation images can be read{_first_unread(data)}")
     better = scores.main > state.best
     state.best = max(state.best, scores.main)
     state.stale = 0 if better else state.stale + 1

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 
-from densefeat.heads.targets import Task
+from densefeat.finetuning import AnyRecipe, mixes
+from densefeat.labels import Task
 from densefeat.training.device_data import Part
-from densefeat.training.finetune_recipe import AnyRecipe, mixes
 
-RAREST = 100.0  # times that an error on a rare class may cost more than on others
+_RAREST = 100.0  # times that an error on a rare class may cost more than on others
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,18 @@ class Loss:
 
 def loss_of(recipe: AnyRecipe, task: Task, labels: np.ndarray, num_classes: int, device: torch.device) -> Loss:
     """``labels``: of the training images, int64 ``(n,)`` or int8 ``(n, C)``."""
-    weights = class_weights(task, labels, num_classes) if recipe.class_weights == "balanced" else None
+    weights = _class_weights(task, labels, num_classes) if recipe.class_weights == "balanced" else None
     return Loss(task, num_classes, recipe.label_smoothing, None if weights is None else weights.to(device))
 
 
-def class_weights(task: Task, labels: np.ndarray, num_classes: int) -> torch.Tensor:
+def _class_weights(task: Task, labels: np.ndarray, num_classes: int) -> torch.Tensor:
     """float32 ``(C,)``: single, n / (C · images of the class); multi, images without the label for each one with it."""
     if task == "multi":
         with_label = (labels > 0).sum(0)
         weights = (len(labels) - with_label) / np.maximum(with_label, 1)
-        return torch.from_numpy(weights.clip(1 / RAREST, RAREST)).float()
+        return torch.from_numpy(weights.clip(1 / _RAREST, _RAREST)).float()
     counts = np.bincount(labels, minlength=num_classes)
-    return torch.from_numpy((len(labels) / (num_classes * np.maximum(counts, 1))).clip(max=RAREST)).float()
+    return torch.from_numpy((len(labels) / (num_classes * np.maximum(counts, 1))).clip(max=_RAREST)).float()
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Mixing:
     def __call__(self, part: Part, step: int, number: int) -> Part:
         """``number``: of the part among all that all ranks compute. Targets become float ``(n, C)``."""
         x, y = part
-        dense = y.clamp(min=0).float() if self.task == "multi" else one_hot(y, self.num_classes)
+        dense = y.clamp(min=0).float() if self.task == "multi" else _one_hot(y, self.num_classes)
         before = np.random.get_state()  # timm draws from numpy's own generator
         np.random.seed(np.random.SeedSequence([self.seed, step, number, 2]).generate_state(1))
         try:
@@ -106,7 +106,7 @@ class Mixing:
         return mixed, shares
 
 
-def one_hot(y: torch.Tensor, num_classes: int) -> torch.Tensor:
+def _one_hot(y: torch.Tensor, num_classes: int) -> torch.Tensor:
     """float32 ``(n, C)``; zeros where y is -1."""
     return F.one_hot(y.clamp(min=0), num_classes).float() * (y >= 0).float()[:, None]
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-LANES = 32  # runs through the row groups that an order is woven from
-CHUNK = 16  # images taken from a lane before the next one's turn
-WINDOW = 2  # row groups that a lane shuffles together
+_LANES = 32  # runs through the row groups that an order is woven from
+_CHUNK = 16  # images taken from a lane before the next one's turn
+_WINDOW = 2  # row groups that a lane shuffles together
 
 
 def epoch_order(positions: np.ndarray, groups: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
@@ -20,13 +20,13 @@ def epoch_order(positions: np.ndarray, groups: np.ndarray | None, seed: int, epo
     owner = np.repeat(np.arange(len(groups)), groups)[positions]
     members = np.split(positions[np.argsort(owner, kind="stable")], np.cumsum(np.bincount(owner, minlength=len(groups)))[:-1])
     shuffled = random.permutation(len(groups))
-    lanes = [lane_order([members[group] for group in shuffled[lane::LANES]], random) for lane in range(LANES)]
-    chunks = [(turn, lane) for lane, order in enumerate(lanes) for turn in range(0, len(order), CHUNK)]
-    return np.concatenate([lanes[lane][turn : turn + CHUNK] for turn, lane in sorted(chunks)])
+    lanes = [_lane_order([members[group] for group in shuffled[lane::_LANES]], random) for lane in range(_LANES)]
+    chunks = [(turn, lane) for lane, order in enumerate(lanes) for turn in range(0, len(order), _CHUNK)]
+    return np.concatenate([lanes[lane][turn : turn + _CHUNK] for turn, lane in sorted(chunks)])
 
 
-def lane_order(groups: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
-    windows = [np.concatenate(groups[start : start + WINDOW]) for start in range(0, len(groups), WINDOW)]
+def _lane_order(groups: list[np.ndarray], random: np.random.Generator) -> np.ndarray:
+    windows = [np.concatenate(groups[start : start + _WINDOW]) for start in range(0, len(groups), _WINDOW)]
     return np.concatenate([np.empty(0, np.int64), *(random.permutation(window) for window in windows)])
 
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from densefeat.extract.progress import RateColumn
+from densefeat.base import RateColumn
 
-REFRESH_SECONDS = 1.0  # reading loss and accuracy waits for the device
+_REFRESH_SECONDS = 1.0  # reading loss and accuracy waits for the device
 
 
 class Progress:
@@ -24,7 +24,7 @@ class Progress:
     def advance(self, images: int, epoch: float, sums: torch.Tensor) -> None:
         """``sums``: loss, hits and images since they were last noted."""
         self.bar.advance(self.task, images)
-        if self.bar.disable or time.monotonic() - self.shown < REFRESH_SECONDS:
+        if self.bar.disable or time.monotonic() - self.shown < _REFRESH_SECONDS:
             return
         self.shown = time.monotonic()
         loss, hits, count = sums.tolist()

@@ -103,13 +103,13 @@ DATA = {
     "images": DataFacts(None, *_IMAGENET),
 }
 
-POSITIVE = ("image_size", "epochs", "batch_size", "accumulation", "lr", "eval_epochs", "log_steps", "checkpoint_minutes",
+_POSITIVE = ("image_size", "epochs", "batch_size", "accumulation", "lr", "eval_epochs", "log_steps", "checkpoint_minutes",
             "crop_pct", "checkpoint_steps", "clip_grad", "ema", "layer_decay", "head_width", "patience")  # fmt: skip
-NOT_NEGATIVE = ("holdout", "workers", "label_smoothing", "momentum", "weight_decay", "warmup_epochs", "retreats",
+_NOT_NEGATIVE = ("holdout", "workers", "label_smoothing", "momentum", "weight_decay", "warmup_epochs", "retreats",
                 "mixup", "cutmix", "seed")  # fmt: skip
-SHARES = ("label_smoothing", "momentum", "ema", "crop_pct", "layer_decay")
-DEVICE_AUGMENT = ("none", "shift-mirror", "cutout")
-WORKER_AUGMENT = ("none", "crop-mirror", "inception", "randaugment")
+_SHARES = ("label_smoothing", "momentum", "ema", "crop_pct", "layer_decay")
+_DEVICE_AUGMENT = ("none", "shift-mirror", "cutout")
+_WORKER_AUGMENT = ("none", "crop-mirror", "inception", "randaugment")
 
 
 def check(recipe: Recipe) -> None:
@@ -130,19 +130,19 @@ def check_run(recipe: Run) -> None:
     for key, value in values.items():
         refuse(isinstance(value, float) and not math.isfinite(value), key, value, "give a finite number")
     for keys, wrong, instead in (
-        (POSITIVE, lambda value: value <= 0, "give a number above 0"),
-        (NOT_NEGATIVE, lambda value: value < 0, "give 0 or more"),
-        (SHARES, lambda value: value > 1, "give a share, at most 1"),
+        (_POSITIVE, lambda value: value <= 0, "give a number above 0"),
+        (_NOT_NEGATIVE, lambda value: value < 0, "give 0 or more"),
+        (_SHARES, lambda value: value > 1, "give a share, at most 1"),
     ):
         for key in keys:
             refuse(values.get(key) is not None and wrong(values[key]), key, values.get(key), instead)
     refuse(not all(0 < share < 1 for share in recipe.milestones), "milestones", recipe.milestones, "give shares of the run")
-    on_device = recipe.augment in DEVICE_AUGMENT
+    on_device = recipe.augment in _DEVICE_AUGMENT
     refuse(recipe.loader == "device" and not on_device, "augment", recipe.augment,
-           f"loader: device has {', '.join(DEVICE_AUGMENT)}")  # fmt: skip
-    by_workers = recipe.augment in WORKER_AUGMENT
+           f"loader: device has {', '.join(_DEVICE_AUGMENT)}")  # fmt: skip
+    by_workers = recipe.augment in _WORKER_AUGMENT
     refuse(recipe.loader == "workers" and not by_workers, "augment", recipe.augment,
-           f"loader: workers has {', '.join(WORKER_AUGMENT)}")  # fmt: skip
+           f"loader: workers has {', '.join(_WORKER_AUGMENT)}")  # fmt: skip
     refuse(recipe.milestones != sorted(recipe.milestones), "milestones", recipe.milestones, "give them in order")
     refuse(recipe.optimizer == "sgd" and not recipe.momentum, "momentum", recipe.momentum, "Nesterov's needs one above 0")
     graph_of_parts = recipe.cuda_graph and recipe.accumulation > 1

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 import yaml
 
 from densefeat.errors import UsageError
-from densefeat.training.finetune_recipe import FineTuning, check_finetuning
+from densefeat.finetuning import FineTuning, check_finetuning
 from densefeat.training.recipe import Recipe, Run, check
 
-AnyRun = TypeVar("AnyRun", bound=Run)
+_AnyRun = TypeVar("_AnyRun", bound=Run)
 
-PACKAGE = "densefeat_recipes"
-COMMANDS: dict[type[Run], str] = {Recipe: "densefeat train", FineTuning: "densefeat finetune"}
-MAX_BYTES = 2**20
+_PACKAGE = "densefeat_recipes"
+_COMMANDS: dict[type[Run], str] = {Recipe: "densefeat train", FineTuning: "densefeat finetune"}
+_MAX_BYTES = 2**20
 
 
 class Loader(yaml.SafeLoader):
@@ -31,11 +31,11 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\
 def recipe_names(kind: type[Run] | None = None) -> list[str]:
     """Of the recipes in the package (of one kind), sorted; empty where it is not installed."""
     try:
-        files = resources.files(PACKAGE).iterdir()
+        files = resources.files(_PACKAGE).iterdir()
     except ModuleNotFoundError:
         return []
     names = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-    return names if kind is None else [name for name in names if kind_of(recipe_text(name), name) is kind]
+    return names if kind is None else [name for name in names if _kind_of(recipe_text(name), name) is kind]
 
 
 def recipe_text(name: str) -> str:
@@ -44,14 +44,14 @@ def recipe_text(name: str) -> str:
     Raises UsageError where there is none, with the closest names.
     """
     if name in recipe_names():
-        return resources.files(PACKAGE).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        return resources.files(_PACKAGE).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     path = Path(name)
     if not name.endswith((".yaml", ".yml")):
         close = difflib.get_close_matches(name, recipe_names(), n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(close)}?" if close else "see: densefeat recipes"
         raise UsageError(f"unknown recipe {name!r}: {hint} (or the path of a .yaml file)")
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if path.stat().st_size > _MAX_BYTES:
             raise UsageError(f"recipe {name!r}: {path.stat().st_size:,} bytes are no recipe")
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -60,19 +60,19 @@ def recipe_text(name: str) -> str:
         raise UsageError(f"recipe {name!r}: not a text file in UTF-8") from error
 
 
-def keys_of(kind: type[Run]) -> list[str]:
+def _keys_of(kind: type[Run]) -> list[str]:
     """All that a recipe of this kind names."""
     return [field.name for field in fields(kind)]
 
 
-def kind_of(text: str, name: str) -> type[Recipe] | type[FineTuning]:
+def _kind_of(text: str, name: str) -> type[Recipe] | type[FineTuning]:
     """Of a recipe's text: FineTuning where it has a key that only those have."""
     try:
         node = yaml.compose(text, Loader)
     except yaml.YAMLError as error:
-        raise not_yaml(name, error) from error
+        raise _not_yaml(name, error) from error
     found = {str(key.value) for key, _ in node.value} if isinstance(node, yaml.MappingNode) else set()
-    return FineTuning if found & (set(keys_of(FineTuning)) - set(keys_of(Recipe))) else Recipe
+    return FineTuning if found & (set(_keys_of(FineTuning)) - set(_keys_of(Recipe))) else Recipe
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -80,42 +80,42 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises UsageError for an unknown, repeated or missing key and for a value of the wrong type, with the line it stands in.
     """
-    recipe = read_recipe(name, overrides, Recipe)
+    recipe = _read_recipe(name, overrides, Recipe)
     check(recipe)
     return recipe
 
 
 def load_finetuning(name: str, overrides: Sequence[str] = ()) -> FineTuning:
     """As :func:`load_recipe`, for fine-tuning."""
-    recipe = read_recipe(name, overrides, FineTuning)
+    recipe = _read_recipe(name, overrides, FineTuning)
     check_finetuning(recipe)
     return recipe
 
 
 def load_any(name: str, overrides: Sequence[str] = ()) -> Recipe | FineTuning:
     """The recipe of a name or path, of whichever kind it is."""
-    load = load_finetuning if kind_of(recipe_text(name), name) is FineTuning else load_recipe
+    load = load_finetuning if _kind_of(recipe_text(name), name) is FineTuning else load_recipe
     return load(name, overrides)
 
 
-def read_recipe(name: str, overrides: Sequence[str], kind: type[AnyRun]) -> AnyRun:
+def _read_recipe(name: str, overrides: Sequence[str], kind: type[_AnyRun]) -> _AnyRun:
     text = recipe_text(name)
-    if (other := kind_of(text, name)) is not kind:
-        raise UsageError(f"recipe {name} is for {COMMANDS[other]}, not for {COMMANDS[kind]}")
-    values, places = parse(text, name, kind)
+    if (other := _kind_of(text, name)) is not kind:
+        raise UsageError(f"recipe {name} is for {_COMMANDS[other]}, not for {_COMMANDS[kind]}")
+    values, places = _parse(text, name, kind)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise UsageError(f"{override!r}: overrides are written key=value")
-        known(key, f"in {override!r}", kind)
-        values[key], places[key] = parse_value(value, override), f"in {override!r}"
-    missing = [key for key in keys_of(kind) if key not in values]
+        _known(key, f"in {override!r}", kind)
+        values[key], places[key] = _parse_value(value, override), f"in {override!r}"
+    missing = [key for key in _keys_of(kind) if key not in values]
     if missing:
         raise UsageError(f"recipe {name}: without {', '.join(missing)}; see: densefeat recipes show, for a complete one")
-    return built(values, places, kind)
+    return _built(values, places, kind)
 
 
-def parse(text: str, name: str, kind: type[Run]) -> tuple[dict[str, Any], dict[str, str]]:
+def _parse(text: str, name: str, kind: type[Run]) -> tuple[dict[str, Any], dict[str, str]]:
     """Values, and the place of each key for messages."""
     try:
         node = yaml.compose(text, Loader)
@@ -124,23 +124,23 @@ def parse(text: str, name: str, kind: type[Run]) -> tuple[dict[str, Any], dict[s
         values, places = {}, {}
         for key_node, value_node in node.value:
             key, place = str(key_node.value), f"{name}, line {key_node.start_mark.line + 1}"
-            known(key, place, kind)
+            _known(key, place, kind)
             if key in values:
                 raise UsageError(f"{place}: {key!r} stands there twice")
-            values[key], places[key] = constructed(value_node), place
+            values[key], places[key] = _constructed(value_node), place
         return values, places
     except yaml.YAMLError as error:
-        raise not_yaml(name, error) from error
+        raise _not_yaml(name, error) from error
 
 
-def not_yaml(name: str, error: yaml.YAMLError) -> UsageError:
+def _not_yaml(name: str, error: yaml.YAMLError) -> UsageError:
     mark = getattr(error, "problem_mark", None)
     where = f", line {mark.line + 1}" if mark else ""
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     return UsageError(f"recipe {name}{where}: not YAML: {problem}")
 
 
-def constructed(node: yaml.Node) -> Any:
+def _constructed(node: yaml.Node) -> Any:
     loader = Loader("")
     try:
         return loader.construct_object(node, deep=True)
@@ -150,15 +150,15 @@ def constructed(node: yaml.Node) -> Any:
         loader.dispose()
 
 
-def parse_value(text: str, override: str) -> Any:
+def _parse_value(text: str, override: str) -> Any:
     try:
         return yaml.load(text, Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         raise UsageError(f"{override!r}: {text!r} is no value in YAML") from error
 
 
-def known(key: str, place: str, kind: type[Run]) -> None:
-    keys = keys_of(kind)
+def _known(key: str, place: str, kind: type[Run]) -> None:
+    keys = _keys_of(kind)
     if key in keys:
         return
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
@@ -166,7 +166,7 @@ def known(key: str, place: str, kind: type[Run]) -> None:
     raise UsageError(f"{place}: unknown key {key!r}: {hint}")
 
 
-def built(values: dict[str, Any], places: dict[str, str], kind: type[AnyRun]) -> AnyRun:
+def _built(values: dict[str, Any], places: dict[str, str], kind: type[_AnyRun]) -> _AnyRun:
     """Types checked by pydantic; on a bare machine, which has none, they are taken as they are."""
     try:
         from pydantic import ConfigDict, ValidationError, create_model

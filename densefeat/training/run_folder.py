@@ -10,12 +10,11 @@ from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from densefeat.base import atomic_file, output_errors
 from densefeat.errors import UsageError
-from densefeat.heads.network import HeadedNet
-from densefeat.heads.targets import Task
-from densefeat.images.transforms import Preprocessing
-from densefeat.nets.runs import CONFIG, OWN, WEIGHTS
-from densefeat.store.atomic import atomic_file, written
+from densefeat.images import Preprocessing
+from densefeat.labels import Task
+from densefeat.loading import CONFIG, OWN, WEIGHTS, HeadedNet
 from densefeat.training.curves import draw_curves
 from densefeat.training.recipe import MAY_CHANGE, Run
 from densefeat.training.recipe_files import dump
@@ -84,8 +83,8 @@ class RunFolder:
 
     def note(self, event: str, step: int, **values: Any) -> None:
         """One line of metrics, and TensorBoard's scalars."""
-        line = {"event": event, "step": step, **finite(values)}
-        with written(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
+        line = {"event": event, "step": step, **_finite(values)}
+        with output_errors(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.events is not None:
             for name, value in values.items():
@@ -100,7 +99,7 @@ class RunFolder:
     def write(self, name: str, content: object) -> None:
         """A JSON file beside the others."""
         with atomic_file(self.path / name) as beside:
-            beside.write_text(json.dumps(finite(content), indent=1) + "\n", encoding="utf-8")
+            beside.write_text(json.dumps(_finite(content), indent=1) + "\n", encoding="utf-8")
 
     def draw(self) -> None:
         draw_curves(self.metrics(), self.path / "curves.png")
@@ -128,10 +127,10 @@ class RunFolder:
             save_file(tensors, beside, {"classes": json.dumps(classes)})  # one key: of several the order differs by chance
 
 
-def finite(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     """For JSON, which has no NaN and no infinity: those as text."""
     if isinstance(value, dict):
-        return {name: finite(inner) for name, inner in value.items()}
+        return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [finite(inner) for inner in value]
+        return [_finite(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from densefeat.heads.metrics import metrics
-from densefeat.heads.targets import Targets
+from densefeat.labels import Targets
+from densefeat.probe import compute_metrics
 from densefeat.training.device_data import Part
 from densefeat.training.world import World
 
@@ -72,7 +72,7 @@ class LabelScores:
 
     @cached_property
     def values(self) -> dict[str, float | None]:
-        return metrics(self.targets, self.logits) if self.images else {"map": None}
+        return compute_metrics(self.targets, self.logits) if self.images else {"map": None}
 
     @property
     def main(self) -> float:
@@ -104,9 +104,9 @@ def score(
     """
     counts = torch.zeros(3, num_classes, dtype=torch.float64, device=world.device)
     loss = torch.zeros(1, dtype=torch.float64, device=world.device)
-    for logits, y in judged(model, batches, autocast):
+    for logits, y in _judged(model, batches, autocast):
         loss += F.cross_entropy(logits, y, ignore_index=-1, reduction="sum")
-        add_hits(counts, logits, y)
+        _add_hits(counts, logits, y)
     return Scores(world.total(counts), float(world.total(loss)))
 
 
@@ -121,7 +121,7 @@ def score_labels(
     """As :func:`score`, of targets ``(n, C)``, 0 or 1; images with -1 throughout do not count."""
     loss = torch.zeros(1, dtype=torch.float64, device=world.device)
     logits_of, targets_of = [np.empty((0, len(classes)), np.float32)], [np.empty((0, len(classes)), bool)]
-    for logits, y in judged(model, batches, autocast):
+    for logits, y in _judged(model, batches, autocast):
         there = y[:, 0] >= 0
         logits, y = logits[there], y[there]
         loss += F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="sum") / len(classes)
@@ -132,7 +132,7 @@ def score_labels(
     return LabelScores(Targets("multi", tuple(classes), targets_all), logits_all, float(world.total(loss)))
 
 
-def judged(
+def _judged(
     model: nn.Module, batches: Iterable[Part], autocast: AbstractContextManager[Any] | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits and targets, batch by batch."""
@@ -143,7 +143,7 @@ def judged(
         yield logits.float() if logits.dtype != torch.float64 else logits, y
 
 
-def add_hits(counts: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> None:
+def _add_hits(counts: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> None:
     valid = y >= 0
     y = y.clamp(min=0)
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]

@@ -16,14 +16,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from densefeat.errors import UsageError
-from densefeat.heads.network import HeadedNet
-from densefeat.nets.create import known_config
-from densefeat.training.finetune_recipe import AnyRecipe, FineTuning
+from densefeat.finetuning import AnyRecipe, FineTuning, Stages, parameter_groups, set_trained, stages_of, trained_stages
+from densefeat.loading import HeadedNet, find_config
 from densefeat.training.recipe import Recipe, drop_rate
-from densefeat.training.stages import Stages, parameter_groups, set_trained, stages_of, trained_stages
 from densefeat.training.world import World
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -62,7 +60,7 @@ class State:
         return self.model if self.ema is None else self.ema.module
 
     def autocast(self) -> torch.autocast:
-        dtype = AUTOCAST.get(self.recipe.precision)
+        dtype = _AUTOCAST.get(self.recipe.precision)
         # a graph replays casts: none may come from a cache that was filled outside of it
         return torch.autocast(
             self.world.device.type, dtype, enabled=dtype is not None, cache_enabled=not self.recipe.cuda_graph
@@ -88,7 +86,7 @@ class State:
     def set_mode(self) -> None:
         """Train mode for what the step to come may move, eval mode for all else."""
         if self.stages is None:
-            set_train(self.model, self.recipe.freeze_norm)
+            _set_train(self.model, self.recipe.freeze_norm)
         else:
             trained = trained_stages(self.recipe, self.stages, self.step < self.head_steps)
             set_trained(self.model, self.stages, trained, self.recipe.freeze_norm)
@@ -129,7 +127,7 @@ class State:
         self.sums = (saved["sums"] if self.world.first else torch.zeros_like(saved["sums"])).to(self.sums.device)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler = make_scaler(self.recipe, self.world)  # what the old one knows of its last step goes
+        self.scaler = _make_scaler(self.recipe, self.world)  # what the old one knows of its last step goes
         self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["ema"])
@@ -156,7 +154,7 @@ def build(
     if recipe.cuda_graph and world.device.type != "cuda":
         raise UsageError(f"cuda_graph: the device is {world.device.type}")
     torch.manual_seed(recipe.seed)  # the same weights on every rank
-    model = with_head(recipe, backbone, num_classes) if isinstance(recipe, FineTuning) else make_model(recipe, num_classes)
+    model = _with_head(recipe, backbone, num_classes) if isinstance(recipe, FineTuning) else _make_model(recipe, num_classes)
     model = model.to(world.device)
     if recipe.precision == "float64":
         model = model.double()
@@ -169,16 +167,16 @@ def build(
     ema = None if recipe.ema is None else ModelEmaV3(model, decay=recipe.ema, use_warmup=True)
     torch.manual_seed(recipe.seed + 1 + world.rank)  # other dropout on every rank
     stages = stages_of(model) if isinstance(recipe, FineTuning) else None
-    optimizer = make_optimizer(recipe, model, stages)
+    optimizer = _make_optimizer(recipe, model, stages)
     head_steps = round(recipe.head_only_epochs * steps_per_epoch)
     if stages is None:
-        set_train(model, recipe.freeze_norm)
+        _set_train(model, recipe.freeze_norm)
     else:
         set_trained(model, stages, trained_stages(recipe, stages, head_only=False), recipe.freeze_norm)
     if recipe.compile:
         model.compile()
     if recipe.cuda_graph:
-        graph_model(recipe, model, size, world)
+        _graph_model(recipe, model, size, world)
     network: nn.Module = model
     if world.size > 1:
         devices = [world.device] if world.device.type == "cuda" else None
@@ -186,15 +184,15 @@ def build(
         network = DistributedDataParallel(
             model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=unused
         )  # fmt: skip
-    scaler = make_scaler(recipe, world)
-    scheduler = make_scheduler(recipe, optimizer, steps_per_epoch, total_steps)
+    scaler = _make_scaler(recipe, world)
+    scheduler = _make_scheduler(recipe, optimizer, steps_per_epoch, total_steps)
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
     return State(recipe, world, model, network, optimizer, scheduler, scaler, ema, stages, head_steps, sums=sums)
 
 
-def make_model(recipe: Recipe, num_classes: int) -> nn.Module:
+def _make_model(recipe: Recipe, num_classes: int) -> nn.Module:
     """The recipe's network with fresh weights. UsageError for an unknown name, or an argument it does not take."""
-    known_config(recipe.model)
+    find_config(recipe.model)
     arguments: dict[str, Any] = {"memory_efficient": recipe.memory_efficient, "proj_drop_rate": drop_rate(recipe)}
     try:
         return timm.create_model(recipe.model, num_classes=num_classes, **{k: v for k, v in arguments.items() if v})
@@ -202,7 +200,7 @@ def make_model(recipe: Recipe, num_classes: int) -> nn.Module:
         raise UsageError(f"model {recipe.model!r} does not take what the recipe gives it: {error}") from error
 
 
-def with_head(recipe: FineTuning, backbone: nn.Module | None, num_classes: int) -> nn.Module:
+def _with_head(recipe: FineTuning, backbone: nn.Module | None, num_classes: int) -> nn.Module:
     """A trained network with a fresh head; UsageError for one that cannot have it."""
     assert backbone is not None
     if recipe.memory_efficient:
@@ -215,7 +213,7 @@ def with_head(recipe: FineTuning, backbone: nn.Module | None, num_classes: int) 
     return backbone if recipe.head == "linear" else HeadedNet(backbone, recipe.head, recipe.head_width, num_classes)
 
 
-def make_optimizer(recipe: AnyRecipe, model: nn.Module, stages: Stages | None) -> torch.optim.Optimizer:
+def _make_optimizer(recipe: AnyRecipe, model: nn.Module, stages: Stages | None) -> torch.optim.Optimizer:
     names = list(map(str, list_optimizers()))
     if recipe.optimizer not in names:
         raise UsageError(
@@ -234,11 +232,11 @@ def make_optimizer(recipe: AnyRecipe, model: nn.Module, stages: Stages | None) -
     )
 
 
-def make_scaler(recipe: AnyRecipe, world: World) -> torch.amp.GradScaler:
+def _make_scaler(recipe: AnyRecipe, world: World) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
 
 
-def make_scheduler(recipe: AnyRecipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int) -> Scheduler:
+def _make_scheduler(recipe: AnyRecipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int, total_steps: int) -> Scheduler:
     """The rate as a function of the step."""
     shortest = min(recipe.warmup_epochs, recipe.epochs / 2) if isinstance(recipe, FineTuning) else recipe.warmup_epochs
     warmup = min(round(shortest * steps_per_epoch), total_steps - 1)
@@ -251,7 +249,7 @@ def make_scheduler(recipe: AnyRecipe, optimizer: torch.optim.Optimizer, steps_pe
     return CosineLRScheduler(optimizer, total_steps - warmup, warmup_t=warmup, warmup_prefix=True, t_in_epochs=False)
 
 
-def set_train(model: nn.Module, freeze_norm: bool) -> None:
+def _set_train(model: nn.Module, freeze_norm: bool) -> None:
     """Train mode, but for BatchNorms that are to stay as they are."""
     model.train()
     if freeze_norm:
@@ -260,7 +258,7 @@ def set_train(model: nn.Module, freeze_norm: bool) -> None:
                 module.eval()
 
 
-def graph_model(recipe: AnyRecipe, model: nn.Module, pixels: int, world: World) -> None:
+def _graph_model(recipe: AnyRecipe, model: nn.Module, pixels: int, world: World) -> None:
     """Forward and backward of a part as two CUDA graphs; evaluation goes on without. Statistics stay as they were."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     size = recipe.batch_size // (world.size * recipe.accumulation)
@@ -268,7 +266,7 @@ def graph_model(recipe: AnyRecipe, model: nn.Module, pixels: int, world: World) 
     sample = torch.zeros(size, 3, pixels, pixels, device=world.device, dtype=dtype)
     if recipe.channels_last:
         sample = sample.to(memory_format=torch.channels_last)
-    with torch.autocast("cuda", AUTOCAST.get(recipe.precision), enabled=recipe.precision in AUTOCAST, cache_enabled=False):
+    with torch.autocast("cuda", _AUTOCAST.get(recipe.precision), enabled=recipe.precision in _AUTOCAST, cache_enabled=False):
         torch.cuda.make_graphed_callables(model, (sample,))  # in place: its forward
     with torch.no_grad():
         for name, buffer in model.named_buffers():

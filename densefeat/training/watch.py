@@ -7,7 +7,7 @@ from torch import nn
 
 from densefeat.errors import DensefeatError
 
-TOO_HIGH = 20  # times the loss of guessing, or of the first step where that is higher
+_TOO_HIGH = 20  # times the loss of guessing, or of the first step where that is higher
 
 
 class DivergedError(DensefeatError):
@@ -58,7 +58,7 @@ class Watch:
             self.begun, self.usual = True, max(self.usual, float(values[0, 0]))
         for step, (loss, *norms) in zip(steps, values.tolist(), strict=True):
             finite = math.isfinite(loss) and (not self.gradients or all(map(math.isfinite, norms)))
-            if not finite or loss > TOO_HIGH * self.usual:
+            if not finite or loss > _TOO_HIGH * self.usual:
                 return {"step": step, "loss": loss, "gradient_norms": dict(zip(self.blocks, norms, strict=True))}
         return None
 

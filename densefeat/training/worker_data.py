@@ -15,15 +15,14 @@ from torchvision.transforms import Resize
 from torchvision.transforms.functional import pil_to_tensor, ten_crop
 
 from densefeat.errors import DecodeError
-from densefeat.images.decode import decode_image
-from densefeat.images.transforms import Preprocessing
+from densefeat.images import Preprocessing, decode_image
 from densefeat.training.device_data import Part
 from densefeat.training.labelled import Encoded, Reader
 from densefeat.training.sampling import Sampler
 
-Decoded = tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]  # uint8 (n, …, 3, S, S), int64 (n,), failures
-EVALUATED = 64  # images at a time
-AUGMENT: dict[str, dict[str, Any]] = {
+_Decoded = tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]  # uint8 (n, …, 3, S, S), int64 (n,), failures
+_EVALUATED = 64  # images at a time
+_AUGMENT: dict[str, dict[str, Any]] = {
     "crop-mirror": dict(color_jitter=None, scale=(0.5, 1.0)),  # milder: for few images
     "inception": dict(color_jitter=0.4),
     "randaugment": dict(color_jitter=0.0, auto_augment="rand-m9-mstd0.5-inc1"),
@@ -46,11 +45,11 @@ class Images(Dataset):
         self.augmented = None
         if augment != "none":
             self.augmented = create_transform(
-                (3, self.size, self.size), is_training=True, interpolation="bicubic", normalize=False, **AUGMENT[augment]
+                (3, self.size, self.size), is_training=True, interpolation="bicubic", normalize=False, **_AUGMENT[augment]
             )
         self._reader: Reader | None = None
 
-    def __getitems__(self, wanted: list[tuple[int | None, int]]) -> Decoded:
+    def __getitems__(self, wanted: list[tuple[int | None, int]]) -> _Decoded:
         if self._reader is None:
             self._reader = self.labelled.reader()  # in the worker: it keeps files and rows of its own
         pixels = torch.zeros(len(wanted), *self.shape, dtype=torch.uint8)
@@ -94,7 +93,7 @@ class TenCropGeometry:
         return torch.stack(ten_crop(pil_to_tensor(resized), [self.size]))
 
 
-def same(part: Any) -> Any:
+def _same(part: Any) -> Any:
     """Parts come whole from :class:`Images`: nothing to collate."""
     return part
 
@@ -118,17 +117,17 @@ class WorkerImages:
 
     def plain(self, positions: np.ndarray) -> Iterator[Part]:
         """Images as evaluation wants them, some dozens at a time."""
-        chunks = [positions[first : first + EVALUATED] for first in range(0, len(positions), EVALUATED)]
+        chunks = [positions[first : first + _EVALUATED] for first in range(0, len(positions), _EVALUATED)]
         return map(self.on_device, self.loader([[(None, int(position)) for position in chunk] for chunk in chunks]))
 
     def loader(self, batches: "StepParts | list[list[tuple[None, int]]]") -> DataLoader:
         pin = self.device.type == "cuda"
         own = torch.Generator()  # it draws a seed for its workers, which nothing here uses: not from the network's generator
         return DataLoader(
-            self.images, batch_sampler=batches, num_workers=self.workers, collate_fn=same, pin_memory=pin, generator=own
+            self.images, batch_sampler=batches, num_workers=self.workers, collate_fn=_same, pin_memory=pin, generator=own
         )
 
-    def on_device(self, decoded: Decoded) -> Part:
+    def on_device(self, decoded: _Decoded) -> Part:
         pixels, labels, failures = decoded
         self.failures.update(failures)
         x = self.preprocessing.normalize(pixels.to(self.device, non_blocking=True)).to(self.dtype)

@@ -15,8 +15,8 @@ from torch import nn
 
 from densefeat.errors import DensefeatError, UsageError
 
-WAIT_SECONDS, POLL_SECONDS = 1800, 0.05
-LONGEST_SECONDS = 4 * 3600  # that the others wait for what rank 0 does alone, as fitting a probe
+_WAIT_SECONDS, _POLL_SECONDS = 1800, 0.05
+_LONGEST_SECONDS = 4 * 3600  # that the others wait for what rank 0 does alone, as fitting a probe
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class World:
 
 
 @contextmanager
-def joined(device: str | None = None) -> Iterator[World]:
+def join_world(device: str | None = None) -> Iterator[World]:
     """This process's place: under torchrun that of its environment, else the only one.
 
     ``device``: None for the GPU of this process, or the CPU where there is none. Raises UsageError where it does not exist.
@@ -94,7 +94,7 @@ def joined(device: str | None = None) -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size > 1:
-        join(rank, size, "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        _join(rank, size, "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield World(rank, size, chosen)
     except RuntimeError as error:
@@ -106,19 +106,19 @@ def joined(device: str | None = None) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def join(rank: int, size: int, backend: str) -> None:
+def _join(rank: int, size: int, backend: str) -> None:
     """The default process group, under a name that is new: torchrun's store still holds addresses from before a restart."""
     store, _, _ = next(iter(dist.rendezvous("env://", rank, size)))
-    name = invite(store, size) if rank == 0 else accept(store, rank)
-    timeout = timedelta(seconds=LONGEST_SECONDS)
+    name = _invite(store, size) if rank == 0 else _accept(store, rank)
+    timeout = timedelta(seconds=_LONGEST_SECONDS)
     dist.init_process_group(backend, timeout=timeout, store=dist.PrefixStore(name, store), rank=rank, world_size=size)
 
 
-def invite(store: dist.Store, size: int) -> str:
+def _invite(store: dist.Store, size: int) -> str:
     """Rank 0 tells every ticket a new name, until a ticket of each rank has confirmed it: older tickets stay unanswered."""
     name, waiting = f"densefeat/{uuid.uuid4().hex}", set(range(1, size))
     told: set[str] = set()
-    end = time.monotonic() + WAIT_SECONDS
+    end = time.monotonic() + _WAIT_SECONDS
     while waiting:
         for rank in list(waiting):
             if store.check([key := f"densefeat/train/ask/{rank}"]):
@@ -129,12 +129,12 @@ def invite(store: dist.Store, size: int) -> str:
                 if store.check([f"{name}/{ticket}"]):
                     waiting.discard(rank)
         if time.monotonic() > end:
-            raise DensefeatError(f"ranks {sorted(waiting)} did not come within {WAIT_SECONDS} s: start all {size} processes")
-        time.sleep(POLL_SECONDS)
+            raise DensefeatError(f"ranks {sorted(waiting)} did not come within {_WAIT_SECONDS} s: start all {size} processes")
+        time.sleep(_POLL_SECONDS)
     return name
 
 
-def accept(store: dist.Store, rank: int) -> str:
+def _accept(store: dist.Store, rank: int) -> str:
     ticket = uuid.uuid4().hex
     store.set(f"densefeat/train/ask/{rank}", ticket)
     name = store.get(f"densefeat/train/{ticket}").decode()

@@ -10,7 +10,7 @@ from densefeat.bench.arms import CPU, Arm, chosen_arms
 from densefeat.bench.builders import BUILDERS, Setting
 from densefeat.bench.networks import Inputs, write_inputs
 from densefeat.bench.worker import compared, farthest
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the exporters' and compilers' own; a worker's go to its log
 

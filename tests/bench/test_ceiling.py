@@ -5,7 +5,7 @@ import torch
 
 from densefeat import DelugeNet, DenseNet
 from densefeat.bench.ceiling import CONVOLUTIONS, ProcessorRates, model_flops, network_flops, shape_of
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 
 @pytest.mark.parametrize("pool_first", [False, True])

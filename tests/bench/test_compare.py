@@ -14,7 +14,7 @@ from densefeat.bench.report import brief, busy_notes, heading, markdown_table, n
 from densefeat.bench.rows import steps_of
 from densefeat.bench.summary import percent_of_ceiling
 from densefeat.errors import UsageError
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 ARMS = [Arm("hooks", "hooks"), Arm("triton", "triton"), Arm("reference", "reference")]
 

@@ -20,7 +20,7 @@ from densefeat.bench.networks import (
     write_inputs,
 )  # fmt: skip
 from densefeat.errors import UsageError
-from helpers import BUNDLED, relative_difference
+from support.helpers import BUNDLED, relative_difference
 
 
 def test_weights_are_the_same_every_time_and_leave_the_generator_alone() -> None:

@@ -20,7 +20,7 @@ from densefeat.bench.plan import make_plan
 from densefeat.bench.process import Worker, WorkerFailed, environment
 from densefeat.bench.rows import Crew, crew, wrong_features
 from densefeat.bench.worker import farthest
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 HOOKS = Arm("hooks", "hooks")
 

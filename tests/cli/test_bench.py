@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from densefeat_cli.main import main
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 SMALL = ("--model", BUNDLED, "--batch", 2, "--device", "cpu", "--rounds", 2, "--steps", 1)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from densefeat_cli.main import main
-from stores import write_store
+from support.stores import write_store
 
 
 def densefeat(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from densefeat.training.evaluate import evaluate as evaluate_network
+from densefeat.evaluation.accuracy import evaluate as evaluate_network
 from densefeat_cli.main import main
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from densefeat_cli.main import main
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 
 def densefeat(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from densefeat.errors import UsageError
 from densefeat_cli.main import densefeat
-from helpers import BUNDLED
-from runs import write_classes
+from support.helpers import BUNDLED
+from support.runs import write_classes
 
 QUICK = ["workers=0", "batch_size=8"]
 

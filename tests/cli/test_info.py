@@ -11,7 +11,7 @@ import pytest
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, read_manifest
 from densefeat_cli.main import main
-from stores import made_up, write_rows, write_store
+from support.stores import made_up, write_rows, write_store
 
 HOSTILE = Failure("\x1b[2Jrød\r\n[bold]\u202e.jpg", "decode", "no image \x07")
 FAILURES = (HOSTILE, Failure("tile.tif", "tile", "damaged", 64, 0), *(Failure(f"{i}", "read", "gone") for i in range(5)))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from densefeat.images.decode import MAX_PIXELS
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 
 def densefeat(*arguments: object, **environment: str) -> subprocess.CompletedProcess:

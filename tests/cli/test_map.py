@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from densefeat.errors import UsageError
 from densefeat_cli.map import map_
-from stores import write_store
+from support.stores import write_store
 
 
 def test_in_a_shell(tmp_path: Path) -> None:

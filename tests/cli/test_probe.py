@@ -8,11 +8,11 @@ from click.testing import CliRunner, Result
 
 import densefeat
 from densefeat.errors import OutputError, UsageError
-from densefeat.heads.probe_file import load_probe
+from densefeat.probe.probe_file import load_probe
 from densefeat_cli.probe import probe
-from helpers import BUNDLED
-from probes import class_store, codes_of, features_of, write_probe_store
-from runs import write_table
+from support.helpers import BUNDLED
+from support.probes import class_store, codes_of, features_of, write_probe_store
+from support.runs import write_table
 
 
 def run(*arguments: object) -> Result:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from densefeat.training.evaluate import load_network
+from densefeat.evaluation.accuracy import load_network
 from densefeat_cli.main import main
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 
 @pytest.fixture

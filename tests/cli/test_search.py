@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 import densefeat
 from densefeat_cli.search import search
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_table_has_whole_paths_and_no_commands_for_the_terminal(photo_folder: 
 
 
 def test_a_table_is_not_endless(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densefeat_cli.search.TABLE_ROWS", 4)
+    monkeypatch.setattr("densefeat_cli.search._TABLE_ROWS", 4)
     result = run(store, "--key", "flower/copy.jpg")
     assert len(result.stdout.splitlines()) == 5
     assert result.stderr == "densefeat: the table ends after 4 rows: csv and json have all\n"

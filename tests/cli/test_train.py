@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runs import tiny_overrides
+from support.runs import tiny_overrides
 
 
 def densefeat(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:

@@ -17,10 +17,10 @@ from torch import nn
 from densefeat import FeatureExtractor
 from densefeat.errors import OutputError, UsageError
 from densefeat.export import export_model
-from densefeat.export.staging import move
-from densefeat.features.backends.openvino import load as load_openvino
+from densefeat.export.staging import _move
+from densefeat.features.engines.openvino.engine import load as load_openvino
 from densefeat.nets.weights import state_sha256
-from helpers import BUNDLED, randomize_statistics, relative_difference
+from support.helpers import BUNDLED, randomize_statistics, relative_difference
 
 SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
 SMALL = {
@@ -268,7 +268,7 @@ def test_all_files_or_none(tmp_path: Path) -> None:
         path.write_text(path.name)
     places[0].mkdir()
     with pytest.raises(IsADirectoryError):
-        move(paths, places)
+        _move(paths, places)
     assert not places[1].exists()
     assert places[0].is_dir()
 

@@ -17,10 +17,10 @@ from torch import nn
 
 from densefeat import FeatureExtractor
 from densefeat.export import export_model
-from densefeat.export.described import preprocessing_facts
+from densefeat.export.described import _preprocessing_facts
 from densefeat.images.transforms import Preprocessing
-from docs_examples import DOCS, blocks
-from helpers import BUNDLED, relative_difference
+from support.docs_examples import DOCS, blocks
+from support.helpers import BUNDLED, relative_difference
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def followed(image: Image.Image, steps: list[dict[str, Any]]) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["squash", "border"])
 def test_steps_of_other_crops(mode: str, crop_pct: float, trained: nn.Module, photographs: list[Image.Image]) -> None:
     preprocessing = replace(Preprocessing.of(trained, 45), crop_mode=mode, crop_pct=crop_pct)
-    facts = preprocessing_facts(preprocessing)
+    facts = _preprocessing_facts(preprocessing)
     assert str(math.floor(45 / crop_pct)) in facts["in_words"]
     for photograph in photographs:
         expected = preprocessing.geometry()(photograph).permute(1, 2, 0).numpy()

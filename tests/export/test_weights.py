@@ -13,12 +13,12 @@ from torch import nn
 
 import densefeat
 from densefeat.errors import UsageError
+from densefeat.evaluation.accuracy import class_names
 from densefeat.export import export_model
-from densefeat.heads.network import HeadedNet
 from densefeat.images.transforms import Preprocessing
-from densefeat.training.evaluate import class_names
+from densefeat.loading.headed import HeadedNet
 from densefeat.training.run_folder import RunFolder
-from helpers import BUNDLED, randomize_statistics
+from support.helpers import BUNDLED, randomize_statistics
 
 STRUCTURE = dict(growth_rate=4, block_config=(2, 2, 2))
 CLASSES = ["ant", "bee", "cat"]

@@ -13,7 +13,7 @@ from torch import nn
 
 from densefeat import DelugeNet, FeatureExtractor, UsageError
 from densefeat.errors import DecodeError
-from helpers import BUNDLED, randomize_statistics, relative_difference
+from support.helpers import BUNDLED, randomize_statistics, relative_difference
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from densefeat import FeatureExtractor, UsageError
-from engines import deluge, dense, images
-from helpers import BUNDLED, relative_difference
+from support.engines import deluge, dense, images
+from support.helpers import BUNDLED, relative_difference
 
 BACKENDS = ["buffer", "openvino"]
 EVERY_POOL = ["avg", "max", "gem:4", "none"]

@@ -14,7 +14,7 @@ from densefeat.training.loop import backward
 from densefeat.training.losses import Loss
 from densefeat.training.state import build
 from densefeat.training.world import World
-from runs import tiny_recipe
+from support.runs import tiny_recipe
 
 STEPS, IMAGES = 5, 8
 

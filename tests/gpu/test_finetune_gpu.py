@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 
-from densefeat.training.train import train
-from helpers import BUNDLED
-from runs import assert_same_training, newest_state, tiny_finetuning
+from densefeat.training.job import train
+from support.helpers import BUNDLED
+from support.runs import assert_same_training, newest_state, tiny_finetuning
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from densefeat.training.job import train
 from densefeat.training.loop import backward
 from densefeat.training.losses import Loss
 from densefeat.training.recipe import Recipe
 from densefeat.training.state import State, build
-from densefeat.training.train import train
 from densefeat.training.world import World
-from helpers import relative_difference
-from runs import assert_same_training, newest_state, tensors_of, tiny_recipe
+from support.helpers import relative_difference
+from support.runs import assert_same_training, newest_state, tensors_of, tiny_recipe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICE = "cuda:0"

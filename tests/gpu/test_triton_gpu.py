@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from densefeat import DelugeNet, DenseNet
-from densefeat.features.backends.engine import BlockOutput, Wanted
-from densefeat.features.backends.folded import Conv, Norm, fold
-from densefeat.features.backends.triton import GRAPHS, Graph, TritonEngine, missing
+from densefeat.features.engines.engine import BlockOutput, EngineSpec
+from densefeat.features.engines.folded import Conv, Norm, fold
+from densefeat.features.engines.triton.engine import _GRAPHS, Graph, TritonEngine, triton_obstacle
 from densefeat.nets.zoo import VARIANTS
-from engines import perturbed
-from helpers import relative_difference
+from support.engines import perturbed
+from support.helpers import relative_difference
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICE = torch.device("cuda", 0)
@@ -58,7 +58,7 @@ def autocast_maps(model: nn.Module, tap: str, x: torch.Tensor) -> list[torch.Ten
 
 
 def engine(model: nn.Module, precision: str, tap: str = "norm") -> TritonEngine:
-    return TritonEngine(fold(model), Wanted(tuple(range(len(model.block_taps[tap]))), tap, precision, DEVICE))
+    return TritonEngine(fold(model), EngineSpec(tuple(range(len(model.block_taps[tap]))), tap, precision, DEVICE))
 
 
 def assert_same(found: list[BlockOutput], expected: list[BlockOutput]) -> None:
@@ -85,7 +85,7 @@ def assert_accurate(model: nn.Module, found: list[BlockOutput], tap: str, precis
 
 
 def test_nothing_is_missing() -> None:
-    assert missing(DEVICE) is None
+    assert triton_obstacle(DEVICE) is None
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -120,15 +120,15 @@ def test_rows_are_the_same_bits_in_every_batch(name: str, precision: str) -> Non
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_candidates_of_blocks_give_the_same_bits(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from densefeat.features.backends import triton_ops, triton_tuning
+    from densefeat.features.engines.triton import ops, tuning
 
-    every = dict(triton_tuning.TILES)
+    every = dict(tuning._TILES)
     for name in ("densefeat_densenet_bc100_k12", "densefeat_delugenet92"):
         model, outputs = made(name), []
         for i in range(max(len(tiles) for of_kernel in every.values() for tiles in of_kernel)):
             only = {kernel: [tiles[i : i + 1] or tiles[-1:] for tiles in pair] for kernel, pair in every.items()}
-            monkeypatch.setattr(triton_tuning, "TILES", only)
-            monkeypatch.setattr(triton_ops, "TUNER", triton_tuning.Tuner())
+            monkeypatch.setattr(tuning, "_TILES", only)
+            monkeypatch.setattr(ops, "TUNER", tuning.Tuner())
             outputs.append(engine(model, precision)(images(model, 5), True, True))
         for other in outputs[1:]:
             assert_same(other, outputs[0])
@@ -181,7 +181,7 @@ def test_sizes_come_and_go() -> None:
         for x, expected in zip(inputs, fresh, strict=True):
             for _ in range(2 + i % 2):
                 assert_same(run(x, True, True), expected)
-        assert len(run.graphs) <= GRAPHS
+        assert len(run.graphs) <= _GRAPHS
         torch.cuda.synchronize()
         held.append(torch.cuda.memory_allocated())
     assert held[-1] <= held[1] * 1.05
@@ -191,14 +191,14 @@ def test_a_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = perturbed(DelugeNet((16, 24), (3, 3), "cifar", num_classes=2))
     x = images(model, 37)
     whole = engine(model, "fp32")(x, True, True)
-    monkeypatch.setattr("densefeat.features.backends.triton.ELEMENTS_AT_ONCE", 1_000_000)
+    monkeypatch.setattr("densefeat.features.engines.triton.engine._ELEMENTS_AT_ONCE", 1_000_000)
     run = engine(model, "fp32")
     for _ in range(3):
         assert_same(run(x, True, True), whole)
 
 
 def test_maps_of_more_than_two_to_the_31_values() -> None:
-    from densefeat.features.backends import triton_ops as ops
+    from densefeat.features.engines.triton import ops as ops
 
     images_, height, width, channels = 4200, 64, 64, 128
     assert images_ * height * width * channels > 2**31

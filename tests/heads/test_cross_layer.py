@@ -16,9 +16,9 @@ from densefeat.errors import UsageError
 from densefeat.heads.cross_layer import CrossLayerHead
 from densefeat.heads.kinds import KINDS, make_head
 from densefeat.heads.mlp import LinearHead, MlpHead
-from densefeat.heads.usage_chart import by_strongest_block, draw_usage
-from densefeat.nets.create import create_model
-from helpers import BUNDLED, randomize_statistics, relative_difference
+from densefeat.heads.usage_chart import _by_strongest_block, draw_usage
+from densefeat.loading.by_name import create_model
+from support.helpers import BUNDLED, randomize_statistics, relative_difference
 
 INFO = [
     dict(num_chs=5, reduction=1, module="a"),
@@ -263,4 +263,4 @@ def test_the_picture_shows_the_shares(tmp_path: Path) -> None:
 
 def test_channels_of_one_strongest_block_lie_side_by_side() -> None:
     usage = np.array([[0.6, 0.1, 0.9, 0.2], [0.4, 0.9, 0.1, 0.8]])
-    assert by_strongest_block(usage).tolist() == [2, 0, 1, 3]
+    assert _by_strongest_block(usage).tolist() == [2, 0, 1, 3]

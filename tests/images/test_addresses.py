@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from densefeat.images.addresses import address_of, expand_braces
+from densefeat.images.addresses import _expand_braces, address_of
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from densefeat.images.addresses import address_of, expand_braces
     ],
 )
 def test_braces(text: str, names: list[str]) -> None:
-    assert list(expand_braces(text)) == names
+    assert list(_expand_braces(text)) == names
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from densefeat.images.columns import class_names, declared_as, labels_of
+from densefeat.images.columns import _declared_as, class_names, labels_of
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_labels_are_text(values: pa.Array, names: list[str] | None, labels: list
 def test_metadata_that_says_nothing(metadata: dict | None) -> None:
     schema = pa.schema([("label", pa.int64())], metadata)
     assert class_names(schema, "label") is None
-    assert isinstance(declared_as(schema, "label"), dict)
+    assert isinstance(_declared_as(schema, "label"), dict)

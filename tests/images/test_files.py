@@ -8,7 +8,7 @@ import pytest
 
 from densefeat.errors import DecodeError
 from densefeat.images.files import LocalFolder, reason_of
-from streams import make
+from support.streams import make
 
 
 @pytest.fixture

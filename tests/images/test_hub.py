@@ -11,7 +11,7 @@ import pytest
 
 from densefeat import DensefeatError, UsageError
 from densefeat.images.sources import open_source
-from streams import make, outcome, outcomes, read_source
+from support.streams import make, outcome, outcomes, read_source
 
 datasets = pytest.importorskip("datasets")
 

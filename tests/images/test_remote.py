@@ -18,7 +18,7 @@ import pytest
 from densefeat import UsageError
 from densefeat.images.remote import RemoteFolder
 from densefeat.images.sources import open_source
-from streams import outcomes, read_source
+from support.streams import outcomes, read_source
 
 
 @pytest.fixture

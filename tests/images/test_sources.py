@@ -13,7 +13,7 @@ from densefeat.images.files import Files
 from densefeat.images.sources import open_source
 from densefeat.images.tables import Tables
 from densefeat.images.tars import Members
-from streams import make, outcomes, read_source
+from support.streams import make, outcomes, read_source
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from densefeat.images.sources import open_source
-from densefeat.images.stream import READ_OVER, ImageItem, Selected, fingerprint_of, printable, repeated
+from densefeat.images.stream import _READ_OVER, ImageItem, Selected, fingerprint_of, printable_key, repeated
 from densefeat.images.tables import Tables
-from streams import read_source
+from support.streams import read_source
 
 
 def table(path: Path, count: int) -> Tables:
@@ -22,10 +22,10 @@ def table(path: Path, count: int) -> Tables:
 
 @pytest.mark.parametrize(
     "positions",
-    [[], [0], [3, 4, 5], [0, 2, 4, 5], [5, 0, 0, 5, 4], [1, 2, READ_OVER + 3, 2 * READ_OVER + 3, 2 * READ_OVER + 4]],
+    [[], [0], [3, 4, 5], [0, 2, 4, 5], [5, 0, 0, 5, 4], [1, 2, _READ_OVER + 3, 2 * _READ_OVER + 3, 2 * _READ_OVER + 4]],
 )
 def test_some_positions_in_an_order(positions: list[int], tmp_path: Path) -> None:
-    selected = Selected(table(tmp_path / "x.parquet", 2 * READ_OVER + 5), np.array(positions, np.int64))
+    selected = Selected(table(tmp_path / "x.parquet", 2 * _READ_OVER + 5), np.array(positions, np.int64))
     assert read_source(selected) == [(f"x.parquet#{i}", str(i), b"%d" % i) for i in positions]
     assert selected.labelled
 
@@ -63,8 +63,8 @@ def test_repeated() -> None:
 
 
 def test_keys_are_printable() -> None:
-    assert printable("größe") == "größe"
-    assert printable(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
+    assert printable_key("größe") == "größe"
+    assert printable_key(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
 
 
 def test_items_pickle_with_their_way_to_read(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from densefeat import UsageError
 from densefeat.images.sources import open_source
-from streams import make, outcomes, read_source
+from support.streams import make, outcomes, read_source
 
 STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
@@ -164,7 +164,7 @@ def test_a_range_after_the_last_goes_on_without_opening_the_file_again(tmp_path:
 
 def test_what_a_crafted_file_may_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("densefeat.images.rows.MAX_BYTES", 1000)
-    monkeypatch.setattr("densefeat.images.tables.MAX_ROWS", 1000)
+    monkeypatch.setattr("densefeat.images.tables._MAX_ROWS", 1000)
     large = write(tmp_path / "large.parquet", {"image": [b"x" * 1000, b"x" * 1001]})
     assert read_source(open_source(large))[1] == ("large.parquet#1", None, "1,001 bytes are more than the limit of 1,000")
     many = write(tmp_path / "many.parquet", {"image": pa.array([b"x"] * 1001)})
@@ -196,7 +196,7 @@ def test_one_image_in_many_rows_takes_its_memory_few_times(struct: bool, tmp_pat
 
 
 def test_a_row_group_is_not_held_as_a_whole(tmp_path: Path, pool: pa.MemoryPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densefeat.images.tables.BATCH_BYTES", 2**20)
+    monkeypatch.setattr("densefeat.images.tables._BATCH_BYTES", 2**20)
     pictures = [bytes([i]) * 2**20 for i in range(32)]
     path = write(tmp_path / "x.parquet", {"image": pictures}, compression="none", use_dictionary=False, write_batch_size=1)
     del pictures

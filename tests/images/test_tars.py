@@ -10,7 +10,7 @@ import pytest
 from densefeat import UsageError
 from densefeat.images.sources import open_source
 from densefeat.images.tars import Header
-from streams import read_source
+from support.streams import read_source
 
 
 def write(path: Path, members: Iterable[tuple[str, bytes]], kind: int = tarfile.GNU_FORMAT) -> Path:

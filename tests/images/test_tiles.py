@@ -22,7 +22,7 @@ from densefeat.errors import DecodeError, UsageError
 from densefeat.images.decode import decode_image
 from densefeat.images.sources import open_source
 from densefeat.images.stream import ImageItem, fingerprint_of
-from densefeat.images.tiles import Grid, TiledSource, TileItem, content
+from densefeat.images.tiles import Grid, TiledSource, TileItem, _content
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +175,12 @@ def test_places_are_those_of_the_upright_image(kind: str, orientation: int, phot
 
 def test_content() -> None:
     pixels = np.full((3, 10, 10), 255, np.uint8)
-    assert content(pixels) == 0
+    assert _content(pixels) == 0
     pixels[:, :2] = 15
-    assert content(pixels) == 0
+    assert _content(pixels) == 0
     pixels[:, :5] = np.uint8([15, 15, 16])[:, None, None]
     pixels[2, 5:6] = 219
-    assert content(pixels) == pytest.approx(0.6)
+    assert _content(pixels) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(("least", "kept"), [(0, 4), (0.2, 3), (0.25, 3), (0.26, 2), (0.5, 2), (0.51, 1), (1, 1)])

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from densefeat.training.checkpoints import checkpoint_files
-from helpers import BUNDLED
-from runs import write_table
+from densefeat.training.checkpoints import _checkpoint_files
+from support.helpers import BUNDLED
+from support.runs import write_table
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -174,7 +174,7 @@ def test_results_stops_its_training(small_cifar: Path) -> None:
     _, said = process.communicate(timeout=120)  # the training process has the other end too: it has ended
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "the same command goes on from there" in said
-    assert checkpoint_files(run / "checkpoints")
+    assert _checkpoint_files(run / "checkpoints")
 
 
 @pytest.mark.slow

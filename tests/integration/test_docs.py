@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from docs_examples import Block, blocks, commands, pages, run_command, run_page
+from support.docs_examples import Block, blocks, commands, pages, run_command, run_page
 
 SLOW = {"export.md": pytest.mark.slow, "integrations.md": pytest.mark.slow}
 

@@ -27,7 +27,7 @@ from transformers import (
 
 import densefeat
 from densefeat.images.transforms import Preprocessing
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 IMAGENET_STEM = "densefeat_densenet121"
 SMALL = dict(block_config=(2, 2, 2, 2))  # the same code in less time

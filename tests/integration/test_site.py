@@ -15,10 +15,10 @@ import click
 import pytest
 
 import densefeat
-from browser import chromium
-from densefeat.nets.catalogue import list_networks
+from densefeat.loading.catalogue import list_networks
 from densefeat.training.recipe_files import recipe_names, recipe_text
 from densefeat_cli.main import densefeat as commands
+from support.browser import chromium
 
 ROOT = Path(__file__).parents[2]
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "object": "data"}

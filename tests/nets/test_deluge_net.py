@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from densefeat import CrossLayerDepthwise, DelugeNet
-from helpers import randomize_statistics
+from support.helpers import randomize_statistics
 
 
 def bn(m: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from densefeat import DenseNet
-from helpers import randomize_statistics
+from support.helpers import randomize_statistics
 
 NAMES = ["densenet121", "densenet161", "densenet169", "densenet201"]
 

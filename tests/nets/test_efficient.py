@@ -16,7 +16,7 @@ from torch import nn
 from densefeat import DelugeNet, DenseNet
 from densefeat.nets.base import StagedNet
 from densefeat.nets.efficient import norm_relu_conv
-from helpers import randomize_statistics, relative_difference
+from support.helpers import randomize_statistics, relative_difference
 
 NETWORKS: dict[str, Callable[..., StagedNet]] = {
     "plain": lambda **kw: DenseNet(5, (4, 3), bottleneck=False, compression=1.0, stem_type="cifar", num_classes=4, **kw),

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from densefeat import WeightsError, load_weights
-from helpers import BUNDLED, randomize_statistics
+from support.helpers import BUNDLED, randomize_statistics
 
 NAME = "densefeat_densenet_bc100_k12"
 

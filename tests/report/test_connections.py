@@ -7,7 +7,7 @@ from torch import nn
 
 from densefeat.errors import UsageError
 from densefeat.report.connections import find_readers
-from small_nets import deluge, dense
+from support.small_nets import deluge, dense
 
 
 def test_readers_of_a_densenet() -> None:

@@ -11,18 +11,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from densefeat.errors import UsageError, WeightsError
-from densefeat.heads.network import HeadedNet
 from densefeat.images.transforms import Preprocessing
+from densefeat.loading.headed import HeadedNet
 from densefeat.nets.weights import file_sha256
 from densefeat.nets.zoo import BUNDLED as FOLDER
-from densefeat.report.card import data_name, points_of_runs, read_card
-from densefeat.report.comparison import draw_comparison, short
+from densefeat.report.card import _data_name, points_of_runs, read_card
+from densefeat.report.comparison import _short, draw_comparison
 from densefeat.report.model_page import html_page, markdown_page, points_for
 from densefeat.report.stages import total
+from densefeat.training.job import train
 from densefeat.training.run_folder import RunFolder
-from densefeat.training.train import train
-from helpers import BUNDLED
-from runs import tiny_recipe
+from support.helpers import BUNDLED
+from support.runs import tiny_recipe
 
 HOSTILE = "</td><img src=x onerror=alert(1)> | `a`"
 
@@ -131,7 +131,7 @@ def test_a_head_counts(tmp_path: Path, head: str) -> None:
     ],
 )
 def test_the_papers_augmentation_alone_is_plus(data: str, augment: str, wanted: str) -> None:
-    assert data_name({"data": data, "augment": augment}) == wanted
+    assert _data_name({"data": data, "augment": augment}) == wanted
 
 
 def test_folders_that_hold_no_runs(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_the_chart_has_every_point() -> None:
     points = points_for(read_card(BUNDLED))
     figure = draw_comparison(points)
     shown = {text.get_text() for axes in figure.axes for text in axes.texts}
-    assert shown == {short(point.network) for point in points}
+    assert shown == {_short(point.network) for point in points}
     assert [(line.get_markerfacecolor(), len(line.get_xdata())) for line in figure.axes[0].lines] == [("none", 9)]
 
 

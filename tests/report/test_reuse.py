@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.heads.network import HeadedNet
+from densefeat.loading.headed import HeadedNet
 from densefeat.nets.deluge_net import DelugeNet
 from densefeat.report.connections import find_readers
-from densefeat.report.reuse import Finding, feature_reuse, load_plain, observations, write_csv
-from helpers import BUNDLED
-from small_nets import deluge, dense
+from densefeat.report.reuse import Finding, feature_reuse, load_plain, observations, write_reuse_csv
+from support.helpers import BUNDLED
+from support.small_nets import deluge, dense
 
 
 def loops(parameters: dict[str, torch.Tensor], block: int, layers: int, growth: int) -> list[list[float]]:
@@ -65,7 +65,7 @@ def test_the_triangle_is_empty_below_the_diagonal(trained: nn.Module) -> None:
 
 def test_the_csv_has_every_connection(trained: nn.Module, tmp_path: Path) -> None:
     reuse = feature_reuse(trained)
-    write_csv(reuse, tmp_path / "reuse.csv")
+    write_reuse_csv(reuse, tmp_path / "reuse.csv")
     with open(tmp_path / "reuse.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["block", "target", "source", "mean_abs_weight", "weights"]

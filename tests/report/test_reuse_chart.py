@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import nn
 
+from densefeat.base.pictures import save_picture
 from densefeat.errors import OutputError, UsageError
-from densefeat.report.done import Done
-from densefeat.heads.figures import save_picture
-from densefeat.report.prune import prune
-from densefeat.report.prune_chart import draw_pruning, lost_triangles
+from densefeat.report.journal import Journal
+from densefeat.report.prune_chart import _lost_triangles, draw_pruning
+from densefeat.report.pruning import prune
 from densefeat.report.reuse import feature_reuse
-from densefeat.report.reuse_chart import draw_reuse, how_to_read, ticks
+from densefeat.report.reuse_chart import _ticks, draw_reuse, how_to_read
 from densefeat.report.sample import Sample
-from small_nets import deluge, dense
+from support.small_nets import deluge, dense
 
 
 def drawn(values: np.ndarray) -> np.ndarray:
@@ -78,8 +78,8 @@ def test_pruning(tmp_path: Path) -> None:
     model = dense()
     generator = torch.Generator().manual_seed(0)
     sample = Sample(torch.randn(20, 3, 16, 16, generator=generator), torch.randint(0, 5, (20,), generator=generator), 20)
-    pruning, reuse = prune(model, sample, Done(None, {})), feature_reuse(model)
-    triangles = lost_triangles(pruning, reuse)
+    pruning, reuse = prune(model, sample, Journal(None, {})), feature_reuse(model)
+    triangles = _lost_triangles(pruning, reuse)
     for number, triangle in enumerate(triangles, 1):
         np.testing.assert_array_equal(np.isnan(triangle), np.isnan(reuse.triangle(number)))
     last = next(each for each in pruning.removed if (each.target, each.source) == ("classifier", 3))
@@ -95,7 +95,7 @@ def test_pruning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "first"), [(1, 1), (9, 0), (17, 1), (65, 0), (300, 1)])
 def test_ticks_are_few(count: int, first: int) -> None:
-    marks = ticks(count, first)
+    marks = _ticks(count, first)
     assert marks[0] == first
     assert len(marks) <= 10
     assert all(first <= mark < first + count for mark in marks)

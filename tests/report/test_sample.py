@@ -10,13 +10,13 @@ from PIL import Image
 
 import densefeat
 from densefeat.errors import UsageError
-from densefeat.heads.network import HeadedNet
+from densefeat.evaluation.accuracy import evaluate, load_network
 from densefeat.images.transforms import Preprocessing
+from densefeat.loading.headed import HeadedNet
 from densefeat.report.judging import judge
-from densefeat.report.sample import evenly, load_sample
-from densefeat.training.evaluate import evaluate, load_network
+from densefeat.report.sample import _evenly, load_sample
 from densefeat.training.run_folder import RunFolder
-from helpers import BUNDLED
+from support.helpers import BUNDLED
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ def test_networks_are_checked_before_images(tmp_path: Path) -> None:
 
 
 def test_positions() -> None:
-    np.testing.assert_array_equal(evenly(np.array([3, 5, 9]), 3), [3, 5, 9])
-    np.testing.assert_array_equal(evenly(np.arange(100), 2), [0, 99])
+    np.testing.assert_array_equal(_evenly(np.array([3, 5, 9]), 3), [3, 5, 9])
+    np.testing.assert_array_equal(_evenly(np.arange(100), 2), [0, 99])
 
 
 def test_a_store_stands_for_its_images(data: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from densefeat.errors import UsageError
 from densefeat.report.receptive import Field
-from densefeat.report.stages import grouped, stages_of, total
-from small_nets import deluge, dense
+from densefeat.report.stages import _grouped, stages_of, total
+from support.small_nets import deluge, dense
 
 NETWORKS = {
     "dense": dense,
@@ -54,7 +54,7 @@ def cross_layer_sums(model: nn.Module) -> int:
 def test_shapes_are_what_the_network_hands_on(name: str) -> None:
     model = NETWORKS[name]()
     x = torch.zeros(1, 3, 64, 64)
-    for stage, (named, modules) in zip(stages_of(model, 64)[:-1], grouped(model)[:-1], strict=True):
+    for stage, (named, modules) in zip(stages_of(model, 64)[:-1], _grouped(model)[:-1], strict=True):
         for module in modules:
             x = module(x)
         assert (stage.name, stage.shape) == (named, tuple(x.shape[1:]))
@@ -117,10 +117,10 @@ def test_the_receptive_field_is_where_gradients_come_from(name: str) -> None:
 
 def maps_of(model: nn.Module, side: int):
     """For each stage but the head: images that want a gradient, and the stage's maps."""
-    for number in range(len(grouped(model)) - 1):
+    for number in range(len(_grouped(model)) - 1):
         image = torch.rand(6, 3, side, side, dtype=torch.float64, requires_grad=True)
         x = image
-        for _, modules in grouped(model)[: number + 1]:
+        for _, modules in _grouped(model)[: number + 1]:
             for module in modules:
                 x = module(x)
         yield image, x

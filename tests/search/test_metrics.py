@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from densefeat.errors import UsageError
-from densefeat.search.metrics import METRICS, approximate, check_metric, exact, on_scale, prepare
+from densefeat.search.metrics import _METRICS, approximate, check_metric, exact, on_scale, prepare
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", _METRICS)
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_approximate_is_within_its_error(metric: str, size: int, scale: float) -> None:
@@ -30,9 +30,9 @@ def test_exact_agrees_with_plain_float64() -> None:
         np.testing.assert_allclose(got, expected, rtol=3e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", _METRICS)
 def test_equal_rows_are_equally_near_wherever_they_stand(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densefeat.search.metrics.EXACT_VALUES", 500)  # several pieces
+    monkeypatch.setattr("densefeat.search.metrics._EXACT_VALUES", 500)  # several pieces
     generator = np.random.default_rng(0)
     rows = prepare(np.tile(generator.standard_normal((1, 77)).astype(np.float32), (50, 1)), metric).rows
     query = prepare(generator.standard_normal((1, 77)).astype(np.float32), metric).rows

@@ -10,8 +10,8 @@ import timm
 import densefeat
 from densefeat.errors import UsageError
 from densefeat.nets.weights import file_sha256
-from densefeat.search.queries import embed, extractor_of, row_of
-from helpers import BUNDLED, relative_difference
+from densefeat.search.queries import _extractor_of, embed, row_of
+from support.helpers import BUNDLED, relative_difference
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_query_is_embedded_as_its_row_was(photo_folder: Path, tmp_path: Path, 
 
 def test_only_what_the_column_needs_is_run(photo_folder: Path, tmp_path: Path) -> None:
     densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", workers=1, image_size=32)
-    extractor = extractor_of(densefeat.open_store(tmp_path / "e.parquet"), "block1", device="cpu")
+    extractor = _extractor_of(densefeat.open_store(tmp_path / "e.parquet"), "block1", device="cpu")
     assert [tap.name for tap in extractor.taps] == ["block1"]
 
 
@@ -50,7 +50,7 @@ def of_checkpoint(tmp_path: Path, photo_folder: Path, bundled_file: Path) -> Pat
 
 
 def test_the_checkpoint_that_the_store_names_is_found(of_checkpoint: Path, tmp_path: Path) -> None:
-    extractor = extractor_of(densefeat.open_store(of_checkpoint), "block1", device="cpu")
+    extractor = _extractor_of(densefeat.open_store(of_checkpoint), "block1", device="cpu")
     assert extractor.provenance["weights"]["source"] == str(tmp_path / "mine.safetensors")
 
 
@@ -61,15 +61,15 @@ def test_a_checkpoint_that_was_moved(of_checkpoint: Path, tmp_path: Path) -> Non
         UsageError,
         match=r"the weights of .*e.parquet were '.*mine.safetensors', not here now: --weights FILE \(sha256 [0-9a-f]{64}\)",
     ):
-        extractor_of(store, "block1", device="cpu")
-    extractor_of(store, "block1", tmp_path / "elsewhere.safetensors", "cpu")
+        _extractor_of(store, "block1", device="cpu")
+    _extractor_of(store, "block1", tmp_path / "elsewhere.safetensors", "cpu")
 
 
 def test_other_weights_are_refused_before_they_are_read(of_checkpoint: Path, tmp_path: Path, bundled_file: Path) -> None:
     (tmp_path / "mine.safetensors").write_bytes(b"no checkpoint at all")
     here, there = file_sha256(tmp_path / "mine.safetensors"), file_sha256(bundled_file)
     with pytest.raises(UsageError, match=rf"are others than those of .*e.parquet: sha256 {here}, its own \('.*'\) {there}"):
-        extractor_of(densefeat.open_store(of_checkpoint), "block1", device="cpu")
+        _extractor_of(densefeat.open_store(of_checkpoint), "block1", device="cpu")
 
 
 MADE = {
@@ -96,7 +96,7 @@ MADE = {
 def test_stores_that_no_network_fits(make_store, provenance: dict, weights: str | None, match: str) -> None:
     store = make_store({"block1": np.ones((1, 216), np.float32)}, **provenance)
     with pytest.raises(UsageError, match=match):
-        extractor_of(store, "block1", weights, "cpu")
+        _extractor_of(store, "block1", weights, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 import densefeat
 from densefeat import Store
-from densefeat.store.convert import convert
-from stores import write_rows, write_store
+from densefeat.store.conversion import convert
+from support.stores import write_rows, write_store
 
 Reader = Callable[[Path, Path], tuple[list[str], np.ndarray]]
 

@@ -12,7 +12,7 @@ import densefeat
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.manifest import Failure
 from densefeat.store.writer import METADATA_KEY, EmbeddingWriter, embedding_schema
-from stores import PROVENANCE, made_up, write_rows, write_store
+from support.stores import PROVENANCE, made_up, write_rows, write_store
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -56,8 +56,8 @@ RANGES = [(0, 25), (0, 0), (25, 25), (9, 11), (10, 20), (3, 4), (24, 25), (10, 1
 
 
 def test_ranges_over_parts_and_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densefeat.store.writer.ROW_GROUP_BYTES", 64)
-    monkeypatch.setattr("densefeat.store.reader.PIECE_BYTES", 24)
+    monkeypatch.setattr("densefeat.store.writer._ROW_GROUP_BYTES", 64)
+    monkeypatch.setattr("densefeat.store.reader._PIECE_BYTES", 24)
     features = write_store(tmp_path / "s", rows=25, part_rows=10)
     path = tmp_path / "e.parquet"
     with EmbeddingWriter(path, embedding_schema({"block1": (3,)}, {})) as writer:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from densefeat.errors import OutputError
-from densefeat.store.writer import ROW_GROUP_BYTES, EmbeddingWriter, embedding_schema
+from densefeat.store.writer import _ROW_GROUP_BYTES, EmbeddingWriter, embedding_schema
 
 SHAPES = {"block1": (3,), "block2": (2, 4, 5)}
 
@@ -39,8 +39,8 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
-    shapes = {"block1": (ROW_GROUP_BYTES // 16,)}
-    values = {"block1": np.ones((1, ROW_GROUP_BYTES // 16), np.float32)}
+    shapes = {"block1": (_ROW_GROUP_BYTES // 16,)}
+    values = {"block1": np.ones((1, _ROW_GROUP_BYTES // 16), np.float32)}
     path = tmp_path / "x.parquet"
     with EmbeddingWriter(path, embedding_schema(shapes, {})) as writer:
         for i in range(9):

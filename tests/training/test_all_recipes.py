@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.io
 
+from densefeat.training.job import train
 from densefeat.training.recipe import DATA, Recipe
 from densefeat.training.recipe_files import load_recipe, recipe_names
-from densefeat.training.train import train
-from runs import write_table
+from support.runs import write_table
 
 pytestmark = pytest.mark.slow
 LARGE = 64  # pixels, in place of 224: the networks are as they are

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from densefeat.training.augment import CUT, PAD, Draws, draw, gathered
+from densefeat.training.augment import _CUT, _PAD, Draws, draw, gathered
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.44], dtype=torch.float64), torch.tensor([0.24, 0.25, 0.26], dtype=torch.float64)
 CPU = torch.device("cpu")
@@ -24,9 +24,9 @@ def one_by_one(image: torch.Tensor, down: int, right: int, mirror: int, cut_y: i
     x = normalised(image)
     x = x.flip(2) if mirror else x
     size = x.shape[1]
-    x = F.pad(x, [PAD] * 4)[:, PAD + down :, PAD + right :][:, :size, :size].clone()
+    x = F.pad(x, [_PAD] * 4)[:, _PAD + down :, _PAD + right :][:, :size, :size].clone()
     if cut_y >= 0:
-        x[:, max(cut_y - CUT // 2, 0) : cut_y + CUT // 2, max(cut_x - CUT // 2, 0) : cut_x + CUT // 2] = 0
+        x[:, max(cut_y - _CUT // 2, 0) : cut_y + _CUT // 2, max(cut_x - _CUT // 2, 0) : cut_x + _CUT // 2] = 0
     return x
 
 
@@ -46,10 +46,10 @@ def test_equals_one_image_after_the_other(augment: str, size: int) -> None:
         assert len(set(map(tuple, drawn))) > 30
 
 
-@pytest.mark.parametrize("down", [-PAD, 0, PAD])
-@pytest.mark.parametrize("right", [-PAD, 1, PAD])
+@pytest.mark.parametrize("down", [-_PAD, 0, _PAD])
+@pytest.mark.parametrize("right", [-_PAD, 1, _PAD])
 @pytest.mark.parametrize("mirror", [0, 1])
-@pytest.mark.parametrize("cut", [(-CUT, -CUT), (0, 31), (31, 0), (16, 15)])
+@pytest.mark.parametrize("cut", [(-_CUT, -_CUT), (0, 31), (31, 0), (16, 15)])
 def test_every_corner(down: int, right: int, mirror: int, cut: tuple[int, int]) -> None:
     image = random_images(1)
     draws = Draws(*(torch.tensor([value]) for value in (down, right, mirror, *cut)))
@@ -68,7 +68,7 @@ def test_none_is_plain_normalisation() -> None:
 
 def test_draws_lie_in_their_ranges_and_reach_the_ends() -> None:
     draws = draw(5000, 32, "cutout", seed=0, step=0)
-    for values, low, high in ((draws.down, -PAD, PAD), (draws.right, -PAD, PAD), (draws.mirror, 0, 1), (draws.cut_y, 0, 31), (draws.cut_x, 0, 31)):  # fmt: skip
+    for values, low, high in ((draws.down, -_PAD, _PAD), (draws.right, -_PAD, _PAD), (draws.mirror, 0, 1), (draws.cut_y, 0, 31), (draws.cut_x, 0, 31)):  # fmt: skip
         assert values.dtype == torch.int64
         counts = torch.bincount(values - low)
         assert len(counts) == high - low + 1  # no value above

@@ -226,7 +226,7 @@ def test_a_missing_file_and_no_images(tmp_path: Path) -> None:
 
 def test_a_file_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar10(tmp_path / "c")
-    monkeypatch.setattr(classic, "MAX_BYTES", 1000)
+    monkeypatch.setattr(classic, "_MAX_BYTES", 1000)
     with pytest.raises(DensefeatError, match=r"test_batch': 12,\d+ bytes are more than the limit of 1,000"):
         read_classic(tmp_path / "c", False)
 

@@ -39,7 +39,7 @@ def test_pixels_and_labels_of_files(make_folder: MakeFolder, pieces: np.ndarray)
 def test_more_images_than_are_decoded_at_a_time(
     make_parquet: MakeParquet, pieces: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_data, "CHUNK", 7)
+    monkeypatch.setattr(device_data, "_CHUNK", 7)
     done: list[int] = []
     found = open_labelled(str(make_parquet("x.parquet", [0] * 40, ["a"], row_group_size=9)), True)
     images, _, _ = decode_all(found, preprocessing(), done.append)
@@ -84,7 +84,7 @@ def arrays(pieces: np.ndarray) -> Arrays:
 def test_refused(make_folder: MakeFolder, pieces: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="image_size 48: the images of made/train have 32 pixels"):
         decode_all(arrays(pieces), preprocessing(48), lambda _: None)
-    monkeypatch.setattr(device_data, "MAX_BYTES", 5 * 32 * 32 * 3 - 1)
+    monkeypatch.setattr(device_data, "_MAX_BYTES", 5 * 32 * 32 * 3 - 1)
     with pytest.raises(UsageError, match="5 images of 32×32 take 0 GB decoded: use loader=workers"):
         decode_all(open_labelled(str(make_folder({"a": 5})), True), preprocessing(), lambda _: None)
 
@@ -113,7 +113,7 @@ def test_batches_are_the_same_in_any_parts_and_from_any_step(pieces: np.ndarray)
 def test_plain_images_are_normalised_as_by_timm(
     dtype: torch.dtype, pieces: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_data, "EVALUATED", 16)
+    monkeypatch.setattr(device_data, "_EVALUATED", 16)
     images = DeviceImages.of(pieces, np.arange(40), preprocessing(), CPU, dtype)
     positions = np.arange(0, 40)[::-1].copy()
     parts = list(images.plain(positions))

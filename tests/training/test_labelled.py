@@ -182,7 +182,7 @@ def test_refused(
 def test_rows_are_kept_up_to_a_limit(make_parquet: MakeParquet, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     found = opened(make_parquet("x.parquet", [0] * 40, ["a"], row_group_size=4))
     group = max(sum(map(len, pngs[start : start + 4])) for start in range(0, 40, 4))
-    monkeypatch.setattr(module, "CACHE_BYTES", 3 * group)
+    monkeypatch.setattr(module, "_CACHE_BYTES", 3 * group)
     reader = found.reader()
     assert isinstance(reader, RowReader)
     most = 0
@@ -196,7 +196,7 @@ def test_rows_are_kept_up_to_a_limit(make_parquet: MakeParquet, pngs: list[bytes
 
 def test_the_rows_used_last_are_kept(make_parquet: MakeParquet, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     found = opened(make_parquet("x.parquet", [0] * 12, ["a"], row_group_size=4))
-    monkeypatch.setattr(module, "CACHE_BYTES", sum(map(len, pngs[:12])) - 1)  # never all three
+    monkeypatch.setattr(module, "_CACHE_BYTES", sum(map(len, pngs[:12])) - 1)  # never all three
     reader = found.reader()
     assert isinstance(reader, RowReader)
     for position in (0, 4, 1, 8):
@@ -208,7 +208,7 @@ def test_a_group_over_the_limit_is_kept_alone(
     make_parquet: MakeParquet, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = opened(make_parquet("x.parquet", [0] * 12, ["a"], row_group_size=4))
-    monkeypatch.setattr(module, "CACHE_BYTES", 1)
+    monkeypatch.setattr(module, "_CACHE_BYTES", 1)
     reader = found.reader()
     assert isinstance(reader, RowReader)
     for position in (0, 5, 6, 11, 1):

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from densefeat.training.losses import Loss, class_weights, mixing_of
-from runs import tiny_finetuning
+from densefeat.training.losses import Loss, _class_weights, mixing_of
+from support.runs import tiny_finetuning
 
 LOGITS = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 3, -1, 2, 2, 1])
@@ -49,9 +49,9 @@ def test_several_labels_an_image(smoothing: float, weights: list[float] | None) 
 
 def test_rare_classes_weigh_more() -> None:
     labels = np.array([0] * 6 + [1] * 3 + [2])
-    assert class_weights("single", labels, 3).tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])
+    assert _class_weights("single", labels, 3).tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])
     tags = np.array([[1, 0]] * 8 + [[1, 1]] * 2, np.int8)
-    assert class_weights("multi", tags, 2).tolist() == pytest.approx([0.01, 4.0])  # never 0
+    assert _class_weights("multi", tags, 2).tolist() == pytest.approx([0.01, 4.0])  # never 0
 
 
 @pytest.mark.parametrize("task", ["single", "multi"])

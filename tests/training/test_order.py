@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from densefeat.training.order import CHUNK, LANES, WINDOW, epoch_order, held_out
+from densefeat.training.order import _CHUNK, _LANES, _WINDOW, epoch_order, held_out
 
 GROUPS = {
     "one": [50],
@@ -48,15 +48,15 @@ def test_few_groups_are_open_at_once(size: int) -> None:
         most = max(most, len(open_))
         if last[number] == place:
             open_.remove(number)
-    assert most <= LANES * WINDOW
-    assert most > LANES  # and it mixes more than one group a lane
+    assert most <= _LANES * _WINDOW
+    assert most > _LANES  # and it mixes more than one group a lane
 
 
 def test_groups_are_mixed_within_a_batch() -> None:
     """What lies together in the files, where classes lie together, is not one batch."""
     groups = np.full(320, 100)
     group = epoch_order(np.arange(groups.sum()), groups, seed=0, epoch=0) // 100
-    assert [len(set(group[start : start + LANES * CHUNK].tolist())) for start in (0, 5000, 20000)] == [LANES * WINDOW] * 3
+    assert [len(set(group[start : start + _LANES * _CHUNK].tolist())) for start in (0, 5000, 20000)] == [_LANES * _WINDOW] * 3
 
 
 @pytest.mark.parametrize("count", [0, 1, 30, 100])

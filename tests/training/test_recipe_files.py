@@ -12,7 +12,7 @@ import yaml
 from densefeat import UsageError
 from densefeat.nets.zoo import VARIANTS
 from densefeat.training.recipe import Recipe
-from densefeat.training.recipe_files import dump, keys_of, kind_of, load_recipe, recipe_names, recipe_text
+from densefeat.training.recipe_files import _keys_of, _kind_of, dump, load_recipe, recipe_names, recipe_text
 
 NAME = "cifar10_densenet_bc100_k12"
 TEXT = recipe_text(NAME)
@@ -44,7 +44,7 @@ def head(name: str) -> str:
 def test_loads_and_has_every_key_once_in_order(name: str) -> None:
     recipe = load_recipe(name)
     text = recipe_text(name)
-    assert sorted(re.findall(r"^(\w+):", text, re.MULTILINE)) == sorted(keys_of(kind_of(text, name)))
+    assert sorted(re.findall(r"^(\w+):", text, re.MULTILINE)) == sorted(_keys_of(_kind_of(text, name)))
     assert vars(recipe) == yaml.safe_load(recipe_text(name))
 
 
@@ -228,7 +228,7 @@ def test_a_file_of_ones_own(mine, content: str) -> None:
 def test_dumped_and_loaded_it_is_the_same(mine, name: str) -> None:
     recipe = load_recipe(name, ["lr=1e-5", "label_column='ärger: 1'", "seed=7"])
     text = dump(recipe)
-    assert list(yaml.safe_load(text)) == keys_of(Recipe)
+    assert list(yaml.safe_load(text)) == _keys_of(Recipe)
     assert load_recipe(mine(text)) == recipe
 
 

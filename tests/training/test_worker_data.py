@@ -14,7 +14,7 @@ from densefeat.training import worker_data
 from densefeat.training.device_data import Part
 from densefeat.training.labelled import Encoded, open_labelled
 from densefeat.training.sampling import Sampler, rank_parts
-from densefeat.training.worker_data import AUGMENT, Images, WorkerImages
+from densefeat.training.worker_data import _AUGMENT, Images, WorkerImages
 
 MakeFolder = MakeParquet = Callable[..., Path]
 PREPROCESSING = Preprocessing(24, 0.9, "center", "bicubic", (0.49, 0.48, 0.44), (0.24, 0.25, 0.26))
@@ -34,7 +34,7 @@ def joined(parts: Iterable[Part]) -> Part:
     return torch.cat(xs), torch.cat(ys)
 
 
-@pytest.mark.parametrize("augment", AUGMENT)
+@pytest.mark.parametrize("augment", _AUGMENT)
 def test_pixels_depend_on_seed_step_and_position_alone(augment: str, make_parquet: MakeParquet) -> None:
     path = make_parquet("x.parquet", [i % 5 for i in range(30)], list("abcde"), row_group_size=7)
     sampler = Sampler(np.arange(30), np.array([7, 7, 7, 7, 2]), 8, seed=4)
@@ -55,7 +55,7 @@ def test_pixels_depend_on_seed_step_and_position_alone(augment: str, make_parque
     assert not torch.equal(other[0][0], whole[0][0][0])
 
 
-@pytest.mark.parametrize("augment", AUGMENT)
+@pytest.mark.parametrize("augment", _AUGMENT)
 def test_each_epoch_augments_anew(augment: str, make_folder: MakeFolder) -> None:
     images = loader(make_folder({"a": 4, "b": 4}), augment).images
     steps = [images.__getitems__([(step, position) for position in range(8)])[0] for step in range(2)]
@@ -72,7 +72,7 @@ def test_without_augmentation_images_are_as_evaluation_wants_them(make_folder: M
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_plain_images_equal_timms_transform(workers: int, photo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_data, "EVALUATED", 5)
+    monkeypatch.setattr(worker_data, "_EVALUATED", 5)
     files = sorted(photo_folder.rglob("*.jpg"))
     positions = np.arange(len(files))[::-1]
     parts = list(loader(photo_folder, "inception", workers).plain(positions))
@@ -111,7 +111,7 @@ def test_an_image_that_cannot_be_read(workers: int, make_parquet: MakeParquet, m
     assert len(images.failures) == 2  # the next time they are known
 
 
-@pytest.mark.parametrize("augment", ["none", *AUGMENT])
+@pytest.mark.parametrize("augment", ["none", *_AUGMENT])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_generator_of_the_network_is_left_alone(augment: str, workers: int, make_folder: MakeFolder) -> None:
     images = loader(make_folder({"a": 4, "b": 4}), augment, workers)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from densefeat import UsageError
-from densefeat.training.world import joined, own_device
+from densefeat.training.world import join_world, own_device
 
 
 def test_alone() -> None:
-    with joined("cpu") as world:
+    with join_world("cpu") as world:
         assert (world.rank, world.size, world.first) == (0, 1, True)
         values = torch.arange(3.0)
         total = world.total(values)

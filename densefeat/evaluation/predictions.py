@@ -1,0 +1,157 @@
+"""What a trained network, or a probe, says of images: scores as a store, and a table of predictions that people read."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from densefeat.base import atomic_file, output_errors
+from densefeat.errors import UsageError
+from densefeat.evaluation.accuracy import load_network
+from densefeat.extraction import extract
+from densefeat.images import Preprocessing
+from densefeat.labels import Task
+from densefeat.loading import names_folder, read_run
+from densefeat.nets import file_sha256
+from densefeat.probe import FILE, Probe, likelihoods, load_probe, predicted
+from densefeat.store import Store, open_store
+
+_SCORES, _TABLE = "scores", "predictions.csv"
+_COLUMN = "scores"  # of the store
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """``table``: a CSV with ``path``, ``predicted`` and ``score`` (:func:`densefeat.probe.predictions.likelihoods`).
+
+    ``store``: all scores, one row an image.
+
+    ``counts``: images by what they were predicted as, most first; empty for a regression.
+    """
+
+    table: Path
+    store: Path
+    rows: int
+    failures: int
+    failures_path: Path
+    counts: dict[str, int]
+
+
+class Scorer(nn.Module):
+    """A network's scores, as the one map of a timm model: what an extraction can pool, write and resume.
+
+    ``(N, 3, H, W)`` to ``(N, K)``. ``made_by``: what the store calls it. ``classes``: K names; none of a regression.
+    ``network``: such a network, or the probe's.
+    """
+
+    def __init__(self, made_by: str, network: nn.Module, classes: list[str], task: Task, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.made_by, self.network, self.classes, self.task = made_by, network, classes, task
+        self.scores = nn.Identity()
+        facts = preprocessing.to_json()
+        size = facts.pop("size")
+        self.pretrained_cfg = facts | {"input_size": (3, size, size)}
+        self.feature_info = [{"num_chs": max(1, len(classes)), "reduction": size, "module": _COLUMN}]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scores(self.network(x)[:, :, None, None])[:, :, 0, 0]
+
+
+class ProbeNet(nn.Module):
+    """A probe with the network whose features it reads: images ``(N, 3, H, W)`` to ``(N, K)``."""
+
+    def __init__(self, probe: Probe, file: Path, weights: str | Path | None, device: str) -> None:
+        super().__init__()
+        self.extractor, self.probe = probe.extractor(weights, device), probe
+        self.model = self.extractor.model
+        sha256 = bytearray.fromhex(file_sha256(file))  # a store of scores is known by its network's tensors: other probe, other
+        self.register_buffer("identity", torch.frombuffer(sha256, dtype=torch.uint8).float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = {name: value.cpu().numpy() for name, value in self.extractor.forward(x).items()}
+        scores = self.probe.scores(features)
+        return torch.from_numpy(scores.reshape(len(x), -1))
+
+
+def predict(
+    model: str,
+    images: str | Path,
+    out: str | Path,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int | str = 32,
+    workers: int | None = None,
+    overwrite: bool = False,
+    **reading: Any,
+) -> Predicted:
+    """Predict every image's class (or labels, or value), in the order of the input; the same call goes on where it stopped.
+
+    Args:
+        model: The folder of a run or of a probe, a probe's file, or a name of timm's with published weights.
+        images, batch_size, workers, reading: As in :func:`densefeat.extract`; one row an image, failures beside them.
+        out: A folder: ``scores/`` is a store with the column ``scores`` ``(rows, K)``, logits or a probe's own scores;
+            ``predictions.csv`` appears when all is done.
+        overwrite: Start over where ``out`` has predictions of another model, or of other images.
+        weights: A checkpoint file instead of those of a named network; or that of a probe's network, which is elsewhere now.
+
+    Raises as :func:`densefeat.extract`; UsageError for a model that is none, WeightsError where its files do not fit.
+    """
+    out = Path(out)
+    if out.is_dir() and any(entry.name not in (_SCORES, _TABLE) and entry.name[0] != "." for entry in out.iterdir()):
+        raise UsageError(f"output {str(out)!r} holds something else than predictions: name another folder")
+    scorer, decoder, precision = _open_scorer(model, weights, device)
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    result = extract(
+        images, out / _SCORES, model=scorer, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
+        precision=precision, overwrite=overwrite, **reading,
+    )  # fmt: skip
+    store = open_store(result.path)
+    counts = _write_table(out / _TABLE, store, scorer.task, scorer.classes)
+    return Predicted(out / _TABLE, result.path, result.rows, result.failures, result.failures_path, counts)
+
+
+def _open_scorer(model: str, weights: str | Path | None, device: str) -> tuple[Scorer, str, str]:
+    """The scorer of a model, and the decoder and the precision that it was made with."""
+    path = Path(model)
+    if path.is_file() or (path / FILE).is_file():
+        probe = load_probe(path)
+        net = ProbeNet(probe, path if path.is_file() else path / FILE, weights, device)
+        scorer = Scorer(str(path.resolve()), net, list(probe.classes), probe.task, net.extractor.preprocessing)
+        return scorer, net.extractor.decoder, "fp32"  # the extractor inside has the precision that was recorded
+    network, classes = load_network(model, weights)
+    task: Task = "multi" if names_folder(model) and read_run(model).task == "multi" else "single"
+    count = int(network.num_classes)  # type: ignore[arg-type]
+    if not count:
+        raise UsageError(f"model {model!r} has no classifier: fine-tune it, or give a probe")
+    names = classes or [str(number) for number in range(count)]
+    told = str(path.resolve()) if names_folder(model) else model
+    return Scorer(told, network, names, task, Preprocessing.of(network)), "pillow", "fp32"
+
+
+def _write_table(path: Path, store: Store, task: Task, classes: list[str]) -> dict[str, int]:
+    """The predictions of a store's scores as CSV; how many images were predicted as what."""
+    counts: Counter[str] = Counter()
+    own = [name for name in ("path", "x", "y", "label") if name in store.schema.names]
+    with atomic_file(path) as beside, output_errors(path), open(beside, "w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow([*own, "predicted", "score"])
+        for columns, scores in _pieces(store, own):
+            names, sure = predicted(task, classes, scores[:, 0] if task == "regression" else scores)
+            counts.update(names)
+            for place, name, score in zip(zip(*columns, strict=True), names, likelihoods(task, scores, sure), strict=True):
+                lines.writerow(["" if value is None else value for value in place] + [name, score])
+    return {} if task == "regression" else dict(counts.most_common())
+
+
+def _pieces(store: Store, names: list[str]) -> Iterator[tuple[list[list[Any]], np.ndarray]]:
+    for batch in store.record_batches([*names, _COLUMN]):
+        values = batch.column(_COLUMN).flatten().to_numpy().reshape(len(batch), -1)
+        yield [batch.column(name).to_pylist() for name in names], values

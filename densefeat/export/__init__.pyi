@@ -1,0 +1,7 @@
+from .write import STEPS, Exported, export_model
+
+__all__ = [
+    "STEPS",
+    "Exported",
+    "export_model",
+]

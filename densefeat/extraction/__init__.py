@@ -1,0 +1,5 @@
+"""The job: images in, embeddings in a store out, resumable."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,136 @@
+"""Items to prepared batches: threads read and decode, the order stays, an image that cannot be read costs itself alone.
+
+Threads rather than processes: reading, decoding and resizing leave Python's lock, one list of keys serves all, images of which
+many tiles are cut are decoded once, and nothing has to be pickled or to fit into a container's shared memory.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from queue import Full, Queue
+from typing import TypeVar
+
+import torch
+from PIL import Image
+
+from densefeat.errors import DecodeError
+from densefeat.images import MAX_PIXELS, Decoded, Item, printable_key
+from densefeat.store import Failure
+
+_T = TypeVar("_T")
+_NO_PIXELS = torch.empty(0, dtype=torch.uint8)
+
+
+@dataclass
+class Batch:
+    """What became of a run of input positions: rows for the network, failures, and tiles left out for want of content."""
+
+    positions: int
+    items: list[Item] = field(default_factory=list)
+    images: list[Decoded] = field(default_factory=list)  # without their pixels
+    failures: list[Failure] = field(default_factory=list)
+    skipped: int = 0
+    pixels: torch.Tensor | None = None  # uint8 (len(items), 3, size, size)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an item becomes uint8 ``(3, size, size)``."""
+
+    geometry: Callable
+    decoder: str = "torchvision"
+    max_pixels: int = MAX_PIXELS
+
+    def __call__(self, item: Item) -> Decoded | Failure | None:
+        x, y = getattr(item, "x", None), getattr(item, "y", None)
+        try:
+            decoded = item.decode(self.decoder, self.max_pixels)
+            return decoded and replace(decoded, pixels=self.prepare(decoded.pixels))
+        except DecodeError as error:
+            return Failure(printable_key(item.key), error.stage, str(error), x, y)
+        except MemoryError:
+            return Failure(printable_key(item.key), "decode", "out of memory", x, y)
+        except Exception as error:  # of a file system or codec that has errors of its own
+            return Failure(printable_key(item.key), "decode", f"{type(error).__name__}: {error}", x, y)
+
+    def prepare(self, pixels: Image.Image | torch.Tensor) -> torch.Tensor:
+        try:
+            return self.geometry(pixels)
+        except Exception as error:
+            raise DecodeError(f"{type(error).__name__}: {error}", "transform") from error
+
+
+def decoded_batches(
+    items: Iterator[Item], batch_size: int, decoding: Decoding, pool: ThreadPoolExecutor, ahead: int
+) -> Generator[Batch]:
+    """Batches of ``batch_size`` positions, in order; ``ahead`` of them are read and decoded while one is used.
+
+    With ``ahead`` 0 a batch is decoded when it is asked for, by all threads: beside a network that itself uses every core,
+    decoding at the same time would only make its threads wait for each other.
+    """
+    submitted = ([(item, pool.submit(decoding, item)) for item in chunk] for chunk in _chunks(items, batch_size))
+    with closing(_run_ahead(submitted, ahead) if ahead else submitted) as batches:
+        for pending in batches:
+            yield _collect(pending)
+
+
+def _run_ahead(values: Iterator[_T], ahead: int) -> Generator[_T]:
+    """The same values, made by a thread of their own up to ``ahead`` in advance; it ends with this generator."""
+    queue: Queue[tuple[bool, _T | BaseException | None]] = Queue(ahead)
+    ended = threading.Event()
+
+    def put(more: bool, value: _T | BaseException | None) -> None:
+        while not ended.is_set():
+            with suppress(Full):
+                queue.put((more, value), timeout=0.1)
+                return
+
+    def feed() -> None:
+        try:
+            for value in values:
+                put(True, value)
+                if ended.is_set():
+                    return
+            put(False, None)
+        except BaseException as error:
+            put(False, error)
+
+    thread = threading.Thread(target=feed, name="densefeat-input", daemon=True)
+    thread.start()
+    try:
+        while (got := queue.get())[0]:
+            yield got[1]  # type: ignore[misc]
+        if isinstance(got[1], BaseException):
+            raise got[1]
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def _collect(pending: list[tuple[Item, Future]]) -> Batch:
+    batch, pixels = Batch(len(pending)), []
+    for item, future in pending:
+        result = future.result()
+        if result is None:
+            batch.skipped += 1
+        elif isinstance(result, Failure):
+            batch.failures.append(result)
+        else:
+            batch.items.append(item)
+            batch.images.append(replace(result, pixels=_NO_PIXELS))
+            pixels.append(result.pixels)
+    batch.pixels = torch.stack(pixels) if pixels else None
+    return batch
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,1 +1,0 @@
-"""Engines that compute what the plain networks compute, faster."""

@@ -1,0 +1,1 @@
+"""Engines compute the same features as the plain network, faster."""

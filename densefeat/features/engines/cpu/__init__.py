@@ -1,0 +1,1 @@
+"""The engine of backend buffer: plain torch on a CPU."""

@@ -1,0 +1,144 @@
+"""Whether a network is what engines take it for: every part in its place, as the networks' own code makes it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from densefeat.nets import (
+    Bottleneck,
+    CompositeLayer,
+    CrossLayerDepthwise,
+    DelugeBlock,
+    DelugeNet,
+    DenseBlock,
+    DenseLayer,
+    DenseNet,
+    Transition,
+    has_hooks,
+    is_plain_conv,
+    is_plain_norm,
+)
+
+_Rule = Callable[[Any], bool]
+
+
+class NotFoldable(Exception):
+    """The network has a part that engines do not know; the message says which."""
+
+
+def check_foldable(model: nn.Module) -> None:
+    """Raise NotFoldable where the network is none of ours, or has parts that are not its own."""
+    if type(model) is not DenseNet and type(model) is not DelugeNet:
+        raise NotFoldable(f"{type(model).__name__} is no DenseNet or DelugeNet of densefeat's own")
+    features: Any = model.features
+    if has_hooks(model, *features.modules()):
+        raise NotFoldable("hooks are registered on it")
+    types = {parameter.dtype for parameter in features.parameters()}
+    if types != {torch.float32}:
+        raise NotFoldable(f"its parameters are {', '.join(sorted(map(str, types)))}, not torch.float32 alone")
+    _check_parts("features", features, _stages(model))
+
+
+def _check_parts(name: str, module: nn.Module, rules: dict[str, _Rule]) -> None:
+    """Raise NotFoldable where a module has other parts than these, or they do not follow their rules, all the way down."""
+    if list(module._modules) != list(dict.fromkeys(rule.split(".")[0] for rule in rules)):
+        raise NotFoldable(f"{name} ({type(module).__name__}) does not have the network's own parts")
+    for part, rule in rules.items():
+        child = module.get_submodule(part)
+        if not rule(child) or "forward" in vars(child):
+            raise NotFoldable(f"{name}.{part} ({type(child).__name__}) is none of the network's own parts")
+        if (inner := _parts(child)) is not None:
+            _check_parts(f"{name}.{part}", child, inner)
+
+
+def _stages(model: DenseNet | DelugeNet) -> dict[str, _Rule]:
+    """The rules of what ``features`` is made of."""
+    names = [name for name, _ in model.features.named_children()]
+    imagenet = "norm0" in names
+    rules = {"conv0": _is_conv(7, 2, 3) if imagenet else _is_conv(3, 1, 1)}
+    if imagenet:
+        rules |= {"norm0": _is_norm_relu, "pool0": _is_max_pool}
+    if isinstance(model, DelugeNet):
+        count = sum(name.startswith("block") for name in names)
+        return rules | {f"block{i}": _is_a(DelugeBlock) for i in range(1, count + 1)} | {"act": _is_a(nn.ReLU)}
+    count = sum(name.startswith("denseblock") for name in names)
+    for i in range(1, count + 1):
+        rules[f"denseblock{i}"] = _is_a(DenseBlock)
+        if i < count:
+            rules[f"transition{i}"] = _is_a(Transition)
+    return rules | {"norm5": _is_norm_relu}
+
+
+def _parts(module: Any) -> dict[str, _Rule] | None:
+    """The rules of what a module is made of; None for one that has no parts."""
+    if isinstance(module, DenseBlock):
+        return {name: _is_a(DenseLayer) for name in module}
+    if isinstance(module, DenseLayer) and module.bottleneck:
+        return {"norm1": _is_norm_relu, "conv1": _is_conv(1, 1, 0), "norm2": _is_norm_relu, "conv2": _is_conv(3, 1, 1)}
+    if isinstance(module, DenseLayer):
+        return {"norm1": _is_norm_relu, "conv1": _is_conv(3, 1, 1), "norm2": _is_a(nn.Identity), "conv2": _is_a(nn.Identity)}
+    if isinstance(module, Transition):
+        return {"norm": _is_norm_relu, "conv": _is_conv(1, 1, 0), "drop": _is_a(nn.Dropout), "pool": _is_average_pool}
+    if isinstance(module, DelugeBlock):
+        layers = {f"layers.{i}": _is_a(CompositeLayer) for i in range(len(module.layers))}
+        return {"opener": _is_opener, **layers, "aggregate": _is_a(CrossLayerDepthwise)}
+    if isinstance(module, CompositeLayer):
+        return {"aggregate": _is_a(CrossLayerDepthwise), "bottleneck": _is_a(Bottleneck)}
+    if isinstance(module, CrossLayerDepthwise):
+        norms: dict[str, _Rule] = {f"norms.{i}": _is_norm for i in range(len(module.norms))}
+        return (norms or {"norms": _is_a(nn.ModuleList)}) | {"norm": _is_norm}
+    if isinstance(module, Bottleneck):
+        return {
+            "act1": _is_a(nn.ReLU), "conv1": _is_conv(1, 1, 0), "norm2": _is_norm_relu, "conv2": _is_conv(3, 1, 1),
+            "norm3": _is_norm_relu, "conv3": _is_conv(1, 1, 0),
+        }  # fmt: skip
+    if type(module) is nn.Sequential:  # an opener
+        return {"norm": _is_norm, "bottleneck": _is_a(Bottleneck)}
+    return None
+
+
+def _is_a(kind: type) -> _Rule:
+    return lambda module: type(module) is kind
+
+
+def _is_norm_relu(module: Any) -> bool:
+    return is_plain_norm(module, None) and _has_statistics(module)
+
+
+def _is_norm(module: Any) -> bool:
+    return type(module) is nn.BatchNorm2d and _has_statistics(module)
+
+
+def _has_statistics(norm: nn.BatchNorm2d) -> bool:
+    return norm.running_var is not None and norm.weight is not None
+
+
+def _is_conv(kernel: int, stride: int, padding: int) -> _Rule:
+    """Square, dense, without bias."""
+    numbers = ((kernel, kernel), (stride, stride), (padding, padding), (1, 1), 1)
+
+    def rule(module: Any) -> bool:
+        if not is_plain_conv(module):
+            return False
+        return (module.kernel_size, module.stride, module.padding, module.dilation, module.groups) == numbers
+
+    return rule
+
+
+def _is_opener(module: Any) -> bool:
+    return type(module) is nn.Sequential or _is_conv(1, 1, 0)(module) or _is_conv(3, 2, 1)(module)
+
+
+def _is_max_pool(module: Any) -> bool:
+    if type(module) is not nn.MaxPool2d:
+        return False
+    return (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode) == (3, 2, 1, 1, False)
+
+
+def _is_average_pool(module: Any) -> bool:
+    if type(module) is not nn.AvgPool2d:
+        return False
+    numbers = (module.kernel_size, module.stride, module.padding, module.ceil_mode, module.divisor_override)
+    return numbers == (2, 2, 0, False, None)

@@ -1,0 +1,1 @@
+"""The engine of backend triton, for NVIDIA GPUs."""

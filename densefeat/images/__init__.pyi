@@ -1,0 +1,44 @@
+from .columns import check_column
+from .decode import MAX_PIXELS, check_decoder, decode_image, decode_pixels, rgb_image
+from .files import Files, Indexed, LocalFolder, reason_of
+from .hub import Saved, open_saved, open_split
+from .lists import BOM, DELIMITERS, PATH, TEXTS, normalised, one_array
+from .sources import open_source
+from .stream import Decoded, ImageItem, Item, Selected, Source, printable_key
+from .tables import Tables
+from .tiles import TiledSource
+from .transforms import Geometry, Preprocessing, image_tensor
+
+__all__ = [
+    "BOM",
+    "DELIMITERS",
+    "MAX_PIXELS",
+    "PATH",
+    "TEXTS",
+    "Decoded",
+    "Files",
+    "Geometry",
+    "ImageItem",
+    "Indexed",
+    "Item",
+    "LocalFolder",
+    "Preprocessing",
+    "Saved",
+    "Selected",
+    "Source",
+    "Tables",
+    "TiledSource",
+    "check_column",
+    "check_decoder",
+    "decode_image",
+    "decode_pixels",
+    "image_tensor",
+    "normalised",
+    "one_array",
+    "open_saved",
+    "open_source",
+    "open_split",
+    "printable_key",
+    "reason_of",
+    "rgb_image",
+]

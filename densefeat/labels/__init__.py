@@ -1,0 +1,5 @@
+"""What images are to be predicted as: classes, label files, splits."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,135 @@
+"""The labels of a store's rows: its own, or those of a CSV."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from densefeat.errors import UsageError
+from densefeat.images import one_array
+from densefeat.labels.classes import TASKS, targets_of, task_of
+from densefeat.labels.label_file import NAMED, LabelFile, stripped
+from densefeat.labels.targets import Targets
+from densefeat.store import Store
+
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The n rows with a label, of one store or of several, one after the other.
+
+    ``rows``: int64 ``(n,)``, their positions; ``paths``: n; ``groups``: int64 ``(n,)``, rows that stay on one side of a split;
+    ``parts``: int8 ``(n,)`` as in :mod:`densefeat.labels.splits`, where the labels tell; ``report``: JSON.
+    """
+
+    targets: Targets
+    rows: np.ndarray
+    paths: list[str]
+    groups: np.ndarray
+    parts: np.ndarray | None
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def gather(
+    stores: Sequence[Store],
+    file: LabelFile | None = None,
+    column: str | None = None,
+    task: str = "auto",
+    split_column: str | None = None,
+    group_column: str | None = None,
+) -> Labelled:
+    """The labels of the stores' rows, from a file (matched by ``path``) or the stores' own column.
+
+    ``column``: other than ``label``. ``split_column``: of train, val and test; ``group_column``: rows of one value stay
+    together, as rows of one path do; both of the file, where it has them, or of the stores. Raises UsageError.
+    """
+    if task not in TASKS:
+        raise UsageError(f"task {task!r}: choose one of {', '.join(TASKS)}")
+    keys = pa.concat_arrays([one_array(store.column("path")).cast(pa.large_string()) for store in stores])
+    texts = values_of(stores, file, column or LABEL, keys, needed=True)
+    rows = np.flatnonzero([text is not None for text in texts])
+    report: dict[str, Any] = {"rows": len(texts), "labelled": len(rows), "without_label": _few_of(texts, keys)}
+    if file is not None:
+        report |= {"labels_without_row": file.without_row(keys), "repeated_lines": file.repeats()}
+    if not len(rows):
+        raise UsageError(_nothing(stores, file, column or LABEL, keys))
+    paths = keys.take(pa.array(rows)).to_pylist()
+    starts = np.cumsum([len(store) for store in stores])
+    places = list(zip(np.searchsorted(starts, rows, "right").tolist(), paths, strict=True))  # of two stores: other images
+    known = [text for text in texts if text is not None]
+    taken, why = task_of(known) if task == "auto" else (task, "as asked")
+    targets = targets_of(known, taken, paths)  # type: ignore[arg-type]
+    split = None if split_column is None else values_of(stores, file, split_column, keys)
+    groups = None if group_column is None else values_of(stores, file, group_column, keys)
+    return Labelled(
+        targets,
+        rows,
+        paths,
+        _joined(places, None if groups is None else [groups[row] for row in rows]),
+        None if split is None else _parts_of([split[row] for row in rows], paths, split_column or ""),
+        report | {"task": taken, "task_from": why},
+    )
+
+
+def values_of(
+    stores: Sequence[Store], file: LabelFile | None, name: str, keys: pa.Array, needed: bool = False
+) -> list[str | None]:
+    """A column as text: of the file, or of the stores. ``needed``: of the file alone, where there is one."""
+    if file is not None and (needed or name in file.names):
+        return file.column(name, keys)
+    for store in stores:
+        if name not in store.schema.names or name in store.shapes:
+            plain = [known for known in store.schema.names if known not in store.shapes]
+            more = "" if not needed else ": give --labels FILE.csv with columns path,label, or extract with --labels folder"
+            raise UsageError(f"{store.path} has no column {name!r}, it has {', '.join(plain) or 'no rows yet'}{more}")
+    columns = [stripped(one_array(store.column(name)).cast(pa.large_string())) for store in stores]
+    return pa.concat_arrays(columns).to_pylist()
+
+
+def _few_of(texts: Sequence[str | None], keys: pa.Array) -> dict[str, Any]:
+    missing = [row for row, text in enumerate(texts) if text is None]
+    return {"count": len(missing), "first": [keys[row].as_py() for row in missing[:NAMED]]}
+
+
+def _nothing(stores: Sequence[Store], file: LabelFile | None, column: str, keys: pa.Array) -> str:
+    """Why no row has a label."""
+    if not len(keys):
+        return f"{stores[0].path} has no rows to learn from"
+    if file is None:
+        return f"{stores[0].path}: its column {column!r} is empty; give --labels FILE.csv with columns path,label"
+    there = file.keys[0].as_py() if len(file.keys) else "nothing"
+    return f"labels {str(file.path)!r}: none for a row of {stores[0].path}; it has {there!r}, the rows {keys[0].as_py()!r}"
+
+
+def _joined(places: Sequence[tuple[int, str]], groups: Sequence[str | None] | None) -> np.ndarray:
+    """int64 ``(n,)``: rows of one place (store and path), and of one group, have one number; in the order of the rows.
+
+    A path that stands in several groups joins them.
+    """
+    numbers: dict[tuple[int, str], int] = {}
+    members = np.array([numbers.setdefault(place, len(numbers)) for place in places], np.int64)
+    if groups is None:
+        return members
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    names: dict[str, int] = {}
+    pairs = [(int(m), names.setdefault(g, len(names))) for m, g in zip(members, groups, strict=True) if g is not None]
+    size = len(numbers) + len(names)
+    left, right = np.array(pairs, np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs), bool), (left, right + len(numbers))), shape=(size, size))
+    return connected_components(graph, directed=False)[1][members].astype(np.int64)
+
+
+_PART_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
+
+
+def _parts_of(values: Sequence[str | None], paths: Sequence[str], column: str) -> np.ndarray:
+    """int8 ``(n,)``. UsageError for a value that is no part, or none at all."""
+    for value, path in zip(values, paths, strict=True):
+        if value is None or value.lower() not in _PART_NAMES:
+            raise UsageError(f"{column!r} of {path!r} is {value!r}: train, val or test")
+    return np.array([_PART_NAMES[value.lower()] for value in values if value is not None], np.int8)

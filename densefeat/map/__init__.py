@@ -1,0 +1,5 @@
+"""The rows of a store as points on one page."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

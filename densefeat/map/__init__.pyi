@@ -1,0 +1,5 @@
+from .job import write_map
+
+__all__ = [
+    "write_map",
+]

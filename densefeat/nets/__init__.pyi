@@ -1,0 +1,29 @@
+from .base import StagedNet, he_init
+from .deluge_net import Bottleneck, CompositeLayer, CrossLayerDepthwise, DelugeBlock, DelugeNet
+from .dense_net import DenseBlock, DenseLayer, DenseNet, Transition
+from .efficient import has_hooks, is_plain_conv, is_plain_norm
+from .weights import check_fit, file_sha256, load_weights, state_sha256
+from .zoo import BUNDLED, VARIANTS
+
+__all__ = [
+    "BUNDLED",
+    "VARIANTS",
+    "Bottleneck",
+    "CompositeLayer",
+    "CrossLayerDepthwise",
+    "DelugeBlock",
+    "DelugeNet",
+    "DenseBlock",
+    "DenseLayer",
+    "DenseNet",
+    "StagedNet",
+    "Transition",
+    "check_fit",
+    "file_sha256",
+    "has_hooks",
+    "he_init",
+    "is_plain_conv",
+    "is_plain_norm",
+    "load_weights",
+    "state_sha256",
+]

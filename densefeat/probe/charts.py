@@ -1,0 +1,177 @@
+"""What a probe found, as pictures: every candidate with its interval, and which classes are taken for which."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from densefeat.labels import Targets
+from densefeat.probe.predictions import MATRIX_CLASSES, confusion
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_TITLES = {"top1": "top-1, %", "map": "mean average precision, %", "r2": "R²"}
+_NAME_LENGTH = 26
+_NAMED_CLASSES = 40  # so many can be read on an axis
+_COUNTED_CLASSES = 15
+_BLOCK, _GREEDY, _ALL = "#1f77b4", "#d95f02", "#444444"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """``svg``: the whole file; ``alt``: what there is to see, in words."""
+
+    title: str
+    svg: bytes
+    alt: str
+
+
+def draw_blocks(stem: Path, results: dict[str, Any]) -> Picture | None:
+    """``stem``.png and .svg of the candidates in results.json; None where matplotlib is not installed.
+
+    Left: each candidate; right: the main metric against the number of features. With 95 % intervals, where there are some.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    candidates, main = results["candidates"], results["main_metric"]
+    figure = Figure(figsize=(11, max(3.6, 1.3 + 0.3 * len(candidates))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2), sharex=False)
+    _draw_ranking(left, results)
+    _draw_curve(right, results)
+    title = _TITLES[main] + ", " + ("test rows" if candidates[0]["test"] else "validation rows")
+    left.set_xlabel(title)
+    right.set(xlabel="features", ylabel=title)
+    best = results["best"]
+    return Picture("By block", _save(figure, stem), f"{_TITLES[main]} of {len(candidates)} candidates; the best is {best}")
+
+
+def _draw_ranking(axes: "Axes", results: dict[str, Any]) -> None:
+    """A line for each candidate, in the order of the table."""
+    candidates = results["candidates"]
+    for place, candidate in enumerate(candidates):
+        value, low, high = _figures(candidate, results["main_metric"])
+        axes.errorbar([value], [place], xerr=[[value - low], [high - value]], fmt="o", color=_colour(candidate), capsize=3)
+        axes.annotate(
+            f"{value:.3g}" if abs(value) <= 1 else f"{value:.1f}",
+            (high, place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    names = [_shown(candidate["name"]) for candidate in candidates]
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    for tick, candidate in zip(axes.get_yticklabels(), candidates, strict=True):
+        tick.set_fontweight("bold" if candidate["name"] == results["best"] else "normal")
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _draw_curve(axes: "Axes", results: dict[str, Any]) -> None:
+    """Blocks as points; what adding them one by one gives as a line."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    candidates, main = results["candidates"], results["main_metric"]
+    single = [candidate for candidate in candidates if len(candidate["columns"]) == 1]
+    several = sorted((candidate for candidate in candidates if len(candidate["columns"]) > 1), key=lambda c: len(c["columns"]))
+    _draw_points(axes, single, main, "o", _BLOCK, "one block")
+    start = [candidate for candidate in single if several and set(candidate["columns"]) <= set(several[0]["columns"])]
+    start = sorted(start, key=lambda c: -(c["val"].get(main) or -np.inf))[:1]
+    if several:
+        path = [(candidate["features"], _figures(candidate, main)[0]) for candidate in [*start, *several]]
+        axes.plot(*zip(*path, strict=True), color=_GREEDY, linewidth=1, zorder=1)
+        _draw_points(axes, several, main, "s", _GREEDY, "blocks added one by one")
+    widths = [candidate["features"] for candidate in candidates]
+    if max(widths) > 4 * min(widths):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(LogLocator(base=2, numticks=8))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.08)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def _draw_points(axes: "Axes", some: list[dict[str, Any]], main: str, marker: str, color: str, label: str) -> None:
+    values = np.array([_figures(candidate, main) for candidate in some]).reshape(-1, 3)
+    spread = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
+    widths = [candidate["features"] for candidate in some]
+    axes.errorbar(widths, values[:, 0], yerr=spread, fmt=marker, color=color, label=label, capsize=3, markersize=5)
+
+
+def _figures(candidate: dict[str, Any], main: str) -> tuple[float, float, float]:
+    """Value, low and high end of a candidate's main metric: on the test rows, if there are any; 0 where undefined."""
+    value = (candidate["test"] or candidate["val"]).get(main)
+    value = 0.0 if value is None else value
+    low, high = candidate["intervals"].get(main) or (value, value)
+    return value, min(low, value), max(high, value)
+
+
+def _colour(candidate: dict[str, Any]) -> str:
+    return _BLOCK if len(candidate["columns"]) == 1 else _GREEDY
+
+
+def draw_confusion(stem: Path, targets: Targets, scores: np.ndarray) -> Picture | None:
+    """``stem``.png and .svg; None without matplotlib, or for more than 2,000 classes."""
+    try:
+        from matplotlib.colors import PowerNorm
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    size = len(targets.classes)
+    if size > MATRIX_CLASSES:
+        return None
+    counts = confusion(targets, scores)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = float(np.clip(2.6 + 0.42 * size, 4.4, 9.5)) if size <= _NAMED_CLASSES else 8.0
+    figure = Figure(figsize=(side + 1.4, side), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[0, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "5 %", "20 %", "50 %", "100 %"])
+    bar.set_label("of the images of a class")
+    _name_classes(axes, targets.classes)
+    if size <= _COUNTED_CLASSES:
+        _write_counts(axes, counts, share)
+    axes.set(xlabel="predicted", ylabel="label")
+    right = 100 * np.trace(counts) / max(counts.sum(), 1)
+    return Picture(
+        "Confusion matrix", _save(figure, stem), f"Confusion matrix of {size} classes; {right:.1f} % are on its diagonal"
+    )
+
+
+def _name_classes(axes: "Axes", classes: Sequence[str]) -> None:
+    if len(classes) > _NAMED_CLASSES:
+        axes.set_title(f"{len(classes)} classes, in the order of results.json", fontsize=9)
+        return
+    names = [_shown(name) for name in classes]
+    size = 9 if len(classes) <= _COUNTED_CLASSES else 7
+    axes.set_xticks(range(len(names)), names, parse_math=False, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names, parse_math=False, fontsize=size)
+
+
+def _write_counts(axes: "Axes", counts: np.ndarray, share: np.ndarray) -> None:
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        color = "white" if share[row, column] > 0.4 else "black"
+        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=color)
+
+
+def _shown(text: str) -> str:
+    """A name on one line, not too long, without what no font can draw."""
+    text = "".join(character if character.isprintable() else "·" for character in text)
+    return text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…"
+
+
+def _save(figure: "Figure", stem: Path) -> bytes:
+    """PNG and SVG; returns the SVG."""
+    from densefeat.base import save_picture
+
+    save_picture(figure, stem.with_name(stem.name + ".png"))
+    return save_picture(figure, stem.with_name(stem.name + ".svg"))

@@ -1,0 +1,120 @@
+"""Votes of the nearest training rows, as DINO's k-NN evaluation takes them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from densefeat.labels import Targets
+from densefeat.probe.choice import Advance, Choice, choose
+from densefeat.probe.linear import check_features
+from densefeat.probe.rows import pieces
+
+TEMPERATURE = 0.07
+NEIGHBOURS = (10, 20, 100, 200)
+_TILE_VALUES = 2**22  # similarities held at a time
+_LEAST_SHARE = 1e-9
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Votes of the ``k`` rows of the largest cosine, weighted by exp(cosine / temperature) (arXiv 2104.14294, appendix F.1).
+
+    ``features``: float16 or float32 ``(n, D)`` of length 1 (rows of zeros stay zeros); ``targets``: of these rows.
+    """
+
+    features: np.ndarray
+    targets: Targets
+    k: int
+    temperature: float = TEMPERATURE
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """Float32, of ``(n, D)`` features of any float type, not normalised.
+
+        single ``(n, K)``: log of each class's share of the votes, at least log 1e-9, so that its softmax is the share; multi
+        ``(n, K)``: share of the votes less 0.5; regression ``(n,)``: weighted mean of the targets. Memory is bounded: a piece
+        of the queries at a time. Raises UsageError for another number of features.
+        """
+        check_features(x, self.features.shape[1])
+        found = [
+            _votes(near, _weights_of(similarity, self.temperature), self.targets)
+            for similarity, near in _nearest(self.features, x, self.k)
+        ]
+        empty = np.empty((0,) if self.targets.task == "regression" else (0, len(self.targets.classes)), np.float32)
+        return np.concatenate([empty, *found])
+
+
+def _weights_of(similarity: np.ndarray, temperature: float = TEMPERATURE) -> np.ndarray:
+    """Of votes, float64."""
+    return np.exp((similarity - 1) / temperature, dtype=np.float64)  # less 1: no overflow at low temperatures
+
+
+def _nearest(features: np.ndarray, x: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cosines and positions ``(q, k)`` of the nearest rows, largest first, for one piece of the queries after the other."""
+    base = torch.from_numpy(features)
+    step = max(1, _TILE_VALUES // len(features))
+    for start in range(0, len(x), step):
+        queries = _normalized(x[start : start + step])
+        similarity = torch.from_numpy(_cosines(queries, base))
+        values, near = similarity.topk(k, dim=1)
+        yield values.numpy(), near.numpy()
+
+
+def _cosines(queries: np.ndarray, base: torch.Tensor) -> np.ndarray:
+    out = np.empty((len(queries), len(base)), np.float32)
+    step = max(1, _TILE_VALUES // max(1, base.shape[1]))
+    for start in range(0, len(base), step):
+        out[:, start : start + step] = queries @ base[start : start + step].float().numpy().T
+    return out
+
+
+def _votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
+    """What the nearest rows say, as :meth:`Neighbours.scores` gives it; both ``(q, k)``. In pieces of the queries."""
+    weights = weights / weights.sum(1, keepdims=True)
+    each = len(targets.classes) * (near.shape[1] if targets.task == "multi" else 1)
+    step = max(1, _TILE_VALUES // max(1, each))
+    parts = [slice(start, start + step) for start in range(0, len(near), step)]
+    return np.concatenate([_summed(near[part], weights[part], targets) for part in parts])
+
+
+def _summed(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
+    """The same of weights that sum to 1."""
+    if targets.task == "regression":
+        return (weights * targets.values[near]).sum(1).astype(np.float32)
+    if targets.task == "multi":
+        return (np.einsum("qk,qkc->qc", weights, targets.values[near]) - 0.5).astype(np.float32)
+    classes = len(targets.classes)
+    cells = targets.values[near] + classes * np.arange(len(near))[:, None]
+    share = np.bincount(cells.ravel(), weights.ravel(), classes * len(near)).reshape(len(near), classes)
+    return np.log(np.maximum(share, _LEAST_SHARE)).astype(np.float32)
+
+
+def _normalized(x: np.ndarray) -> np.ndarray:
+    """Float32 rows of length 1; rows of zeros stay zeros."""
+    values = x.astype(np.float32)
+    _normalize(values)
+    return values
+
+
+def _normalize(x: np.ndarray) -> None:
+    """Divide rows by their length in place; those of zeros stay."""
+    for piece in pieces(x):
+        length = np.linalg.norm(x[piece].astype(np.float64), axis=1, keepdims=True)
+        x[piece] /= np.where(length > 0, length, 1)
+
+
+def fit(x: np.ndarray, targets: Targets, train: int, advance: Advance) -> tuple[Neighbours, Choice]:
+    """Choose k with the first ``train`` rows, the training rows, for the others; the head then has all rows.
+
+    ``x``: float32 ``(n, D)``, normalised in place and kept in the head.
+    """
+    _normalize(x)
+    voters, val = targets.take(np.arange(train)), targets.take(np.arange(train, len(x)))
+    counts = [k for k in NEIGHBOURS if k <= train] or [train]
+    found: list[list[np.ndarray]] = [[] for _ in counts]
+    for similarity, near in _nearest(x[:train], x[train:], counts[-1]):
+        for k, scores in zip(counts, found, strict=True):
+            scores.append(_votes(near[:, :k], _weights_of(similarity[:, :k]), voters))
+    choice, _ = choose("k", zip(counts, found, strict=True), np.concatenate, val, advance)
+    return Neighbours(x, targets, int(choice.chosen["k"])), choice

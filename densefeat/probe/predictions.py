@@ -1,0 +1,80 @@
+"""Scores as people read them: what each row was taken for, how surely, and where that went wrong."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, softmax
+
+from densefeat.labels import SEPARATOR, Targets, Task, chosen_names
+
+_CONFUSED = 20  # pairs of classes that are told
+MATRIX_CLASSES = 2000  # of a matrix that is made
+
+
+def predicted(task: Task, classes: Sequence[str], scores: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Of each row the prediction as text, and how sure it is, float64 ``(n,)``.
+
+    single: the class with the highest score, and its share in the softmax of all; multi: classes with a score above 0, ``|``
+    between them (a lone one: none), and the highest score; regression: the value, twice.
+    """
+    if task == "regression":
+        return [f"{value:.7g}" for value in scores.tolist()], scores.astype(np.float64)
+    if task == "multi":
+        return [chosen_names(row > 0, classes) for row in scores], scores.max(1).astype(np.float64)
+    return [classes[code] for code in scores.argmax(1).tolist()], softmax(scores.astype(np.float64), axis=1).max(1)
+
+
+def likelihoods(task: Task, scores: np.ndarray, sure: np.ndarray) -> list[str]:
+    """How sure each prediction is, as text. ``sure``: as of :func:`predicted`.
+
+    single: the probability of the class; multi: of each label that is given, ``0.9|0.7``; regression: nothing.
+    """
+    if task == "regression":
+        return [""] * len(scores)
+    if task == "multi":
+        return [SEPARATOR.join(f"{chance:.4f}" for chance in expit(row[row > 0])) for row in scores]
+    return [f"{chance:.6g}" for chance in sure]
+
+
+def confusion(targets: Targets, scores: np.ndarray) -> np.ndarray:
+    """int64 ``(K, K)``: rows of each class (first axis) by the class they were taken for."""
+    size = len(targets.classes)
+    return np.bincount(targets.values * size + scores.argmax(1), minlength=size * size).reshape(size, size)
+
+
+def confusions(targets: Targets, scores: np.ndarray) -> list[dict[str, Any]]:
+    """The classes that were most often taken for another one, single-label, at most 20: label, predicted, rows, of so many."""
+    if targets.task != "single" or len(targets.classes) > MATRIX_CLASSES:
+        return []
+    counts = confusion(targets, scores)
+    sizes = counts.sum(1)
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:_CONFUSED]
+    pairs = [divmod(place, len(counts)) for place in order.tolist() if counts.flat[place]]
+    return [
+        {
+            "label": targets.classes[true],
+            "predicted": targets.classes[guess],
+            "rows": int(counts[true, guess]),
+            "of": int(sizes[true]),
+        }
+        for true, guess in pairs
+    ]
+
+
+def worst(targets: Targets, scores: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the worst mistakes, the worst first: single: the surest in a wrong class; regression: the largest errors;
+    multi: the largest mean logistic loss, of rows with a wrong label. Fewer, where there are no more mistakes.
+    """
+    if targets.task == "regression":
+        badness = np.abs(scores - targets.values)
+        wrong = badness > 0
+    elif targets.task == "single":
+        wrong = scores.argmax(1) != targets.values
+        badness = predicted("single", targets.classes, scores)[1]
+    else:
+        wrong = ((scores > 0) != targets.values).any(1)
+        badness = np.logaddexp(0, np.where(targets.values, -scores, scores)).mean(1)
+    order = np.argsort(-np.where(wrong, badness, -1.0), kind="stable")
+    return order[: min(count, int(np.count_nonzero(wrong)))]

@@ -1,0 +1,175 @@
+"""A fitted probe as one safetensors file, with everything that is needed to use it: no pickle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from densefeat.base import atomic_file
+from densefeat.errors import DensefeatError, UsageError, WeightsError
+from densefeat.features import FeatureExtractor
+from densefeat.labels import Targets, Task
+from densefeat.probe.knn import Neighbours
+from densefeat.probe.linear import Linear
+from densefeat.probe.protocols import Head
+from densefeat.search import extractor_by
+
+FILE = "probe.safetensors"
+_VERSION = 1
+_MAX_DESCRIBED = 2**26  # bytes of JSON
+_LINEAR, _NEIGHBOURS = "linear", "neighbours"
+_TASKS = ("single", "multi", "regression")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A head on columns of features, side by side in their order. ``told``: protocol, setting, metrics, as JSON.
+
+    ``provenance``: of the features, as stores have it.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    columns: tuple[str, ...]
+    provenance: dict[str, Any]
+    head: Head
+    told: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    def scores(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 ``(n, K)``, of a regression ``(n,)``, from features by column, ``(n, C)`` each (what extractors give).
+
+        Raises UsageError where a column is missing, or of another size than the probe was fitted on.
+        """
+        if missing := [name for name in self.columns if name not in features]:
+            raise UsageError(f"no features {', '.join(missing)} for this probe: it takes {', '.join(self.columns)}")
+        parts = [np.asarray(features[name], np.float32) for name in self.columns]
+        return self.head.scores(np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1))
+
+    def extractor(self, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
+        """The network that makes this probe's features, up to its last block, with the recorded preprocessing.
+
+        ``weights``: a checkpoint, where the recorded one is elsewhere now; only the same file is taken.
+        Raises UsageError or WeightsError as :func:`densefeat.search.queries.extractor_by`.
+        """
+        shown = f"probe {str(self.path)!r}" if self.path else "this probe"
+        try:
+            return extractor_by(self.provenance, self.columns, shown, weights, device, "probe a store of densefeat extract")
+        except DensefeatError:
+            raise
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise WeightsError(f"{shown}: its record of the network is damaged ({type(error).__name__}: {error})") from error
+
+
+def save_probe(path: Path, probe: Probe) -> None:
+    """Whole or not at all. Raises OutputError where it cannot be written."""
+    head = probe.head
+    described: dict[str, Any] = {
+        "version": _VERSION,
+        "task": probe.task,
+        "classes": probe.classes,
+        "columns": probe.columns,
+        "told": probe.told,
+        "provenance": probe.provenance,
+    }
+    if isinstance(head, Linear):
+        tensors = {"weight": head.weight, "bias": head.bias}
+        described |= {"head": _LINEAR, "squeeze": head.squeeze}
+    else:
+        values = head.targets.values
+        tensors = {"features": head.features, "values": values.astype(np.uint8) if values.dtype == bool else values}
+        described |= {"head": _NEIGHBOURS, "k": head.k, "temperature": head.temperature}
+    metadata = {"densefeat_probe": json.dumps(described, ensure_ascii=False)}  # of several keys the order would be random
+    with atomic_file(path) as beside:
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, beside, metadata)
+
+
+def load_probe(path: str | Path) -> Probe:
+    """A probe from its file, or from the folder that ``densefeat probe --out`` wrote.
+
+    Raises WeightsError for a file that is missing, damaged, of a newer version, or no probe.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    shown = f"probe {str(path)!r}"
+    if not path.is_file():
+        raise WeightsError(f"{shown}: no such file; give what `densefeat probe --out` was given, or the {FILE} in it")
+    try:
+        with safe_open(path, "np") as file:
+            text = (file.metadata() or {}).get("densefeat_probe")
+            if text is None or len(text) > _MAX_DESCRIBED:
+                raise WeightsError(f"{shown}: no probe of densefeat")
+            described = json.loads(text)
+            version = described["version"]
+            if not isinstance(version, int) or version > _VERSION:
+                raise WeightsError(f"{shown}: of version {version}, this densefeat reads up to {_VERSION}: update it")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
+        return _probe_of(described, tensors, path)
+    except DensefeatError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the readers say
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise WeightsError(f"{shown}: damaged, or no probe ({type(error).__name__}: {reason})") from error
+
+
+def _probe_of(described: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Probe:
+    """Raises ValueError, TypeError or KeyError where anything is not as :func:`save_probe` writes it."""
+    task, classes = described["task"], _names(described["classes"])
+    columns = _names(described["columns"])
+    if task not in _TASKS or not columns or (task == "regression") != (not classes) or len(classes) == 1:
+        raise ValueError(f"task {task!r} of {len(classes)} classes, {len(columns)} columns")
+    for name in ("provenance", "told"):
+        if not isinstance(described[name], dict):
+            raise TypeError(f"{name} is no object")
+    head: Head
+    if described["head"] == _LINEAR:
+        head = _linear_of(tensors, len(classes), described["squeeze"])
+    elif described["head"] == _NEIGHBOURS:
+        head = _neighbours_of(tensors, task, classes, described["k"], described["temperature"])
+    else:
+        raise ValueError(f"a head of kind {described['head']!r}")
+    return Probe(task, classes, columns, described["provenance"], head, described["told"], path)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value) or len(set(value)) < len(value):
+        raise ValueError("names that are no text, or stand twice")
+    return tuple(value)
+
+
+def _linear_of(tensors: dict[str, np.ndarray], classes: int, squeeze: Any) -> Linear:
+    weight, bias = tensors["weight"], tensors["bias"]
+    outputs = classes or 1
+    if weight.dtype != np.float32 or bias.dtype != np.float32 or squeeze is not (classes == 0):
+        raise ValueError(f"weight {weight.dtype}, bias {bias.dtype}")
+    if weight.ndim != 2 or weight.shape[0] != outputs or not weight.shape[1] or bias.shape != (outputs,):
+        raise ValueError(f"weight {weight.shape} and bias {bias.shape} for {outputs} outputs")
+    _check_numbers(weight, bias)
+    return Linear(weight, bias, squeeze)
+
+
+def _neighbours_of(
+    tensors: dict[str, np.ndarray], task: Task, classes: tuple[str, ...], k: Any, temperature: Any
+) -> Neighbours:
+    features, values = tensors["features"], tensors["values"]
+    shape = (len(features), len(classes)) if task == "multi" else (len(features),)
+    kind = {"single": np.int64, "multi": np.uint8, "regression": np.float64}[task]
+    if features.dtype not in (np.float16, np.float32) or features.ndim != 2 or values.dtype != kind or values.shape != shape:
+        raise ValueError(f"features {features.dtype} {features.shape} with values {values.dtype} {values.shape}")
+    if task == "single" and len(values) and not 0 <= values.min() <= values.max() < len(classes):
+        raise ValueError(f"a class {values.min()} or {values.max()} of {len(classes)}")
+    if type(k) is not int or not 1 <= k <= len(features) or type(temperature) is not float or not temperature > 0:
+        raise ValueError(f"k {k!r} of {len(features)} rows, temperature {temperature!r}")
+    _check_numbers(features, values)
+    return Neighbours(features, Targets(task, classes, values.astype(bool) if task == "multi" else values), k, temperature)
+
+
+def _check_numbers(*arrays: np.ndarray) -> None:
+    for values in arrays:
+        if not np.isfinite(values).all():
+            raise ValueError(f"{np.count_nonzero(~np.isfinite(values))} numbers are NaN or infinite")

@@ -1,0 +1,183 @@
+"""Fits by published protocols: hyper-parameters chosen on held-out rows, then fitted on all rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from densefeat.errors import UsageError
+from densefeat.labels import Targets, Task
+from densefeat.probe import knn, logreg, ridge
+from densefeat.probe.choice import SMOOTHING, Choice
+from densefeat.probe.knn import Neighbours
+from densefeat.probe.linear import Linear
+from densefeat.probe.metrics import MAIN
+from densefeat.probe.rows import check_finite, training_first
+
+_PROTOCOLS = ("logreg", "knn", "ridge")
+GRIDS: dict[str, tuple[float | int, ...]] = {"logreg": logreg.C, "knn": knn.NEIGHBOURS, "ridge": ridge.L2}
+SHOTS = (1, 5, 10, 25)
+LOWEST_LOSS = f"the lowest log loss (labels smoothed by {SMOOTHING})"
+_LOWEST_ERROR = "the lowest mean squared error"
+
+Head = Linear | Neighbours
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A head fitted on all rows, and how it came about.
+
+    ``chosen``: the setting, such as ``{"C": 0.1}``. ``tried``: every setting fitted, with its main metric on the validation
+    rows. ``val_scores``: of the chosen setting fitted without the validation rows, on these, in their order.
+    """
+
+    head: Head
+    chosen: dict[str, float | int]
+    tried: list[dict[str, float | int]]
+    val_scores: np.ndarray
+
+
+def _nothing(_: int) -> None:
+    pass
+
+
+def fit(
+    protocol: str,
+    x: np.ndarray,
+    targets: Targets,
+    val: np.ndarray,
+    *,
+    standardize: bool = False,
+    seed: int = 0,  # noqa: ARG001  none of these protocols draws; the signature is the same for all
+    advance: Callable[[int], None] = _nothing,
+) -> Fitted:
+    """Choose the setting on the validation rows, of equally good ones by their loss; then fit on all rows.
+
+    Args:
+        protocol: One of :data:`_PROTOCOLS`; see :func:`described`.
+        x: Float32 ``(n, D)``, C-contiguous. It is overwritten, and may become part of the head: no copy of it is made.
+        val: Bool ``(n,)``: the validation rows.
+        standardize: For logreg: divide each feature by its standard deviation over the training rows, after subtracting its
+            mean. ridge always does so, knn never.
+        advance: Called with the number of settings done since the last call: ``len(GRIDS[protocol])`` altogether.
+
+    Raises:
+        UsageError: An unknown protocol, or one that does not fit the task; features of another type or shape, or with NaN or
+            infinities; no validation or no training rows; training rows of one class, or of equal numbers.
+    """
+    _check_protocol(protocol, targets.task, standardize)
+    _check_rows(x, targets, val)
+    order = training_first(x, val)
+    ordered, train = targets.take(order), int(np.count_nonzero(~val))
+    told = 0
+
+    def count(settings: int) -> None:
+        nonlocal told
+        told += settings
+        advance(settings)
+
+    head, choice = _fit_ordered(protocol, x, ordered, train, standardize, count)
+    advance(len(GRIDS[protocol]) - told)
+    return _fitted(head, choice, order[train:])
+
+
+def _fit_ordered(
+    protocol: str, x: np.ndarray, targets: Targets, train: int, standardize: bool, advance: Callable[[int], None]
+) -> tuple[Head, Choice]:
+    if protocol == "logreg":
+        return logreg.fit(x, targets, train, standardize, advance)
+    if protocol == "knn":
+        return knn.fit(x, targets, train, advance)
+    return ridge.fit(x, targets, train, advance)
+
+
+def _fitted(head: Head, choice: Choice, positions: np.ndarray) -> Fitted:
+    """``positions``: of the validation rows as they lie now, before their order was changed."""
+    return Fitted(head, choice.chosen, choice.tried, choice.val_scores[np.argsort(positions)])
+
+
+def few_shot_rows(targets: Targets, candidates: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Positions of ``shots`` rows of each class, or all of a class that has fewer, drawn from the candidates; ascending.
+
+    ``candidates``: bool ``(n,)``. Raises UsageError for other than single-label targets, and for less than 1 shot.
+    """
+    if targets.task != "single":
+        raise UsageError(f"few-shot fits of {targets.task} targets: only single-label classes have shots")
+    if shots < 1:
+        raise UsageError(f"{shots} shots: at least 1")
+    generator = np.random.default_rng(seed)
+    rows = [np.flatnonzero(candidates & (targets.values == k)) for k in range(len(targets.classes))]
+    return np.sort(np.concatenate([generator.permutation(some)[:shots] for some in rows]))
+
+
+def fit_few_shot(x: np.ndarray, targets: Targets, val: np.ndarray, shots: int, seed: int, standardize: bool = True) -> Fitted:
+    """The ridge protocol from ``shots`` training rows of each class: the penalty is chosen on all validation rows, and the
+    head is fitted on the drawn rows alone. ``x`` is left as it is. Arguments and errors as :func:`fit`.
+    """
+    _check_protocol("ridge", targets.task, standardize)
+    _check_rows(x, targets, val)
+    drawn = few_shot_rows(targets, ~val, shots, seed)
+    rows = np.concatenate([drawn, np.flatnonzero(val)])
+    head, choice = ridge.fit(x[rows], targets.take(rows), len(drawn), _nothing, refit=False)
+    return Fitted(head, choice.chosen, choice.tried, choice.val_scores)
+
+
+def _check_protocol(protocol: str, task: Task, standardize: bool) -> None:
+    if protocol not in _PROTOCOLS:
+        raise UsageError(f"protocol {protocol!r}: one of {', '.join(_PROTOCOLS)}")
+    if protocol == "logreg" and task == "regression":
+        raise UsageError("protocol 'logreg' predicts classes, these labels are numbers: use ridge or knn")
+    if protocol == "knn" and standardize:
+        raise UsageError("protocol 'knn' takes the cosine of features as they are: leave standardize out")
+
+
+def _check_rows(x: np.ndarray, targets: Targets, val: np.ndarray) -> None:
+    if x.dtype != np.float32 or x.ndim != 2 or not x.flags.c_contiguous or not x.shape[1]:
+        raise UsageError(f"features of type {x.dtype} and shape {x.shape}: float32 (rows, features), C-contiguous, are needed")
+    if not len(x) == len(targets) == len(val) or val.dtype != bool:
+        raise UsageError(f"{len(x)} rows of features, {len(targets)} of targets, {len(val)} marks of {val.dtype}: as many bool")
+    held_out = int(np.count_nonzero(val))
+    if not 0 < held_out < len(x):
+        raise UsageError(f"{held_out} of {len(x)} rows are held out for validation: both parts need some")
+    check_finite(x)
+    values = targets.values[~val]
+    if not (values != values[0]).any():
+        alike = "labels" if targets.task == "multi" else "class" if targets.task == "single" else "number"
+        raise UsageError(f"all {len(values)} training rows have the same {alike}: there is nothing to learn")
+
+
+def described(protocol: str, task: Task) -> dict[str, Any]:
+    """What makes figures comparable with published ones, as JSON: name, grid, criterion, solver, sources."""
+    _check_protocol(protocol, task, standardize=False)
+    setting = {"logreg": "C", "knn": "k", "ridge": "l2"}[protocol]
+    of_equals = "the first" if task == "regression" else _LOWEST_ERROR if protocol == "ridge" else LOWEST_LOSS
+    of_few = f"; by that alone on fewer than {logreg.FEW} rows" if protocol == "logreg" else ""
+    return {
+        "name": protocol,
+        "grid": {setting: list(GRIDS[protocol])},
+        "criterion": f"{MAIN[task]} on the validation rows; of equals {of_equals}{of_few}",
+        **_METHODS[protocol],
+    }
+
+
+_METHODS: dict[str, dict[str, Any]] = {
+    "logreg": {
+        "objective": "C * sum of log losses + half the squared weights; the intercept is not penalised",
+        "solver": "L-BFGS",
+        "refit": "on all rows",
+        "sources": ["arXiv 2304.07193 (DINOv2), linear evaluation by logistic regression: the grid of C"],
+    },
+    "knn": {
+        "objective": f"cosine, votes weighted by exp(cosine / {knn.TEMPERATURE})",
+        "solver": "exact",
+        "refit": "all rows vote",
+        "sources": ["arXiv 2104.14294 (DINO), appendix F.1"],
+    },
+    "ridge": {
+        "objective": "squared errors of targets 1 and -1 (numbers: standardised) + l2 * squared weights; features standardised",
+        "solver": "eigendecomposition",
+        "refit": "on all rows; few-shot fits: on the drawn rows alone",
+        "sources": ["google-research/big_vision, evaluators/fewshot_lsr.py"],
+    },
+}

@@ -1,0 +1,92 @@
+"""Features in memory made ready for a fit, in place and in pieces of rows."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from densefeat.errors import UsageError
+
+_PIECE_VALUES = 2**20
+
+
+def pieces(x: np.ndarray) -> Iterator[slice]:
+    """Rows of about 8 MB in float64."""
+    step = max(1, _PIECE_VALUES // max(1, x.shape[1]))
+    for start in range(0, len(x), step):
+        yield slice(start, min(start + step, len(x)))
+
+
+def check_finite(x: np.ndarray) -> None:
+    bad = np.concatenate([np.empty(0, np.int64)] + [p.start + np.flatnonzero(~np.isfinite(x[p]).all(1)) for p in pieces(x)])
+    if len(bad):
+        raise UsageError(f"{len(bad)} of {len(x)} rows of features have NaN or infinities, row {bad[0]} first: leave them out")
+
+
+def training_first(x: np.ndarray, val: np.ndarray) -> np.ndarray:
+    """Swap rows in place so that the validation rows are the last ones; returns the former position of each row ``(n,)``."""
+    order = np.arange(len(x))
+    train = len(x) - np.count_nonzero(val)
+    early, late = np.flatnonzero(val[:train]), train + np.flatnonzero(~val[train:])
+    step = max(1, _PIECE_VALUES // max(1, x.shape[1]))
+    for start in range(0, len(early), step):
+        one, other = early[start : start + step], late[start : start + step]
+        x[one], x[other] = x[other], x[one]
+    order[early], order[late] = late, early
+    return order
+
+
+def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature, float64 ``(D,)``; a deviation of 0 for one that is constant."""
+    first = x[0].astype(np.float64)
+    shift, square = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    for piece in pieces(x):
+        values = x[piece] - first
+        shift += values.sum(0)
+        square += np.einsum("ij,ij->j", values, values)
+    shift /= len(x)
+    variance = square / len(x) - shift**2
+    return first + shift, np.where(variance > 1e-12 * square / len(x), np.sqrt(np.maximum(variance, 0)), 0)
+
+
+def inverse(deviation: np.ndarray) -> np.ndarray:
+    """What to multiply by, so that features have a deviation of 1 and constant ones vanish."""
+    return np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+
+
+def rescale(x: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> None:
+    """``(x - mean) * scale`` in place, computed in float64."""
+    for piece in pieces(x):
+        x[piece] = (x[piece] - mean) * scale
+
+
+def gram(x: np.ndarray) -> np.ndarray:
+    """``x.T @ x`` in float64 ``(D, D)``."""
+    out = np.zeros((x.shape[1], x.shape[1]))
+    for piece in pieces(x):
+        values = x[piece].astype(np.float64)
+        out += values.T @ values
+    return out
+
+
+def kernel(x: np.ndarray) -> np.ndarray:
+    """``x @ x.T`` in float64 ``(n, n)``."""
+    out = np.zeros((len(x), len(x)))
+    step = max(1, _PIECE_VALUES // len(x))
+    for start in range(0, x.shape[1], step):
+        values = x[:, start : start + step].astype(np.float64)
+        out += values @ values.T
+    return out
+
+
+def centred(values: np.ndarray) -> np.ndarray:
+    """The kernel ``(n, n)`` of features less their mean, from that of the features."""
+    rows = values.mean(0)
+    return values - rows - rows[:, None] + rows.mean()
+
+
+def correlated(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """``x.T @ y`` in float64 ``(D, K)``."""
+    out = np.zeros((x.shape[1], y.shape[1]))
+    for piece in pieces(x):
+        out += x[piece].T.astype(np.float64) @ y[piece]
+    return out

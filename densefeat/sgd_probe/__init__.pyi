@@ -1,0 +1,5 @@
+from .job import probe_images
+
+__all__ = [
+    "probe_images",
+]

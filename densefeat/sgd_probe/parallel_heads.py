@@ -1,0 +1,114 @@
+"""Many linear heads learnt at once on the same features: every learning rate of a grid, in one pass over the images.
+
+Source: DINOv2's linear evaluation (arXiv 2304.07193), with the numbers of the authors' ``dinov2/eval/linear.py``: heads that
+start from a normal distribution of std 0.01 and bias 0, SGD of momentum 0.9 without weight decay, rates for 256 images a
+batch, on a cosine to 0 from the first step.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from densefeat.errors import UsageError
+from densefeat.labels import Task
+from densefeat.probe import Linear
+from densefeat.training import World
+
+RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+MOMENTUM, _START_STD = 0.9, 0.01
+_MAX_VALUES = 2**31  # of all heads' weights
+
+
+@dataclass
+class ParallelHeads:
+    """R heads of K classes for each feature; no head knows of another, so that each learns what it would alone.
+
+    ``weights[name]``: ``(R, K, D + 1)``, the bias last; ``speeds``: SGD's momentum of the same shape; ``rates``: ``(R,)``,
+    those of the first step. All are the same on every rank.
+    """
+
+    task: Task
+    weights: dict[str, torch.Tensor]
+    speeds: dict[str, torch.Tensor]
+    rates: torch.Tensor
+    step: int = 0
+
+    @classmethod
+    def start(
+        cls,
+        sizes: Mapping[str, int],
+        num_classes: int,
+        task: Task,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> "ParallelHeads":
+        """``sizes``: D of each feature. UsageError where the heads would take more than ``MAX_VALUES`` weights."""
+        values = len(RATES) * num_classes * sum(size + 1 for size in sizes.values())
+        if values > _MAX_VALUES:
+            raise UsageError(
+                f"{len(RATES)} heads of {num_classes:,} classes a feature are {values:,} weights: name fewer blocks"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        weights = {}
+        for name, size in sizes.items():
+            weight = torch.randn(len(RATES), num_classes, size + 1, generator=generator, dtype=torch.float64) * _START_STD
+            weight[:, :, -1] = 0
+            weights[name] = weight.to(device, dtype)
+        speeds = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        rates = torch.tensor(RATES, dtype=torch.float64) * (batch_size / 256)
+        return cls(task, weights, speeds, rates)
+
+    def learn(self, features: Mapping[str, torch.Tensor], y: torch.Tensor, batch_size: int, steps: int, world: World) -> None:
+        """One step of ``steps``, on this rank's share of a batch of ``batch_size`` images.
+
+        ``features``: ``(n, D)`` each; ``y``: int64 ``(n,)``, or bool ``(n, K)``. What is left out of a batch counts as error 0.
+        """
+        rates = self.rates * (0.5 * (1 + math.cos(math.pi * self.step / steps)))
+        for name, weight in self.weights.items():
+            x = _with_one(features[name]).to(weight.dtype)
+            gradient = self.gradient(weight, x, y) / batch_size
+            if world.size > 1:
+                dist.all_reduce(gradient)
+            speed = self.speeds[name].mul_(MOMENTUM).add_(gradient)
+            weight.sub_(speed * rates.to(weight.device, weight.dtype).view(-1, 1, 1))
+        self.step += 1
+
+    def gradient(self, weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Of the loss, summed over images: ``(R, K, D + 1)``.
+
+        Cross entropy; of several labels, the sum over classes of each one's binary cross entropy.
+        """
+        heads, classes, size = weight.shape
+        logits = (x @ weight.view(-1, size).T).view(len(x), heads, classes)
+        if self.task == "multi":
+            error = logits.sigmoid_() - y[:, None, :].to(logits.dtype)
+        else:
+            error = logits.softmax(2)
+            error.scatter_add_(2, y[:, None, None].expand(-1, heads, 1), error.new_full((len(x), heads, 1), -1))
+        return (error.flatten(1).T @ x).view(heads, classes, size)
+
+    def linear(self, name: str, rate: int) -> Linear:
+        """The head of a feature at a place of the grid."""
+        weight = self.weights[name][rate].float().cpu().numpy()
+        return Linear(np.ascontiguousarray(weight[:, :-1]), weight[:, -1].copy())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "weights": self.weights, "speeds": self.speeds}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.step = saved["step"]
+        for own, kept in ((self.weights, saved["weights"]), (self.speeds, saved["speeds"])):
+            for name, values in own.items():
+                values.copy_(kept[name])
+
+
+def _with_one(x: torch.Tensor) -> torch.Tensor:
+    """``(n, D)`` with a column of ones, which the bias is the weight of."""
+    return torch.cat([x, x.new_ones(len(x), 1)], 1)

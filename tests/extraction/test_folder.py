@@ -1,0 +1,196 @@
+"""A store in a folder: parts, refusals, updates, one writer at a time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import densefeat
+from densefeat import DensefeatError, FeatureExtractor, UsageError
+from densefeat.base.locks import hold_lock
+from densefeat.errors import OutputError
+from densefeat.store.layout import Layout
+from support.helpers import BUNDLED
+
+
+def extract(images: Path, out: Path, **options: Any) -> densefeat.ExtractResult:
+    return densefeat.extract(images, out, options.pop("model", BUNDLED), **{"batch_size": 4, "part_rows": 5, **options})
+
+
+def test_parts_and_nothing_else_in_data(photo_folder: Path, tmp_path: Path) -> None:
+    (photo_folder / "china/02.jpg").write_bytes(b"")
+    result = extract(photo_folder, tmp_path / "store")
+    assert sorted(os.listdir(tmp_path / "store")) == [".lock", "data", "failures.parquet", "manifest.json"]
+    parts = sorted(os.listdir(tmp_path / "store/data"))
+    assert parts == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert [pq.read_metadata(tmp_path / "store/data" / part).num_rows for part in parts] == [4, 5, 2]
+    assert (result.rows, result.failures, result.extracted) == (11, 1, 12)
+    (failure,) = densefeat.open_store(tmp_path / "store").failures
+    assert (failure.path, failure.stage, failure.reason) == ("china/02.jpg", "decode", "the file is empty")
+
+
+def test_same_rows_as_a_single_file(photo_folder: Path, tmp_path: Path) -> None:
+    extract(photo_folder, tmp_path / "store", part_rows=8)  # of whole batches: the same images beside each other
+    extract(photo_folder, tmp_path / "single.parquet", part_rows=None)
+    folder, single = densefeat.open_store(tmp_path / "store"), densefeat.open_store(tmp_path / "single.parquet")
+    assert list(folder.keys) == list(single.keys)
+    for name in folder.shapes:
+        assert np.array_equal(folder[name], single[name])
+
+
+def test_part_size_is_bounded_in_bytes(photo_folder: Path, tmp_path: Path) -> None:
+    extract(photo_folder, tmp_path / "store", pool="none", part_rows=100_000)
+    manifest = json.loads((tmp_path / "store/manifest.json").read_text())
+    values = sum(int(np.prod(shape)) for shape in manifest["settings"]["shapes"].values())
+    assert manifest["settings"]["part_rows"] == 256 * 2**20 // (4 * values) < 8192
+
+
+def test_the_same_command_again_does_nothing(photo_folder: Path, tmp_path: Path) -> None:
+    first = extract(photo_folder, tmp_path / "store")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("[!.]*")}
+    again = extract(photo_folder, tmp_path / "store", batch_size=3, workers=1)  # how it runs may differ
+    assert (again.rows, again.extracted) == (first.rows, 0)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("[!.]*")} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (dict(blocks="1,2"), r"blocks \['block1', 'block2', 'block3'\] there, \['block1', 'block2'\] asked"),
+        (dict(pool="max"), r"pool \['avg'\] there, \['max'\] asked"),
+        (dict(tap="raw"), "tap 'norm' there, 'raw' asked"),
+        (dict(image_size=48), "preprocessing .*'size': 32.*'size': 48"),
+        (dict(dtype="float16"), "dtype 'float32' there, 'float16' asked"),
+        (dict(decoder="pillow"), "decoder 'torchvision' there, 'pillow' asked"),
+        (dict(precision="bf16"), "precision 'fp32' there, 'bf16' asked"),
+        (dict(part_rows=6), "part_rows 5 there, 6 asked"),
+        (dict(labels="folder"), "labels False there, True asked"),
+        (dict(tile=90), "tiles None there"),
+    ],
+)
+def test_refuses_to_mix_rows_of_two_kinds(options: dict, match: str, photo_folder: Path, tmp_path: Path) -> None:
+    extract(photo_folder, tmp_path / "store")
+    with pytest.raises(UsageError, match=f"was made otherwise: .*{match}.*or --overwrite"):
+        extract(photo_folder, tmp_path / "store", **options)
+    assert extract(photo_folder, tmp_path / "store", **options, overwrite=True).extracted >= 12
+
+
+def test_refuses_other_weights_under_the_same_name(photo_folder: Path, tmp_path: Path) -> None:
+    model = FeatureExtractor(BUNDLED).model
+    extract(photo_folder, tmp_path / "store", model=model)
+    assert extract(photo_folder, tmp_path / "store", model=model).extracted == 0
+    with torch.no_grad():
+        model.features.norm5.weight[0] += 1e-6
+    with pytest.raises(UsageError, match="weights_sha256"):
+        extract(photo_folder, tmp_path / "store", model=model)
+
+
+def test_update_extracts_what_was_added(photo_folder: Path, tmp_path: Path) -> None:
+    (photo_folder / "flower/06.jpg").rename(tmp_path / "kept.jpg")
+    (photo_folder / "broken.jpg").write_bytes(b"broken")
+    extract(photo_folder, tmp_path / "store")
+    old = densefeat.open_store(tmp_path / "store")
+    old_keys, old_rows = list(old.keys), old["block3"]
+
+    (tmp_path / "kept.jpg").rename(photo_folder / "flower/06.jpg")
+    Image.open(photo_folder / "china/00.jpg").save(photo_folder / "a-new.jpg")
+    (photo_folder / "worse.jpg").write_bytes(b"")
+    (photo_folder / "china/05.jpg").unlink()
+    with pytest.raises(UsageError, match="3 were added and 1 removed.*--update"):
+        extract(photo_folder, tmp_path / "store")
+    result = extract(photo_folder, tmp_path / "store", update=True)
+    assert (result.extracted, result.rows, result.failures, result.removed) == (3, 13, 2, 1)
+    new = densefeat.open_store(tmp_path / "store")
+    assert list(new.keys) == [*old_keys, "a-new.jpg", "flower/06.jpg"]
+    assert np.array_equal(new["block3"][:11], old_rows)
+    assert sorted(failure.path for failure in new.failures) == ["broken.jpg", "worse.jpg"]
+    assert extract(photo_folder, tmp_path / "store").extracted == 0
+    assert extract(photo_folder, tmp_path / "store", update=True).extracted == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX links")
+def test_update_tries_failed_reads_again(photo_folder: Path, tmp_path: Path) -> None:
+    (photo_folder / "later.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    (photo_folder / "broken.jpg").write_bytes(b"broken")
+    assert extract(photo_folder, tmp_path / "store").failures == 2
+    assert extract(photo_folder, tmp_path / "store").extracted == 0
+    (photo_folder / "later.jpg").unlink()
+    Image.open(photo_folder / "china/00.jpg").save(photo_folder / "later.jpg")
+    result = extract(photo_folder, tmp_path / "store", update=True)
+    assert (result.extracted, result.rows, result.failures) == (1, 13, 1)
+
+
+def test_update_of_tiles(photo_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (90, 90), "white").save(photo_folder / "blank.png")
+    first = extract(photo_folder, tmp_path / "store", tile=64, min_content=0.01)
+    Image.open(photo_folder / "china/01.jpg").save(photo_folder / "new.png")
+    result = extract(photo_folder, tmp_path / "store", tile=64, min_content=0.01, update=True)
+    assert (result.extracted, result.rows, result.failures) == (25, first.rows + 25 - (result.skipped - first.skipped), 1)
+
+
+def test_refuses_a_folder_of_other_things(photo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"is no store of densefeat and not empty \(thesis.txt\)"):
+            extract(photo_folder, tmp_path / "mine", overwrite=overwrite)
+    assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+    with pytest.raises(OutputError, match="is a file: give a folder"):
+        extract(photo_folder, tmp_path / "mine/thesis.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [("{", "not a readable manifest"), ('{"kind": "other", "format_version": 1}', "of format 'other' 1"), ("[]", "manifest")],
+)
+def test_refuses_a_damaged_manifest(content: str, match: str, photo_folder: Path, tmp_path: Path) -> None:
+    extract(photo_folder, tmp_path / "store")
+    (tmp_path / "store/manifest.json").write_text(content)
+    with pytest.raises(OutputError, match=match):
+        extract(photo_folder, tmp_path / "store")
+
+
+def test_the_second_of_two_writers_refuses(photo_folder: Path, tmp_path: Path) -> None:
+    extract(photo_folder, tmp_path / "store")
+    command = [sys.executable, "-m", "densefeat", "extract", "--images", photo_folder, "--out", tmp_path / "store"]
+    with hold_lock(Layout(tmp_path / "store").lock):
+        ended = subprocess.run([*command, "--model", BUNDLED, "--overwrite"], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "another process is writing to it" in ended.stderr
+    assert len(densefeat.open_store(tmp_path / "store")) == 12
+
+
+def test_too_many_failures_keep_what_is_written(photo_folder: Path, tmp_path: Path) -> None:
+    for i in range(2):
+        (photo_folder / f"zz-bad-{i}.jpg").write_bytes(b"")
+    with pytest.raises(DensefeatError, match="stopped after 2 failures"):
+        extract(photo_folder, tmp_path / "store", max_failures=1)
+    unfinished = densefeat.open_store(tmp_path / "store")
+    assert not unfinished.complete
+    assert len(unfinished) == 10
+    result = extract(photo_folder, tmp_path / "store")
+    assert (result.extracted, result.rows, result.failures) == (4, 12, 2)
+
+
+def test_failures_of_earlier_runs_count(photo_folder: Path, tmp_path: Path) -> None:
+    for name in ("a-bad.jpg", "zz-bad.jpg"):
+        (photo_folder / name).write_bytes(b"")
+    with pytest.raises(DensefeatError, match="stopped after 2 failures"):
+        extract(photo_folder, tmp_path / "store", max_failures=1)
+    with pytest.raises(DensefeatError, match="stopped after 2 failures"):
+        extract(photo_folder, tmp_path / "store", max_failures=1)
+
+
+def test_a_lost_part_is_told(photo_folder: Path, tmp_path: Path) -> None:
+    extract(photo_folder, tmp_path / "store")
+    (tmp_path / "store/data/part-00001.parquet").unlink()
+    with pytest.raises(OutputError, match=r"part-00001.parquet is missing.*--overwrite"):
+        extract(photo_folder, tmp_path / "store")

@@ -1,0 +1,97 @@
+"""BufferEngine: what is its own; the rest is in test_cpu_engines.py."""
+
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from densefeat.features.engines.cpu import engine, memory
+from densefeat.features.engines.cpu.convolution import PlainConvolution
+from densefeat.features.engines.cpu.engine import BufferEngine
+from densefeat.features.engines.engine import BlockOutput, joined_outputs
+from densefeat.features.engines.folded import fold
+from support.engines import check_equal, deluge, dense, images, plain, smallest_cosine, wanted
+from support.helpers import relative_difference
+
+
+def engine_for(model: nn.Module, *asked: object) -> BufferEngine:
+    return BufferEngine(fold(model), wanted(*asked))
+
+
+def check_network(model: nn.Module, x: torch.Tensor, tap: str, blocks: tuple[int, ...]) -> None:
+    check_equal(engine_for(model, blocks, tap)(x, True, True), plain(model, x, blocks, tap))
+
+
+def test_trained_weights(trained: nn.Module) -> None:
+    x = images(9, 32, 32)
+    check_network(trained, x, "norm", (0, 1, 2))
+    assert (
+        smallest_cosine(engine_for(trained, (0, 1, 2), "norm", "bf16")(x, True, False), plain(trained, x, (0, 1, 2))) > 0.9995
+    )
+
+
+@pytest.mark.parametrize("make", [dense, deluge])
+@pytest.mark.parametrize(("chunk", "group"), [(1, 1), (10**6, 1), (10**9, 10**9)])
+def test_any_number_of_images_together(make: type, chunk: int, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = make(), images(7, 48, 48)
+    expected = plain(model, x)
+    monkeypatch.setattr(engine, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(memory, "_GROUP_BYTES", group)
+    check_equal(engine_for(model)(x, True, True), expected)
+
+
+@pytest.mark.parametrize("make", [dense, deluge])
+def test_bf16(make: type) -> None:
+    model, x = make(), images(4, 96, 96)
+    found, expected = engine_for(model, (0, 1), "norm", "bf16")(x, True, True), plain(model, x)
+    assert smallest_cosine(found, expected) >= 0.9995
+    for a, b in zip(found, expected, strict=True):
+        assert (a.mean.dtype, a.maps.dtype) == (torch.float32, torch.bfloat16)
+        assert relative_difference(a.mean, b.mean) < 0.02
+        assert relative_difference(a.maps.float(), b.maps) < 0.05
+
+
+def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = dense(), images(2)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # as on other processors
+    engine = engine_for(model)
+    assert isinstance(engine.stem.conv, PlainConvolution)
+    check_equal(engine(x, True, True), plain(model, x))
+
+
+def test_images_that_are_too_small() -> None:
+    model, good = dense(), images(2)
+    engine = engine_for(model)
+    expected = plain(model, good)
+    with pytest.raises(RuntimeError):
+        engine(images(2, 2, 48), True, True)
+    check_equal(engine(good, True, True), expected)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("make", [dense, deluge])
+def test_memory_does_not_grow(make: type) -> None:
+    engine = engine_for(make())
+
+    def calls(times: int) -> None:
+        for i in range(times):
+            engine(images(1 + i % 9, 48 + i % 5), True, bool(i % 2))
+
+    calls(100)
+    before = resident_bytes()
+    calls(400)
+    assert resident_bytes() - before < 16 * 2**20
+
+
+def test_parts_are_joined_in_order() -> None:
+    parts = [BlockOutput(torch.full((1, 2), float(i)), None) for i in range(3)]
+    joined = joined_outputs(parts)
+    assert joined.mean[:, 0].tolist() == [0, 1, 2]
+    assert joined.maps is None

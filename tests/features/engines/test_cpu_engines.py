@@ -1,0 +1,165 @@
+"""Both engines of the CPU: what the plain network computes, whatever the images, the batch and what is asked."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from densefeat.features.engines.cpu.engine import BufferEngine
+from densefeat.features.engines.engine import Engine
+from densefeat.features.engines.folded import fold
+from densefeat.features.engines.openvino.engine import OpenVinoEngine
+from densefeat.nets.zoo import VARIANTS
+from support.engines import check_equal, deluge, dense, images, perturbed, plain, wanted
+
+Make = Callable[..., Engine]
+
+
+@pytest.fixture(params=[BufferEngine, OpenVinoEngine])
+def engine_for(request: pytest.FixtureRequest) -> Make:
+    """Of a model, with what is wanted of it."""
+    return lambda model, *asked: request.param(fold(model), wanted(*asked))
+
+
+def check_network(engine_for: Make, model: nn.Module, x: torch.Tensor, tap: str, blocks: tuple[int, ...]) -> None:
+    check_equal(engine_for(model, blocks, tap)(x, True, True), plain(model, x, blocks, tap))
+
+
+@pytest.mark.parametrize("tap", ["norm", "raw"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_with_few_layers(engine_for: Make, name: str, tap: str) -> None:
+    cls, structure = VARIANTS[name]
+    count = len(structure["block_config"])
+    torch.manual_seed(0)
+    model = perturbed(cls(**(structure | dict(block_config=(3,) * count))))
+    check_network(engine_for, model, images(2, 64, 64) if count == 4 else images(2, 32, 32), tap, tuple(range(count)))
+
+
+@pytest.mark.parametrize("make", [dense, deluge])
+@pytest.mark.parametrize("tap", ["norm", "raw"])
+def test_odd_sizes_and_numbers_of_images(engine_for: Make, make: type, tap: str) -> None:
+    model = make()
+    engine = engine_for(model, (0, 1), tap)
+    for number, height, width in ((1, 97, 131), (2, 64, 64), (3, 97, 131), (7, 33, 48), (1, 224, 32)):
+        x = images(number, height, width)
+        check_equal(engine(x, True, True), plain(model, x, tap=tap))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        dense(bottleneck=False, compression=1.0, stem_type="cifar"),
+        dense(compression=0.57, growth_rate=7),
+        dense(block_config=(1, 1)),
+        dense(in_chans=5),
+        deluge(stem_type="cifar"),
+        deluge(block_config=(2, 2)),
+    ],
+    ids=["plain", "channels-of-no-vector", "one-layer", "five-channels", "opening-layer", "two-outputs"],
+)
+def test_structures(engine_for: Make, model: nn.Module) -> None:
+    x = torch.randn(2, model.in_chans, 40, 33, generator=torch.Generator().manual_seed(0))
+    check_network(engine_for, model, x, "norm", (0, 1))
+
+
+@pytest.mark.parametrize("blocks", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("tap", ["norm", "raw"])
+def test_blocks_asked_for(engine_for: Make, blocks: tuple[int, ...], tap: str) -> None:
+    check_network(engine_for, dense(), images(2, 48, 48), tap, blocks)
+
+
+def test_only_what_is_asked_is_made(engine_for: Make) -> None:
+    engine, x = engine_for(dense()), images(2)
+    both = engine(x, True, True)
+    for mean, maps in ((True, False), (False, True)):
+        for one, all_of_it in zip(engine(x, mean, maps), both, strict=True):
+            assert (one.mean is None, one.maps is None) == (not mean, not maps)
+            torch.testing.assert_close(one.mean if mean else one.maps, all_of_it.mean if mean else all_of_it.maps)
+
+
+@pytest.mark.parametrize("change", [
+    lambda x: x.to(memory_format=torch.channels_last),
+    lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    lambda x: x.repeat(2, 1, 1, 1)[::2],
+    lambda x: torch.cat([x, x], 3)[..., : x.shape[3]],
+    lambda x: x[:1].expand(3, -1, -1, -1),
+    lambda x: x.clone().requires_grad_(),
+])  # fmt: skip
+def test_strides(engine_for: Make, change: object) -> None:
+    model = dense()
+    x = change(images(3, 48, 56))
+    before = x.detach().clone()
+    found = engine_for(model)(x, True, True)
+    assert not any(each.mean.requires_grad for each in found)
+    assert torch.equal(x, before)
+    check_equal(found, plain(model, x.detach().contiguous()))
+
+
+@pytest.mark.parametrize("make", [dense, deluge])
+def test_results_are_the_callers(engine_for: Make, make: type) -> None:
+    engine = engine_for(make())
+    first = engine(images(3), True, True)
+    kept = [(each.mean.clone(), each.maps.clone()) for each in first]
+    engine(images(4), True, True)
+    engine(-images(3), True, True)
+    for each, (mean, maps) in zip(first, kept, strict=True):
+        assert torch.equal(each.mean, mean)
+        assert torch.equal(each.maps, maps)
+        each.mean.zero_()
+        each.maps.zero_()
+    assert torch.equal(engine(images(3), True, True)[0].mean, kept[0][0])
+
+
+def test_calls_from_several_threads(engine_for: Make) -> None:
+    engine = engine_for(dense())
+    batches = [images(n) for n in (2, 3, 4, 5)]
+    expected = [engine(x, True, False)[1].mean for x in batches]
+    equal: list[bool] = []
+
+    def call(i: int) -> None:
+        equal.extend(torch.equal(engine(batches[i], True, False)[1].mean, expected[i]) for _ in range(10))
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert equal == [True] * 40
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_image_breaks_its_own_row(engine_for: Make, value: float) -> None:
+    engine, x = engine_for(dense()), images(3)
+    whole = engine(x, True, True)
+    x[1, 0, 5, 5] = value
+    for found, before in zip(engine(x, True, True), whole, strict=True):
+        assert found.mean[1].isnan().all()
+        assert found.maps[1].isnan().all()
+        assert torch.equal(found.mean[[0, 2]], before.mean[[0, 2]])
+
+
+@pytest.mark.parametrize("values", [(float("nan"), 1.0), (float("inf"), -float("inf"))])
+@pytest.mark.parametrize("tap", ["norm", "raw"])
+@pytest.mark.parametrize(
+    "module", ["denseblock1.denselayer2.norm2", "denseblock2.denselayer1.conv1", "transition1.conv", "norm5"]
+)
+def test_broken_weights_break_the_blocks_that_read_them(
+    engine_for: Make, module: str, tap: str, values: tuple[float, float]
+) -> None:
+    model, x = dense(), images(2)
+    model.features.get_submodule(module).weight.data.flatten()[:2] = torch.tensor(values)
+    found, expected = engine_for(model, (0, 1, 2), tap)(x, True, False), plain(model, x, (0, 1, 2), tap)
+    broken = [not each.mean.isfinite().all() for each in found]
+    assert broken == [not each.mean.isfinite().all() for each in expected]
+    assert any(broken) or (module, tap) == ("norm5", "raw")
+
+
+@pytest.mark.parametrize("make", [dense, deluge])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_row_does_not_depend_on_its_batch(engine_for: Make, make: type, precision: str) -> None:
+    engine, x = engine_for(make(), (0, 1), "norm", precision), images(33)
+    whole = engine(x, True, False)[1].mean
+    for number in (1, 2, 3, 5, 8, 17, 32):
+        torch.testing.assert_close(engine(x[:number], True, False)[1].mean, whole[:number], rtol=1e-6, atol=1e-6)

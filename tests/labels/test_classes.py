@@ -1,0 +1,75 @@
+"""Labels as text to targets."""
+
+import numpy as np
+import pytest
+
+from densefeat.errors import UsageError
+from densefeat.labels.classes import names_of, sorted_classes, targets_of, task_of
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["10", "9", "1", "9"], ["1", "9", "10"]),
+        (["b", "a", "B"], ["B", "a", "b"]),
+        (["10", "9", "x"], ["10", "9", "x"]),
+        (["2.0", "10.0", "-1.0"], ["-1.0", "2.0", "10.0"]),
+        (["1", "01"], ["01", "1"]),
+        (["nan", "2", "10"], ["10", "2", "nan"]),
+    ],
+)
+def test_order_of_classes(names: list[str], expected: list[str]) -> None:
+    assert sorted_classes(names) == sorted_classes(names[::-1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "task"),
+    [
+        (["cat", "dog"], "single"),
+        (["1", "2"], "single"),
+        (["1.0", "2.0"], "single"),
+        (["1.5", "2"], "regression"),
+        (["1e-3", "-2"], "regression"),
+        (["1.5", "nan"], "single"),
+        (["1.5", "inf"], "single"),
+        (["a|b", "c"], "multi"),
+        (["1.5|2", "1"], "multi"),
+    ],
+)
+def test_the_task_that_labels_look_like(texts: list[str], task: str) -> None:
+    assert task_of(texts)[0] == task
+
+
+def test_single_multi_and_numbers() -> None:
+    found = targets_of(["b", "a", "b"], "single", ["", "", ""])
+    assert (found.classes, found.values.tolist(), found.values.dtype) == (("a", "b"), [1, 0, 1], np.int64)
+    texts = ["b | a", "c", "|", "a|a"]
+    found = targets_of(texts, "multi", [""] * 4)
+    assert found.classes == ("a", "b", "c")
+    assert found.values.tolist() == [[True, True, False], [False, False, True], [False] * 3, [True, False, False]]
+    assert names_of(found) == ["a|b", "c", "|", "a"]
+    found = targets_of(["1.5", "-2"], "regression", ["", ""])
+    assert (found.classes, found.values.tolist(), found.values.dtype) == ((), [1.5, -2.0], np.float64)
+    assert names_of(found) == ["1.5", "-2"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "task", "match"),
+    [
+        (["a", "a"], "single", "all labels are 'a': there is nothing to tell apart"),
+        (["a", "|"], "multi", "all labels are 'a'"),
+        (["|", "|"], "multi", "no label names a class"),
+        (["1", "x"], "regression", "label 'x' of 'p1' is no finite number"),
+        (["1", "nan"], "regression", "label 'nan' of 'p1' is no finite number"),
+        (["2.5", "2.50"], "regression", "all labels are 2.5"),
+    ],
+)
+def test_labels_that_do_not_serve(texts: list[str], task: str, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        targets_of(texts, task, ["p0", "p1"])  # type: ignore[arg-type]
+
+
+def test_too_many_classes_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densefeat.labels.classes._MAX_MULTI", 5)
+    with pytest.raises(UsageError, match="3 classes for 2 rows are too many"):
+        targets_of(["a|b", "c"], "multi", ["", ""])

@@ -1,0 +1,106 @@
+"""Votes of neighbours against loops over sorted cosines."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from densefeat.errors import UsageError
+from densefeat.labels.targets import Targets, Task
+from densefeat.probe import knn
+from densefeat.probe.knn import Neighbours, _normalize, _votes
+from densefeat.probe.protocols import fit
+from support.features_made import made_up, validation
+
+
+def naive(base: np.ndarray, targets: Targets, x: np.ndarray, k: int) -> np.ndarray:
+    """Votes, shares or means, row by row in float64."""
+    base = base.astype(np.float64) / np.linalg.norm(base.astype(np.float64), axis=1, keepdims=True)
+    out = []
+    for row in x.astype(np.float64):
+        cosine = base @ row / np.linalg.norm(row)
+        near = np.argsort(-cosine)[:k]
+        weights = np.exp(cosine[near] / 0.07)
+        values = targets.values[near]
+        if targets.task == "single":
+            values = values[:, None] == np.arange(len(targets.classes))
+        out.append((weights @ values) / weights.sum())
+    return np.array(out)
+
+
+@pytest.mark.parametrize("task", ["single", "multi", "regression"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("tile", [knn._TILE_VALUES, 1000, 100])
+def test_scores(monkeypatch: pytest.MonkeyPatch, task: Task, dtype: str, tile: int) -> None:
+    monkeypatch.setattr(knn, "_TILE_VALUES", tile)
+    x, targets = made_up(task)
+    features = x.copy()
+    _normalize(features)
+    features = features.astype(dtype)
+    found = Neighbours(features, targets, 10).scores(3 * x[:50])
+    assert found.dtype == np.float32
+    shares = {"single": np.exp(found), "multi": found + 0.5, "regression": found}[task]
+    wanted = np.maximum(naive(features, targets, x[:50], 10), knn._LEAST_SHARE if task == "single" else -np.inf)
+    np.testing.assert_allclose(
+        shares, wanted, rtol=0.2 if dtype == "float16" else 2e-3, atol=1e-2 if dtype == "float16" else 1e-5
+    )
+
+
+@pytest.mark.parametrize("task", ["single", "multi", "regression"])
+def test_choice_of_k(task: Task) -> None:
+    x, targets = made_up(task)
+    val = validation(400)
+    found = fit("knn", x.copy(), targets, val)
+    assert [setting["k"] for setting in found.tried] == [10, 20, 100, 200]
+    wanted = {k: naive(x[~val], targets.take(~val), x[val], k) for k in knn.NEIGHBOURS}
+    if task == "single":
+        hits = {k: 100 * (votes.argmax(1) == targets.values[val]).mean() for k, votes in wanted.items()}
+        assert {setting["k"]: setting["top1"] for setting in found.tried} == pytest.approx(hits)
+        assert found.chosen["k"] == max(hits, key=hits.get)
+    k = found.chosen["k"]
+    shares = {"single": np.exp(found.val_scores), "multi": found.val_scores + 0.5, "regression": found.val_scores}[task]
+    np.testing.assert_allclose(shares, wanted[k], rtol=1e-3, atol=1e-4)
+    assert (len(found.head.features), found.head.k) == (400, k)
+    after = naive(x, targets, x[:20], k)
+    scores = found.head.scores(x[:20])
+    np.testing.assert_allclose(
+        {"single": np.exp(scores), "multi": scores + 0.5, "regression": scores}[task], after, rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("rows", "counts"), [(8, [6]), (30, [10, 20])])
+def test_few_rows(rows: int, counts: list[int]) -> None:
+    x, targets = made_up("single", rows, classes=2)
+    assert [setting["k"] for setting in fit("knn", x, targets, validation(rows)).tried] == counts
+
+
+def test_memory_of_votes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "_TILE_VALUES", 2**16)
+    generator = np.random.default_rng(0)
+    near, weights = generator.integers(0, 200, (2000, 200)), generator.random((2000, 200))
+    labels = generator.random((200, 100)) < 0.1
+    tracemalloc.start()
+    try:
+        found = _votes(near, weights, Targets("multi", tuple(map(str, range(100))), labels))
+        assert tracemalloc.get_traced_memory()[1] < 8e6  # at once: 2000 * 200 * 100 bytes, and more as numbers
+    finally:
+        tracemalloc.stop()
+    expected = (weights[7] / weights[7].sum()) @ labels[near[7]] - 0.5
+    np.testing.assert_allclose(found[7], expected, atol=1e-6)
+
+
+def test_rows_of_zeros() -> None:
+    x, targets = made_up("single")
+    x[5] = 0
+    found = fit("knn", x.copy(), targets, validation(400))
+    assert np.isfinite(found.head.scores(np.zeros((2, 12), np.float32))).all()
+    assert not found.head.features[np.linalg.norm(found.head.features, axis=1) < 0.5].any()
+
+
+def test_no_queries_and_other_features() -> None:
+    x, targets = made_up("single")
+    head = Neighbours(x, targets, 10)
+    assert head.scores(x[:0]).shape == (0, 4)
+    assert Neighbours(x, made_up("regression")[1], 10).scores(x[:0]).shape == (0,)
+    with pytest.raises(UsageError, match=r"takes \(rows, 12\)"):
+        head.scores(x[:, :5])

@@ -1,0 +1,29 @@
+"""Scores of a linear head, in pieces."""
+
+import numpy as np
+import pytest
+
+from densefeat.errors import UsageError
+from densefeat.probe import linear
+from densefeat.probe.linear import Linear
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("rows", [0, 1, 50])
+def test_scores(monkeypatch: pytest.MonkeyPatch, dtype: str, rows: int) -> None:
+    monkeypatch.setattr(linear, "_PIECE_VALUES", 30)
+    generator = np.random.default_rng(0)
+    head = Linear(generator.normal(size=(3, 4)).astype(np.float32), generator.normal(size=3).astype(np.float32))
+    x = generator.normal(size=(rows, 4)).astype(dtype)
+    found = head.scores(x)
+    assert (found.dtype, found.shape) == (np.float32, (rows, 3))
+    np.testing.assert_allclose(found, x.astype(np.float64) @ head.weight.T + head.bias, rtol=1e-4, atol=1e-5)
+    one = Linear(head.weight[:1], head.bias[:1], squeeze=True).scores(x)
+    assert one.shape == (rows,)
+    np.testing.assert_allclose(one, found[:, 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("x", [np.zeros((2, 5)), np.zeros(4), np.zeros((2, 4, 1))], ids=lambda x: str(x.shape))
+def test_other_features(x: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"this head takes \(rows, 4\)"):
+        Linear(np.zeros((3, 4), np.float32), np.zeros(3, np.float32)).scores(x)

@@ -1,0 +1,139 @@
+"""The report as a page: all in one file, other people's text escaped, the worst mistakes with their images."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import densefeat
+from densefeat.errors import OutputError
+from densefeat.labels.targets import Targets
+from densefeat.probe.candidates import Candidate, Concluded, conclude
+from densefeat.probe.linear import Linear
+from densefeat.probe.page import write_page
+from densefeat.probe.protocols import Fitted
+from densefeat.probe.request import ProbeRequest
+from densefeat.probe.results import _results_of, write_report
+from support.helpers import BUNDLED
+
+EVIL = "\"><script src=//evil.example></script><img src=x onerror='alert(1)'>"
+
+
+class Page(HTMLParser):
+    """The elements, with their attributes and text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append(data.strip())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def concluded_of(targets: Targets, scores: np.ndarray, name: str = "block1") -> Concluded:
+    head = Linear(np.zeros((max(1, len(targets.classes)), 2), np.float32), np.zeros(max(1, len(targets.classes)), np.float32))
+    fitted = Fitted(head, {"C": 0.1}, [], scores)
+    return conclude(
+        [Candidate(name, (name,), 2, fitted, scores), Candidate("other", ("other",), 2, fitted, scores)], targets, targets
+    )
+
+
+def asked_of(paths: list[str], **given: Any) -> ProbeRequest:
+    labels = {"rows": 9, "labelled": 8, "without_label": {"count": 1, "first": [EVIL]}, "task": "single", "task_from": "…"}
+    sizes = {"train": 5, "val": 1, "test": len(paths)}
+    return ProbeRequest({"name": "knn"}, {}, 0, sizes, "0" * 64, labels, paths, **{"provenance": {"model": EVIL}} | given)
+
+
+def write(folder: Path, concluded: Concluded, asked: ProbeRequest) -> tuple[Page, str | None]:
+    problem = write_page(folder / "p.html", concluded, asked, _results_of(concluded, asked), [])
+    return Page(folder / "p.html"), problem
+
+
+def test_the_worst_mistakes_with_their_images(photo_folder: Path, tmp_path: Path) -> None:
+    densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", workers=1, blocks="1", labels="folder")
+    store = densefeat.open_store(tmp_path / "e.parquet")
+    paths, targets = store.keys.tolist(), Targets("single", ("china", "flower"), (np.arange(12) >= 6).astype(np.int64))
+    scores = np.eye(2, dtype=np.float32)[targets.values]
+    scores[3], scores[8], scores[5] = (0, 5), (9, 0), (0, 1)  # three mistakes
+    (photo_folder / paths[5]).unlink()
+    concluded = concluded_of(targets, scores)
+    asked = asked_of(paths, provenance=store.provenance)
+    picture = write_report(tmp_path / "out", concluded, asked)
+    page = Page(tmp_path / "out/report.html")
+    assert len(page.all("figure")) == 3
+    names = [attributes["alt"] for attributes in page.all("img") if str(attributes["src"]).startswith("data:image/jpeg")]
+    assert names == [paths[8], paths[3]]  # the surest first; the third is gone
+    assert page.texts.count("no image") == 1
+    assert {"flower", "china", "· 99 %", "Worst mistakes of block1 on the test rows: surest in a wrong class"} <= set(
+        page.texts
+    )
+    charts = [attributes for attributes in page.all("img") if str(attributes["src"]).startswith("data:image/svg+xml;base64,")]
+    assert len(charts) == 2
+    assert picture["confusions"] == [
+        {"label": "china", "predicted": "flower", "rows": 2, "of": 6},
+        {"label": "flower", "predicted": "china", "rows": 1, "of": 6},
+    ]
+
+
+def test_the_page_asks_for_nothing_else(tmp_path: Path) -> None:
+    """No scripts, styles, fonts or pictures from elsewhere, and a policy that would forbid them."""
+    targets = Targets("single", (EVIL, "b"), np.array([0, 1, 0]))
+    scores = np.float32([[0, 1], [0, 1], [1, 0]])
+    page, problem = write(tmp_path, concluded_of(targets, scores, EVIL), asked_of([EVIL, "b", "c"], images="/nowhere"))
+    assert problem is not None
+    assert problem.startswith("images '/nowhere'")
+    allowed = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "main", "section", "bdi", "div", "figure",
+               "figcaption", "b", "br", "span", "table", "tr", "th", "td"}  # fmt: skip
+    assert {tag for tag, _ in page.elements} == allowed
+    assert not [
+        name for _, attributes in page.elements for name in attributes if name.startswith("on") or name in ("src", "href")
+    ]
+    assert page.all("meta")[-1]["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert f"1 rows without a label are left out: {EVIL}" in page.texts
+    assert page.texts.count(EVIL) >= 4  # candidate, confusion, the image and its label, as they are
+    assert f"Images could not be shown: {problem}" in page.texts
+
+
+@pytest.mark.parametrize(
+    ("targets", "scores", "figures", "texts"),
+    [
+        (Targets("regression", (), np.array([1.0, 2, 4])), np.float32([1, 2.5, 3]), 2, {"3 (-1)", "2.5 (+0.5)"}),
+        (
+            Targets("multi", ("a", "b"), np.array([[1, 0], [1, 1], [0, 1]], bool)),
+            np.float32([[1, -1], [1, -5], [1, -9]]),
+            2,
+            {"a", "a|b", "Worst mistakes of block1 on the test rows: largest loss"},
+        ),
+        (Targets("single", ("a", "b"), np.array([0, 1, 0])), np.float32([[1, 0], [0, 1], [1, 0]]), 0, {"100.0 (100.0–100.0)"}),
+    ],
+)
+def test_every_task(targets: Targets, scores: np.ndarray, figures: int, texts: set[str], tmp_path: Path) -> None:
+    page, _ = write(tmp_path, concluded_of(targets, scores), asked_of(["0.jpg", "1.jpg", "2.jpg"]))
+    assert len(page.all("figure")) == figures
+    assert texts <= set(page.texts)
+
+
+def test_tiles_by_their_place(tmp_path: Path) -> None:
+    targets = Targets("single", ("a", "b"), np.array([0, 1]))
+    page, _ = write(
+        tmp_path, concluded_of(targets, np.float32([[0, 1], [0, 1]])), asked_of(["a", "a"], places=np.array([[32, 64], [0, 0]]))
+    )
+    assert "x 32, y 64" in page.texts
+
+
+def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+    targets = Targets("single", ("a", "b"), np.array([0, 1]))
+    concluded, asked = concluded_of(targets, np.eye(2, dtype=np.float32)), asked_of(["a", "b"])
+    with pytest.raises(OutputError, match=r"no/p.html' cannot be written: No such"):
+        write_page(tmp_path / "no/p.html", concluded, asked, _results_of(concluded, asked), [])

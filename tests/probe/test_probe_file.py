@@ -1,0 +1,195 @@
+"""The probe as a file: the same scores after loading, and one line for whatever is damaged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import densefeat
+from densefeat.errors import UsageError, WeightsError
+from densefeat.labels.targets import Targets
+from densefeat.probe.knn import Neighbours
+from densefeat.probe.linear import Linear
+from densefeat.probe.probe_file import Probe, load_probe, save_probe
+from support.helpers import BUNDLED
+
+R = np.random.default_rng(0)
+LINEAR = Linear(R.standard_normal((3, 5)).astype(np.float32), R.standard_normal(3).astype(np.float32))
+CLASSES = ("a", 'b "é"', "<c>")
+
+
+def features(rows: int = 4) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(1)
+    return {"block2": generator.random((rows, 3), np.float32), "block1": generator.random((rows, 2), np.float32)}
+
+
+def unit(rows: int) -> np.ndarray:
+    values = R.standard_normal((rows, 5)).astype(np.float32)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+HEADS: dict[str, tuple[str, tuple[str, ...], Any]] = {
+    "linear": ("single", CLASSES, LINEAR),
+    "numbers": ("regression", (), Linear(LINEAR.weight[:1], LINEAR.bias[:1], True)),
+    "neighbours": ("single", CLASSES, Neighbours(unit(9), Targets("single", CLASSES, np.arange(9) % 3), 4)),
+    "half": ("multi", CLASSES, Neighbours(unit(9).astype(np.float16), Targets("multi", CLASSES, R.random((9, 3)) > 0.5), 4)),
+    "number neighbours": ("regression", (), Neighbours(unit(9), Targets("regression", (), R.random(9)), 4, 0.1)),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_same_scores_after_loading(kind: str, tmp_path: Path) -> None:
+    task, classes, head = HEADS[kind]
+    made = Probe(task, classes, ("block1", "block2"), {"model": "m"}, head, {"test": {"top1": 50.0}})  # type: ignore[arg-type]
+    save_probe(tmp_path / "probe.safetensors", made)
+    for path in (tmp_path, str(tmp_path / "probe.safetensors")):
+        probe = load_probe(path)
+        assert (probe.task, probe.classes, probe.columns) == (task, classes, ("block1", "block2"))
+        assert (probe.provenance, probe.told) == ({"model": "m"}, {"test": {"top1": 50.0}})
+        found = features()
+        expected = head.scores(np.concatenate([found["block1"], found["block2"]], 1))
+        np.testing.assert_array_equal(probe.scores(found), expected)
+        assert expected.shape == ((4,) if task == "regression" else (4, 3))
+
+
+def test_features_that_are_not_the_probes() -> None:
+    probe = Probe("single", CLASSES, ("block1", "block2"), {}, LINEAR)
+    with pytest.raises(UsageError, match="no features block2 for this probe: it takes block1, block2"):
+        probe.scores({"block1": np.zeros((1, 2))})
+    with pytest.raises(UsageError, match=r"features of shape \(1, 4\): this head takes \(rows, 5\)"):
+        probe.scores({"block1": np.zeros((1, 2)), "block2": np.zeros((1, 2))})
+
+
+def test_the_network_that_made_the_features(photo_folder: Path, tmp_path: Path) -> None:
+    densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", workers=1, pool="avg,max", image_size=40)
+    store = densefeat.open_store(tmp_path / "e.parquet")
+    columns = ("block1_max", "block2_avg")
+    probe = Probe("single", CLASSES, columns, store.provenance, LINEAR)
+    extractor = probe.extractor(device="cpu")
+    assert [tap.name for tap in extractor.taps] == ["block1", "block2"]
+    found = extractor([photo_folder / store.keys[3]])
+    for column in columns:
+        np.testing.assert_allclose(found[column].numpy()[0], store[column][3], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "error", "match"),
+    [
+        ({}, UsageError, r"this probe does not tell what made it \(model, .* missing\): probe a store of densefeat extract"),
+        ({"weights": []}, WeightsError, "its record of the network is damaged"),
+        ({"blocks": 3}, WeightsError, "its record of the network is damaged"),
+        ({"preprocessing": {"no": 1}}, WeightsError, "its record of the network is damaged"),
+        ({"weights": {"source": "a model object", "sha256": "0"}}, UsageError, r"made by a model object \("),
+    ],
+)
+def test_records_of_networks_that_do_not_serve(
+    provenance: dict, error: type, match: str, small_extractor: densefeat.FeatureExtractor
+) -> None:
+    good = {
+        **small_extractor.provenance,
+        "blocks": ["block1"],
+        "pool": ["avg"],
+        "tap": "norm",
+        "precision": "fp32",
+        "preprocessing": small_extractor.preprocessing.to_json(),
+    }
+    with pytest.raises(error, match=match):
+        Probe("single", CLASSES, ("block1",), good | provenance if provenance else {}, LINEAR).extractor(device="cpu")
+
+
+def write(path: Path, tensors: dict[str, np.ndarray] | None = None, **changes: Any) -> Path:
+    """A good probe of three classes, with changes; None takes something away."""
+    save_probe(path, Probe("single", CLASSES, ("block1",), {}, LINEAR))
+    found = load_file(path)
+    with densefeat_metadata(path) as described:
+        described |= changes
+        kept = {name: value for name, value in described.items() if value is not None}
+    save_file(found if tensors is None else tensors, path, {"densefeat_probe": json.dumps(kept)})
+    return path
+
+
+class densefeat_metadata:
+    def __init__(self, path: Path) -> None:
+        raw = path.read_bytes()
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        self.described = json.loads(header["__metadata__"]["densefeat_probe"])
+
+    def __enter__(self) -> dict[str, Any]:
+        return self.described
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+W, B = LINEAR.weight, LINEAR.bias
+KNN = {"features": unit(6), "values": np.arange(6) % 3}
+KNN_HEAD = {"head": "neighbours", "k": 2, "temperature": 0.07}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "match"),
+    [
+        (None, {"version": 2}, "of version 2, this densefeat reads up to 1: update it"),
+        (None, {"version": None}, "damaged, or no probe .*version"),
+        (None, {"task": "other"}, "task 'other' of 3 classes"),
+        (None, {"task": "regression"}, "task 'regression' of 3 classes"),
+        (None, {"classes": []}, "task 'single' of 0 classes"),
+        (None, {"classes": ["a", "b", "a"]}, "names that are no text, or stand twice"),
+        (None, {"classes": "abc"}, "names that are no text"),
+        (None, {"classes": ["a", "b"]}, r"weight \(3, 5\) and bias \(3,\) for 2 outputs"),
+        (None, {"columns": []}, "0 columns"),
+        (None, {"columns": [1]}, "names that are no text"),
+        (None, {"provenance": []}, "provenance is no object"),
+        (None, {"head": "pickle"}, "a head of kind 'pickle'"),
+        (None, {"squeeze": True}, "weight float32, bias float32"),
+        ({"weight": W}, {}, "'bias'"),
+        ({"weight": W[:, :0], "bias": B}, {}, r"weight \(3, 0\)"),
+        ({"weight": W, "bias": B[:2]}, {}, r"bias \(2,\)"),
+        ({"weight": W.astype(np.float64), "bias": B}, {}, "weight float64"),
+        ({"weight": W * np.nan, "bias": B}, {}, "15 numbers are NaN or infinite"),
+        (KNN, KNN_HEAD | {"k": 7}, "k 7 of 6 rows"),
+        (KNN, KNN_HEAD | {"k": 0}, "k 0 of 6 rows"),
+        (KNN, KNN_HEAD | {"k": True}, "k True of 6 rows"),
+        (KNN, KNN_HEAD | {"temperature": 0.0}, "temperature 0.0"),
+        (KNN | {"values": np.arange(6)}, KNN_HEAD, "a class 0 or 5 of 3"),
+        (KNN | {"values": np.arange(5)}, KNN_HEAD, r"with values int64 \(5,\)"),
+        (KNN | {"features": np.zeros((6, 5), np.int8)}, KNN_HEAD, "features int8"),
+    ],
+)
+def test_damaged_probes(tmp_path: Path, tensors: dict | None, changes: dict, match: str) -> None:
+    with pytest.raises(WeightsError, match=match) as caught:
+        load_probe(write(tmp_path / "p.safetensors", tensors, **changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"x" * 100, b"\xff" * 8 + b"{}", (2).to_bytes(8, "little") + b"{}", (10**9).to_bytes(8, "little") + b"{" * 1000],
+)
+def test_files_that_are_no_probe(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "p").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"^probe '.*p': (damaged, or no probe|no probe of densefeat)"):
+        load_probe(tmp_path / "p")
+
+
+def test_a_file_that_was_cut(tmp_path: Path) -> None:
+    save_probe(tmp_path / "p", Probe("single", CLASSES, ("block1",), {}, LINEAR))
+    whole = (tmp_path / "p").read_bytes()
+    for length in (4, 100, len(whole) - 1):
+        (tmp_path / "p").write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match="damaged, or no probe"):
+            load_probe(tmp_path / "p")
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no such file; give what `densefeat probe --out` was given"):
+        load_probe(tmp_path)
+
+
+def test_json_nested_too_deep(tmp_path: Path) -> None:
+    save_file({"weight": W, "bias": B}, tmp_path / "p", {"densefeat_probe": "[" * 100_000})
+    with pytest.raises(WeightsError, match=r"RecursionError"):
+        load_probe(tmp_path / "p")

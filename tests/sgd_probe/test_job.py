@@ -1,0 +1,304 @@
+"""The protocol ``sgd``: learning that goes on, on one process or two, from a network that stays as it is; and its report."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from densefeat.base.signals import Interrupted, StopRequest
+from densefeat.errors import DensefeatError, UsageError
+from densefeat.features.extractor import FeatureExtractor
+from densefeat.images.sources import open_source
+from densefeat.labels.targets import Targets
+from densefeat.nets.dense_net import DenseNet
+from densefeat.probe.blocks import BlockFits
+from densefeat.probe.prepared import prepare
+from densefeat.sgd_probe.job import _CHECKPOINTS, _chosen, probe_images
+from densefeat.sgd_probe.learning import Lesson, _with_rows, fitting_batch, learn, make_lesson
+from densefeat.sgd_probe.parallel_heads import RATES, ParallelHeads
+from densefeat.store.reader import open_store
+from densefeat.training.checkpoints import _checkpoint_files
+from densefeat.training.world import World
+from support.helpers import BUNDLED, randomize_statistics
+from support.probes import class_store
+from support.runs import write_table
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+FAST: dict[str, Any] = dict(model=BUNDLED, epochs=2, batch_size=32, workers=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 images of 32×32 whose colour tells the class, one of four; one of them cannot be read."""
+    path = write_table(tmp_path_factory.mktemp("in") / "images.parquet", 96, classes=4, size=32)
+    whole = pq.read_table(path)
+    rows = whole.to_pylist()
+    rows[5]["image"]["bytes"] = b"no image"
+    pq.write_table(whole.from_pylist(rows, whole.schema), path, row_group_size=16)
+    return path
+
+
+@pytest.fixture(scope="module")
+def extractor() -> FeatureExtractor:
+    """Of a network so small that its steps take no time."""
+    torch.manual_seed(0)
+    network = DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, stem_type="cifar")
+    return FeatureExtractor(randomize_statistics(network), device="cpu", image_size=32)
+
+
+@pytest.fixture
+def lesson(table: Path, extractor: FeatureExtractor) -> Lesson:
+    source = open_source(table, label_column="label")
+    labels = np.array(pq.read_table(table)["label"])
+    targets = Targets("single", tuple("abcd"), labels.astype(np.int64))
+    paths = [item.key for item in source.items(0, 96)]
+    return make_lesson(source, targets, paths, np.arange(96) < 64, extractor, 2, 16, 0, 0, ALONE)
+
+
+def new_heads(extractor: FeatureExtractor, seed: int = 0) -> ParallelHeads:
+    sizes = {name: shape[0] for name, shape in extractor.feature_shapes().items()}
+    return ParallelHeads.start(sizes | {"all": sum(sizes.values())}, 4, "single", 16, seed, CPU)
+
+
+def learnt(
+    lesson: Lesson,
+    extractor: FeatureExtractor,
+    folder: Path,
+    advance: Callable[[int], None] = lambda _: None,
+    stop: StopRequest | None = None,
+    asked: str = "this",
+) -> ParallelHeads:
+    heads = new_heads(extractor, len(_checkpoint_files(folder)))  # a checkpoint has to bring back the first ones
+    learn(heads, lesson, extractor, folder, asked, ALONE, StopRequest() if stop is None else stop, advance)
+    return heads
+
+
+def test_going_on_equals_straight_on_and_the_network_stays(lesson: Lesson, extractor: FeatureExtractor, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in extractor.model.state_dict().items()}
+    (tmp_path / "straight").mkdir()
+    straight = learnt(lesson, extractor, tmp_path / "straight")
+    assert straight.step == lesson.steps == 8
+    assert all(torch.equal(value, before[name]) for name, value in extractor.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in extractor.model.parameters())
+    assert (straight.weights["all"][-1] - new_heads(extractor).weights["all"][-1]).abs().max() > 1e-3
+
+    stop, done = StopRequest(), [0]
+
+    def advance(images: int) -> None:
+        done[0] += images
+        stop.signal = 15 if done[0] >= 3 * 16 else None
+
+    folder = tmp_path / "stopped"
+    with pytest.raises(Interrupted, match="stopped after step 3; the same command goes on") as raised:
+        learnt(lesson, extractor, folder, advance, stop)
+    assert raised.value.exit_code == 143
+    told: list[int] = []
+    again = learnt(lesson, extractor, folder, told.append)
+    assert told == [3 * 16, *[16] * 5]
+    for name, weight in straight.weights.items():
+        assert torch.equal(again.weights[name], weight)
+        assert torch.equal(again.speeds[name], straight.speeds[name])
+    with pytest.raises(UsageError, match="holds the beginnings of another probe"):
+        learnt(lesson, extractor, folder, asked="that")
+
+
+def test_batches_are_augmented_anew_and_the_same_again(lesson: Lesson) -> None:
+    first, second = list(lesson.parts(0)), list(lesson.parts(4))
+    assert len(first) == 8
+    for (x, rows), (again, same) in zip(first[4:], second, strict=True):
+        assert torch.equal(x, again)
+        assert torch.equal(rows, same)
+    epochs = [np.concatenate([rows for _, rows in first[part]]) for part in (slice(0, 4), slice(4, 8))]
+    assert all(sorted(rows.tolist()) == [-1, *range(5), *range(6, 64)] for rows in epochs)  # -1: the one that cannot be read
+    assert not np.array_equal(*epochs)
+    pictures = [
+        {int(row): image for x, rows in first[part] for image, row in zip(x, rows, strict=True)}
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    assert all(not torch.equal(pictures[0][row], pictures[1][row]) for row in range(6, 64))
+
+
+def test_images_that_went_away(table: Path) -> None:
+    source = open_source(table, label_column="label")
+    paths = [item.key for item in source.items(0, 96)]
+    assert _with_rows(source, paths[::-1], np.arange(96) >= 90).labels.tolist() == [*range(95, 89, -1), *[-1] * 90]
+    with pytest.raises(DensefeatError, match="1 images are not there any more, 'gone' first"):
+        _with_rows(source, [*paths, "gone"], np.ones(97, bool))
+
+
+def test_no_image_at_all_can_be_read(lesson: Lesson, extractor: FeatureExtractor, tmp_path: Path) -> None:
+    lesson.images.images.labelled.labels[:] = -1
+    lesson.images.failures.add(("a\udcff.png", "no image"))
+    with pytest.raises(DensefeatError, match=r"none of the training images can be read, the first: a\\xff.png: no image"):
+        learnt(lesson, extractor, tmp_path)
+
+
+def test_batches_of_few_images() -> None:
+    assert fitting_batch(128, 1000, World(0, 3, CPU)) == 126
+    assert fitting_batch(128, 50, World(0, 4, CPU)) == 48
+    with pytest.raises(UsageError, match="3 training images and a batch of 128 for 4 processes"):
+        fitting_batch(128, 3, World(0, 4, CPU))
+
+
+def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    probed = probe_images(table, out, label_column="label", **FAST)
+    results = json.loads((out / "results.json").read_text())
+    assert probed.results == results
+    assert results["protocol"]["name"] == "sgd"
+    assert results["protocol"]["grid"]["lr"] == list(RATES)
+    assert results["protocol"]["batch_size"] == 32
+    assert "of equals the lowest log loss" in results["protocol"]["criterion"]
+    assert [candidate["name"] for candidate in results["candidates"]] == ["block1", "block2", "block3", "all"]
+    assert sum(results["rows"].values()) == 95
+    for candidate in results["candidates"]:
+        assert [setting["lr"] for setting in candidate["tried"]] == list(RATES)
+        best = max(candidate["tried"], key=lambda setting: (setting["top1"], -setting["log_loss"]))
+        assert candidate["chosen"] == {"lr": best["lr"]}
+        assert candidate["val"]["top1"] == best["top1"]
+    highest = [candidate["name"] for candidate in results["candidates"] if candidate["chosen"]["lr"] == RATES[-1]]
+    assert [note for note in results["notes"] if "highest learning rate" in note] == [
+        f"the highest learning rate was the best for {', '.join(highest)}: more epochs may serve better"
+    ][: len(highest)]
+    won = next(candidate for candidate in results["candidates"] if candidate["name"] == results["best"])
+    assert won["val"]["top1"] > 50
+    files = {path.name for path in out.iterdir()}
+    assert {"results.json", "report.html", "probe.safetensors", "predictions.csv", "blocks.png", "features"} <= files
+    assert _CHECKPOINTS not in files
+
+    # the probe file's head gives the predictions, from the features in the store
+    tensors, store = load_file(out / "probe.safetensors"), open_store(out / "features")
+    x = np.concatenate([store[name] for name in won["columns"]], 1)
+    scores = dict(zip(store.keys, x @ tensors["weight"].T + tensors["bias"], strict=True))
+    with open(out / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == results["rows"]["test"]
+    classes = np.array(results["classes"])
+    assert [classes[scores[row["path"]].argmax()] for row in rows] == [row["predicted"] for row in rows]
+    assert 100 * np.mean([row["label"] == row["predicted"] for row in rows]) == pytest.approx(won["test"]["top1"])
+
+    again = probe_images(table, out, label_column="label", **FAST)
+    assert again.done_before
+    assert again.results == results
+    with pytest.raises(UsageError, match="holds another probe"):
+        probe_images(table, out, label_column="label", **FAST | {"epochs": 3})
+
+
+def test_labels_of_a_file_several_an_image(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    images = make_folder({"in": 40})
+    names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
+    with open(tmp_path / "labels.csv", "w") as file:
+        file.write(
+            "path,kind\n" + "".join(f"{name},{'a|b' if i < 10 else 'a' if i < 20 else 'c|b'}\n" for i, name in enumerate(names))
+        )
+    results = probe_images(
+        images, tmp_path / "out", labels=tmp_path / "labels.csv", label_column="kind", **FAST, pools="avg,max"
+    ).results
+    assert results["task"] == "multi"
+    assert results["classes"] == ["a", "b", "c"]
+    assert "summed" in results["protocol"]["objective"]
+    assert len(results["candidates"]) == 7
+    assert {"block1_avg", "block3_max", "all"} <= {candidate["name"] for candidate in results["candidates"]}
+    assert max(candidate["val"]["map"] for candidate in results["candidates"]) > 50
+
+
+def test_split_group_and_task_of_a_file(table: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(table)["label"].to_pylist()
+    source = open_source(table, label_column="label")
+    keys = [item.key for item in source.items(0, 96)]
+    lines = [
+        f"{key},{label},{'test' if i < 24 else 'train'},{i // 6}" for i, (key, label) in enumerate(zip(keys, rows, strict=True))
+    ]
+    (tmp_path / "l.csv").write_text("\n".join(["path,label,part,group", *lines]))
+    given = dict(labels=tmp_path / "l.csv", task="multi", split_column="part", group_column="group")
+    results = probe_images(table, tmp_path / "out", **given, **FAST | {"epochs": 1}).results
+    assert results["task"] == "multi"
+    assert results["rows"]["test"] == 23  # one cannot be read
+    assert results["rows"]["val"] % 6 == 0
+    rough, *others = results["notes"]
+    assert rough == "only 6 validation and 23 test rows: figures and choices are rough"
+    assert all("highest learning rate" in note for note in others)
+    with open(tmp_path / "out/predictions.csv", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == [key for i, key in enumerate(keys[:24]) if i != 5]
+
+
+def judged(folder: Path) -> tuple[ParallelHeads, BlockFits]:
+    """Heads as they start, and rows to judge them on."""
+    found = prepare([open_store(class_store(folder / "s.parquet", 60))])
+    known = found.labelled
+    heads = ParallelHeads.start({"block1": 4}, 3, "single", 16, 0, CPU)
+    return heads, BlockFits("sgd", found.columns, known.targets, known.rows, found.parts, 0, lambda _: None)
+
+
+def test_rates_that_diverged_are_left_out(tmp_path: Path) -> None:
+    heads, fits = judged(tmp_path)
+    heads.weights["block1"][1] = torch.nan
+    heads.weights["block1"][2, 0, 0] = torch.inf
+    heads.weights["block1"][3] = 3e38
+    fitted = _chosen(heads, "block1", fits, ("block1",))
+    assert [setting["lr"] for setting in fitted.tried] == [RATES[0], *RATES[4:]]
+    heads.weights["block1"][:] = torch.nan
+    with pytest.raises(DensefeatError, match="heads on 'block1' diverged at all 13 learning rates: use --protocol ridge"):
+        _chosen(heads, "block1", fits, ("block1",))
+
+
+def test_what_cannot_be_probed(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    images = make_folder({"in": 12})
+    names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{name},{i + 0.5}\n" for i, name in enumerate(names)))
+    with pytest.raises(UsageError, match="protocol 'sgd' predicts classes"):
+        probe_images(images, tmp_path / "out", labels=tmp_path / "labels.csv", **FAST)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/thesis.txt").write_text("")
+    with pytest.raises(UsageError, match="holds something else than a probe"):
+        probe_images(images, tmp_path / "used", **FAST)
+    with pytest.raises(UsageError, match="'in'"):
+        probe_images(images, tmp_path / "other", **FAST)
+
+
+SCRIPT = """
+import sys
+from densefeat.sgd_probe.job import probe_images
+probe_images(sys.argv[1], sys.argv[2], model={model!r}, label_column="label", epochs=2, batch_size=32, workers=0, device="cpu")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
+def test_two_processes_learn_what_one_does(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(SCRIPT.format(model=BUNDLED))
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    ]
+    for name, before in (("one", [sys.executable]), ("two", launch)):
+        command = [*before, tmp_path / "probe.py", table, tmp_path / name]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert ended.returncode == 0, ended.stderr
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    for first, second in zip(one["candidates"], two["candidates"], strict=True):
+        tried = [candidate.pop("tried") for candidate in (first, second)]
+        assert first == second
+        assert [setting.pop("log_loss") for setting in tried[0]] == pytest.approx(
+            [s.pop("log_loss") for s in tried[1]], abs=1e-5
+        )
+        assert tried[0] == tried[1]
+    assert one["split_sha256"] == two["split_sha256"]
+    heads = [load_file(tmp_path / name / "probe.safetensors") for name in ("one", "two")]
+    assert np.abs(heads[0]["weight"] - heads[1]["weight"]).max() < 1e-5
+    assert np.abs(heads[0]["weight"]).max() > 1e-2

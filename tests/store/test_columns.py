@@ -1,0 +1,62 @@
+"""Which column is meant, and what made it."""
+
+import numpy as np
+import pytest
+
+from densefeat.errors import UsageError
+from densefeat.store.columns import _made_by, choose_column
+
+ONE = np.ones((1, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("names", "question", "chosen"),
+    [
+        (["block1", "block2", "block3"], {}, "block3"),
+        (["block2", "block4"], {"block": 2}, "block2"),
+        (["block1", "block10"], {"block": 1}, "block1"),
+        (["block4_avg"], {"block": 4}, "block4_avg"),
+        (["block4_avg", "block4_max"], {"column": "block4_avg"}, "block4_avg"),
+        (["layer1", "layer2"], {"block": 2}, "layer2"),  # of another's model: the n-th
+    ],
+)
+def test_the_column_that_is_meant(make_store, names: list[str], question: dict, chosen: str) -> None:
+    assert choose_column(make_store(dict.fromkeys(names, ONE)), **question) == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "question", "match"),
+    [
+        (["block1", "block2"], {"block": 3}, "has no block 3: it has block1, block2"),
+        (["block1"], {"block": 0}, "has no block 0"),
+        (["layer1"], {"block": 0}, "has no block 0"),
+        (["block4_avg", "block4_max"], {"block": 4}, "pooled in several ways: choose one of --column block4_avg, block4_max"),
+        (["block1"], {"column": "path"}, "has no vectors 'path': it has block1"),
+    ],
+)
+def test_no_such_column(make_store, names: list[str], question: dict, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        choose_column(make_store(dict.fromkeys(names, ONE)), **question)
+
+
+def test_a_store_without_rows(make_store) -> None:
+    with pytest.raises(UsageError, match=r"store.parquet has no rows to search"):
+        choose_column(make_store({"block1": np.ones((0, 2), np.float32)}))
+
+
+@pytest.mark.parametrize(
+    ("column", "pool", "expected"),
+    [
+        ("block2", ["avg"], ("block2", "avg")),
+        ("block1_gem", ["avg", "gem:4"], ("block1", "gem:4")),
+        ("block2_max", "avg,max", ("block2", "max")),
+    ],
+)
+def test_what_made_a_column(make_store, column: str, pool: list[str] | str, expected: tuple[str, str]) -> None:
+    store = make_store({column: ONE}, blocks=["block1", "block2"], pool=pool)
+    assert _made_by(store, column) == expected
+
+
+def test_a_column_that_nothing_made(make_store) -> None:
+    with pytest.raises(UsageError, match="does not tell which block and pool made 'mine': query it by --key"):
+        _made_by(make_store({"mine": ONE}, blocks=["block1"], pool=["avg"]), "mine")
