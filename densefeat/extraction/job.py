@@ -1,27 +1,54 @@
-"""The job: from a stream of images to a store of embeddings. Wrong use is told here, before any image is read."""
+"""The job of ``densefeat extract``, from the arguments to a closed store. Wrong use is reported before any image is read.
 
+Read from top to bottom: :func:`extract` opens the source and the network; the plan says which parts are left; each part is
+read, decoded, embedded and written; the manifest closes the store. One image's bytes go through ``part.py``, ``decoding.py``
+and ``network.py`` beside this file.
+"""
+
+import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from densefeat.base import Ranks, check_target
+from densefeat.base import (
+    Interrupted,
+    Ranks,
+    StopRequest,
+    atomic_file,
+    check_target,
+    choose_device,
+    enter_after_rank_0,
+    hold_lock,
+    output_errors,
+)
 from densefeat.errors import BackendError, OutputError, UsageError
-from densefeat.extraction.folder import extract_folder
 from densefeat.extraction.limits import FailureLimit
-from densefeat.extraction.plan import Input
-from densefeat.extraction.settings import ExtractResult, Job, Options
-from densefeat.extraction.single import extract_single
-from densefeat.extraction.tiling import Tiling
+from densefeat.extraction.part import PartExtractor, open_part_extractor
+from densefeat.extraction.plan import Plan, close_plan, join_plan, open_plan
+from densefeat.extraction.ray_cluster import extract_with_ray
+from densefeat.extraction.settings import ExtractJob, ExtractResult, JobInput, RunOptions, Tiling
 from densefeat.features import FeatureExtractor
 from densefeat.images import MAX_PIXELS, open_source, printable_key
-from densefeat.store import DTYPES, Layout, check_folder, is_embeddings, read_manifest
+from densefeat.store import (
+    DTYPES,
+    EmbeddingWriter,
+    Layout,
+    PartRecord,
+    check_folder,
+    count_failures,
+    failures_file,
+    finished_parts,
+    is_embeddings,
+    read_manifest,
+)
 
 _ENGINES = ("local", "ray")
+_POLL_SECONDS = 0.5
 
 
 def extract(
@@ -57,53 +84,46 @@ def extract(
     engine: str = "local",
     backend: str = "auto",
 ) -> ExtractResult:
-    """Embeddings of a stream of images to a store, one row an image (or tile), in the order of the input.
+    """Write the embeddings of a stream of images to a store: one row an image (or tile), in the order of the input.
 
-    ``out`` names a folder, which the same call continues after an interruption, or a single file if it ends in ``.parquet``,
-    which appears when all is done. Columns: ``path`` (the image's key), ``label`` if there are any, ``width`` and ``height``
-    (of the upright image), ``x`` and ``y`` of a tile, and a FixedSizeList for each feature. An image without a row has an entry
-    in ``out/failures.parquet``, or ``OUT.failures.jsonl`` beside a single file.
+    ``out`` names a folder, in which the same call resumes after an interruption, or, if it ends in ``.parquet``, a single file,
+    which appears when all rows are written. Columns: ``path`` (the image's key), ``label`` if there are any, ``width`` and
+    ``height`` (of the upright image), ``x`` and ``y`` of a tile, and a FixedSizeList for each feature. An image without a row
+    has an entry in ``out/failures.parquet``, or in ``OUT.failures.jsonl`` beside a single file.
 
     Args:
         images, labels, label_column, image_column, base, follow_links: As in :func:`densefeat.images.sources.open_source`.
         out: The folder, or file; a file that exists is replaced at the end.
-        batch_size: Images a pass; ``"auto"``: what fits and pays, halved where memory runs out.
+        batch_size: Images a pass. ``"auto"`` finds the fastest size that fits, and halves batches when memory runs out.
         workers: Threads that read and decode; None: one for every core.
-        dtype: Of the stored vectors, ``"float32"`` or ``"float16"``.
+        dtype: The type of the stored vectors, ``"float32"`` or ``"float16"``.
         decoder: ``"torchvision"``, or ``"pillow"`` for bit-equality with timm's evaluation transform.
         tile, stride, min_content: Cut images into squares of ``tile`` pixels, ``stride`` apart (None: ``tile``), leaving out
             those of which less than ``min_content`` (0 to 1) is neither nearly white nor nearly black.
-        max_pixels: Of an image that has to be decoded whole.
+        max_pixels: The largest image that may be decoded whole.
         part_rows: Input positions for each file of a folder; None: 8192. Fewer where they would make more than 256 MB.
-        on_error: ``"fail"``: stop at the first failure. max_failures: stop beyond a number (``20``) or share (``"5%"``).
-        overwrite: Start over where the folder holds a store. update: extract what was added to the input since.
-        engine: ``"ray"``: spread the parts over a Ray cluster.
-        backend: As in :class:`densefeat.FeatureExtractor`; ``"auto"`` keeps what a folder was begun with.
+        on_error: ``"fail"`` stops at the first failure.
+        max_failures: Stop beyond a number (``20``) or a share (``"5%"``) of failures.
+        overwrite: Start over if the folder holds a store.
+        update: Extract what was added to the input since.
+        engine: The executor: ``"local"``, or ``"ray"`` to spread the parts over a Ray cluster.
+        backend: As in :class:`densefeat.FeatureExtractor`; ``"auto"`` keeps the backend that a folder was started with.
         model, weights, blocks, tap, pool, device, precision, image_size: As in :class:`densefeat.FeatureExtractor`.
 
     Raises:
-        UsageError: Wrong arguments, no images, or a folder made with other settings or of other images.
-        WeightsError: no weights. OutputError: ``out`` cannot be written. TooManyFailures: as asked.
-        Interrupted: After Ctrl-C or SIGTERM, with everything saved; a KeyboardInterrupt.
+        UsageError: Wrong arguments, no images, or a folder with rows of other settings or other images.
+        WeightsError: The weights cannot be loaded.
+        OutputError: ``out`` cannot be written.
+        TooManyFailures: ``on_error`` or ``max_failures`` was exceeded; what is written stays.
+        Interrupted: After Ctrl-C or SIGTERM, with everything saved. It is a KeyboardInterrupt.
     """
-    began = time.monotonic()
-    out = Path(out)
-    _check_choices(batch_size, workers, part_rows, max_pixels, dtype, engine)
-    FailureLimit.parse(on_error, max_failures)
-    ranks = Ranks.of_environment()
+    started = time.monotonic()
+    out, ranks = Path(out), Ranks.from_environment()
+    options = RunOptions(batch_size, workers, on_error, max_failures, overwrite, update, engine)
     single = out.suffix == ".parquet" and not out.is_dir()
-    if single and (update or part_rows or ranks.world > 1 or engine == "ray"):
-        raise UsageError(
-            f"output {str(out)!r} is a single file: --update, --part-rows, several processes and --engine ray need a folder"
-        )
-    if overwrite and update:
-        raise UsageError("--overwrite starts over, --update adds to what is there: give one of them")
-    if engine == "ray" and ranks.world > 1:
-        raise UsageError("--engine ray under torchrun: use one of them")
-    if single:
-        _check_single(out, images, overwrite)
-    else:
-        check_folder(Layout(out))
+    _check_arguments(options, part_rows, max_pixels, dtype)
+    _check_output(out, single, images, options, part_rows, ranks)
+
     tiling = Tiling(tile, stride, min_content, max_pixels)
     reading: dict[str, Any] = {
         "labels": labels,
@@ -112,52 +132,177 @@ def extract(
         "base": None if base is None else str(base),
         "follow_links": follow_links,
     }
-    given = Input(_place_of(images), reading, open_source(images, **reading), tiling)
-    where = ranks.device(device)
-    kept = _begun_with(Layout(out)) if backend == "auto" and not single and not overwrite else None
+    job_input = JobInput(_describe_place(images), reading, open_source(images, **reading), tiling)
+
+    recorded = None if single or overwrite or backend != "auto" else _recorded_backend(Layout(out))
+    device = choose_device(device, ranks)
     try:
-        extractor = FeatureExtractor(model, blocks, pool, tap, weights, where, precision, image_size, decoder, kept or backend)
+        extractor = FeatureExtractor(
+            model, blocks, pool, tap, weights, device, precision, image_size, decoder, recorded or backend
+        )
     except BackendError as error:
-        begun = f"; {str(out)!r} was begun with it, --overwrite starts over" if kept else ""
-        raise BackendError(f"{error}{begun}") from error
-    options = Options(batch_size, workers, on_error, max_failures, overwrite, update, engine)
-    job = Job(out, given, extractor, extractor.feature_shapes(), dtype, part_rows, options, ranks)
-    result = extract_single(job) if single else extract_folder(job)
-    return replace(result, seconds=time.monotonic() - began)
+        hint = f"; {str(out)!r} was started with it, --overwrite starts over" if recorded else ""
+        raise BackendError(f"{error}{hint}") from error
+
+    job = ExtractJob(out, job_input, extractor, extractor.feature_shapes(), dtype, part_rows, options, ranks)
+    result = _extract_to_file(job) if single else _extract_to_folder(job)
+    return replace(result, seconds=time.monotonic() - started)
 
 
-def _check_choices(
-    batch_size: int | str, workers: int | None, part_rows: int | None, max_pixels: int, dtype: str, engine: str
-) -> None:
-    if isinstance(batch_size, str) and batch_size != "auto":
-        raise UsageError(f"batch size {batch_size!r}: a number or auto")
-    for name, value in (("batch size", batch_size), ("workers", workers), ("part rows", part_rows), ("max pixels", max_pixels)):
+def _extract_to_folder(job: ExtractJob) -> ExtractResult:
+    """Start or resume the store at ``job.out``; of several processes, each extracts its share, and rank 0 opens and closes."""
+    layout = Layout(job.out)
+    with output_errors(layout.root):
+        layout.root.mkdir(parents=True, exist_ok=True)
+    rank = job.ranks.rank
+    with hold_lock(layout.rank_lock(rank) if rank else layout.lock):
+        plan = None if rank else open_plan(job, layout)
+        _check_length(job, plan)
+        with enter_after_rank_0(job.ranks):
+            if rank:
+                plan = join_plan(job, layout)
+            extracted = _extract_share(job, plan) if plan else 0
+        if plan and not rank:
+            close_plan(plan, job.input)
+    return _summarize_store(job, layout, extracted)
+
+
+def _extract_share(job: ExtractJob, plan: Plan) -> int:
+    """Extract this process's parts, then on rank 0 wait for the others'; return the number of positions processed."""
+    if job.options.engine == "ray":
+        return extract_with_ray(job, plan)
+    records = plan.read_records()
+    own = [record for record in records.values() if plan.belongs_to(record.part, job.ranks)]
+    with open_part_extractor(job, plan.positions_left(records, job.ranks)) as extractor:
+        extractor.limit.count_earlier(own)
+        extracted = sum(_extract_parts(extractor, plan, records, plan.parts_left(records, job.ranks)))
+        extractor.limit.check_end()
+        if job.ranks.rank == 0:
+            _wait_for_other_ranks(plan, extractor.stop)
+    return extracted
+
+
+def _extract_parts(extractor: PartExtractor, plan: Plan, records: dict[int, PartRecord], parts: Iterator[int]) -> Iterator[int]:
+    """Extract parts, and yield for each the positions processed. Raises Interrupted after a stop request."""
+    for part in parts:
+        if extractor.stop:
+            raise plan.interruption(extractor.stop)
+        start, stop = plan.part_range(part)
+        earlier = records.get(part)
+        record = extractor.extract_part(plan, part, earlier)
+        yield record.reached - (earlier.reached if earlier else start)
+        if not record.finished:
+            raise plan.interruption(extractor.stop)
+        if record.reached < stop:
+            return  # the end of a stream of unknown length
+
+
+def _wait_for_other_ranks(plan: Plan, stop: StopRequest) -> None:
+    """Wait until every part has its record, whichever process extracts it."""
+    missing = list(plan.parts_left(plan.read_records(), Ranks()))
+    while missing and plan.parts is not None:
+        if stop:
+            raise plan.interruption(stop)
+        time.sleep(_POLL_SECONDS)
+        if not any(not plan.layout.part(part).exists() for part in missing):
+            missing = list(plan.parts_left(plan.read_records(), Ranks()))
+
+
+def _summarize_store(job: ExtractJob, layout: Layout, extracted: int) -> ExtractResult:
+    """Count what the store holds now; on ranks other than 0 it may not be closed yet."""
+    manifest = read_manifest(layout)
+    records = finished_parts(layout, manifest) if manifest else []
+    return ExtractResult(
+        path=job.out,
+        failures_path=layout.failures,
+        rows=sum(record.rows for record in records),
+        failures=count_failures(layout),
+        shapes=job.shapes,
+        extracted=extracted,
+        skipped=sum(record.skipped for record in records),
+        removed=manifest.removed if manifest else 0,
+    )
+
+
+def _extract_to_file(job: ExtractJob) -> ExtractResult:
+    """Write all rows to the single file ``job.out``, and its failures beside it, even if there are none.
+
+    The file of failures is always written, so that no older one can lie beside new rows.
+    """
+    failures_path = failures_file(job.out)
+    with atomic_file(job.out) as rows_file, atomic_file(failures_path) as failures_beside:
+        source = job.input.tiling.cut(job.input.listing)
+        with open_part_extractor(job, source.length) as extractor:
+            with EmbeddingWriter(rows_file, job.schema, shown=job.out) as writer:
+                counts = extractor.append_rows(source.items(0, source.length or 2**62), writer)
+            if counts.too_many:
+                raise counts.too_many
+            if extractor.stop:
+                raise Interrupted("interrupted, nothing was written", extractor.stop.exit_code)
+            extractor.limit.check_end()
+        with output_errors(failures_path), open(failures_beside, "w", encoding="utf-8") as lines:
+            for failure in counts.failures:
+                entry = {name: value for name, value in asdict(failure).items() if value is not None}
+                lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    failed = len(counts.failures)
+    return ExtractResult(job.out, failures_path, writer.rows, failed, job.shapes, counts.positions, counts.skipped)
+
+
+def _check_arguments(options: RunOptions, part_rows: int | None, max_pixels: int, dtype: str) -> None:
+    if isinstance(options.batch_size, str) and options.batch_size != "auto":
+        raise UsageError(f"batch size {options.batch_size!r}: give a number or auto")
+    numbers = {
+        "batch size": options.batch_size,
+        "workers": options.workers,
+        "part rows": part_rows,
+        "max pixels": max_pixels,
+    }
+    for name, value in numbers.items():
         if isinstance(value, int) and value < 1:
-            raise UsageError(f"{name} {value}: at least 1")
+            raise UsageError(f"{name} {value}: give at least 1")
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    if engine not in _ENGINES:
-        raise UsageError(f"engine {engine!r}: choose one of {', '.join(_ENGINES)}")
+    if options.engine not in _ENGINES:
+        raise UsageError(f"engine {options.engine!r}: choose one of {', '.join(_ENGINES)}")
+    if options.overwrite and options.update:
+        raise UsageError("--overwrite starts over, --update adds to what is there: give one of them")
+    FailureLimit.parse(options.on_error, options.max_failures)
 
 
-def _begun_with(layout: Layout) -> str | None:
-    """The backend that made a folder's rows; None where there are none."""
-    manifest = read_manifest(layout)
-    return None if manifest is None else manifest.settings["backend"]
-
-
-def _check_single(out: Path, images: str | Path, overwrite: bool) -> None:
-    """Raise OutputError where the file cannot be written, or would replace something else than embeddings."""
+def _check_output(
+    out: Path, single: bool, images: str | Path, options: RunOptions, part_rows: int | None, ranks: Ranks
+) -> None:
+    """Refuse an output that cannot be written, that does not go with the options, or that holds something else."""
+    if options.engine == "ray" and ranks.world > 1:
+        raise UsageError("--engine ray under torchrun: use one of them")
+    if not single:
+        check_folder(Layout(out))
+        return
+    if options.update or part_rows or ranks.world > 1 or options.engine == "ray":
+        raise UsageError(
+            f"output {str(out)!r} is a single file: --update, --part-rows, several processes and --engine ray need a folder"
+        )
     check_target(out)
     if not out.exists():
         return
     if os.path.exists(images) and out.samefile(images):
         raise OutputError(f"output {str(out)!r} is the input: give another name")
-    if not overwrite and not is_embeddings(out):
-        raise OutputError(f"output {str(out)!r} is there, and no file of embeddings: give another name, or --overwrite")
+    if not options.overwrite and not is_embeddings(out):
+        raise OutputError(f"output {str(out)!r} exists and is not a file of embeddings: give another name, or --overwrite")
 
 
-def _place_of(images: str | Path) -> str:
-    """For the record: absolute where it is on this machine, printable."""
+def _check_length(job: ExtractJob, plan: Plan | None) -> None:
+    if plan and plan.parts is None and job.ranks.world > 1:
+        raise UsageError(f"input {job.input.images!r}: its length is not known, so one process has to read all of it")
+
+
+def _recorded_backend(layout: Layout) -> str | None:
+    """Return the backend that made a folder's rows, which its later rows must come from, too; None if it has no rows."""
+    manifest = read_manifest(layout)
+    return None if manifest is None else manifest.settings["backend"]
+
+
+def _describe_place(images: str | Path) -> str:
+    """Return the input as the manifest records it: printable, and absolute if it is on this machine."""
     text = os.fspath(images)
     return printable_key(text if "://" in text or text.startswith("hf:") else os.path.abspath(text))

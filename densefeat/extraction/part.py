@@ -1,8 +1,8 @@
-"""One part of the output: a run of input positions to rows of a Parquet file."""
+"""From positions of the input to rows of a Parquet file: the batches of one part, decoded, embedded and written."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,67 +10,139 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from densefeat.base import StopRequest, atomic_file
+from densefeat.base import StopRequest, atomic_file, progress_bar, stop_on_signal
 from densefeat.errors import DensefeatError
-from densefeat.extraction.forward import run_network
+from densefeat.extraction.decoding import Batch, Decoding, decode_batches
 from densefeat.extraction.limits import FailureLimit, TooManyFailures
-from densefeat.extraction.pipeline import Batch, Decoding, decoded_batches
+from densefeat.extraction.network import choose_batch_size, embed_batches
+from densefeat.extraction.plan import Plan
+from densefeat.extraction.settings import ExtractJob
 from densefeat.features import FeatureExtractor
-from densefeat.images import Item, Source
-from densefeat.store import EmbeddingWriter, Failure, Layout, PartRecord, finish_part
+from densefeat.images import Item
+from densefeat.store import EmbeddingWriter, Failure, PartRecord, finish_part
 
 
 @dataclass
-class PartOutcome:
-    """What became of the positions of one call."""
+class RowCounts:
+    """What became of a range of input positions."""
 
     positions: int = 0
     skipped: int = 0
     failures: list[Failure] = field(default_factory=list)
-    too_many: TooManyFailures | None = None  # in the batch that is not counted here any more
+    too_many: TooManyFailures | None = None  # raised by the batch after the last one that is counted here
 
 
 @dataclass
 class PartExtractor:
-    """All that the parts of one process have in common."""
+    """What a process needs to extract parts, the same for all of them."""
 
     extractor: FeatureExtractor
     schema: pa.Schema
     dtype: str
     decoding: Decoding
     batch_size: int
-    halve: bool  # batches that do not fit into memory
+    halve: bool  # split a batch that does not fit into memory
     pool: ThreadPoolExecutor
     ahead: int
     limit: FailureLimit
     stop: StopRequest
     advance: Callable[[int], None]
 
-    def append_rows(self, items: Iterator[Item], writer: EmbeddingWriter) -> PartOutcome:
-        """Until the items end or a stop is asked for; whole batches only."""
-        done = PartOutcome()
+    def extract_part(self, plan: Plan, part: int, record: PartRecord | None) -> PartRecord:
+        """Extract one part of the plan, from where its ``record`` says that an earlier run stopped; return its new record.
+
+        On a stop request, and before the batch that has too many failures, the rows so far are kept and recorded. A process
+        that dies leaves the part as it was before the call.
+        """
+        start, stop = plan.part_range(part)
+        file = plan.layout.unfinished(part)
+        with atomic_file(file) as beside, ExitStack() as stack:
+            writer = stack.enter_context(EmbeddingWriter(beside, self.schema, shown=plan.layout.part(part)))
+            if record and not _copy_rows(file, writer):
+                stack.close()
+                record, writer = None, stack.enter_context(EmbeddingWriter(beside, self.schema, shown=plan.layout.part(part)))
+            first = record.reached if record else start
+            counts = self.append_rows(plan.source.items(first, stop), writer)
+        reached = first + counts.positions
+        if reached < stop and not self.stop and not counts.too_many:
+            if plan.source.length is not None:
+                raise DensefeatError(f"the input ended after {reached} of {plan.source.length} positions: it changed meanwhile")
+            stop = reached
+        result = PartRecord(
+            part,
+            start,
+            reached,
+            stop,
+            rows=writer.rows,
+            bytes=0,  # finish_part fills it in
+            skipped=counts.skipped + (record.skipped if record else 0),
+            failures=(*(record.failures if record else ()), *counts.failures),
+        )
+        finish_part(plan.layout, plan.manifest.round_id, result)
+        if counts.too_many:
+            raise counts.too_many
+        return result
+
+    def append_rows(self, items: Iterator[Item], writer: EmbeddingWriter) -> RowCounts:
+        """Write the rows of whole batches, until the items end, a stop is requested, or too many have failed."""
+        counts = RowCounts()
         with (
-            closing(decoded_batches(items, self.batch_size, self.decoding, self.pool, self.ahead)) as batches,
-            closing(run_network(batches, self.extractor, self.dtype, self.halve)) as results,
+            closing(decode_batches(items, self.batch_size, self.decoding, self.pool, self.ahead)) as batches,
+            closing(embed_batches(batches, self.extractor, self.dtype, self.halve)) as results,
         ):
             for batch, features in results:
                 try:
                     self.limit.add(batch.positions, batch.failures)
                 except TooManyFailures as error:
-                    done.too_many = error
+                    counts.too_many = error
                     break
                 if batch.items:
                     writer.append(_plain_columns(batch, self.schema), features)
-                done.positions += batch.positions
-                done.skipped += batch.skipped
-                done.failures += batch.failures
+                counts.positions += batch.positions
+                counts.skipped += batch.skipped
+                counts.failures += batch.failures
                 self.advance(batch.positions)
                 if self.stop:
                     break
-        return done
+        return counts
+
+
+@contextmanager
+def open_part_extractor(job: ExtractJob, total: int | None) -> Iterator[PartExtractor]:
+    """Set up signals, threads and progress for this process. ``total`` is the number of positions it will process, if known."""
+    batch_size, halve = choose_batch_size(job.options.batch_size, job.extractor)
+    with (
+        stop_on_signal() as stop,
+        _decoding_threads(job.threads) as pool,
+        progress_bar("extracting", total, job.unit, show=job.ranks.rank == 0) as advance,
+    ):
+        yield PartExtractor(
+            extractor=job.extractor,
+            schema=job.schema,
+            dtype=job.dtype,
+            decoding=job.decoding,
+            batch_size=batch_size,
+            halve=halve,
+            pool=pool,
+            ahead=job.ahead,
+            limit=job.failure_limit(),
+            stop=stop,
+            advance=advance,
+        )
+
+
+@contextmanager
+def _decoding_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Start threads; after an error, drop the tasks that have not started, so that a second Ctrl-C need not wait for them."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix="densefeat-decode")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _plain_columns(batch: Batch, schema: pa.Schema) -> dict[str, Sequence[Any]]:
+    """Return the columns of a batch other than its features."""
     columns: dict[str, Sequence[Any]] = {
         "path": [item.key for item in batch.items],
         **{name: [getattr(image, name) for image in batch.images] for name in ("width", "height")},
@@ -82,52 +154,8 @@ def _plain_columns(batch: Batch, schema: pa.Schema) -> dict[str, Sequence[Any]]:
     return columns
 
 
-def extract_part(
-    run: PartExtractor,
-    source: Source,
-    layout: Layout,
-    round_id: str,
-    part: int,
-    start: int,
-    stop: int,
-    begun: PartRecord | None,
-) -> PartRecord:
-    """Extract positions ``start`` to ``stop`` as part number ``part``, from where ``begun`` left it; returns its record.
-
-    On a stop request, and before the batch with too many failures, the rows so far are kept and recorded; a process that dies
-    leaves the part to be done again.
-    """
-    file = layout.unfinished(part)
-    with atomic_file(file) as beside, ExitStack() as stack:
-        writer = stack.enter_context(EmbeddingWriter(beside, run.schema, shown=layout.part(part)))
-        if begun and not _copy_rows(file, writer):
-            stack.close()
-            begun, writer = None, stack.enter_context(EmbeddingWriter(beside, run.schema, shown=layout.part(part)))
-        first = begun.reached if begun else start
-        done = run.append_rows(source.items(first, stop), writer)
-    reached = first + done.positions
-    if reached < stop and not run.stop and not done.too_many:
-        if source.length is not None:
-            raise DensefeatError(f"the input ended after {reached} of {source.length} positions: it changed meanwhile")
-        stop = reached
-    record = PartRecord(
-        part,
-        start,
-        reached,
-        stop,
-        rows=writer.rows,
-        bytes=0,  # as finish_part finds it
-        skipped=done.skipped + (begun.skipped if begun else 0),
-        failures=(*(begun.failures if begun else ()), *done.failures),
-    )
-    finish_part(layout, round_id, record)
-    if done.too_many:
-        raise done.too_many
-    return record
-
-
 def _copy_rows(file: Path, writer: EmbeddingWriter) -> bool:
-    """Of an unfinished part; False where it cannot be continued: a disk that filled up or died may have hurt any of it."""
+    """Copy the rows of an unfinished part; return False if any cannot be read, since a full disk may have damaged it."""
     try:
         with pq.ParquetFile(file) as unfinished:
             for batch in unfinished.iter_batches():

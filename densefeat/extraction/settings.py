@@ -1,4 +1,4 @@
-"""What defines a job: what its rows are made by, what must stay the same when it goes on, and what only says how it runs."""
+"""The settings of a job: what makes its rows, what must not change when it resumes, and how it runs."""
 
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -10,11 +10,11 @@ import pyarrow as pa
 import torch
 
 from densefeat.base import Ranks
+from densefeat.errors import UsageError
+from densefeat.extraction.decoding import Decoding, usable_cores
 from densefeat.extraction.limits import FailureLimit
-from densefeat.extraction.pipeline import Decoding, usable_cores
-from densefeat.extraction.plan import Input
-from densefeat.extraction.tiling import Tiling
 from densefeat.features import FeatureExtractor, pool_specs
+from densefeat.images import MAX_PIXELS, Source, TiledSource
 from densefeat.store import PART_ROWS, embedding_schema
 from densefeat.version import __version__
 
@@ -24,10 +24,16 @@ _BATCHES_AHEAD = 3  # decoded in advance beside an accelerator or behind a netwo
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """All rows and failures at ``path``, and how many images (or tiles) this call went through: ``extracted``.
+    """The result of a call of :func:`densefeat.extract`.
 
-    ``shapes``: of one image's feature, by column name. ``skipped``: tiles without enough content. ``removed``: images with rows
-    that the input no longer has, as found by an update.
+    Attributes:
+        path, failures_path: Where the rows and the failures are.
+        rows, failures: How many of them the store has now, those of earlier calls among them.
+        shapes: The shape of one image's feature, by column name.
+        extracted: Images (or tiles) that this call processed.
+        skipped: Tiles without enough content.
+        removed: Images with rows that the input no longer has, as an update found.
+        seconds: Duration of this call.
     """
 
     path: Path
@@ -42,8 +48,8 @@ class ExtractResult:
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a job runs; none of it changes what is written, but for rounding (``batch_size``)."""
+class RunOptions:
+    """How a job runs. None of it changes the rows, except that ``batch_size`` may change their rounding."""
 
     batch_size: int | str
     workers: int | None
@@ -55,36 +61,72 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that is decided before an image is read. ``shapes``: of one image's features. ``part_rows``: None for the default."""
+class Tiling:
+    """How images are cut into tiles; with ``tile`` None they stay whole."""
+
+    tile: int | None = None
+    stride: int | None = None
+    min_content: float = 0.0
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.tile is None and (self.stride is not None or self.min_content):
+            raise UsageError("--stride and --min-content are for tiles: give --tile too")
+
+    def cut(self, source: Source) -> Source:
+        """Return the source of the images' tiles, or the images themselves."""
+        if self.tile is None:
+            return source
+        return TiledSource(source, self.tile, self.stride, self.min_content, self.max_pixels)
+
+
+@dataclass(frozen=True)
+class JobInput:
+    """The images of a job. ``listing`` is all of them; ``images`` and ``options`` say, for the record, how it was opened."""
+
+    images: str
+    options: dict[str, Any]
+    listing: Source
+    tiling: Tiling
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of the listing, computed once because that reads the keys of the whole input."""
+        return self.listing.fingerprint()
+
+    def fingerprint_source(self, source: Source) -> str:
+        """Return the fingerprint of a source that is extracted; without tiles it may be the listing itself."""
+        return self.fingerprint if source is self.listing else source.fingerprint()
+
+
+@dataclass(frozen=True)
+class ExtractJob:
+    """Everything that is decided before an image is read. ``part_rows`` None stands for the default."""
 
     out: Path
-    given: Input
+    input: JobInput
     extractor: FeatureExtractor
     shapes: dict[str, tuple[int, ...]]
     dtype: str
     part_rows: int | None
-    options: Options
+    options: RunOptions
     ranks: Ranks
 
     @property
-    def tiling(self) -> Tiling:
-        return self.given.view
-
-    @property
     def unit(self) -> str:
-        return "tiles" if self.tiling.tile else "images"
+        return "tiles" if self.input.tiling.tile else "images"
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """What makes the rows, for people and for programs that make more of them."""
+        """What made the rows, for people, and for programs that make more of them."""
         extractor = self.extractor
+        tiling = self.input.tiling
         weights = extractor.provenance["weights"] | {"sha256": extractor.weights_sha256}
         return {
             "densefeat": __version__,
             "torch": torch.__version__,
-            "images": self.given.images,
-            "input_options": self.given.options,
+            "images": self.input.images,
+            "input_options": self.input.options,
             **extractor.provenance,
             "weights": weights,
             "preprocessing": extractor.preprocessing.to_json(),
@@ -94,53 +136,54 @@ class Job:
             "pool": pool_specs(extractor.pool),
             "precision": extractor.precision,
             "backend": extractor.backend,
-            "tiles": None if self.tiling.tile is None else asdict(self.tiling),
+            "tiles": None if tiling.tile is None else asdict(tiling),
         }
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What must be the same for rows to stand in one store."""
-        made = self.provenance
+        """The settings that determine a row; they must not change when a job resumes."""
+        provenance = self.provenance
         names = ("model", "preprocessing", "decoder", "blocks", "tap", "pool", "precision", "backend", "tiles")
         return {
-            **{name: made[name] for name in names},
-            "weights_sha256": made["weights"]["sha256"],
+            **{name: provenance[name] for name in names},
+            "weights_sha256": provenance["weights"]["sha256"],
             "dtype": self.dtype,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
-            "labels": self.given.listing.labelled,
-            "max_pixels": self.tiling.max_pixels,
-            "part_rows": self.bounded_part_rows(),
+            "labels": self.input.listing.labelled,
+            "max_pixels": self.input.tiling.max_pixels,
+            "part_rows": self._bounded_part_rows(),
         }
 
-    def bounded_part_rows(self) -> int:
-        """As asked, or the default, but no more than ``PART_BYTES`` of vectors."""
+    def _bounded_part_rows(self) -> int:
+        """Return the rows of a part: as requested, or the default, but no more than ``PART_BYTES`` of vectors."""
         row_bytes = sum(int(np.prod(shape)) for shape in self.shapes.values()) * np.dtype(self.dtype).itemsize
         return max(1, min(self.part_rows or PART_ROWS, PART_BYTES // max(1, row_bytes)))
 
     @cached_property
     def schema(self) -> pa.Schema:
-        tiled = self.tiling.tile is not None
-        return embedding_schema(self.shapes, self.provenance, self.dtype, self.given.listing.labelled, tiled)
+        tiled = self.input.tiling.tile is not None
+        return embedding_schema(self.shapes, self.provenance, self.dtype, self.input.listing.labelled, tiled)
 
     @cached_property
     def decoding(self) -> Decoding:
         preprocessing = self.extractor.preprocessing
-        if self.tiling.tile:  # the whole tile, nothing cropped off its borders
+        if self.input.tiling.tile:  # a tile is resized as a whole: nothing is cropped off its borders
             preprocessing = replace(preprocessing, crop_mode="squash", crop_pct=1.0)
-        return Decoding(preprocessing.geometry(), self.extractor.decoder, self.tiling.max_pixels)
+        return Decoding(preprocessing.geometry(), self.extractor.decoder, self.input.tiling.max_pixels)
 
     @property
     def threads(self) -> int:
-        """That read and decode; a network connection is kept busy by more of them than there are cores."""
-        return self.options.workers or usable_cores() * (4 if self.remote else 1)
-
-    @property
-    def remote(self) -> bool:
-        return "://" in self.given.images or self.given.images.startswith("hf:")
+        """The number of threads that read and decode; a network connection needs more of them than there are cores."""
+        return self.options.workers or usable_cores() * (4 if self._remote else 1)
 
     @property
     def ahead(self) -> int:
-        return _BATCHES_AHEAD if self.remote or self.extractor.device.type != "cpu" else 0
+        """The number of batches that are decoded in advance."""
+        return _BATCHES_AHEAD if self._remote or self.extractor.device.type != "cpu" else 0
 
-    def limit(self) -> FailureLimit:
+    @property
+    def _remote(self) -> bool:
+        return "://" in self.input.images or self.input.images.startswith("hf:")
+
+    def failure_limit(self) -> FailureLimit:
         return FailureLimit.parse(self.options.on_error, self.options.max_failures)

@@ -1,4 +1,4 @@
-"""A store keeps the backend that it was begun with, and rows of all of them are the same."""
+"""A store keeps the backend that it was started with, and all backends give the same rows."""
 
 import shutil
 import sys
@@ -13,11 +13,11 @@ from support.helpers import BUNDLED, relative_difference
 BACKENDS = ["reference", "buffer", "openvino"]
 
 
-def begun_with(folder: Path) -> str:
+def recorded_backend(folder: Path) -> str:
     return densefeat.open_store(folder).provenance["backend"]
 
 
-def one_more(photo_folder: Path) -> None:
+def add_image(photo_folder: Path) -> None:
     shutil.copy(photo_folder / "china/00.jpg", photo_folder / "china/one-more.jpg")
 
 
@@ -33,27 +33,27 @@ def test_rows_of_every_backend(photo_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_auto_keeps_what_a_store_was_begun_with(backend: str, photo_folder: Path, tmp_path: Path) -> None:
+def test_auto_keeps_the_backend_of_a_store(backend: str, photo_folder: Path, tmp_path: Path) -> None:
     densefeat.extract(photo_folder, tmp_path / "store", BUNDLED, backend=backend, device="cpu")
-    one_more(photo_folder)
+    add_image(photo_folder)
     result = densefeat.extract(photo_folder, tmp_path / "store", BUNDLED, update=True, device="cpu")
     assert (result.rows, result.extracted) == (13, 1)
-    assert begun_with(tmp_path / "store") == backend
+    assert recorded_backend(tmp_path / "store") == backend
 
 
 def test_another_backend_is_refused(photo_folder: Path, tmp_path: Path) -> None:
     densefeat.extract(photo_folder, tmp_path / "store", BUNDLED, backend="buffer", device="cpu")
-    with pytest.raises(UsageError, match="backend 'buffer' there, 'reference' asked"):
+    with pytest.raises(UsageError, match="backend is 'buffer' there, not 'reference'"):
         densefeat.extract(photo_folder, tmp_path / "store", BUNDLED, backend="reference", device="cpu")
     densefeat.extract(photo_folder, tmp_path / "store", BUNDLED, overwrite=True, device="cpu")
-    assert begun_with(tmp_path / "store") == "openvino"
+    assert recorded_backend(tmp_path / "store") == "openvino"
 
 
 def test_a_backend_that_is_no_longer_there(photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     densefeat.extract(photo_folder, tmp_path / "store", BUNDLED, backend="openvino", device="cpu")
-    one_more(photo_folder)
+    add_image(photo_folder)
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(UsageError, match="openvino is not installed.*; '.*store' was begun with it, --overwrite starts over"):
+    with pytest.raises(UsageError, match="openvino is not installed.*; '.*store' was started with it, --overwrite starts over"):
         densefeat.extract(photo_folder, tmp_path / "store", BUNDLED, update=True, device="cpu")
     densefeat.extract(photo_folder, tmp_path / "store", BUNDLED, overwrite=True, device="cpu")
-    assert begun_with(tmp_path / "store") == "buffer"
+    assert recorded_backend(tmp_path / "store") == "buffer"

@@ -64,21 +64,21 @@ def test_the_same_command_again_does_nothing(photo_folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        (dict(blocks="1,2"), r"blocks \['block1', 'block2', 'block3'\] there, \['block1', 'block2'\] asked"),
-        (dict(pool="max"), r"pool \['avg'\] there, \['max'\] asked"),
-        (dict(tap="raw"), "tap 'norm' there, 'raw' asked"),
-        (dict(image_size=48), "preprocessing .*'size': 32.*'size': 48"),
-        (dict(dtype="float16"), "dtype 'float32' there, 'float16' asked"),
-        (dict(decoder="pillow"), "decoder 'torchvision' there, 'pillow' asked"),
-        (dict(precision="bf16"), "precision 'fp32' there, 'bf16' asked"),
-        (dict(part_rows=6), "part_rows 5 there, 6 asked"),
-        (dict(labels="folder"), "labels False there, True asked"),
-        (dict(tile=90), "tiles None there"),
+        (dict(blocks="1,2"), r"blocks is \['block1', 'block2', 'block3'\] there, not \['block1', 'block2'\]"),
+        (dict(pool="max"), r"pool is \['avg'\] there, not \['max'\]"),
+        (dict(tap="raw"), "tap is 'norm' there, not 'raw'"),
+        (dict(image_size=48), "preprocessing is .*'size': 32.*'size': 48"),
+        (dict(dtype="float16"), "dtype is 'float32' there, not 'float16'"),
+        (dict(decoder="pillow"), "decoder is 'torchvision' there, not 'pillow'"),
+        (dict(precision="bf16"), "precision is 'fp32' there, not 'bf16'"),
+        (dict(part_rows=6), "part_rows is 5 there, not 6"),
+        (dict(labels="folder"), "labels is False there, not True"),
+        (dict(tile=90), "tiles is None there"),
     ],
 )
 def test_refuses_to_mix_rows_of_two_kinds(options: dict, match: str, photo_folder: Path, tmp_path: Path) -> None:
     extract(photo_folder, tmp_path / "store")
-    with pytest.raises(UsageError, match=f"was made otherwise: .*{match}.*or --overwrite"):
+    with pytest.raises(UsageError, match=f"was made with other settings: .*{match}.*or --overwrite"):
         extract(photo_folder, tmp_path / "store", **options)
     assert extract(photo_folder, tmp_path / "store", **options, overwrite=True).extracted >= 12
 
@@ -189,7 +189,7 @@ def test_failures_of_earlier_runs_count(photo_folder: Path, tmp_path: Path) -> N
         extract(photo_folder, tmp_path / "store", max_failures=1)
 
 
-def test_a_lost_part_is_told(photo_folder: Path, tmp_path: Path) -> None:
+def test_a_lost_part_is_reported(photo_folder: Path, tmp_path: Path) -> None:
     extract(photo_folder, tmp_path / "store")
     (tmp_path / "store/data/part-00001.parquet").unlink()
     with pytest.raises(OutputError, match=r"part-00001.parquet is missing.*--overwrite"):

@@ -124,7 +124,7 @@ def test_rows_of_another_column_do_not_join(photo_folder: Path, tmp_path: Path) 
     with pytest.raises(UsageError, match="their order, columns or labels differ: --overwrite starts over"):
         extract(table, store, image_column="mask")
     write_table(table, photo, 2)
-    with pytest.raises(UsageError, match="was made otherwise: image_column 'image' there, 'mask' asked"):
+    with pytest.raises(UsageError, match="was made with other settings: image_column is 'image' there, not 'mask'"):
         extract(table, store, image_column="mask", update=True)
     assert extract(table, store, image_column="image", update=True).extracted == 1
 
@@ -150,7 +150,7 @@ def test_overwrite_does_not_touch_other_programs_folders(photo_folder: Path, tmp
 def test_a_single_file_replaces_only_its_like(photo_folder: Path, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(extract_single(photo_folder, tmp_path / "e.parquet")).replace_schema_metadata(None),
                    tmp_path / "other.parquet")  # fmt: skip
-    with pytest.raises(OutputError, match="is there, and no file of embeddings"):
+    with pytest.raises(OutputError, match="exists and is not a file of embeddings"):
         extract_single(photo_folder, tmp_path / "other.parquet")
     with pytest.raises(OutputError, match="is the input: give another name"):
         extract_single(tmp_path / "other.parquet", tmp_path / "other.parquet")
@@ -162,7 +162,7 @@ def extract_single(images: Path, out: Path) -> Path:
 
 
 @pytest.mark.parametrize("damage", ["unfinished part", "end of unfinished rows", "stray files", "record"])
-def test_damaged_state_is_done_again(damage: str, unfinished: Path, photo_folder: Path) -> None:
+def test_damaged_state_is_extracted_again(damage: str, unfinished: Path, photo_folder: Path) -> None:
     part = next((unfinished / "work").glob("part-*.parquet"))
     if damage == "unfinished part":
         part.write_bytes(b"\0" * part.stat().st_size)
@@ -185,7 +185,7 @@ def test_damaged_state_is_done_again(damage: str, unfinished: Path, photo_folder
     assert sorted(os.listdir(unfinished)) == [".lock", "data", "failures.parquet", "manifest.json"]
 
 
-def test_damaged_failures_are_told(photo_folder: Path, tmp_path: Path) -> None:
+def test_damaged_failures_are_reported(photo_folder: Path, tmp_path: Path) -> None:
     extract(photo_folder, tmp_path / "store")
     (tmp_path / "store/failures.parquet").write_bytes(b"?")
     add(photo_folder, "aa.jpg")

@@ -1,7 +1,8 @@
-"""Items to prepared batches: threads read and decode, the order stays, an image that cannot be read costs itself alone.
+"""From items of the input to batches of pixels: threads read and decode, the order is kept, a bad image costs one entry.
 
-Threads rather than processes: reading, decoding and resizing leave Python's lock, one list of keys serves all, images of which
-many tiles are cut are decoded once, and nothing has to be pickled or to fit into a container's shared memory.
+Threads are used rather than processes because reading, decoding and resizing release Python's lock. All threads share one
+list of keys, an image of which many tiles are cut is decoded once, and nothing has to be pickled or to fit into a container's
+shared memory.
 """
 
 import os
@@ -27,7 +28,7 @@ _NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 
 @dataclass
 class Batch:
-    """What became of a run of input positions: rows for the network, failures, and tiles left out for want of content."""
+    """What became of a range of input positions: rows for the network, failures, and tiles skipped for lack of content."""
 
     positions: int
     items: list[Item] = field(default_factory=list)
@@ -39,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an item becomes uint8 ``(3, size, size)``."""
+    """The steps from an item to pixels, uint8 ``(3, size, size)``."""
 
     geometry: Callable
     decoder: str = "torchvision"
@@ -54,7 +55,7 @@ class Decoding:
             return Failure(printable_key(item.key), error.stage, str(error), x, y)
         except MemoryError:
             return Failure(printable_key(item.key), "decode", "out of memory", x, y)
-        except Exception as error:  # of a file system or codec that has errors of its own
+        except Exception as error:  # file systems and codecs raise errors of their own kinds
             return Failure(printable_key(item.key), "decode", f"{type(error).__name__}: {error}", x, y)
 
     def prepare(self, pixels: Image.Image | torch.Tensor) -> torch.Tensor:
@@ -64,22 +65,22 @@ class Decoding:
             raise DecodeError(f"{type(error).__name__}: {error}", "transform") from error
 
 
-def decoded_batches(
+def decode_batches(
     items: Iterator[Item], batch_size: int, decoding: Decoding, pool: ThreadPoolExecutor, ahead: int
 ) -> Generator[Batch]:
-    """Batches of ``batch_size`` positions, in order; ``ahead`` of them are read and decoded while one is used.
+    """Yield batches of ``batch_size`` positions, in order; ``ahead`` of them are read and decoded in advance.
 
-    With ``ahead`` 0 a batch is decoded when it is asked for, by all threads: beside a network that itself uses every core,
-    decoding at the same time would only make its threads wait for each other.
+    With ``ahead`` 0 all threads decode a batch when it is requested: if the network itself uses every core, decoding at the
+    same time would only make the threads wait for each other.
     """
     submitted = ([(item, pool.submit(decoding, item)) for item in chunk] for chunk in _chunks(items, batch_size))
     with closing(_run_ahead(submitted, ahead) if ahead else submitted) as batches:
         for pending in batches:
-            yield _collect(pending)
+            yield _collect_batch(pending)
 
 
 def _run_ahead(values: Iterator[_T], ahead: int) -> Generator[_T]:
-    """The same values, made by a thread of their own up to ``ahead`` in advance; it ends with this generator."""
+    """Yield the same values, of which a thread produces up to ``ahead`` in advance; it ends with this generator."""
     queue: Queue[tuple[bool, _T | BaseException | None]] = Queue(ahead)
     ended = threading.Event()
 
@@ -102,10 +103,10 @@ def _run_ahead(values: Iterator[_T], ahead: int) -> Generator[_T]:
     thread = threading.Thread(target=feed, name="densefeat-input", daemon=True)
     thread.start()
     try:
-        while (got := queue.get())[0]:
-            yield got[1]  # type: ignore[misc]
-        if isinstance(got[1], BaseException):
-            raise got[1]
+        while (entry := queue.get())[0]:
+            yield entry[1]  # type: ignore[misc]
+        if isinstance(entry[1], BaseException):
+            raise entry[1]
     finally:
         ended.set()
         thread.join()
@@ -116,7 +117,7 @@ def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
         yield chunk
 
 
-def _collect(pending: list[tuple[Item, Future]]) -> Batch:
+def _collect_batch(pending: list[tuple[Item, Future]]) -> Batch:
     batch, pixels = Batch(len(pending)), []
     for item, future in pending:
         result = future.result()
@@ -133,4 +134,5 @@ def _collect(pending: list[tuple[Item, Future]]) -> Batch:
 
 
 def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Batches through the network: what fits, what overlaps, and which embeddings are numbers."""
+"""From batches of pixels to batches of features: the pass through the network, in memory that suffices."""
 
 import time
 from collections.abc import Generator, Iterable
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from densefeat.errors import DensefeatError
-from densefeat.extraction.pipeline import Batch
+from densefeat.extraction.decoding import Batch
 from densefeat.features import FeatureExtractor
 from densefeat.images import printable_key
 from densefeat.store import Failure
@@ -17,38 +17,38 @@ _Features = dict[str, np.ndarray]
 
 
 @dataclass
-class _Pending:
-    """Features on their way to the host."""
+class _Transfer:
+    """The features of a batch on their way from the device to the host."""
 
     batch: Batch
     tensors: dict[str, torch.Tensor]
     ready: torch.cuda.Event | None
 
 
-def run_network(
+def embed_batches(
     batches: Iterable[Batch], extractor: FeatureExtractor, dtype: str, halve: bool = False
 ) -> Generator[tuple[Batch, _Features]]:
-    """Each batch with its features ``(rows, …)`` of ``dtype``; rows that are not finite become failures of stage ``network``.
+    """Yield each batch with its features ``(rows, …)`` of ``dtype``; rows that are not finite become failures.
 
-    On CUDA a batch's features are fetched after the next has been sent, so that copies and Python hide behind the network.
-    ``halve``: split a batch that does not fit into memory, instead of raising DensefeatError.
+    On CUDA a batch's features are fetched after the next batch has been sent, so that copies overlap with the network.
+    With ``halve``, a batch that does not fit into memory is split; without, DensefeatError is raised.
     """
-    behind: _Pending | None = None
+    previous: _Transfer | None = None
     for batch in batches:
-        pending = _send(batch, extractor, dtype, halve)
+        transfer = _send(batch, extractor, dtype, halve)
         if extractor.device.type != "cuda":
-            yield _fetch(pending)
+            yield _fetch(transfer)
             continue
-        if behind is not None:
-            yield _fetch(behind)
-        behind = pending
-    if behind is not None:
-        yield _fetch(behind)
+        if previous is not None:
+            yield _fetch(previous)
+        previous = transfer
+    if previous is not None:
+        yield _fetch(previous)
 
 
-def _send(batch: Batch, extractor: FeatureExtractor, dtype: str, halve: bool) -> _Pending:
+def _send(batch: Batch, extractor: FeatureExtractor, dtype: str, halve: bool) -> _Transfer:
     if batch.pixels is None:
-        return _Pending(batch, {}, None)
+        return _Transfer(batch, {}, None)
     cuda = extractor.device.type == "cuda"
     pixels = batch.pixels.pin_memory() if cuda else batch.pixels
     features = _forward(pixels, extractor, halve)
@@ -57,16 +57,16 @@ def _send(batch: Batch, extractor: FeatureExtractor, dtype: str, halve: bool) ->
     if cuda:
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(extractor.device))
-    return _Pending(batch, tensors, ready)
+    return _Transfer(batch, tensors, ready)
 
 
 def _forward(pixels: torch.Tensor, extractor: FeatureExtractor, halve: bool) -> dict[str, torch.Tensor]:
-    """uint8 pixels to features on the extractor's device."""
+    """Return the features of uint8 pixels ``(N, 3, H, W)``, on the extractor's device."""
     try:
-        sent = pixels.to(extractor.device, non_blocking=True)
-        return extractor.forward(extractor.preprocessing.normalize(sent))
+        on_device = pixels.to(extractor.device, non_blocking=True)
+        return extractor.forward(extractor.preprocessing.normalize(on_device))
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
         if not halve:
             raise DensefeatError(
@@ -80,48 +80,48 @@ def _forward(pixels: torch.Tensor, extractor: FeatureExtractor, halve: bool) -> 
     return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """torch has a class of its own for accelerators only."""
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out; on a CPU torch raises a plain RuntimeError for that."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _fetch(pending: _Pending) -> tuple[Batch, _Features]:
-    if pending.ready is not None:
-        pending.ready.synchronize()
-    features = {name: value.numpy() for name, value in pending.tensors.items()}
-    return _keep_finite(pending.batch, features) if features else (pending.batch, features)
+def _fetch(transfer: _Transfer) -> tuple[Batch, _Features]:
+    if transfer.ready is not None:
+        transfer.ready.synchronize()
+    features = {name: value.numpy() for name, value in transfer.tensors.items()}
+    return _keep_finite(transfer.batch, features) if features else (transfer.batch, features)
 
 
 def _keep_finite(batch: Batch, features: _Features) -> tuple[Batch, _Features]:
-    """Without the rows that hold NaN or infinity, which become failures."""
+    """Remove the rows that hold NaN or infinity; they become failures."""
     finite = np.all([np.isfinite(value).reshape(len(value), -1).all(1) for value in features.values()], axis=0)
     if finite.all():
         return batch, features
     for i in np.flatnonzero(~finite):
         image = batch.images[i]
-        reason = "an embedding that is not finite"
+        reason = "the embedding is not finite"
         batch.failures.append(Failure(printable_key(batch.items[i].key), "network", reason, image.x, image.y))
     batch.items = [item for item, good in zip(batch.items, finite, strict=True) if good]
     batch.images = [image for image, good in zip(batch.images, finite, strict=True) if good]
     return batch, {name: value[finite] for name, value in features.items()}
 
 
-def choose_batch_size(asked: int | str, extractor: FeatureExtractor) -> tuple[int, bool]:
-    """Images a pass, and for ``"auto"`` that batches are halved where they do not fit."""
-    auto = asked == "auto"
-    return fitting_batch_size(extractor) if auto else int(asked), auto
+def choose_batch_size(batch_size: int | str, extractor: FeatureExtractor) -> tuple[int, bool]:
+    """Return the number of images a pass, and whether batches that do not fit are halved, as they are for ``"auto"``."""
+    auto = batch_size == "auto"
+    return find_batch_size(extractor) if auto else int(batch_size), auto
 
 
-def fitting_batch_size(extractor: FeatureExtractor, largest: int = 1024) -> int:
-    """The smallest power of two from 32 up to which a larger one gains under 3 %, of those that fit into memory."""
+def find_batch_size(extractor: FeatureExtractor, largest: int = 1024) -> int:
+    """Return the smallest power of two, from 32, after which doubling it gains less than 3 % or exceeds memory."""
     if extractor.device.type == "cpu":
-        return 32  # the extractor cuts its own chunks there
+        return 32  # on a CPU the extractor works in chunks of its own size
     best_size, best_rate, size = 32, 0.0, 32
     while size <= largest:
         try:
-            rate = _images_per_second(extractor, size)
+            rate = _measure_rate(extractor, size)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
             break
         if rate < 1.03 * best_rate:
@@ -130,14 +130,14 @@ def fitting_batch_size(extractor: FeatureExtractor, largest: int = 1024) -> int:
     return best_size
 
 
-def _images_per_second(extractor: FeatureExtractor, batch_size: int) -> float:
-    """Of the second and third pass over blank images on an accelerator."""
+def _measure_rate(extractor: FeatureExtractor, batch_size: int) -> float:
+    """Measure images per second on an accelerator, over the second and third pass over blank images."""
     side = extractor.preprocessing.size
     blank = torch.zeros(batch_size, 3, side, side, dtype=torch.uint8, device=extractor.device)
     extractor.forward(extractor.preprocessing.normalize(blank))
     torch.accelerator.synchronize()
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(2):
         extractor.forward(extractor.preprocessing.normalize(blank))
     torch.accelerator.synchronize()
-    return 2 * batch_size / (time.perf_counter() - began)
+    return 2 * batch_size / (time.perf_counter() - start)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from densefeat import FeatureExtractor
-from densefeat.extraction.pipeline import Decoding, _run_ahead, decoded_batches
+from densefeat.extraction.decoding import Decoding, _run_ahead, decode_batches
 from densefeat.images.sources import open_source
 from densefeat.images.stream import ImageItem
 
@@ -24,7 +24,7 @@ def test_batches_are_cut_from_positions(
     (photo_folder / "flower/07.jpg").write_bytes(b"")
     decoding = Decoding(small_extractor.preprocessing.geometry())
     with ThreadPoolExecutor(threads) as pool:
-        batches = list(decoded_batches(open_source(photo_folder).items(0, 12), 2, decoding, pool, ahead))
+        batches = list(decode_batches(open_source(photo_folder).items(0, 12), 2, decoding, pool, ahead))
     assert [[item.key[-6:-4] for item in batch.items] for batch in batches] == [
         ["00", "01"],
         ["03"],
@@ -58,7 +58,7 @@ def test_errors_of_other_peoples_code_cost_one_image(
     good = (photo_folder / "china/00.jpg").read_bytes()
     items = [ImageItem("a", None, lambda: good), ImageItem("b", None, read), ImageItem("c", None, lambda: good)]
     with ThreadPoolExecutor(2) as pool:
-        (batch,) = decoded_batches(iter(items), 3, Decoding(small_extractor.preprocessing.geometry()), pool, 0)
+        (batch,) = decode_batches(iter(items), 3, Decoding(small_extractor.preprocessing.geometry()), pool, 0)
     assert [item.key for item in batch.items] == ["a", "c"]
     assert [(failure.path, failure.stage, failure.reason) for failure in batch.failures] == [("b", stage, reason)]
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 import densefeat
-from densefeat.extraction.forward import fitting_batch_size
+from densefeat.extraction.network import find_batch_size
 from support.helpers import BUNDLED
 
 MEASURED = """
 import resource, sys
 import torch
 from densefeat import DensefeatError, FeatureExtractor
-from densefeat.extraction.forward import forward
+from densefeat.extraction.network import _forward as forward
 
 torch.set_num_threads(1)
 extractor = FeatureExtractor(sys.argv[1], blocks=1, image_size=256, device="cpu", backend="reference")
@@ -47,6 +47,6 @@ def test_out_of_memory() -> None:
 
 
 def test_batch_size_auto(photo_folder: Path, tmp_path: Path, small_extractor: densefeat.FeatureExtractor) -> None:
-    assert fitting_batch_size(small_extractor) == 32
+    assert find_batch_size(small_extractor) == 32
     result = densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, batch_size="auto", device="cpu")
     assert result.rows == 12
