@@ -15,7 +15,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.features import FeatureExtractor, ImageLike
+from densefeat.features import FeatureExtractor
+from densefeat.images import ImageLike
 
 ACCEPTED = "pass paths, PIL images or uint8 arrays (H, W, 3), in a list or an array (N,), or one uint8 array (N, H, W, 3)"
 CHANNELS = ((), (1,), (3,), (4,))  # of an array after (H, W): grey, grey, RGB, RGB over white

@@ -1,18 +1,17 @@
-from .engines.openvino.engine import openvino_obstacle
-from .extractor import FeatureExtractor, ImageLike, feature_name, open_image
+from .engines.openvino.engine import find_openvino_obstacle
+from .extractor import FeatureExtractor, feature_name
 from .pooling import Pool, parse_pools, pool_specs
 from .taps import Tap, all_taps, find_taps
 
 __all__ = [
     "FeatureExtractor",
-    "ImageLike",
     "Pool",
     "Tap",
     "all_taps",
     "feature_name",
+    "find_openvino_obstacle",
     "find_taps",
-    "open_image",
-    "openvino_obstacle",
+    "load_openvino",
     "parse_pools",
     "pool_specs",
 ]

@@ -1,5 +1,5 @@
 from .columns import check_column
-from .decode import MAX_PIXELS, check_decoder, decode_image, decode_pixels, rgb_image
+from .decode import MAX_PIXELS, ImageLike, check_decoder, decode_image, decode_pixels, open_image
 from .files import Files, Indexed, LocalFolder, reason_of
 from .hub import Saved, open_saved, open_split
 from .lists import BOM, DELIMITERS, PATH, TEXTS, normalised, one_array
@@ -7,7 +7,7 @@ from .sources import open_source
 from .stream import Decoded, ImageItem, Item, Selected, Source, printable_key
 from .tables import Tables
 from .tiles import TiledSource
-from .transforms import Geometry, Preprocessing, image_tensor
+from .transforms import Geometry, Preprocessing
 
 __all__ = [
     "BOM",
@@ -19,6 +19,7 @@ __all__ = [
     "Files",
     "Geometry",
     "ImageItem",
+    "ImageLike",
     "Indexed",
     "Item",
     "LocalFolder",
@@ -32,13 +33,12 @@ __all__ = [
     "check_decoder",
     "decode_image",
     "decode_pixels",
-    "image_tensor",
     "normalised",
     "one_array",
+    "open_image",
     "open_saved",
     "open_source",
     "open_split",
     "printable_key",
     "reason_of",
-    "rgb_image",
 ]

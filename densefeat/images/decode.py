@@ -1,4 +1,8 @@
-"""Bytes to the RGB pixels that a person would see, or a reason why not."""
+"""Decode images: bytes, files, PIL images and tensors to the RGB pixels that a person would see, or a reason why not.
+
+This is the only file on the way from an input to its pixels that uses torch and torchvision. It imports them in the functions
+that handle a tensor, because commands that only list or read an input must not wait seconds for them.
+"""
 
 import io
 import re
@@ -8,13 +12,18 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
-import torch
 from PIL import Image, JpegImagePlugin
 
 from densefeat.errors import DecodeError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+ImageLike = Union[Image.Image, str, Path, "torch.Tensor"]
 
 DECODERS = ("torchvision", "pillow")
 MAX_PIXELS = 2 * 89_478_485  # twice Pillow's warning limit: 0.5 GB as RGB
@@ -36,7 +45,31 @@ _BITS_PER_SAMPLE_TAG, _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 _MAX_ASPECT = 100  # a longer strip would be blown up to hundreds of megabytes by the resize of its short side
 
 
-def decode_pixels(data: bytes, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Image.Image | torch.Tensor:
+def open_image(image: ImageLike, decoder: str = "torchvision") -> "Image.Image | torch.Tensor":
+    """Open an image of any kind as upright RGB pixels: a PIL image, or a uint8 tensor ``(3, H, W)`` on the CPU.
+
+    ``decoder`` is for files, see :func:`decode_pixels`. Raises DecodeError for a file that cannot be read or decoded, and
+    UsageError for a tensor that is not uint8 ``(3, H, W)`` and for any other type.
+    """
+    if isinstance(image, str | Path):
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            raise DecodeError(error.strerror or type(error).__name__, "read") from error
+        return decode_pixels(data, decoder)
+    if isinstance(image, Image.Image):
+        return _rgb_image(image)
+
+    import torch
+
+    if not isinstance(image, torch.Tensor):
+        raise UsageError(f"a {type(image).__name__} is no image: pass PIL images, paths or uint8 tensors (3, H, W)")
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+        raise UsageError(f"image tensor of shape {tuple(image.shape)} and {image.dtype}: pass uint8 (3, H, W)")
+    return image.cpu()
+
+
+def decode_pixels(data: bytes, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> "Image.Image | torch.Tensor":
     """RGB pixels, 8 bits, upright by the EXIF tag: what :func:`decode_image` gives, JPEGs faster. Safe in threads.
 
     Grey and RGB JPEGs come from ``torchvision`` as uint8 ``(3, H, W)``, channels last in memory; all else, and all with
@@ -62,7 +95,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _decode_with_pillow(data, _open_header(data, max_pixels), max_pixels)
 
 
-def rgb_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def _rgb_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """:func:`decode_image` for what Pillow has opened already; whether its file was complete is left to Pillow."""
     with readable():
         check_size(*image.size, max_pixels)
@@ -72,14 +105,21 @@ def rgb_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return pixels if turn is None else pixels.transpose(turn)
 
 
+def pixel_tensor(pixels: np.ndarray) -> "torch.Tensor":
+    """Copy RGB pixels, uint8 ``(H, W, 3)``, to a contiguous tensor ``(3, H, W)``."""
+    import torch
+
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+
+
 def check_decoder(decoder: str) -> None:
     """Raise UsageError for a decoder that there is not, or not in this installation."""
     if decoder not in DECODERS:
         raise UsageError(f"decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
-    try:
-        from torchvision.io import decode_jpeg  # noqa: F401
-    except ImportError as error:
-        if decoder == "torchvision":
+    if decoder == "torchvision":
+        try:
+            from torchvision.io import decode_jpeg  # noqa: F401
+        except ImportError as error:
             raise UsageError("decoder 'torchvision': the installed torchvision decodes no JPEG, choose pillow") from error
 
 
@@ -103,9 +143,10 @@ def _open_header(data: bytes, max_pixels: int) -> Image.Image:
     raise DecodeError(f"not an image that Pillow can read{reason}")
 
 
-def _decode_with_torchvision(data: bytes, image: Image.Image) -> torch.Tensor:
-    """uint8 ``(3, H, W)``, upright, of a JPEG whose header is ``image``."""
-    from torchvision.io import decode_jpeg  # here: torchvision has announced its removal
+def _decode_with_torchvision(data: bytes, image: Image.Image) -> "torch.Tensor":
+    """Decode a JPEG whose header is ``image`` to upright pixels, uint8 ``(3, H, W)``."""
+    import torch
+    from torchvision.io import decode_jpeg  # torchvision has announced its removal: only the decoder of this name may fail then
 
     end = jpeg_end(data)
     pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
@@ -123,7 +164,7 @@ def _decode_with_pillow(data: bytes, image: Image.Image, max_pixels: int) -> Ima
         end = jpeg_end(data)
         width, height = image.size
         _check_last_rows(data, end, np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height))))
-    return rgb_image(image, max_pixels)
+    return _rgb_image(image, max_pixels)
 
 
 class _Reading(threading.local):

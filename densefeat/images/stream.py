@@ -3,14 +3,16 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 
 from densefeat.images.decode import MAX_PIXELS, decode_pixels
+
+if TYPE_CHECKING:
+    import torch
 
 _READ_OVER = 1000  # positions: it costs less to read over some than to enter a source again
 
@@ -19,7 +21,7 @@ _READ_OVER = 1000  # positions: it costs less to read over some than to enter a 
 class Decoded:
     """RGB pixels, with ``width`` and ``height`` of the whole upright image; ``x``, ``y``: a tile's place in it."""
 
-    pixels: Image.Image | torch.Tensor
+    pixels: "Image.Image | torch.Tensor"
     width: int
     height: int
     x: int | None = None

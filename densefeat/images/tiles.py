@@ -11,11 +11,10 @@ from typing import BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images.decode import FORMATS, MAX_PIXELS, ORIENTATION_TAG, check_size, orientation, readable
+from densefeat.images.decode import FORMATS, MAX_PIXELS, ORIENTATION_TAG, check_size, orientation, pixel_tensor, readable
 from densefeat.images.slides import ByteCache, NotByRegion, Slide, open_slide
 from densefeat.images.stream import Decoded, ImageItem, Source
 
@@ -100,15 +99,15 @@ class TileItem:
 
     def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded | None:
         """uint8 ``(3, tile, tile)``, contiguous; None where less than ``min_content`` of it is content."""
-        pixels = np.array(self.pictures.region(self, decoder, max_pixels).transpose(2, 0, 1), order="C")
+        pixels = self.pictures.region(self, decoder, max_pixels)
         if self.min_content and _content(pixels) < self.min_content:
             return None
-        return Decoded(torch.from_numpy(pixels), self.size.width, self.size.height, self.x, self.y)
+        return Decoded(pixel_tensor(pixels), self.size.width, self.size.height, self.x, self.y)
 
 
 def _content(pixels: np.ndarray) -> float:
-    """The share of pixels ``(3, h, w)`` that are neither nearly white nor nearly black."""
-    full = (pixels.min(axis=0) < _NEARLY_WHITE) & (pixels.max(axis=0) > _NEARLY_BLACK)
+    """The share of pixels ``(h, w, 3)`` that are neither nearly white nor nearly black."""
+    full = (pixels.min(axis=2) < _NEARLY_WHITE) & (pixels.max(axis=2) > _NEARLY_BLACK)
     return np.count_nonzero(full) / full.size
 
 

@@ -95,10 +95,3 @@ class Geometry:
         else:
             steps = self.tensor_steps
         return steps(pixels).contiguous()
-
-
-def image_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A user's uint8 ``(3, H, W)`` on the CPU. Raises UsageError for any other tensor."""
-    if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] != 3 or tensor.numel() == 0:
-        raise UsageError(f"image tensor of shape {tuple(tensor.shape)} and {tensor.dtype}: pass uint8 (3, H, W)")
-    return tensor.cpu()

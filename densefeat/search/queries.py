@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.features import FeatureExtractor, open_image
-from densefeat.images import Preprocessing
+from densefeat.features import FeatureExtractor
+from densefeat.images import Preprocessing, open_image
 from densefeat.loading import describe_source, find_config
 from densefeat.nets import file_sha256
 from densefeat.store import BY_KEY, Store, block_and_pool, pools_of

@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 
 from densefeat.errors import DensefeatError
-from densefeat.features import open_image
-from densefeat.images import Decoded, Files, LocalFolder, Selected, Source, TiledSource, open_source
+from densefeat.images import Decoded, Files, LocalFolder, Selected, Source, TiledSource, open_image, open_source
 from densefeat.search import Entry
 from densefeat.store.reader import Store
 

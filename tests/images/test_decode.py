@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images.decode import DECODERS, check_decoder, decode_image, decode_pixels, readable
+from densefeat.images.decode import DECODERS, check_decoder, decode_image, decode_pixels, open_image, readable
 
 MAKER_AS_A_FRACTION = struct.pack(">HHII", 0x010F, 5, 1, 38)
 TURNED_LEFT = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
@@ -323,3 +323,14 @@ def test_broken_images(decoder: str, data: bytes, match: str) -> None:
         decode_pixels(data, decoder)
     assert caught.value.stage == "decode"
     assert "\n" not in str(caught.value)
+
+
+def test_tensors_are_opened_as_they_are() -> None:
+    pixels = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
+    assert torch.equal(open_image(pixels), pixels)
+    with pytest.raises(UsageError, match=r"shape \(4, 5\) and torch.uint8: pass uint8 \(3, H, W\)"):
+        open_image(pixels[0])
+    with pytest.raises(UsageError, match=r"torch.int64"):
+        open_image(pixels.long())
+    with pytest.raises(UsageError, match=r"shape \(3, 0, 5\)"):
+        open_image(pixels[:, :0])

@@ -1,12 +1,16 @@
 """The one door for every kind of input: which kind something is, and what does not belong to it."""
 
+import json
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from densefeat import UsageError
 from densefeat.images.files import Files
@@ -89,3 +93,34 @@ def test_wrong_inputs(images: str, options: dict, match: str, folder: Path) -> N
 def test_a_linked_folder_is_its_target(folder: Path) -> None:
     (folder / "link").symlink_to("cats")
     assert outcomes(open_source("link").items(0, 9)) == outcomes(open_source("cats").items(0, 9))
+
+
+_WITHOUT_TORCH = """
+import json, sys
+from densefeat.images import TiledSource, open_source
+read = []
+for images in json.loads(sys.argv[1]):
+    source = open_source(images)
+    source.fingerprint()
+    (item,) = source.items(0, 1)
+    read.append(item.decode("pillow").width)
+read.append(TiledSource(open_source(json.loads(sys.argv[1])[0]), 32).length)
+print(read, [name for name in ("torch", "torchvision", "timm") if name in sys.modules])
+"""
+
+
+def test_inputs_are_opened_and_read_without_torch(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "folder").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "folder" / "a.png")
+    (tmp_path / "list.csv").write_text("path\nfolder/a.png\n")
+    encoded = (tmp_path / "folder" / "a.png").read_bytes()
+    pq.write_table(pa.table({"image": [encoded]}), tmp_path / "table.parquet")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "folder", "folder")
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": [{"bytes": encoded, "path": None}]}, features).save_to_disk(tmp_path / "saved")
+    names = [str(tmp_path / name) for name in ("folder", "list.csv", "table.parquet", "x.tar", "saved")]
+    process = [sys.executable, "-c", _WITHOUT_TORCH, json.dumps(names)]
+    output = subprocess.run(process, capture_output=True, text=True, check=True).stdout
+    assert output == "[64, 64, 64, 64, 64, 4] []\n"

@@ -11,7 +11,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torchvision.transforms.functional import pil_to_tensor
 
 from densefeat import UsageError
-from densefeat.images.transforms import Preprocessing, image_tensor
+from densefeat.images.transforms import Preprocessing
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,3 @@ def test_borders_have_the_models_own_mean_as_timms_do(photographs: list[Image.Im
     own = replace(Preprocessing.of(model, 64), crop_mode="border", mean=mean)
     config = resolve_model_data_config(model) | {"input_size": (3, 64, 64), "crop_mode": "border", "mean": mean}
     assert torch.equal(own.normalize(own.geometry()(photographs[4])[None])[0], create_transform(**config)(photographs[4]))
-
-
-def test_tensors_of_users() -> None:
-    pixels = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
-    assert torch.equal(image_tensor(pixels), pixels)
-    with pytest.raises(UsageError, match=r"shape \(4, 5\) and torch.uint8: pass uint8 \(3, H, W\)"):
-        image_tensor(pixels[0])
-    with pytest.raises(UsageError, match=r"torch.int64"):
-        image_tensor(pixels.long())
-    with pytest.raises(UsageError, match=r"shape \(3, 0, 5\)"):
-        image_tensor(pixels[:, :0])
