@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from densefeat_cli.printable import printable
+from densefeat.base import printable
 
 _TOP = {"top1": "top-1 %", "top5": "top-5 %"}  # of one class an image
 
@@ -35,16 +35,15 @@ def evaluate(
     from rich.table import Table
     from rich.text import Text
 
-    from densefeat.base import atomic_file, check_target, progress_bar
+    from densefeat.base import atomic_file, check_target, choose_device, progress_bar
     from densefeat.evaluation import evaluate
-    from densefeat.training import own_device
 
     if json_file is not None:
         check_target(json_file)
     with progress_bar("evaluating", None) as advance:
         result = evaluate(
             model, data, weights=weights, crops=int(crops), image_size=image_size, crop_pct=crop_pct,
-            label_column=label_column, device=str(own_device(device, 0)), workers=workers, advance=advance,
+            label_column=label_column, device=str(choose_device(device)), workers=workers, advance=advance,
         ).to_json()  # fmt: skip
     if json_file is not None:
         with atomic_file(json_file) as beside:

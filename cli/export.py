@@ -1,8 +1,5 @@
 """``densefeat export``."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,29 +33,13 @@ def export(**options: Any) -> None:
 
     What was written is run in its own runtime on photographs' pixels, and kept where its outputs are the plain network's.
     """
-    from densefeat.base import progress_bar
+    from densefeat.base import progress_bar, raise_on_sigterm
     from densefeat.export import STEPS, export_model
 
-    with _ended_by_sigterm(), progress_bar("exporting", STEPS, "steps") as advance:
+    with raise_on_sigterm(), progress_bar("exporting", STEPS, "steps") as advance:
         result = export_model(**options, advance=advance)
     for line in _told(result):
         click.echo(line)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM as an exception, once, so that nothing half written is left."""
-    from densefeat.base import Interrupted
-
-    def end(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)  # what is left is tidying up
-        raise Interrupted("stopped by SIGTERM", 128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _told(result: "Exported") -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from densefeat_cli.printable import printable
+from densefeat.base import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from densefeat_cli.printable import printable
+from densefeat.base import printable
 
 
 @click.command("map", epilog="Example: densefeat map embeddings/ --out map.html")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from densefeat_cli.printable import printable
+from densefeat.base import printable
 
 _SHOWN = 12  # classes
 _FAILED = 3  # images named

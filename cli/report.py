@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from densefeat_cli.printable import printable
+from densefeat.base import printable
 
 if TYPE_CHECKING:
     from densefeat.report import Finding, Pruning
@@ -83,7 +83,7 @@ def _finding_cells(findings: "Sequence[Finding]") -> tuple[list[str], list[list[
 def _prune_and_show(
     model: str, out: Path, weights: Path | None, images: str, limit: int | None, label_column: str | None, device: str | None
 ) -> None:
-    from densefeat.base import progress_bar, save_picture
+    from densefeat.base import choose_device, progress_bar, save_picture
     from densefeat.nets import state_sha256
     from densefeat.report import (
         PRUNING_COLUMNS,
@@ -96,9 +96,8 @@ def _prune_and_show(
         write_pruning_csv,
     )
     from densefeat.store import csv_beside
-    from densefeat.training import own_device
 
-    table, place = csv_beside(out, PRUNING_COLUMNS), str(own_device(device, 0))
+    table, place = csv_beside(out, PRUNING_COLUMNS), str(choose_device(device))
     network, sample = load_sample(model, weights, images, limit or 1000, label_column, place)
     about = {"weights": state_sha256(network), "images": sample.sha256()}
     click.echo(f"densefeat: {len(sample):,} of {sample.there:,} labelled images", err=True)

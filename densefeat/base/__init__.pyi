@@ -1,11 +1,15 @@
+from .devices import choose_device
 from .files import atomic_file, check_target, current_umask, output_errors, sync
 from .locks import hold_lock
 from .pictures import check_picture, picture_bytes, save_picture
 from .progress import RateColumn, progress_bar
 from .ranks import Ranks
-from .signals import Interrupted, StopRequest, stop_on_signal
+from .rendezvous import enter_after_rank_0, open_shared_store
+from .signals import PREEMPTION_SIGNALS, Interrupted, StopRequest, raise_on_sigterm, stop_on_signal
+from .text import printable
 
 __all__ = [
+    "PREEMPTION_SIGNALS",
     "Interrupted",
     "Ranks",
     "RateColumn",
@@ -13,11 +17,16 @@ __all__ = [
     "atomic_file",
     "check_picture",
     "check_target",
+    "choose_device",
     "current_umask",
+    "enter_after_rank_0",
     "hold_lock",
+    "open_shared_store",
     "output_errors",
     "picture_bytes",
+    "printable",
     "progress_bar",
+    "raise_on_sigterm",
     "save_picture",
     "stop_on_signal",
     "sync",

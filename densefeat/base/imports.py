@@ -2,10 +2,11 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 
 def run_after_import(name: str, action: Callable[[], None]) -> None:
@@ -22,7 +23,7 @@ class _AfterImport(MetaPathFinder):
     def __init__(self, name: str, action: Callable[[], None]) -> None:
         self.name, self.action = name, action
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
         if fullname != self.name:
             return None
         sys.meta_path.remove(self)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from densefeat.base import picture_bytes
-from densefeat.probe import STYLE, Picture, picture_section, table
+from densefeat.base import picture_bytes, printable
+from densefeat.probe import STYLE, Picture, format_picture, format_table
 from densefeat.report.card import Card, points_of_runs
 from densefeat.report.comparison import draw_comparison
 from densefeat.report.published import Point, published_points
@@ -37,10 +37,10 @@ def html_page(card: Card, points: Sequence[Point]) -> str:
         "Accuracy against parameters and arithmetic", picture_bytes(draw_comparison(points), ".svg"), _alt_text(points)
     )
     sections = [
-        format_section("Stages", [table(_STAGE_NAMES, _stage_cells(card.stages), [False] * len(card.stages) + [True])]),
+        format_section("Stages", [format_table(_STAGE_NAMES, _stage_cells(card.stages), [False] * len(card.stages) + [True])]),
         format_section("Card", [_facts(card.facts)]),
-        picture_section(picture),
-        format_section("The same in numbers", [table(_POINT_NAMES, _point_cells(points))]),
+        format_picture(picture),
+        format_section("The same in numbers", [format_table(_POINT_NAMES, _point_cells(points))]),
     ]
     if card.recipe:
         sections.append(format_section("Recipe", [_facts(card.recipe)]))
@@ -49,7 +49,7 @@ def html_page(card: Card, points: Sequence[Point]) -> str:
 
 def _facts(rows: Sequence[tuple[str, str]]) -> str:
     """HTML."""
-    return f'<div class="facts">{table(_FACT_NAMES, rows)}</div>\n'
+    return f'<div class="facts">{format_table(_FACT_NAMES, rows)}</div>\n'
 
 
 def markdown_page(card: Card, points: Sequence[Point]) -> str:
@@ -115,7 +115,7 @@ def _markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     """On one line, and no markup: names of classes and folders are other people's text."""
-    text = "".join(character if character.isprintable() else " " for character in text)
+    text = printable(text, " ")
     for special in "\\`*[]<>|&":
         text = text.replace(special, f"\\{special}")
     return text

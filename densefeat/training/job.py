@@ -1,7 +1,6 @@
 """A run: from a recipe to a folder with weights, going on where an earlier call stopped."""
 
 import os
-import signal
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from densefeat.base import StopRequest, hold_lock, output_errors, progress_bar, stop_on_signal
+from densefeat.base import PREEMPTION_SIGNALS, StopRequest, hold_lock, output_errors, progress_bar, stop_on_signal
 from densefeat.errors import DensefeatError, OutputError, UsageError
 from densefeat.finetuning import AnyRecipe, FineTuning, open_own_data, own_preprocessing, start_from_probe
 from densefeat.loading import WEIGHTS, create_model
@@ -27,7 +26,6 @@ from densefeat.training.watch import DivergedError
 from densefeat.training.world import World, join_world
 
 _MOST_TOLD = 1000  # images that could not be read, by name
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last: what schedulers send before they preempt
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def train(recipe: AnyRecipe, out: str | Path, device: str | None = None, steps: 
                 data = open_own_data(recipe, own_preprocessing(recipe, backbone), world, advance)
             else:
                 data = open_data(recipe, world, advance)
-        stop = stack.enter_context(stop_on_signal(*_SIGNALS))  # from here on there is something to keep
+        stop = stack.enter_context(stop_on_signal(*PREEMPTION_SIGNALS))  # from here on there is something to keep
         return _run(recipe, folder, data, world, stop, steps, backbone)
 
 

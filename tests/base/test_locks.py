@@ -12,8 +12,8 @@ from densefeat.errors import OutputError
 HOLD = """
 import sys
 from pathlib import Path
-from densefeat.base.locks import locked
-with locked(Path(sys.argv[1])):
+from densefeat.base.locks import hold_lock
+with hold_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -86,12 +86,12 @@ def test_a_killed_rank_is_restarted_and_its_parts_done_again(folder: Path, tmp_p
 
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Ranks.of_environment() == Ranks(0, 1, 0)
+    assert Ranks.from_environment() == Ranks(0, 1, 0)
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    ranks = Ranks.of_environment()
+    ranks = Ranks.from_environment()
     assert ranks == Ranks(5, 8, 1)
-    assert ranks.device("cpu") == "cpu"
+    assert not ranks.first
 
 
 def test_a_single_file_cannot_be_shared(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

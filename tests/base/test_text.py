@@ -2,7 +2,7 @@
 
 import pytest
 
-from densefeat_cli.printable import printable
+from densefeat.base.text import printable
 
 
 @pytest.mark.parametrize(

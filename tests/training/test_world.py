@@ -1,10 +1,8 @@
-"""A process alone, and devices that are not there."""
+"""A process alone."""
 
-import pytest
 import torch
 
-from densefeat import UsageError
-from densefeat.training.world import join_world, own_device
+from densefeat.training.world import join_world
 
 
 def test_alone() -> None:
@@ -17,12 +15,3 @@ def test_alone() -> None:
         assert world.largest([1.0, 2.0]) == [1.0, 2.0]
         assert world.tell("a") == "a"
         assert len(world.gather(values)) == 1
-
-
-@pytest.mark.parametrize(
-    ("device", "message"),
-    [("tpu!", "device 'tpu!': no such kind"), ("cuda:99", r"device 'cuda:99': there are \d+ GPUs here, and this is process 1")],
-)
-def test_devices_that_are_not_there(device: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        own_device(device, 1)
