@@ -1,9 +1,26 @@
-from .classes import SEPARATOR, chosen_names, names_of, number_of, several, sorted_classes, task_of
 from .label_file import LabelFile
-from .remarks import absent_classes, few, format_remarks, lone_classes
-from .splits import PARTS, TEST, TRAIN, VAL, held_out, hold_out_val, split, split_sha256
-from .stored import LABEL, Labelled, gather, values_of
-from .targets import Targets, Task
+from .labelled_rows import (
+    LABEL,
+    LabelledRows,
+    absent_classes,
+    count_and_name,
+    format_remarks,
+    load_labels,
+    lone_classes,
+    read_text_column,
+)
+from .splits import PARTS, TEST, TRAIN, VAL, hold_out, hold_out_validation, split_rows, split_sha256
+from .targets import (
+    SEPARATOR,
+    Targets,
+    Task,
+    decode_labels,
+    encode_multi_labels,
+    infer_task,
+    join_labels,
+    parse_number,
+    sort_classes,
+)
 
 __all__ = [
     "LABEL",
@@ -13,23 +30,23 @@ __all__ = [
     "TRAIN",
     "VAL",
     "LabelFile",
-    "Labelled",
+    "LabelledRows",
     "Targets",
     "Task",
     "absent_classes",
-    "chosen_names",
-    "few",
+    "count_and_name",
+    "decode_labels",
+    "encode_multi_labels",
     "format_remarks",
-    "gather",
-    "held_out",
-    "hold_out_val",
+    "hold_out",
+    "hold_out_validation",
+    "infer_task",
+    "join_labels",
+    "load_labels",
     "lone_classes",
-    "names_of",
-    "number_of",
-    "several",
-    "sorted_classes",
-    "split",
+    "parse_number",
+    "read_text_column",
+    "sort_classes",
+    "split_rows",
     "split_sha256",
-    "task_of",
-    "values_of",
 ]

@@ -12,7 +12,7 @@ from densefeat.images import BOM, DELIMITERS, PATH, check_column, normalised, on
 
 _MAX_BYTES = 2**30  # of a CSV
 _MAX_HEADER = 2**20
-NAMED = 3  # of rows that a message is about
+EXAMPLES = 3  # of rows that a message is about
 
 
 class LabelFile:
@@ -43,7 +43,7 @@ class LabelFile:
         """The values for these paths; None where there is none. UsageError for a path with two different ones."""
         if name not in self.names:
             raise UsageError(f"labels {str(self.path)!r}: no column {name!r}: it has {_short(', '.join(self.names))}")
-        values = stripped(one_array(self._table.column(name)))
+        values = strip_blanks(one_array(self._table.column(name)))
         self._check_lines(name, values)
         first = pc.index_in(self.keys, self.keys)
         differs = pc.fill_null(pc.not_equal(pc.fill_null(values, ""), pc.fill_null(values.take(first), "")), False)
@@ -67,7 +67,7 @@ class LabelFile:
     def without_row(self, keys: pa.Array) -> dict[str, Any]:
         """Of the paths that the store does not have: how many, and the first."""
         missing = pc.unique(self.keys.filter(pc.invert(pc.is_in(self.keys, keys))))
-        return {"count": len(missing), "first": missing[:NAMED].to_pylist()}
+        return {"count": len(missing), "first": missing[:EXAMPLES].to_pylist()}
 
 
 def _read_texts(path: Path) -> pa.Table:
@@ -90,7 +90,7 @@ def _read_texts(path: Path) -> pa.Table:
     return pa_csv.read_csv(path, parse_options=parse, convert_options=convert)
 
 
-def stripped(values: pa.Array) -> pa.Array:
+def strip_blanks(values: pa.Array) -> pa.Array:
     """Without blanks around them; null where nothing is left."""
     values = pc.utf8_trim_whitespace(values.cast(pa.large_string()))
     return pc.if_else(pc.equal(values, ""), None, values)

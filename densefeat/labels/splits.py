@@ -15,23 +15,23 @@ _ROUNDS = 2  # in which groups may change sides
 _QUANTILES = 10  # that the values of a regression are held out by
 
 
-def split(targets: Targets, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """int8 ``(n,)``, positions in ``PARTS``: 20 % test, of the rest 10 % validation. Else as :func:`held_out`."""
+def split_rows(targets: Targets, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """int8 ``(n,)``, positions in ``PARTS``: 20 % test, of the rest 10 % validation. Else as :func:`hold_out`."""
     parts = np.full(len(targets), TRAIN, np.int8)
-    parts[held_out(targets, _TEST_SHARE, seed, groups)] = TEST
-    return hold_out_val(targets, parts, seed, groups)
+    parts[hold_out(targets, _TEST_SHARE, seed, groups)] = TEST
+    return hold_out_validation(targets, parts, seed, groups)
 
 
-def hold_out_val(targets: Targets, parts: np.ndarray, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+def hold_out_validation(targets: Targets, parts: np.ndarray, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """The parts, with 10 % of the training rows as validation."""
     train = np.flatnonzero(parts == TRAIN)
-    chosen = held_out(targets.take(train), _VAL_SHARE, seed + 1, None if groups is None else groups[train])
+    chosen = hold_out(targets.take(train), _VAL_SHARE, seed + 1, None if groups is None else groups[train])
     parts = parts.copy()
     parts[train[chosen]] = VAL
     return parts
 
 
-def held_out(targets: Targets, share: float, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
+def hold_out(targets: Targets, share: float, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """bool ``(n,)``: the rows to hold out, about ``share`` of every class, and at least one row of a class on either side.
 
     A class of one row is not held out. Rows of several labels count for the rarest of them, the values of a regression for
@@ -43,18 +43,18 @@ def held_out(targets: Targets, share: float, seed: int, groups: np.ndarray | Non
     if len(targets) < 2:
         raise UsageError(f"{len(targets)} rows with a label cannot be split: give more, or a --split-column")
     order = np.random.default_rng(seed)
-    strata = _strata_of(targets)
+    strata = _stratify(targets)
     if groups is None:
-        return _by_row(strata, share, order)
+        return _hold_out_rows(strata, share, order)
     members = np.unique(groups, return_inverse=True)[1]
     if members.max() == 0:
         raise UsageError(f"all {len(targets)} rows are of one group: they cannot be split")
     if members.max() == len(members) - 1:
-        return _by_row(strata, share, order)
-    return _by_group(strata, members, share, order)
+        return _hold_out_rows(strata, share, order)
+    return _hold_out_groups(strata, members, share, order)
 
 
-def _strata_of(targets: Targets) -> np.ndarray:
+def _stratify(targets: Targets) -> np.ndarray:
     """int64 ``(n,)``, 0 to their number: what the two sides should have alike shares of."""
     values = targets.values
     if targets.task == "regression":
@@ -69,7 +69,7 @@ def _strata_of(targets: Targets) -> np.ndarray:
     return np.unique(codes, return_inverse=True)[1].astype(np.int64)
 
 
-def _by_row(strata: np.ndarray, share: float, order: np.random.Generator) -> np.ndarray:
+def _hold_out_rows(strata: np.ndarray, share: float, order: np.random.Generator) -> np.ndarray:
     """The share is met to a row, but for strata so small that they have to give or keep one."""
     sizes = np.bincount(strata)
     quota = np.floor(share * sizes).astype(np.int64)
@@ -86,7 +86,7 @@ def _by_row(strata: np.ndarray, share: float, order: np.random.Generator) -> np.
     return out
 
 
-def _by_group(strata: np.ndarray, members: np.ndarray, share: float, order: np.random.Generator) -> np.ndarray:
+def _hold_out_groups(strata: np.ndarray, members: np.ndarray, share: float, order: np.random.Generator) -> np.ndarray:
     """Groups in turn, large ones first, each put where it brings the strata nearer to their share; and once more."""
     sizes = np.bincount(members)
     contents = _group_contents(strata, members)
@@ -95,11 +95,11 @@ def _by_group(strata: np.ndarray, members: np.ndarray, share: float, order: np.r
     shuffled = order.permutation(len(sizes))
     for group in np.tile(shuffled[np.argsort(-sizes[shuffled], kind="stable")], _ROUNDS).tolist():
         sign = -1 if chosen[group] else 1
-        if _cost(contents[group], held, wanted, sign) < 0:
+        if _cost_change(contents[group], held, wanted, sign) < 0:
             chosen[group] = sign > 0
             for stratum, count in contents[group]:
                 held[stratum] += sign * count
-    _repair(chosen, contents, held, wanted, sizes)
+    _put_strata_on_both_sides(chosen, contents, held, wanted, sizes)
     return chosen[members]
 
 
@@ -112,12 +112,12 @@ def _group_contents(strata: np.ndarray, members: np.ndarray) -> list[list[tuple[
     return contents
 
 
-def _cost(content: Sequence[tuple[int, int]], held: list[int], wanted: list[float], sign: int) -> float:
+def _cost_change(content: Sequence[tuple[int, int]], held: list[int], wanted: list[float], sign: int) -> float:
     """How much further from the shares (squared, relative to each) the rows held out are with, or without (-1), a group."""
     return sum(count * (count + 2 * sign * (held[k] - wanted[k])) / wanted[k] for k, count in content)
 
 
-def _repair(
+def _put_strata_on_both_sides(
     chosen: np.ndarray, contents: list[list[tuple[int, int]]], held: list[int], wanted: list[float], sizes: np.ndarray
 ) -> None:
     """Change the side of a group for each stratum that is on one side alone, if none else loses its side by that."""
@@ -130,9 +130,9 @@ def _repair(
         if len(owners[stratum]) < 2 or len(sides) == 2:
             continue
         sign = -1 if True in sides else 1
-        movable = [group for group in owners[stratum] if _leaves_another(group, chosen, contents, owners)]
+        movable = [group for group in owners[stratum] if _can_move(group, chosen, contents, owners)]
         if movable:
-            best = min(movable, key=lambda group: (_cost(contents[group], held, wanted, sign), int(sizes[group]), group))
+            best = min(movable, key=lambda group: (_cost_change(contents[group], held, wanted, sign), int(sizes[group]), group))
             chosen[best] = ~chosen[best]
             for k, count in contents[best]:
                 held[k] += sign * count
@@ -141,7 +141,7 @@ def _repair(
         chosen[smallest] = ~chosen[smallest]
 
 
-def _leaves_another(group: int, chosen: np.ndarray, contents: list[list[tuple[int, int]]], owners: list[list[int]]) -> bool:
+def _can_move(group: int, chosen: np.ndarray, contents: list[list[tuple[int, int]]], owners: list[list[int]]) -> bool:
     """Whether each of a group's strata keeps another group on this group's side."""
     return all(any(other != group and chosen[other] == chosen[group] for other in owners[k]) for k, _ in contents[group])
 

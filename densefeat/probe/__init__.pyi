@@ -1,21 +1,16 @@
-from .blocks import BlockFits
-from .candidates import ALL, Candidate, conclude
+from .candidates import ALL, BlockFitter, Candidate, select_candidate
 from .charts import Picture
-from .choice import choose
-from .columns import Columns
-from .extraction import extract_images, labels_of, reading_of
-from .job import FEATURES, Probed, asked_before, asked_of, finished, probe
-from .linear import Linear
+from .data import Columns, ProbeData, load_data
+from .fitting import Linear, choose
+from .job import Probed, extract_images, label_options, probe, source_options
 from .logreg import NEVER
 from .metrics import MAIN, compute_metrics
-from .page import STYLE, picture_section, table
-from .predictions import likelihoods, predicted
-from .prepared import Prepared, prepare
+from .page import STYLE, Table, candidate_table, few_shot_table, format_picture, format_table
+from .predictions import format_probabilities, predict_labels
 from .probe_file import FILE, Probe, load_probe
-from .protocols import LOWEST_LOSS, Fitted, fit
-from .request import ProbeRequest
-from .results import plain, write_report
-from .tables import Table, cells, few_shot_cells
+from .protocols import LOWEST_LOSS, ProbeFit, fit_head
+from .request import ProbeRequest, identity, make_request
+from .results import FEATURES, read_finished, to_json, write_report
 
 __all__ = [
     "ALL",
@@ -25,36 +20,36 @@ __all__ = [
     "MAIN",
     "NEVER",
     "STYLE",
-    "BlockFits",
+    "BlockFitter",
     "Candidate",
     "Columns",
-    "Fitted",
     "Linear",
     "Picture",
-    "Prepared",
     "Probe",
+    "ProbeData",
+    "ProbeFit",
     "ProbeRequest",
     "Probed",
     "Table",
-    "asked_before",
-    "asked_of",
-    "cells",
+    "candidate_table",
     "choose",
     "compute_metrics",
-    "conclude",
     "extract_images",
-    "few_shot_cells",
-    "finished",
-    "fit",
-    "labels_of",
-    "likelihoods",
+    "few_shot_table",
+    "fit_head",
+    "format_picture",
+    "format_probabilities",
+    "format_table",
+    "identity",
+    "label_options",
+    "load_data",
     "load_probe",
-    "picture_section",
-    "plain",
-    "predicted",
-    "prepare",
+    "make_request",
+    "predict_labels",
     "probe",
-    "reading_of",
-    "table",
+    "read_finished",
+    "select_candidate",
+    "source_options",
+    "to_json",
     "write_report",
 ]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densefeat.base import printable
 from densefeat.labels import Targets
-from densefeat.probe.predictions import MATRIX_CLASSES, confusion
+from densefeat.probe.predictions import MATRIX_CLASSES, confusion_matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,8 +56,10 @@ def _draw_ranking(axes: "Axes", results: dict[str, Any]) -> None:
     """A line for each candidate, in the order of the table."""
     candidates = results["candidates"]
     for place, candidate in enumerate(candidates):
-        value, low, high = _figures(candidate, results["main_metric"])
-        axes.errorbar([value], [place], xerr=[[value - low], [high - value]], fmt="o", color=_colour(candidate), capsize=3)
+        value, low, high = _value_and_interval(candidate, results["main_metric"])
+        axes.errorbar(
+            [value], [place], xerr=[[value - low], [high - value]], fmt="o", color=_choose_colour(candidate), capsize=3
+        )
         axes.annotate(
             f"{value:.3g}" if abs(value) <= 1 else f"{value:.1f}",
             (high, place),
@@ -65,7 +68,7 @@ def _draw_ranking(axes: "Axes", results: dict[str, Any]) -> None:
             va="center",
             fontsize=8,
         )
-    names = [_shown(candidate["name"]) for candidate in candidates]
+    names = [_short_name(candidate["name"]) for candidate in candidates]
     axes.set_yticks(range(len(names)), names, parse_math=False)
     for tick, candidate in zip(axes.get_yticklabels(), candidates, strict=True):
         tick.set_fontweight("bold" if candidate["name"] == results["best"] else "normal")
@@ -85,7 +88,7 @@ def _draw_curve(axes: "Axes", results: dict[str, Any]) -> None:
     start = [candidate for candidate in single if several and set(candidate["columns"]) <= set(several[0]["columns"])]
     start = sorted(start, key=lambda c: -(c["val"].get(main) or -np.inf))[:1]
     if several:
-        path = [(candidate["features"], _figures(candidate, main)[0]) for candidate in [*start, *several]]
+        path = [(candidate["features"], _value_and_interval(candidate, main)[0]) for candidate in [*start, *several]]
         axes.plot(*zip(*path, strict=True), color=_GREEDY, linewidth=1, zorder=1)
         _draw_points(axes, several, main, "s", _GREEDY, "blocks added one by one")
     widths = [candidate["features"] for candidate in candidates]
@@ -100,13 +103,13 @@ def _draw_curve(axes: "Axes", results: dict[str, Any]) -> None:
 
 
 def _draw_points(axes: "Axes", some: list[dict[str, Any]], main: str, marker: str, color: str, label: str) -> None:
-    values = np.array([_figures(candidate, main) for candidate in some]).reshape(-1, 3)
+    values = np.array([_value_and_interval(candidate, main) for candidate in some]).reshape(-1, 3)
     spread = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
     widths = [candidate["features"] for candidate in some]
     axes.errorbar(widths, values[:, 0], yerr=spread, fmt=marker, color=color, label=label, capsize=3, markersize=5)
 
 
-def _figures(candidate: dict[str, Any], main: str) -> tuple[float, float, float]:
+def _value_and_interval(candidate: dict[str, Any], main: str) -> tuple[float, float, float]:
     """Value, low and high end of a candidate's main metric: on the test rows, if there are any; 0 where undefined."""
     value = (candidate["test"] or candidate["val"]).get(main)
     value = 0.0 if value is None else value
@@ -114,7 +117,7 @@ def _figures(candidate: dict[str, Any], main: str) -> tuple[float, float, float]
     return value, min(low, value), max(high, value)
 
 
-def _colour(candidate: dict[str, Any]) -> str:
+def _choose_colour(candidate: dict[str, Any]) -> str:
     return _BLOCK if len(candidate["columns"]) == 1 else _GREEDY
 
 
@@ -128,7 +131,7 @@ def draw_confusion(stem: Path, targets: Targets, scores: np.ndarray) -> Picture 
     size = len(targets.classes)
     if size > MATRIX_CLASSES:
         return None
-    counts = confusion(targets, scores)
+    counts = confusion_matrix(targets, scores)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = float(np.clip(2.6 + 0.42 * size, 4.4, 9.5)) if size <= _NAMED_CLASSES else 8.0
     figure = Figure(figsize=(side + 1.4, side), layout="constrained")
@@ -151,7 +154,7 @@ def _name_classes(axes: "Axes", classes: Sequence[str]) -> None:
     if len(classes) > _NAMED_CLASSES:
         axes.set_title(f"{len(classes)} classes, in the order of results.json", fontsize=9)
         return
-    names = [_shown(name) for name in classes]
+    names = [_short_name(name) for name in classes]
     size = 9 if len(classes) <= _COUNTED_CLASSES else 7
     axes.set_xticks(range(len(names)), names, parse_math=False, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names, parse_math=False, fontsize=size)
@@ -163,9 +166,9 @@ def _write_counts(axes: "Axes", counts: np.ndarray, share: np.ndarray) -> None:
         axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=color)
 
 
-def _shown(text: str) -> str:
+def _short_name(text: str) -> str:
     """A name on one line, not too long, without what no font can draw."""
-    text = "".join(character if character.isprintable() else "·" for character in text)
+    text = printable(text, "·")
     return text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…"
 
 

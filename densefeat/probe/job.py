@@ -1,40 +1,28 @@
 """The probe job: a store and labels to what its blocks are good for, and a fitted head."""
 
-import hashlib
-import json
+import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from densefeat.base import output_errors, progress_bar
 from densefeat.errors import UsageError
-from densefeat.labels import TEST, VAL, Labelled, names_of, split_sha256
-from densefeat.probe.blocks import BlockFits, candidates, few_shot, number_of_settings
-from densefeat.probe.candidates import conclude
-from densefeat.probe.prepared import Prepared, prepare
-from densefeat.probe.probe_file import FILE
-from densefeat.probe.protocols import described
-from densefeat.probe.request import ProbeRequest
+from densefeat.extraction import extract
+from densefeat.images import DELIMITERS
+from densefeat.labels import LABEL, TEST, VAL, LabelFile
+from densefeat.probe.candidates import BlockFitter, count_settings, fit_candidates, fit_few_shots, select_candidate
+from densefeat.probe.data import load_data
+from densefeat.probe.protocols import describe_protocol
+from densefeat.probe.request import ProbeRequest, make_request
 from densefeat.probe.results import (
-    BLOCKS,
-    CONFUSION,
-    KIND,
-    PAGE,
-    PREDICTIONS,
-    RESULTS,
-    SUFFIXES,
-    files_of,
-    plain,
+    FEATURES,
+    TEST_FEATURES,
+    check_folder,
+    read_finished,
     write_report,
 )
-from densefeat.store import Store, open_store
-
-FEATURES, TEST_FEATURES = "features", "test-features"  # stores beside the results, where images were given
-_PICTURES = tuple(f"{stem}{suffix}" for stem in (BLOCKS, CONFUSION) for suffix in SUFFIXES)
-_OURS = {RESULTS, FILE, PAGE, PREDICTIONS, *_PICTURES, FEATURES, TEST_FEATURES}
+from densefeat.store import Layout, Store, is_embeddings, open_store
 
 
 @dataclass(frozen=True)
@@ -82,83 +70,27 @@ def probe(
     """
     out = Path(out)
     stores = [known if isinstance(known, Store) else open_store(known) for known in (store, test) if known is not None]
-    found = prepare(stores, labels, label_column, task, split_column, group_column, seed)
+    found = load_data(stores, labels, label_column, task, split_column, group_column, seed)
     targets, columns = found.labelled.targets, found.columns
     protocol = protocol or ("ridge" if targets.task == "regression" else "logreg")
     if standardize and protocol != "logreg":
         raise UsageError(f"--standardize is for logreg: {protocol} {'always' if protocol == 'ridge' else 'never'} does so")
-    chosen = described(protocol, targets.task) | ({"standardize": standardize} if protocol == "logreg" else {})
-    asked = asked_of(found, chosen, seed, images)
-    if (before := finished(out, asked)) is not None:
+    chosen = describe_protocol(protocol, targets.task) | ({"standardize": standardize} if protocol == "logreg" else {})
+    asked = make_request(found, chosen, seed, images)
+    if (before := read_finished(out, asked)) is not None:
         return Probed(out, before, done_before=True)
     _check_writable(out)
-    with progress_bar("fitting", number_of_settings(protocol, len(columns.widths)), "settings") as advance:
-        fits = BlockFits(protocol, columns, targets, found.labelled.rows, found.parts, seed, advance, standardize)
+    with progress_bar("fitting", count_settings(protocol, len(columns.widths)), "settings") as advance:
+        fits = BlockFitter(protocol, columns, targets, found.labelled.rows, found.parts, seed, advance, standardize)
         return Probed(out, _run(fits, asked, out))
 
 
-def _run(fits: BlockFits, asked: ProbeRequest, out: Path) -> dict[str, Any]:
+def _run(fits: BlockFitter, asked: ProbeRequest, out: Path) -> dict[str, Any]:
     targets, parts = fits.targets, fits.parts
-    concluded = conclude(candidates(fits), targets.take(parts == VAL), targets.take(parts == TEST), fits.seed)
+    concluded = select_candidate(fit_candidates(fits), targets.take(parts == VAL), targets.take(parts == TEST), fits.seed)
     if fits.protocol == "ridge" and targets.task == "single":
-        asked = replace(asked, few_shot=few_shot(fits))
+        asked = replace(asked, few_shot=fit_few_shots(fits))
     return write_report(out, concluded, asked)
-
-
-def asked_of(found: Prepared, protocol: dict[str, Any], seed: int, images: str | None = None) -> ProbeRequest:
-    labelled, parts, stores = found.labelled, found.parts, found.stores
-    rows = np.flatnonzero(parts == TEST)
-    paths = [labelled.paths[row] for row in rows]
-    tiled = all("x" in store.schema.names for store in stores)
-    places = [np.concatenate([store[name] for store in stores])[labelled.rows[rows]] for name in ("x", "y")] if tiled else None
-    digest = split_sha256(labelled.paths, parts)
-    settings = {
-        "columns": found.columns.widths,
-        "labels_sha256": _labels_sha256(labelled),
-        "test": len(stores) > 1,
-    }
-    return ProbeRequest(
-        protocol=protocol,
-        settings=settings,
-        seed=seed,
-        sizes=found.sizes(),
-        split_sha256=digest,
-        labels=labelled.report,
-        paths=paths,
-        provenance=stores[0].provenance,
-        places=None if places is None else np.stack(places, 1),
-        test_provenance=stores[1].provenance if len(stores) > 1 else None,
-        images=images,
-        notes=found.notes,
-    )
-
-
-def _labels_sha256(labelled: Labelled) -> str:
-    pairs = zip(labelled.paths, names_of(labelled.targets), strict=True)
-    return hashlib.sha256(json.dumps([labelled.targets.task, *pairs]).encode()).hexdigest()
-
-
-def finished(out: Path, asked: ProbeRequest) -> dict[str, Any] | None:
-    """The results of the same probe, where ``out`` has all of it; None where it is free, or files have gone.
-
-    UsageError: it holds something else.
-    """
-    check_free(out)
-    if not (out / RESULTS).exists():
-        return None
-    shown = repr(str(out))
-    try:
-        before = json.loads((out / RESULTS).read_text(encoding="utf-8"))
-        kind = before.get("kind")
-    except (OSError, ValueError, AttributeError):
-        kind = None
-    if kind != KIND:
-        raise UsageError(f"output {shown}: its {RESULTS} is not of a probe: name another --out")
-    now = plain(asked_before(vars(asked)))
-    if differing := [name for name, value in now.items() if before.get(name) != value]:
-        raise UsageError(f"output {shown} holds another probe ({', '.join(differing)} differ): name another --out")
-    whole = files_of(before["task"], len(before["classes"]))
-    return before if all((out / name).exists() for name in whole) else None
 
 
 def _check_writable(out: Path) -> None:
@@ -169,17 +101,41 @@ def _check_writable(out: Path) -> None:
             pass
 
 
-def check_free(out: Path) -> None:
-    """UsageError where a folder holds something else than a probe, whole or begun; OutputError: it cannot be read."""
+def extract_images(
+    images: str | Path, test: str | Path | None, out: Path, label_file: str | Path | None = None, **settings: Any
+) -> list[Path]:
+    """Where the stores of the images and the test images are, made now as far as they are not there.
+
+    ``test`` may be a store. ``label_file``: what will be needed. ``settings``: of :func:`densefeat.extract`. Raises
+    what that does, UsageError where ``out`` holds something else than a probe, OutputError where it cannot be made.
+    """
+    check_folder(out)
+    if label_file not in (None, "folder"):
+        LabelFile(Path(label_file))  # before what may take hours
     with output_errors(out):
-        if out.exists() and not out.is_dir():
-            raise UsageError(f"output {str(out)!r} is a file: name a folder")
-        there = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".") if out.exists() else []
-    if others := [name for name in there if name not in _OURS]:
-        raise UsageError(f"output {str(out)!r} holds something else than a probe ({others[0]!r}): name another --out")
+        out.mkdir(parents=True, exist_ok=True)
+    extract(images, out / FEATURES, **settings)
+    if test is None:
+        return [out / FEATURES]
+    if _is_store(test):
+        return [out / FEATURES, Path(test)]
+    extract(test, out / TEST_FEATURES, **settings)
+    return [out / FEATURES, out / TEST_FEATURES]
 
 
-def asked_before(asked: dict[str, Any]) -> dict[str, Any]:
-    """Of what was asked, that which makes results what they are."""
-    names = ("protocol", "settings", "seed", "split_sha256", "provenance", "test_provenance")
-    return {name: asked[name] for name in names}
+def source_options(images: str | Path, labels: str | Path | None, label_column: str | None) -> dict[str, Any]:
+    """How to open the images, with the labels that are theirs."""
+    if labels == "folder" or (labels is None and label_column is None and os.path.isdir(images)):
+        return {"labels": "folder"}
+    if labels is None and label_column is None and str(images).lower().endswith(tuple(DELIMITERS)):
+        label_column = LABEL  # of a list it is its own
+    return {"label_column": label_column} if labels is None and label_column else {}
+
+
+def label_options(labels: str | Path | None, label_column: str | None) -> dict[str, Any]:
+    """How to find labels once the images are in stores: a file's, or the stores' own."""
+    return {} if labels in (None, "folder") else {"labels": labels, "label_column": label_column}
+
+
+def _is_store(path: str | Path) -> bool:
+    return Layout(Path(path)).manifest.exists() or (os.path.isfile(path) and is_embeddings(Path(path)))

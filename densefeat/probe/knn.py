@@ -7,9 +7,8 @@ import numpy as np
 import torch
 
 from densefeat.labels import Targets
-from densefeat.probe.choice import Advance, Choice, choose
-from densefeat.probe.linear import check_features
-from densefeat.probe.rows import pieces
+from densefeat.probe.fitting import Advance, Choice, check_features, choose
+from densefeat.probe.matrices import row_pieces
 
 TEMPERATURE = 0.07
 NEIGHBOURS = (10, 20, 100, 200)
@@ -38,24 +37,24 @@ class Neighbours:
         """
         check_features(x, self.features.shape[1])
         found = [
-            _votes(near, _weights_of(similarity, self.temperature), self.targets)
-            for similarity, near in _nearest(self.features, x, self.k)
+            _count_votes(near, _vote_weights(similarity, self.temperature), self.targets)
+            for similarity, near in _find_nearest(self.features, x, self.k)
         ]
         empty = np.empty((0,) if self.targets.task == "regression" else (0, len(self.targets.classes)), np.float32)
         return np.concatenate([empty, *found])
 
 
-def _weights_of(similarity: np.ndarray, temperature: float = TEMPERATURE) -> np.ndarray:
+def _vote_weights(similarity: np.ndarray, temperature: float = TEMPERATURE) -> np.ndarray:
     """Of votes, float64."""
     return np.exp((similarity - 1) / temperature, dtype=np.float64)  # less 1: no overflow at low temperatures
 
 
-def _nearest(features: np.ndarray, x: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _find_nearest(features: np.ndarray, x: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Cosines and positions ``(q, k)`` of the nearest rows, largest first, for one piece of the queries after the other."""
     base = torch.from_numpy(features)
     step = max(1, _TILE_VALUES // len(features))
     for start in range(0, len(x), step):
-        queries = _normalized(x[start : start + step])
+        queries = _normalized_copy(x[start : start + step])
         similarity = torch.from_numpy(_cosines(queries, base))
         values, near = similarity.topk(k, dim=1)
         yield values.numpy(), near.numpy()
@@ -69,16 +68,16 @@ def _cosines(queries: np.ndarray, base: torch.Tensor) -> np.ndarray:
     return out
 
 
-def _votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
+def _count_votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
     """What the nearest rows say, as :meth:`Neighbours.scores` gives it; both ``(q, k)``. In pieces of the queries."""
     weights = weights / weights.sum(1, keepdims=True)
     each = len(targets.classes) * (near.shape[1] if targets.task == "multi" else 1)
     step = max(1, _TILE_VALUES // max(1, each))
     parts = [slice(start, start + step) for start in range(0, len(near), step)]
-    return np.concatenate([_summed(near[part], weights[part], targets) for part in parts])
+    return np.concatenate([_sum_votes(near[part], weights[part], targets) for part in parts])
 
 
-def _summed(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
+def _sum_votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
     """The same of weights that sum to 1."""
     if targets.task == "regression":
         return (weights * targets.values[near]).sum(1).astype(np.float32)
@@ -90,7 +89,7 @@ def _summed(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarr
     return np.log(np.maximum(share, _LEAST_SHARE)).astype(np.float32)
 
 
-def _normalized(x: np.ndarray) -> np.ndarray:
+def _normalized_copy(x: np.ndarray) -> np.ndarray:
     """Float32 rows of length 1; rows of zeros stay zeros."""
     values = x.astype(np.float32)
     _normalize(values)
@@ -99,12 +98,12 @@ def _normalized(x: np.ndarray) -> np.ndarray:
 
 def _normalize(x: np.ndarray) -> None:
     """Divide rows by their length in place; those of zeros stay."""
-    for piece in pieces(x):
+    for piece in row_pieces(x):
         length = np.linalg.norm(x[piece].astype(np.float64), axis=1, keepdims=True)
         x[piece] /= np.where(length > 0, length, 1)
 
 
-def fit(x: np.ndarray, targets: Targets, train: int, advance: Advance) -> tuple[Neighbours, Choice]:
+def fit_knn(x: np.ndarray, targets: Targets, train: int, advance: Advance) -> tuple[Neighbours, Choice]:
     """Choose k with the first ``train`` rows, the training rows, for the others; the head then has all rows.
 
     ``x``: float32 ``(n, D)``, normalised in place and kept in the head.
@@ -113,8 +112,8 @@ def fit(x: np.ndarray, targets: Targets, train: int, advance: Advance) -> tuple[
     voters, val = targets.take(np.arange(train)), targets.take(np.arange(train, len(x)))
     counts = [k for k in NEIGHBOURS if k <= train] or [train]
     found: list[list[np.ndarray]] = [[] for _ in counts]
-    for similarity, near in _nearest(x[:train], x[train:], counts[-1]):
+    for similarity, near in _find_nearest(x[:train], x[train:], counts[-1]):
         for k, scores in zip(counts, found, strict=True):
-            scores.append(_votes(near[:, :k], _weights_of(similarity[:, :k]), voters))
+            scores.append(_count_votes(near[:, :k], _vote_weights(similarity[:, :k]), voters))
     choice, _ = choose("k", zip(counts, found, strict=True), np.concatenate, val, advance)
     return Neighbours(x, targets, int(choice.chosen["k"])), choice

@@ -1,11 +1,16 @@
-"""How good predictions are: from counts of hits, and from ranks, for any number of resamples of the rows at once."""
+"""Metrics of predictions, and bootstrap intervals of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.sparse import csr_array
+from scipy.stats import binomtest
 
 from densefeat.errors import UsageError
 from densefeat.labels import Targets, Task
-from densefeat.probe.rows import pieces
+from densefeat.probe.matrices import row_pieces
 
 MAIN: dict[Task, str] = {"single": "top1", "multi": "map", "regression": "r2"}
 _RANKED = ("auroc", "map")
@@ -31,31 +36,33 @@ def compute_metrics(targets: Targets, scores: np.ndarray) -> dict[str, float | N
         UsageError: Scores of another shape, no rows, or scores of NaN or infinities.
     """
     once = np.ones((len(targets), 1), np.uint8)
-    measured = resampled(targets, scores, once)
+    measured = resample_metrics(targets, scores, once)
     return {name: None if np.isnan(values[0]) else float(values[0]) for name, values in measured.items()}
 
 
-def resampled(targets: Targets, scores: np.ndarray, counts: np.ndarray, ranked: int | None = None) -> _Measured:
+def resample_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray, ranked: int | None = None) -> _Measured:
     """Every metric ``(R,)`` float64 where row i counts ``counts[i, r]`` times (``(n, R)`` uint8); NaN where undefined.
 
     ``ranked``: those from ranks for so many resamples only, the first ones (0: of length 0); None: for all.
     """
     _check_scores(targets, scores)
     if targets.task == "regression":
-        return _of_numbers(targets.values, scores, counts)
-    counted = _of_classes(targets, scores, counts) if targets.task == "single" else _of_labels(targets, scores, counts)
-    return counted | _of_ranks(targets, scores, counts[:, :ranked])
+        return _regression_metrics(targets.values, scores, counts)
+    counted = (
+        _class_metrics(targets, scores, counts) if targets.task == "single" else _multi_label_metrics(targets, scores, counts)
+    )
+    return counted | _rank_metrics(targets, scores, counts[:, :ranked])
 
 
 def main_metric(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The one of :data:`MAIN`, as :func:`resampled` gives it, without the work for the others."""
+    """The one of :data:`MAIN`, as :func:`resample_metrics` gives it, without the work for the others."""
     if targets.task == "single":
         _check_scores(targets, scores)
-        return 100 * _total(counts, scores.argmax(1) == targets.values) / _total(counts)
+        return 100 * _sum_counts(counts, scores.argmax(1) == targets.values) / _sum_counts(counts)
     if targets.task == "multi":
         _check_scores(targets, scores)
-        return _of_ranks(targets, scores, counts)["map"]
-    return resampled(targets, scores, counts)["r2"]
+        return _rank_metrics(targets, scores, counts)["map"]
+    return resample_metrics(targets, scores, counts)["r2"]
 
 
 def _check_scores(targets: Targets, scores: np.ndarray) -> None:
@@ -68,60 +75,60 @@ def _check_scores(targets: Targets, scores: np.ndarray) -> None:
         raise UsageError(f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} scores are NaN or infinite")
 
 
-def _of_classes(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _Measured:
+def _class_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _Measured:
     y, classes = targets.values, len(targets.classes)
-    predicted, rows = scores.argmax(1), _total(counts)
+    predicted, rows = scores.argmax(1), _sum_counts(counts)
     hit = predicted == y
-    measured = {"top1": 100 * _total(counts, hit) / rows}
+    measured = {"top1": 100 * _sum_counts(counts, hit) / rows}
     if classes > 5:
-        earlier = np.concatenate([_places(scores[piece], y[piece]) for piece in pieces(scores)])
-        measured["top5"] = 100 * _total(counts, earlier < 5) / rows
-    support, guessed = _by_class(y, counts, classes), _by_class(predicted, counts, classes)
-    right = _by_class(y[hit], counts[hit], classes)
+        earlier = np.concatenate([_ranks_of_labels(scores[piece], y[piece]) for piece in row_pieces(scores)])
+        measured["top5"] = 100 * _sum_counts(counts, earlier < 5) / rows
+    support, guessed = _sum_by_class(y, counts, classes), _sum_by_class(predicted, counts, classes)
+    right = _sum_by_class(y[hit], counts[hit], classes)
     present = support > 0
-    measured["balanced_accuracy"] = 100 * _mean_where(right / np.maximum(support, 1), present)
-    measured["macro_f1"] = 100 * _mean_where(2 * right / np.maximum(support + guessed, 1), present)
+    measured["balanced_accuracy"] = 100 * _mean_defined(right / np.maximum(support, 1), present)
+    measured["macro_f1"] = 100 * _mean_defined(2 * right / np.maximum(support + guessed, 1), present)
     return measured
 
 
-def _of_labels(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _Measured:
+def _multi_label_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _Measured:
     predicted, wanted = scores > 0, targets.values
-    support, guessed, right = (_weighted(marks, counts) for marks in (wanted, predicted, wanted & predicted))
-    return {"macro_f1": 100 * _mean_where(2 * right / np.maximum(support + guessed, 1), support > 0)}
+    support, guessed, right = (_weighted_sums(marks, counts) for marks in (wanted, predicted, wanted & predicted))
+    return {"macro_f1": 100 * _mean_defined(2 * right / np.maximum(support + guessed, 1), support > 0)}
 
 
-def _of_ranks(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _Measured:
+def _rank_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _Measured:
     single = targets.task == "single"
     shape = (len(targets.classes), counts.shape[1])
     precision, area = np.full(shape, np.nan), np.full(shape, np.nan)
     floats = counts.astype(np.float32)  # sums of counts stay exact up to 2**24 rows
-    top, whole = _normalisers(scores) if single and shape[1] else (None, None)
+    top, whole = _softmax_terms(scores) if single and shape[1] else (None, None)
     for k in range(len(targets.classes) if shape[1] else 0):
         positive = targets.values == k if single else targets.values[:, k]
         if positive.any():
             values = scores[:, k] if top is None else np.exp(scores[:, k] - top) / whole
-            precision[k], area[k] = _ranked_class(values, positive, floats)
-    measured = {"auroc": _mean_where(area, ~np.isnan(area))}
-    return measured if single else {"map": 100 * _mean_where(precision, ~np.isnan(precision)), **measured}
+            precision[k], area[k] = _rank_one_class(values, positive, floats)
+    measured = {"auroc": _mean_defined(area, ~np.isnan(area))}
+    return measured if single else {"map": 100 * _mean_defined(precision, ~np.isnan(precision)), **measured}
 
 
-def _normalisers(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _softmax_terms(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Float64 ``(n,)`` each: ``exp(scores - first) / second`` is their softmax."""
     top = scores.max(1).astype(np.float64)
-    return top, np.concatenate([np.exp(scores[piece] - top[piece, None]).sum(1) for piece in pieces(scores)])
+    return top, np.concatenate([np.exp(scores[piece] - top[piece, None]).sum(1) for piece in row_pieces(scores)])
 
 
-def _of_numbers(y: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> _Measured:
+def _regression_metrics(y: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> _Measured:
     centred, error = y - y.mean(), scores.astype(np.float64) - y
     columns = np.stack([centred, centred**2, error**2, np.abs(error)], axis=1)
-    mean, square, squared_error, absolute = _weighted(columns, counts) / _total(counts)
+    mean, square, squared_error, absolute = _weighted_sums(columns, counts) / _sum_counts(counts)
     variance = square - mean**2
     with np.errstate(divide="ignore", invalid="ignore"):
         r2 = np.where((variance > 1e-12 * square) & (y.min() < y.max()), 1 - squared_error / variance, np.nan)
     return {"r2": r2, "rmse": np.sqrt(squared_error), "mae": absolute}
 
 
-def _ranked_class(values: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rank_one_class(values: np.ndarray, positive: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Average precision (a step for each distinct score, as scikit-learn's) and AUROC of one class, ``(R,)`` each.
 
     Only the counts at and between the positives' scores are needed: rows of ``counts`` (float32) are added up between these,
@@ -133,25 +140,27 @@ def _ranked_class(values: np.ndarray, positive: np.ndarray, counts: np.ndarray) 
     starts, stops = np.searchsorted(-ranked, levels, "left"), np.searchsorted(-ranked, levels, "right")
     edges = np.unique(np.concatenate([[0], starts, stops]))
     edges = edges[edges < len(values)]
-    between = _summing(order, edges, len(values))
-    at_level = _summing(order[wanted], np.searchsorted(level_of, np.arange(len(levels))), len(values))
+    between = _run_sums(order, edges, len(values))
+    at_level = _run_sums(order[wanted], np.searchsorted(level_of, np.arange(len(levels))), len(values))
     ends = np.searchsorted(edges, starts), np.searchsorted(edges, stops)
     step = max(1, _PIECE_VALUES // len(edges))
     found = [
-        _at_levels(between @ piece, at_level @ piece, *ends)
+        _precision_and_area(between @ piece, at_level @ piece, *ends)
         for piece in np.split(counts, range(step, counts.shape[1], step), axis=1)
     ]
     precision, area = (np.concatenate(column) for column in zip(*found, strict=True))
     return precision, area
 
 
-def _summing(order: np.ndarray, starts: np.ndarray, rows: int) -> csr_array:
+def _run_sums(order: np.ndarray, starts: np.ndarray, rows: int) -> csr_array:
     """``(len(starts), rows)`` of ones: times counts it gives their sums over runs of ``order``."""
     ends = np.append(starts, len(order))
     return csr_array((np.ones(len(order), np.float32), order, ends), shape=(len(starts), rows))
 
 
-def _at_levels(sums: np.ndarray, hits: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _precision_and_area(
+    sums: np.ndarray, hits: np.ndarray, starts: np.ndarray, stops: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The same from the counts between edges, those of the positives at each level, and the edges of the levels."""
     above = np.concatenate([np.zeros((1, sums.shape[1])), np.cumsum(sums, axis=0, dtype=np.float64)])
     before, through = above[starts], above[stops]
@@ -165,29 +174,29 @@ def _at_levels(sums: np.ndarray, hits: np.ndarray, starts: np.ndarray, stops: np
     return precision, area
 
 
-def _places(scores: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _ranks_of_labels(scores: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How many classes come before the right one, ``(n,)``."""
     own = np.take_along_axis(scores, y[:, None], 1)
     earlier = np.arange(scores.shape[1]) < y[:, None]
     return ((scores > own) | ((scores == own) & earlier)).sum(1)
 
 
-def _total(counts: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+def _sum_counts(counts: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
     """Sum of the counts of all rows, or of some, ``(R,)`` float64."""
     return (counts if rows is None else counts[rows]).sum(0, dtype=np.int64).astype(np.float64)
 
 
-def _by_class(y: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
+def _sum_by_class(y: np.ndarray, counts: np.ndarray, classes: int) -> np.ndarray:
     """Sum of the counts over the rows of each class, ``(K, R)``."""
     sums = np.zeros((classes, counts.shape[1]), np.int64)
     if len(y):
         order = np.argsort(y, kind="stable")
         present, starts = np.unique(y[order], return_index=True)
-        sums[present] = _summing(order, starts, len(y)) @ counts
+        sums[present] = _run_sums(order, starts, len(y)) @ counts
     return sums
 
 
-def _weighted(columns: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _weighted_sums(columns: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """``columns.T @ counts``, ``(K, R)`` float64, in pieces of rows."""
     sums = np.zeros((columns.shape[1], counts.shape[1]))
     step = max(1, _PIECE_VALUES // (counts.shape[1] + columns.shape[1]))
@@ -197,7 +206,107 @@ def _weighted(columns: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _mean_where(values: np.ndarray, defined: np.ndarray) -> np.ndarray:
+def _mean_defined(values: np.ndarray, defined: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what is defined; NaN where nothing is."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(defined, values, 0).sum(0) / defined.sum(0)
+
+
+_RANKED_RESAMPLES = 200
+_MAX_RANKED = 2**25  # scores: these take about ten seconds
+_PIECE_COUNTS = 2**25
+_PERCENTILES = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """First less second, of the task's main metric. ``interval``: 95 %; ``p_value``: two-sided."""
+
+    metric: str
+    test: str
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+def bootstrap(
+    targets: Targets, scores: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float] | None]:
+    """95 % percentile interval of every metric of :func:`compute_metrics`, over rows drawn with replacement.
+
+    AUROC and mAP: from the first 200 resamples, and None where there are more than ``MAX_RANKED`` scores. Resamples in which a
+    metric is undefined are left out; None: undefined in all. Memory is bounded: a piece of the resamples at a time.
+    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.)
+    Raises UsageError as ``metrics``, and for fewer than 2 resamples.
+    """
+    left = _RANKED_RESAMPLES if scores.size <= _MAX_RANKED else 0
+    found: dict[str, list[np.ndarray]] = {}
+    for counts in _draw_pieces(len(targets), resamples, seed):
+        for name, values in resample_metrics(targets, scores, counts, ranked=left).items():
+            found.setdefault(name, []).append(values)
+        left = max(0, left - counts.shape[1])
+    return {name: _interval(np.concatenate(values)) for name, values in found.items()}
+
+
+def compare_predictions(targets: Targets, first: np.ndarray, second: np.ndarray, seed: int = 0) -> Comparison:
+    """Whether one set of predictions for the same rows is better than another by the main metric.
+
+    single: McNemar's test, exact (binomial over the rows that only one of them gets right); else a paired bootstrap, of which
+    the p-value is twice the smaller share of resamples at or beyond no difference. The interval is the paired bootstrap's.
+    1000 resamples.
+    """
+    once = np.ones((len(targets), 1), np.uint8)
+    difference = (main_metric(targets, first, once) - main_metric(targets, second, once))[0]
+    pieces = _draw_pieces(len(targets), 1000, seed)
+    spread = np.concatenate([main_metric(targets, first, counts) - main_metric(targets, second, counts) for counts in pieces])
+    ends = _interval(spread)
+    if ends is None or np.isnan(difference):
+        raise UsageError(f"{MAIN[targets.task]} is undefined on these {len(targets)} rows: there is nothing to compare")
+    if targets.task == "single":
+        return Comparison("top1", "mcnemar", float(difference), ends, _mcnemar_test(targets.values, first, second))
+    spread = spread[~np.isnan(spread)]
+    beyond = min(np.count_nonzero(spread <= 0), np.count_nonzero(spread >= 0))
+    p_value = min(1.0, 2 * (int(beyond) + 1) / (len(spread) + 1))
+    return Comparison(MAIN[targets.task], "paired bootstrap", float(difference), ends, p_value)
+
+
+def _mcnemar_test(y: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+    one, other = first.argmax(1) == y, second.argmax(1) == y
+    better, worse = int(np.count_nonzero(one & ~other)), int(np.count_nonzero(other & ~one))
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def _draw_pieces(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """:func:`_draw_all` in pieces of the resamples; where one is all of them, the next call for the same takes no time."""
+    step = max(1, _PIECE_COUNTS // max(1, rows))
+    if step >= resamples:
+        yield _draw_all(rows, resamples, seed)
+        return
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, step):
+        yield _draw_counts(generator, rows, min(step, resamples - start))
+
+
+@lru_cache(maxsize=1)
+def _draw_all(rows: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each resample has each row: ``(rows, resamples)`` uint8 (that one has a row 256 times does not happen)."""
+    if resamples < 2:
+        raise UsageError(f"{resamples} resamples: at least 2")
+    counts = _draw_counts(np.random.default_rng(seed), rows, resamples)
+    counts.flags.writeable = False
+    return counts
+
+
+def _draw_counts(generator: np.random.Generator, rows: int, resamples: int) -> np.ndarray:
+    counts = np.zeros((rows, resamples), np.uint8)
+    for r in range(resamples if rows else 0):
+        counts[:, r] = np.bincount(generator.integers(0, rows, rows), minlength=rows)
+    return counts
+
+
+def _interval(values: np.ndarray) -> tuple[float, float] | None:
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return None
+    low, high = np.percentile(defined, _PERCENTILES)
+    return float(low), float(high)

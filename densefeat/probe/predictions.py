@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, softmax
 
-from densefeat.labels import SEPARATOR, Targets, Task, chosen_names
+from densefeat.labels import SEPARATOR, Targets, Task, join_labels
 
 _CONFUSED = 20  # pairs of classes that are told
 MATRIX_CLASSES = 2000  # of a matrix that is made
 
 
-def predicted(task: Task, classes: Sequence[str], scores: np.ndarray) -> tuple[list[str], np.ndarray]:
+def predict_labels(task: Task, classes: Sequence[str], scores: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Of each row the prediction as text, and how sure it is, float64 ``(n,)``.
 
     single: the class with the highest score, and its share in the softmax of all; multi: classes with a score above 0, ``|``
@@ -21,12 +21,12 @@ def predicted(task: Task, classes: Sequence[str], scores: np.ndarray) -> tuple[l
     if task == "regression":
         return [f"{value:.7g}" for value in scores.tolist()], scores.astype(np.float64)
     if task == "multi":
-        return [chosen_names(row > 0, classes) for row in scores], scores.max(1).astype(np.float64)
+        return [join_labels(row > 0, classes) for row in scores], scores.max(1).astype(np.float64)
     return [classes[code] for code in scores.argmax(1).tolist()], softmax(scores.astype(np.float64), axis=1).max(1)
 
 
-def likelihoods(task: Task, scores: np.ndarray, sure: np.ndarray) -> list[str]:
-    """How sure each prediction is, as text. ``sure``: as of :func:`predicted`.
+def format_probabilities(task: Task, scores: np.ndarray, sure: np.ndarray) -> list[str]:
+    """How sure each prediction is, as text. ``sure``: as of :func:`predict_labels`.
 
     single: the probability of the class; multi: of each label that is given, ``0.9|0.7``; regression: nothing.
     """
@@ -37,17 +37,17 @@ def likelihoods(task: Task, scores: np.ndarray, sure: np.ndarray) -> list[str]:
     return [f"{chance:.6g}" for chance in sure]
 
 
-def confusion(targets: Targets, scores: np.ndarray) -> np.ndarray:
+def confusion_matrix(targets: Targets, scores: np.ndarray) -> np.ndarray:
     """int64 ``(K, K)``: rows of each class (first axis) by the class they were taken for."""
     size = len(targets.classes)
     return np.bincount(targets.values * size + scores.argmax(1), minlength=size * size).reshape(size, size)
 
 
-def confusions(targets: Targets, scores: np.ndarray) -> list[dict[str, Any]]:
+def list_confusions(targets: Targets, scores: np.ndarray) -> list[dict[str, Any]]:
     """The classes that were most often taken for another one, single-label, at most 20: label, predicted, rows, of so many."""
     if targets.task != "single" or len(targets.classes) > MATRIX_CLASSES:
         return []
-    counts = confusion(targets, scores)
+    counts = confusion_matrix(targets, scores)
     sizes = counts.sum(1)
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:_CONFUSED]
@@ -63,7 +63,7 @@ def confusions(targets: Targets, scores: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def worst(targets: Targets, scores: np.ndarray, count: int) -> np.ndarray:
+def worst_mistakes(targets: Targets, scores: np.ndarray, count: int) -> np.ndarray:
     """Positions of the worst mistakes, the worst first: single: the surest in a wrong class; regression: the largest errors;
     multi: the largest mean logistic loss, of rows with a wrong label. Fewer, where there are no more mistakes.
     """
@@ -72,7 +72,7 @@ def worst(targets: Targets, scores: np.ndarray, count: int) -> np.ndarray:
         wrong = badness > 0
     elif targets.task == "single":
         wrong = scores.argmax(1) != targets.values
-        badness = predicted("single", targets.classes, scores)[1]
+        badness = predict_labels("single", targets.classes, scores)[1]
     else:
         wrong = ((scores > 0) != targets.values).any(1)
         badness = np.logaddexp(0, np.where(targets.values, -scores, scores)).mean(1)

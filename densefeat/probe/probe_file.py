@@ -14,8 +14,8 @@ from densefeat.base import atomic_file
 from densefeat.errors import DensefeatError, UsageError, WeightsError
 from densefeat.features import FeatureExtractor
 from densefeat.labels import Targets, Task
+from densefeat.probe.fitting import Linear
 from densefeat.probe.knn import Neighbours
-from densefeat.probe.linear import Linear
 from densefeat.probe.protocols import Head
 from densefeat.search import extractor_by
 
@@ -109,7 +109,7 @@ def load_probe(path: str | Path) -> Probe:
             if not isinstance(version, int) or version > _VERSION:
                 raise WeightsError(f"{shown}: of version {version}, this densefeat reads up to {_VERSION}: update it")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
-        return _probe_of(described, tensors, path)
+        return _parse_probe(described, tensors, path)
     except DensefeatError:
         raise
     except Exception as error:  # whatever a damaged file makes the readers say
@@ -117,10 +117,10 @@ def load_probe(path: str | Path) -> Probe:
         raise WeightsError(f"{shown}: damaged, or no probe ({type(error).__name__}: {reason})") from error
 
 
-def _probe_of(described: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Probe:
+def _parse_probe(described: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Probe:
     """Raises ValueError, TypeError or KeyError where anything is not as :func:`save_probe` writes it."""
-    task, classes = described["task"], _names(described["classes"])
-    columns = _names(described["columns"])
+    task, classes = described["task"], _parse_names(described["classes"])
+    columns = _parse_names(described["columns"])
     if task not in _TASKS or not columns or (task == "regression") != (not classes) or len(classes) == 1:
         raise ValueError(f"task {task!r} of {len(classes)} classes, {len(columns)} columns")
     for name in ("provenance", "told"):
@@ -128,21 +128,21 @@ def _probe_of(described: dict[str, Any], tensors: dict[str, np.ndarray], path: P
             raise TypeError(f"{name} is no object")
     head: Head
     if described["head"] == _LINEAR:
-        head = _linear_of(tensors, len(classes), described["squeeze"])
+        head = _parse_linear(tensors, len(classes), described["squeeze"])
     elif described["head"] == _NEIGHBOURS:
-        head = _neighbours_of(tensors, task, classes, described["k"], described["temperature"])
+        head = _parse_neighbours(tensors, task, classes, described["k"], described["temperature"])
     else:
         raise ValueError(f"a head of kind {described['head']!r}")
     return Probe(task, classes, columns, described["provenance"], head, described["told"], path)
 
 
-def _names(value: Any) -> tuple[str, ...]:
+def _parse_names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value) or len(set(value)) < len(value):
         raise ValueError("names that are no text, or stand twice")
     return tuple(value)
 
 
-def _linear_of(tensors: dict[str, np.ndarray], classes: int, squeeze: Any) -> Linear:
+def _parse_linear(tensors: dict[str, np.ndarray], classes: int, squeeze: Any) -> Linear:
     weight, bias = tensors["weight"], tensors["bias"]
     outputs = classes or 1
     if weight.dtype != np.float32 or bias.dtype != np.float32 or squeeze is not (classes == 0):
@@ -153,7 +153,7 @@ def _linear_of(tensors: dict[str, np.ndarray], classes: int, squeeze: Any) -> Li
     return Linear(weight, bias, squeeze)
 
 
-def _neighbours_of(
+def _parse_neighbours(
     tensors: dict[str, np.ndarray], task: Task, classes: tuple[str, ...], k: Any, temperature: Any
 ) -> Neighbours:
     features, values = tensors["features"], tensors["values"]

@@ -9,11 +9,10 @@ import numpy as np
 from densefeat.errors import UsageError
 from densefeat.labels import Targets, Task
 from densefeat.probe import knn, logreg, ridge
-from densefeat.probe.choice import SMOOTHING, Choice
+from densefeat.probe.fitting import SMOOTHING, Choice, Linear
 from densefeat.probe.knn import Neighbours
-from densefeat.probe.linear import Linear
+from densefeat.probe.matrices import check_finite, move_validation_last
 from densefeat.probe.metrics import MAIN
-from densefeat.probe.rows import check_finite, training_first
 
 _PROTOCOLS = ("logreg", "knn", "ridge")
 GRIDS: dict[str, tuple[float | int, ...]] = {"logreg": logreg.C, "knn": knn.NEIGHBOURS, "ridge": ridge.L2}
@@ -25,7 +24,7 @@ Head = Linear | Neighbours
 
 
 @dataclass(frozen=True)
-class Fitted:
+class ProbeFit:
     """A head fitted on all rows, and how it came about.
 
     ``chosen``: the setting, such as ``{"C": 0.1}``. ``tried``: every setting fitted, with its main metric on the validation
@@ -38,11 +37,11 @@ class Fitted:
     val_scores: np.ndarray
 
 
-def _nothing(_: int) -> None:
+def _ignore_progress(_: int) -> None:
     pass
 
 
-def fit(
+def fit_head(
     protocol: str,
     x: np.ndarray,
     targets: Targets,
@@ -50,12 +49,12 @@ def fit(
     *,
     standardize: bool = False,
     seed: int = 0,  # noqa: ARG001  none of these protocols draws; the signature is the same for all
-    advance: Callable[[int], None] = _nothing,
-) -> Fitted:
+    advance: Callable[[int], None] = _ignore_progress,
+) -> ProbeFit:
     """Choose the setting on the validation rows, of equally good ones by their loss; then fit on all rows.
 
     Args:
-        protocol: One of :data:`_PROTOCOLS`; see :func:`described`.
+        protocol: One of :data:`_PROTOCOLS`; see :func:`describe_protocol`.
         x: Float32 ``(n, D)``, C-contiguous. It is overwritten, and may become part of the head: no copy of it is made.
         val: Bool ``(n,)``: the validation rows.
         standardize: For logreg: divide each feature by its standard deviation over the training rows, after subtracting its
@@ -68,7 +67,7 @@ def fit(
     """
     _check_protocol(protocol, targets.task, standardize)
     _check_rows(x, targets, val)
-    order = training_first(x, val)
+    order = move_validation_last(x, val)
     ordered, train = targets.take(order), int(np.count_nonzero(~val))
     told = 0
 
@@ -79,25 +78,25 @@ def fit(
 
     head, choice = _fit_ordered(protocol, x, ordered, train, standardize, count)
     advance(len(GRIDS[protocol]) - told)
-    return _fitted(head, choice, order[train:])
+    return _make_fit(head, choice, order[train:])
 
 
 def _fit_ordered(
     protocol: str, x: np.ndarray, targets: Targets, train: int, standardize: bool, advance: Callable[[int], None]
 ) -> tuple[Head, Choice]:
     if protocol == "logreg":
-        return logreg.fit(x, targets, train, standardize, advance)
+        return logreg.fit_logreg(x, targets, train, standardize, advance)
     if protocol == "knn":
-        return knn.fit(x, targets, train, advance)
-    return ridge.fit(x, targets, train, advance)
+        return knn.fit_knn(x, targets, train, advance)
+    return ridge.fit_ridge(x, targets, train, advance)
 
 
-def _fitted(head: Head, choice: Choice, positions: np.ndarray) -> Fitted:
+def _make_fit(head: Head, choice: Choice, positions: np.ndarray) -> ProbeFit:
     """``positions``: of the validation rows as they lie now, before their order was changed."""
-    return Fitted(head, choice.chosen, choice.tried, choice.val_scores[np.argsort(positions)])
+    return ProbeFit(head, choice.chosen, choice.tried, choice.val_scores[np.argsort(positions)])
 
 
-def few_shot_rows(targets: Targets, candidates: np.ndarray, shots: int, seed: int) -> np.ndarray:
+def draw_shots(targets: Targets, candidates: np.ndarray, shots: int, seed: int) -> np.ndarray:
     """Positions of ``shots`` rows of each class, or all of a class that has fewer, drawn from the candidates; ascending.
 
     ``candidates``: bool ``(n,)``. Raises UsageError for other than single-label targets, and for less than 1 shot.
@@ -111,16 +110,16 @@ def few_shot_rows(targets: Targets, candidates: np.ndarray, shots: int, seed: in
     return np.sort(np.concatenate([generator.permutation(some)[:shots] for some in rows]))
 
 
-def fit_few_shot(x: np.ndarray, targets: Targets, val: np.ndarray, shots: int, seed: int, standardize: bool = True) -> Fitted:
+def fit_few_shot(x: np.ndarray, targets: Targets, val: np.ndarray, shots: int, seed: int, standardize: bool = True) -> ProbeFit:
     """The ridge protocol from ``shots`` training rows of each class: the penalty is chosen on all validation rows, and the
-    head is fitted on the drawn rows alone. ``x`` is left as it is. Arguments and errors as :func:`fit`.
+    head is fitted on the drawn rows alone. ``x`` is left as it is. Arguments and errors as :func:`fit_head`.
     """
     _check_protocol("ridge", targets.task, standardize)
     _check_rows(x, targets, val)
-    drawn = few_shot_rows(targets, ~val, shots, seed)
+    drawn = draw_shots(targets, ~val, shots, seed)
     rows = np.concatenate([drawn, np.flatnonzero(val)])
-    head, choice = ridge.fit(x[rows], targets.take(rows), len(drawn), _nothing, refit=False)
-    return Fitted(head, choice.chosen, choice.tried, choice.val_scores)
+    head, choice = ridge.fit_ridge(x[rows], targets.take(rows), len(drawn), _ignore_progress, refit=False)
+    return ProbeFit(head, choice.chosen, choice.tried, choice.val_scores)
 
 
 def _check_protocol(protocol: str, task: Task, standardize: bool) -> None:
@@ -147,7 +146,7 @@ def _check_rows(x: np.ndarray, targets: Targets, val: np.ndarray) -> None:
         raise UsageError(f"all {len(values)} training rows have the same {alike}: there is nothing to learn")
 
 
-def described(protocol: str, task: Task) -> dict[str, Any]:
+def describe_protocol(protocol: str, task: Task) -> dict[str, Any]:
     """What makes figures comparable with published ones, as JSON: name, grid, criterion, solver, sources."""
     _check_protocol(protocol, task, standardize=False)
     setting = {"logreg": "C", "knn": "k", "ridge": "l2"}[protocol]

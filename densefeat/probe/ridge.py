@@ -6,15 +6,14 @@ import numpy as np
 from scipy.linalg import eigh, solve
 
 from densefeat.labels import Targets, Task
-from densefeat.probe.choice import Advance, Choice, choose
-from densefeat.probe.linear import Linear
-from densefeat.probe.rows import centred, correlated, gram, inverse, kernel, moments, rescale
+from densefeat.probe.fitting import Advance, Choice, Linear, choose
+from densefeat.probe.matrices import centre_kernel, correlate, gram, invert_deviation, kernel, moments, rescale
 
 L2 = tuple(2.0**i for i in range(-10, 20))
 
 
 @dataclass(frozen=True)
-class Path:
+class RidgePath:
     """Weights of standardised features for every penalty, all float64. ``rows``: where the vectors are of ``x @ x.T``."""
 
     vectors: np.ndarray
@@ -27,7 +26,7 @@ class Path:
     def weight(self, l2: float) -> tuple[np.ndarray, np.ndarray]:
         """Weights ``(D, K)`` and bias ``(K,)``."""
         inner = self.vectors @ (self.projected / (self.spectrum + l2)[:, None])
-        weight = inner if self.rows is None else correlated(self.rows, inner)
+        weight = inner if self.rows is None else correlate(self.rows, inner)
         return weight, self.target - self.mean @ weight
 
 
@@ -47,14 +46,14 @@ class Scale:
         return Linear(raw.astype(np.float32), shift.astype(np.float32), squeeze)
 
 
-def _scale_of(x: np.ndarray, targets: Targets) -> Scale:
+def _measure_scale(x: np.ndarray, targets: Targets) -> Scale:
     mean, deviation = moments(x)
     if targets.task != "regression":
-        return Scale(mean, inverse(deviation), 0.0, 1.0)
-    return Scale(mean, inverse(deviation), float(targets.values.mean()), float(targets.values.std()))
+        return Scale(mean, invert_deviation(deviation), 0.0, 1.0)
+    return Scale(mean, invert_deviation(deviation), float(targets.values.mean()), float(targets.values.std()))
 
 
-def _wanted(targets: Targets, scale: Scale) -> np.ndarray:
+def _regression_targets(targets: Targets, scale: Scale) -> np.ndarray:
     """Float64 ``(n, K)``: 1 for a row's classes and -1 for the others; for regression ``(n, 1)``, standardised."""
     if targets.task == "regression":
         return ((targets.values - scale.target_mean) / scale.target_deviation)[:, None]
@@ -63,55 +62,55 @@ def _wanted(targets: Targets, scale: Scale) -> np.ndarray:
     return 2.0 * (targets.values[:, None] == np.arange(len(targets.classes))) - 1
 
 
-def fit(x: np.ndarray, targets: Targets, train: int, advance: Advance, refit: bool = True) -> tuple[Linear, Choice]:
+def fit_ridge(x: np.ndarray, targets: Targets, train: int, advance: Advance, refit: bool = True) -> tuple[Linear, Choice]:
     """Choose the penalty with the first ``train`` rows, the training rows, on the others; then fit on all, or on these alone.
 
     ``x``: float32 ``(n, D)``, standardised in place by mean and deviation of the training rows.
     """
     fitting, val = targets.take(np.arange(train)), targets.take(np.arange(train, len(x)))
-    scale = _scale_of(x[:train], fitting)
+    scale = _measure_scale(x[:train], fitting)
     rescale(x, scale.mean, scale.inverse)
-    grid = _path(x[:train], _wanted(fitting, scale))
+    grid = _solve_path(x[:train], _regression_targets(fitting, scale))
     fits = ((l2, grid.weight(l2)) for l2 in L2)
 
     def scored(fit: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return _scores(x[train:], *fit, scale, val.task)
+        return _score(x[train:], *fit, scale, val.task)
 
     choice, solved = choose("l2", fits, scored, val, advance, loss="squared_error")
     if refit:
-        solved = _solution(x, _wanted(targets, scale), choice.chosen["l2"])
+        solved = _solve(x, _regression_targets(targets, scale), choice.chosen["l2"])
     return scale.fold(*solved, targets.task == "regression"), choice
 
 
-def _scores(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, scale: Scale, task: Task) -> np.ndarray:
+def _score(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, scale: Scale, task: Task) -> np.ndarray:
     values = x @ weight.astype(np.float32) + bias
     values = (values * scale.target_deviation + scale.target_mean).astype(np.float32)
     return values[:, 0] if task == "regression" else values
 
 
-def _path(x: np.ndarray, y: np.ndarray) -> Path:
+def _solve_path(x: np.ndarray, y: np.ndarray) -> RidgePath:
     """Of standardised features ``(n, D)``, by the smaller of ``x.T @ x`` and ``x @ x.T``; the bias is not penalised."""
     mean, target = x.mean(0, dtype=np.float64), y.mean(0)
     small = len(x) > x.shape[1]
-    square = gram(x) - len(x) * np.outer(mean, mean) if small else centred(kernel(x))
+    square = gram(x) - len(x) * np.outer(mean, mean) if small else centre_kernel(kernel(x))
     spectrum, vectors = eigh(square, overwrite_a=True, check_finite=False, driver="evd")
     spectrum = np.maximum(spectrum, 0)
     if small:
-        return Path(vectors, spectrum, vectors.T @ correlated(x, y - target), mean, target)
+        return RidgePath(vectors, spectrum, vectors.T @ correlate(x, y - target), mean, target)
     projected = vectors.T @ (y - target)
-    return Path(vectors - vectors.mean(0), spectrum, projected, mean, target, x)
+    return RidgePath(vectors - vectors.mean(0), spectrum, projected, mean, target, x)
 
 
-def _solution(x: np.ndarray, y: np.ndarray, l2: float) -> tuple[np.ndarray, np.ndarray]:
+def _solve(x: np.ndarray, y: np.ndarray, l2: float) -> tuple[np.ndarray, np.ndarray]:
     """Weights ``(D, K)`` and bias ``(K,)`` for one penalty, float64."""
     mean, target = x.mean(0, dtype=np.float64), y.mean(0)
     if len(x) > x.shape[1]:
         left = gram(x) - len(x) * np.outer(mean, mean)
         left[np.diag_indices_from(left)] += l2
-        weight = solve(left, correlated(x, y - target), overwrite_a=True, assume_a="pos")
+        weight = solve(left, correlate(x, y - target), overwrite_a=True, assume_a="pos")
     else:
-        left = centred(kernel(x))
+        left = centre_kernel(kernel(x))
         left[np.diag_indices_from(left)] += l2
         dual = solve(left, y - target, overwrite_a=True, assume_a="pos")
-        weight = correlated(x, dual - dual.mean(0))
+        weight = correlate(x, dual - dual.mean(0))
     return weight, target - mean @ weight

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from densefeat.base import hold_lock, progress_bar, stop_on_signal
+from densefeat.base import PREEMPTION_SIGNALS, hold_lock, progress_bar, stop_on_signal
 from densefeat.errors import DensefeatError, UsageError
 from densefeat.features import FeatureExtractor
 from densefeat.images import open_source
@@ -21,34 +20,33 @@ from densefeat.probe import (
     ALL,
     LOWEST_LOSS,
     MAIN,
-    BlockFits,
+    BlockFitter,
     Candidate,
     Columns,
-    Fitted,
     Linear,
-    Prepared,
     Probed,
+    ProbeData,
+    ProbeFit,
     ProbeRequest,
-    asked_before,
-    asked_of,
     choose,
-    conclude,
     extract_images,
-    finished,
-    labels_of,
-    plain,
-    prepare,
-    reading_of,
+    identity,
+    label_options,
+    load_data,
+    make_request,
+    read_finished,
+    select_candidate,
+    source_options,
+    to_json,
     write_report,
 )
-from densefeat.sgd_probe.learning import Lesson, fitting_batch, learn, make_lesson
+from densefeat.sgd_probe.learning import TrainingStream, fit_batch_size, open_training_stream, train_heads
 from densefeat.sgd_probe.parallel_heads import MOMENTUM, RATES, ParallelHeads
 from densefeat.store import open_store
 from densefeat.training import World, join_world
 
 _CHECKPOINTS = ".checkpoints"
 _WORKERS = 8  # at most, where none are named
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last: what schedulers send before they preempt
 
 
 def probe_images(
@@ -97,7 +95,7 @@ def probe_images(
         Interrupted: SIGINT, SIGTERM or SIGUSR1 asked to stop; everything is saved.
     """
     out, device = Path(out), None if device == "auto" else device
-    reading = reading_of(images, labels, label_column)
+    reading = source_options(images, labels, label_column)
     making: dict[str, Any] = dict(model=model, weights=weights, pool=pools, image_size=image_size)
     places = extract_images(images, test, out, labels, **reading, **making, device=device or "auto", workers=workers or None)
     with ExitStack() as stack:
@@ -106,10 +104,10 @@ def probe_images(
             stack.enter_context(hold_lock(out / ".lock"))
         world.wait()  # until all ranks have written what they extracted
         stores = [open_store(place) for place in places]
-        columns = labels_of(labels, label_column) | {"split_column": split_column, "group_column": group_column}
-        found = prepare(stores, **columns, task=task, seed=seed)
-        asked = _asked_to_learn(found, epochs, batch_size, seed, world)
-        if (before := finished(out, asked)) is not None:
+        columns = label_options(labels, label_column) | {"split_column": split_column, "group_column": group_column}
+        found = load_data(stores, **columns, task=task, seed=seed)
+        asked = _make_request(found, epochs, batch_size, seed, world)
+        if (before := read_finished(out, asked)) is not None:
             return Probed(out, before, done_before=True)
         extractor = FeatureExtractor(
             model, "all", pools, weights=weights, device=str(world.device), image_size=image_size
@@ -117,40 +115,40 @@ def probe_images(
         workers = min(_WORKERS, os.cpu_count() or 1) if workers is None else workers
         source, size = open_source(images, **reading), asked.protocol["batch_size"]
         known, train = found.labelled, found.parts == TRAIN
-        lesson = make_lesson(
+        lesson = open_training_stream(
             source, known.targets, known.paths, train, extractor, epochs, size, workers, seed, world
         )  # fmt: skip
-        fits = BlockFits("sgd", found.columns, known.targets, known.rows, found.parts, seed, lambda _: None)
-        heads = _trained(lesson, extractor, fits, asked, out, world)
-        results = _concluded(heads, fits, asked, out) if world.first else {}
+        fits = BlockFitter("sgd", found.columns, known.targets, known.rows, found.parts, seed, lambda _: None)
+        heads = _train_heads(lesson, extractor, fits, asked, out, world)
+        results = _write_results(heads, fits, asked, out) if world.first else {}
         world.wait()
         return Probed(out, results)
 
 
-def _asked_to_learn(found: Prepared, epochs: int, batch_size: int, seed: int, world: World) -> ProbeRequest:
+def _make_request(found: ProbeData, epochs: int, batch_size: int, seed: int, world: World) -> ProbeRequest:
     """What the report tells of it; the same on every rank."""
-    size = fitting_batch(batch_size, found.sizes()["train"], world)
-    return asked_of(found, _described(found.labelled.targets.task, epochs, size), seed)
+    size = fit_batch_size(batch_size, found.sizes()["train"], world)
+    return make_request(found, _describe_protocol(found.labelled.targets.task, epochs, size), seed)
 
 
-def _trained(
-    lesson: Lesson, extractor: FeatureExtractor, fits: BlockFits, asked: ProbeRequest, out: Path, world: World
+def _train_heads(
+    lesson: TrainingStream, extractor: FeatureExtractor, fits: BlockFitter, asked: ProbeRequest, out: Path, world: World
 ) -> ParallelHeads:
     targets, size = fits.targets, lesson.sampler.batch_size
-    names = {name: fits.columns.width(wanted) for name, wanted in _candidates_of(fits.columns).items()}
+    names = {name: fits.columns.width(wanted) for name, wanted in _candidate_columns(fits.columns).items()}
     heads = ParallelHeads.start(names, len(targets.classes), targets.task, size, fits.seed, world.device)
-    text = json.dumps(plain(asked_before(vars(asked))), sort_keys=True)
+    text = json.dumps(to_json(identity(vars(asked))), sort_keys=True)
     with (
-        stop_on_signal(*_SIGNALS) as stop,
+        stop_on_signal(*PREEMPTION_SIGNALS) as stop,
         progress_bar("learning", lesson.steps * size, show=world.first) as advance,
     ):
-        learn(heads, lesson, extractor, out / _CHECKPOINTS, text, world, stop, advance)
+        train_heads(heads, lesson, extractor, out / _CHECKPOINTS, text, world, stop, advance)
     return heads
 
 
-def _concluded(heads: ParallelHeads, fits: BlockFits, asked: ProbeRequest, out: Path) -> dict[str, Any]:
+def _write_results(heads: ParallelHeads, fits: BlockFitter, asked: ProbeRequest, out: Path) -> dict[str, Any]:
     val, test = (fits.targets.take(fits.parts == part) for part in (VAL, TEST))
-    found = conclude(_candidates(heads, fits), val, test, fits.seed)
+    found = select_candidate(_make_candidates(heads, fits), val, test, fits.seed)
     if highest := [outcome.name for outcome in found.outcomes if outcome.chosen["lr"] == RATES[-1]]:
         told = f"the highest learning rate was the best for {', '.join(highest)}: more epochs may serve better"
         asked = replace(asked, notes=(*asked.notes, told))
@@ -159,26 +157,26 @@ def _concluded(heads: ParallelHeads, fits: BlockFits, asked: ProbeRequest, out: 
     return results
 
 
-def _candidates_of(columns: Columns) -> dict[str, tuple[str, ...]]:
+def _candidate_columns(columns: Columns) -> dict[str, tuple[str, ...]]:
     """Each column alone, and all side by side."""
     alone = {name: (name,) for name in columns.widths}
     return alone | ({ALL: tuple(alone)} if len(alone) > 1 else {})
 
 
-def _candidates(heads: ParallelHeads, fits: BlockFits) -> Iterator[Candidate]:
+def _make_candidates(heads: ParallelHeads, fits: BlockFitter) -> Iterator[Candidate]:
     """Of each the rate that is best on the validation images. DensefeatError where all rates diverged."""
-    for name, wanted in _candidates_of(fits.columns).items():
-        yield fits.candidate(name, wanted, _chosen(heads, name, fits, wanted))
+    for name, wanted in _candidate_columns(fits.columns).items():
+        yield fits.candidate(name, wanted, _choose_rate(heads, name, fits, wanted))
 
 
-def _chosen(heads: ParallelHeads, name: str, fits: BlockFits, wanted: tuple[str, ...]) -> Fitted:
+def _choose_rate(heads: ParallelHeads, name: str, fits: BlockFitter, wanted: tuple[str, ...]) -> ProbeFit:
     val = fits.parts == VAL
     x = fits.columns.read(wanted, fits.rows[val])
-    choice, (head, _) = choose("lr", _learnt(heads, name, x), lambda pair: pair[1], fits.targets.take(val), lambda _: None)
-    return Fitted(head, choice.chosen, choice.tried, choice.val_scores)
+    choice, (head, _) = choose("lr", _score_rates(heads, name, x), lambda pair: pair[1], fits.targets.take(val), lambda _: None)
+    return ProbeFit(head, choice.chosen, choice.tried, choice.val_scores)
 
 
-def _learnt(heads: ParallelHeads, name: str, x: np.ndarray) -> Iterator[tuple[float, tuple[Linear, np.ndarray]]]:
+def _score_rates(heads: ParallelHeads, name: str, x: np.ndarray) -> Iterator[tuple[float, tuple[Linear, np.ndarray]]]:
     """Rates, heads and their scores, but for those that diverged. DensefeatError where all did."""
     all_diverged = True
     for place, rate in enumerate(RATES):
@@ -192,7 +190,7 @@ def _learnt(heads: ParallelHeads, name: str, x: np.ndarray) -> Iterator[tuple[fl
         raise DensefeatError(f"heads on {name!r} diverged at all {len(RATES)} learning rates: use --protocol ridge")
 
 
-def _described(task: Task, epochs: int, batch_size: int) -> dict[str, Any]:
+def _describe_protocol(task: Task, epochs: int, batch_size: int) -> dict[str, Any]:
     """What makes figures comparable with published ones, as JSON. UsageError for numbers to predict."""
     if task == "regression":
         raise UsageError("protocol 'sgd' predicts classes, these labels are numbers: use ridge")

@@ -35,7 +35,7 @@ _POLL_GPU = 10  # steps between looks at whether to stop
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingStream:
     """What the heads learn from. ``targets``: int64 ``(n,)`` or bool ``(n, K)``; the labels of a part are places in it."""
 
     images: WorkerImages
@@ -50,7 +50,7 @@ class Lesson:
             yield from parts
 
 
-def make_lesson(
+def open_training_stream(
     source: Source,
     targets: Targets,
     paths: list[str],
@@ -61,13 +61,13 @@ def make_lesson(
     workers: int,
     seed: int,
     world: World,
-) -> Lesson:
+) -> TrainingStream:
     """``targets``, ``paths``: of n images; ``train``: bool ``(n,)``, those to learn from; ``batch_size``: of all ranks.
 
     Augmented as in DINOv2's linear evaluation: a random part of 8 % to 100 % of the area, mirrored or not. Raises UsageError
     for an input that cannot be read by position, or has fewer training images than ranks.
     """
-    encoded = _with_rows(source, paths, train)
+    encoded = _match_images(source, paths, train)
     if encoded.groups is not None and encoded.groups.max() > MAX_GROUP:
         raise UsageError(
             f"row groups of {encoded.groups.max():,} images, at most {MAX_GROUP:,}: write with row_group_size=1000"
@@ -82,10 +82,10 @@ def make_lesson(
     sampler = Sampler(np.flatnonzero(encoded.labels >= 0), encoded.groups, batch_size, seed)
     (part,) = rank_parts(batch_size, 1, world.rank, world.size)
     values = torch.from_numpy(targets.values).to(world.device)
-    return Lesson(loader, sampler, part, values, epochs * sampler.steps_per_epoch)
+    return TrainingStream(loader, sampler, part, values, epochs * sampler.steps_per_epoch)
 
 
-def _with_rows(source: Source, paths: list[str], train: np.ndarray) -> Encoded:
+def _match_images(source: Source, paths: list[str], train: np.ndarray) -> Encoded:
     """Labels are places in ``paths``; -1 for images that are not to be learnt from."""
     if not isinstance(source, Indexed | Tables | Saved):
         raise UsageError("protocol 'sgd' reads images by position: give a folder, a list, Parquet files or tar files")
@@ -97,7 +97,7 @@ def _with_rows(source: Source, paths: list[str], train: np.ndarray) -> Encoded:
     return Encoded(source, labels, [], groups)
 
 
-def fitting_batch(batch_size: int, images: int, world: World) -> int:
+def fit_batch_size(batch_size: int, images: int, world: World) -> int:
     """``batch_size``, or less where there are fewer images: a multiple of the ranks. UsageError where there are too few."""
     size = min(batch_size, images) // world.size * world.size
     if not size:
@@ -105,9 +105,9 @@ def fitting_batch(batch_size: int, images: int, world: World) -> int:
     return size
 
 
-def learn(
+def train_heads(
     heads: ParallelHeads,
-    lesson: Lesson,
+    lesson: TrainingStream,
     extractor: FeatureExtractor,
     folder: Path,
     asked: str,
@@ -129,7 +129,7 @@ def learn(
     for x, rows in lesson.parts(heads.step):
         known = rows >= 0
         read += int(known.any())
-        features = _with_all(extractor.forward(x[known]), heads) if known.any() else _no_features(heads)
+        features = _select_features(extractor.forward(x[known]), heads) if known.any() else _empty_features(heads)
         heads.learn(features, lesson.targets[rows[known]], lesson.sampler.batch_size, lesson.steps, world)
         advance(lesson.sampler.batch_size)
         asked_to = 0
@@ -155,11 +155,11 @@ def _resume(heads: ParallelHeads, folder: Path, asked: str, world: World) -> Non
     heads.load_state_dict(saved)
 
 
-def _with_all(features: dict[str, torch.Tensor], heads: ParallelHeads) -> dict[str, torch.Tensor]:
+def _select_features(features: dict[str, torch.Tensor], heads: ParallelHeads) -> dict[str, torch.Tensor]:
     """Those that there are heads of; the candidate of all side by side, too."""
     own = {name: features[name] for name in heads.weights if name != ALL}
     return own | ({ALL: torch.cat(list(own.values()), 1)} if ALL in heads.weights else {})
 
 
-def _no_features(heads: ParallelHeads) -> dict[str, torch.Tensor]:
+def _empty_features(heads: ParallelHeads) -> dict[str, torch.Tensor]:
     return {name: weight.new_zeros(0, weight.shape[2] - 1) for name, weight in heads.weights.items()}

@@ -72,7 +72,7 @@ class ParallelHeads:
         """
         rates = self.rates * (0.5 * (1 + math.cos(math.pi * self.step / steps)))
         for name, weight in self.weights.items():
-            x = _with_one(features[name]).to(weight.dtype)
+            x = _append_one(features[name]).to(weight.dtype)
             gradient = self.gradient(weight, x, y) / batch_size
             if world.size > 1:
                 dist.all_reduce(gradient)
@@ -109,6 +109,6 @@ class ParallelHeads:
                 values.copy_(kept[name])
 
 
-def _with_one(x: torch.Tensor) -> torch.Tensor:
+def _append_one(x: torch.Tensor) -> torch.Tensor:
     """``(n, D)`` with a column of ones, which the bias is the weight of."""
     return torch.cat([x, x.new_ones(len(x), 1)], 1)

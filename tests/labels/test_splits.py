@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from densefeat.errors import UsageError
-from densefeat.labels.splits import TEST, TRAIN, VAL, held_out, hold_out_val, split, split_sha256
+from densefeat.labels.splits import TEST, TRAIN, VAL, hold_out, hold_out_validation, split_rows, split_sha256
 from densefeat.labels.targets import Targets
 from support.probes import single
 
 
 def test_every_class_gives_its_share() -> None:
     targets = single(np.repeat(range(4), (700, 200, 95, 5)))
-    held = held_out(targets, 0.2, seed=3)
+    held = hold_out(targets, 0.2, seed=3)
     assert np.bincount(targets.values[held]).tolist() == [140, 40, 19, 1]
     assert held.dtype == bool
 
@@ -22,7 +22,7 @@ def test_every_class_gives_its_share() -> None:
 def test_it_depends_on_the_seed_alone(grouped: bool) -> None:
     targets = single(np.random.default_rng(0).integers(0, 5, 300))
     groups = np.random.default_rng(1).integers(0, 60, 300) if grouped else None
-    first, again, other = (held_out(targets, 0.3, seed, groups) for seed in (7, 7, 8))
+    first, again, other = (hold_out(targets, 0.3, seed, groups) for seed in (7, 7, 8))
     assert (first == again).all()
     assert (first != other).any()
 
@@ -30,7 +30,7 @@ def test_it_depends_on_the_seed_alone(grouped: bool) -> None:
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 2, 50), (1, 1, 9), (3, 1, 1), (1, 1, 1, 1, 1, 1)])
 def test_small_classes_are_on_both_sides_if_they_can(sizes: tuple[int, ...]) -> None:
     targets = single(np.repeat(range(len(sizes)), sizes))
-    held = held_out(targets, 0.2, seed=0)
+    held = hold_out(targets, 0.2, seed=0)
     assert 0 < held.sum() < len(held)
     if max(sizes) > 1:
         for k, size in enumerate(sizes):
@@ -43,7 +43,7 @@ def test_groups_stay_together(seed: int) -> None:
     generator = np.random.default_rng(seed)
     groups = generator.integers(0, 80, 1000)
     targets = single(generator.choice(4, 1000, p=[0.6, 0.25, 0.12, 0.03]))
-    held = held_out(targets, 0.2, seed, groups)
+    held = hold_out(targets, 0.2, seed, groups)
     for group in np.unique(groups):
         assert len(set(held[groups == group])) == 1
     shares = np.bincount(targets.values[held], minlength=4) / np.bincount(targets.values)
@@ -57,19 +57,19 @@ def test_a_class_in_two_groups_is_on_both_sides() -> None:
     groups = np.repeat(np.arange(22), 10)
     targets = single(np.repeat(np.array([0] * 20 + [1] * 2), 10))
     for seed in range(5):
-        held = held_out(targets, 0.2, seed, groups)
+        held = hold_out(targets, 0.2, seed, groups)
         assert set(targets.values[held]) == set(targets.values[~held]) == {0, 1}
 
 
 def test_groups_of_text_and_of_one_row_each() -> None:
     targets = single([0, 1] * 20)
     names = np.array([f"patient {i}" for i in range(40)], object)
-    assert held_out(targets, 0.25, 0, names).sum() == 10
-    assert (held_out(targets, 0.25, 0, names) == held_out(targets, 0.25, 0)).all()
+    assert hold_out(targets, 0.25, 0, names).sum() == 10
+    assert (hold_out(targets, 0.25, 0, names) == hold_out(targets, 0.25, 0)).all()
 
 
 def test_two_groups_go_to_two_sides() -> None:
-    held = held_out(single([0, 1] * 20), 0.2, 0, np.repeat([0, 1], [30, 10]))
+    held = hold_out(single([0, 1] * 20), 0.2, 0, np.repeat([0, 1], [30, 10]))
     assert held.sum() == 10
 
 
@@ -78,13 +78,13 @@ def test_labels_by_their_rarest() -> None:
     values[:, 0] = True
     values[:20, 2] = True
     values[100:200, 1] = True
-    held = held_out(Targets("multi", ("a", "b", "c"), values), 0.1, 0)
+    held = hold_out(Targets("multi", ("a", "b", "c"), values), 0.1, 0)
     assert values[held].sum(0).tolist() == [40, 10, 2]
 
 
 def test_numbers_by_their_order() -> None:
     values = np.random.default_rng(0).standard_normal(1000) ** 3
-    held = held_out(Targets("regression", (), values), 0.2, 0)
+    held = hold_out(Targets("regression", (), values), 0.2, 0)
     assert held.sum() == 200
     tenths = np.argsort(np.argsort(values)) // 100
     assert np.bincount(tenths[held]).tolist() == [20] * 10
@@ -101,21 +101,21 @@ def test_numbers_by_their_order() -> None:
 )
 def test_what_cannot_be_split(rows: int, share: float, groups: np.ndarray | None, match: str) -> None:
     with pytest.raises(UsageError, match=match):
-        held_out(single(np.zeros(rows), 2), share, 0, groups)
+        hold_out(single(np.zeros(rows), 2), share, 0, groups)
 
 
 def test_three_parts() -> None:
     targets = single(np.repeat(range(2), 100))
-    parts = split(targets, seed=0)
+    parts = split_rows(targets, seed=0)
     assert np.bincount(parts).tolist() == [144, 16, 40]
     groups = np.arange(200) // 4
-    grouped = split(targets, 0, groups)
+    grouped = split_rows(targets, 0, groups)
     assert all(len(set(grouped[groups == group])) == 1 for group in range(50))
 
 
 def test_validation_comes_out_of_the_training_rows() -> None:
     before = np.array([TRAIN] * 100 + [TEST] * 50, np.int8)
-    parts = hold_out_val(single([0, 1] * 75), before, seed=0)
+    parts = hold_out_validation(single([0, 1] * 75), before, seed=0)
     assert (parts[100:] == TEST).all()
     assert (parts == VAL).sum() == 10
     assert (before != VAL).all()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from densefeat.labels.targets import Targets
-from densefeat.probe.charts import _shown, draw_blocks, draw_confusion
+from densefeat.probe.charts import _short_name, draw_blocks, draw_confusion
 
 
 def results_of(count: int, interval: bool = True, value: float | None = 70.0) -> dict[str, Any]:
@@ -74,5 +74,5 @@ def test_too_many_classes_for_a_picture(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_names_are_one_line_and_not_too_long() -> None:
-    assert _shown("a\nb") == "a·b"
-    assert _shown("x" * 100) == "x" * 25 + "…"
+    assert _short_name("a\nb") == "a·b"
+    assert _short_name("x" * 100) == "x" * 25 + "…"

@@ -8,8 +8,8 @@ import pytest
 from densefeat.errors import UsageError
 from densefeat.labels.targets import Targets, Task
 from densefeat.probe import knn
-from densefeat.probe.knn import Neighbours, _normalize, _votes
-from densefeat.probe.protocols import fit
+from densefeat.probe.knn import Neighbours, _count_votes, _normalize
+from densefeat.probe.protocols import fit_head
 from support.features_made import made_up, validation
 
 
@@ -50,7 +50,7 @@ def test_scores(monkeypatch: pytest.MonkeyPatch, task: Task, dtype: str, tile: i
 def test_choice_of_k(task: Task) -> None:
     x, targets = made_up(task)
     val = validation(400)
-    found = fit("knn", x.copy(), targets, val)
+    found = fit_head("knn", x.copy(), targets, val)
     assert [setting["k"] for setting in found.tried] == [10, 20, 100, 200]
     wanted = {k: naive(x[~val], targets.take(~val), x[val], k) for k in knn.NEIGHBOURS}
     if task == "single":
@@ -71,7 +71,7 @@ def test_choice_of_k(task: Task) -> None:
 @pytest.mark.parametrize(("rows", "counts"), [(8, [6]), (30, [10, 20])])
 def test_few_rows(rows: int, counts: list[int]) -> None:
     x, targets = made_up("single", rows, classes=2)
-    assert [setting["k"] for setting in fit("knn", x, targets, validation(rows)).tried] == counts
+    assert [setting["k"] for setting in fit_head("knn", x, targets, validation(rows)).tried] == counts
 
 
 def test_memory_of_votes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_memory_of_votes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = generator.random((200, 100)) < 0.1
     tracemalloc.start()
     try:
-        found = _votes(near, weights, Targets("multi", tuple(map(str, range(100))), labels))
+        found = _count_votes(near, weights, Targets("multi", tuple(map(str, range(100))), labels))
         assert tracemalloc.get_traced_memory()[1] < 8e6  # at once: 2000 * 200 * 100 bytes, and more as numbers
     finally:
         tracemalloc.stop()
@@ -92,7 +92,7 @@ def test_memory_of_votes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_of_zeros() -> None:
     x, targets = made_up("single")
     x[5] = 0
-    found = fit("knn", x.copy(), targets, validation(400))
+    found = fit_head("knn", x.copy(), targets, validation(400))
     assert np.isfinite(found.head.scores(np.zeros((2, 12), np.float32))).all()
     assert not found.head.features[np.linalg.norm(found.head.features, axis=1) < 0.5].any()
 

@@ -8,10 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
 from densefeat.labels.targets import Targets
-from densefeat.probe import descent, logreg
-from densefeat.probe.axes import principal
-from densefeat.probe.logreg import Loss, _sweep
-from densefeat.probe.protocols import fit
+from densefeat.probe import logreg
+from densefeat.probe.logreg import Loss, _sweep, rotate_to_axes
+from densefeat.probe.protocols import fit_head
 from support.features_made import made_up, validation
 
 
@@ -28,7 +27,7 @@ def alike(own: np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
 @pytest.mark.parametrize(("rows", "features", "classes"), [(400, 12, 4), (400, 12, 2), (60, 90, 3), (50, 50, 3)])
 def test_every_fit_of_the_sweep(rows: int, features: int, classes: int) -> None:
     x, targets = made_up("single", rows, features, classes)
-    axes = principal(x.copy())
+    axes = rotate_to_axes(x.copy())
     loss = Loss(axes.x, axes.variance, targets)
     for place, (c, weights) in enumerate(_sweep(loss)):
         if place % 4 == 0 and c < 1e4:
@@ -43,7 +42,7 @@ def test_tight_fits_agree_in_coefficients(monkeypatch: pytest.MonkeyPatch, stand
     monkeypatch.setattr(logreg, "_TOLERANCE", 1e-6)
     x, targets = made_up("single")
     val = validation(400)
-    found = fit("logreg", x.copy(), targets, val, standardize=standardize)
+    found = fit_head("logreg", x.copy(), targets, val, standardize=standardize)
     mean, deviation = x[~val].mean(0), x[~val].std(0) if standardize else np.ones(12)
     theirs = of_scikit_learn((x - mean) / deviation, targets.values, found.chosen["C"])
     weight = found.head.weight - found.head.weight.mean(0)
@@ -60,7 +59,7 @@ def test_the_full_sweeps_choice(
     monkeypatch.setattr(logreg, "FEW", 1000 if few else 1)
     x, targets = made_up("single", rows, features, classes, seed)
     val = validation(rows)
-    found = fit("logreg", x.copy(), targets, val)
+    found = fit_head("logreg", x.copy(), targets, val)
     accuracy, losses = {}, {}
     for c in logreg.C:
         model = of_scikit_learn(x[~val], targets.values[~val], min(c, 3e4))  # beyond, it takes very long
@@ -84,7 +83,7 @@ def test_the_full_sweeps_choice(
 def test_several_labels() -> None:
     x, targets = made_up("multi", rows=300, features=10)
     val = validation(300)
-    found = fit("logreg", x.copy(), targets, val)
+    found = fit_head("logreg", x.copy(), targets, val)
     rated = {}
     for c in logreg.C[8:36:3]:
         logits = [of_scikit_learn(x[~val], y, c).decision_function(x[val]) for y in targets.values[~val].T]
@@ -102,7 +101,7 @@ def test_classes_that_one_part_lacks() -> None:
     values[~val & (values == 3)] = 0
     values[val & (values == 1)] = 2
     values[values == 4] = 0
-    found = fit("logreg", x.copy(), Targets("single", targets.classes, values), val)
+    found = fit_head("logreg", x.copy(), Targets("single", targets.classes, values), val)
     assert found.val_scores[:, 3].max() < found.val_scores[:, [0, 1, 2]].min()
     final = of_scikit_learn(x, values, found.chosen["C"])
     alike(found.head.scores(x)[:, :4], final.decision_function(x), 0.004)
@@ -113,7 +112,7 @@ def test_labels_that_do_not_vary() -> None:
     x, targets = made_up("multi")
     values = targets.values.copy()
     values[:, 1], values[:, 2] = False, True
-    found = fit("logreg", x.copy(), Targets("multi", targets.classes, values), validation(400))
+    found = fit_head("logreg", x.copy(), Targets("multi", targets.classes, values), validation(400))
     assert (found.head.scores(x)[:, 1] == logreg.NEVER).all()
     assert (found.head.scores(x)[:, 2] == -logreg.NEVER).all()
 
@@ -124,9 +123,9 @@ def test_constant_and_repeated_features_and_rows(rows: int, features: int) -> No
     val = validation(rows)
     val[rows // 2 :] = val[: rows // 2]
     x[rows // 2 :], targets.values[rows // 2 :] = x[: rows // 2], targets.values[: rows // 2]
-    plain = fit("logreg", x.copy(), targets, val)
+    plain = fit_head("logreg", x.copy(), targets, val)
     wide = np.concatenate([x, np.full((rows, 2), 7, np.float32), x], axis=1)
-    found = fit("logreg", wide.copy(), targets, val)
+    found = fit_head("logreg", wide.copy(), targets, val)
     assert np.abs(found.head.weight[:, features : features + 2]).max() < 1e-4
     assert all(np.isfinite(values).all() for values in (found.head.weight, found.head.bias, plain.head.weight))
     np.testing.assert_allclose(found.head.weight[:, :features], found.head.weight[:, -features:], atol=1e-4)
@@ -134,7 +133,7 @@ def test_constant_and_repeated_features_and_rows(rows: int, features: int) -> No
 
 def test_the_same_bits_again() -> None:
     x, targets = made_up("single")
-    first, second = (fit("logreg", x.copy(), targets, validation(400)) for _ in range(2))
+    first, second = (fit_head("logreg", x.copy(), targets, validation(400)) for _ in range(2))
     assert first.tried == second.tried
     np.testing.assert_array_equal(first.head.weight, second.head.weight)
     np.testing.assert_array_equal(first.val_scores, second.val_scores)
@@ -144,7 +143,7 @@ def test_memory_beside_the_features() -> None:
     x, targets = made_up("single", rows=60_000, features=48)
     val = validation(60_000)
     tracemalloc.start()
-    fit("logreg", x, targets, val)
+    fit_head("logreg", x, targets, val)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < x.nbytes + 2**24  # numpy's alone: pieces of 8 MB
@@ -155,8 +154,8 @@ def test_a_path_of_quadratics() -> None:
     generator = np.random.default_rng(0)
     root = generator.normal(size=(30, 30))
     matrix, b = root @ root.T / 30, generator.normal(size=30)
-    curvature, weights = descent.Curvature(np.diag(matrix)[None].copy()), np.zeros((1, 30))
+    curvature, weights = logreg.Curvature(np.diag(matrix)[None].copy()), np.zeros((1, 30))
     for strength in (10.0, 1.0, 0.1, 0.01):
         penalty = np.full(30, strength)
-        weights = descent.minimum(lambda w: w @ matrix - b, penalty, weights, curvature, np.ones(30), 1e-9)
+        weights = logreg.minimize(lambda w: w @ matrix - b, penalty, weights, curvature, np.ones(30), 1e-9)
         np.testing.assert_allclose(weights[0], np.linalg.solve(matrix + strength * np.eye(30), b), rtol=1e-6, atol=1e-8)

@@ -1,23 +1,34 @@
-"""Metrics against scikit-learn's, with ties, absent classes, and counted rows against rows written out."""
+"""Metrics and their intervals, against scikit-learn and scipy."""
 
+import time
 import warnings
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.special import softmax
 from sklearn import metrics as sk
 
 from densefeat.errors import UsageError
 from densefeat.labels.targets import Targets, Task
-from densefeat.probe.intervals import _draws
-from densefeat.probe.metrics import compute_metrics, main_metric, resampled
+from densefeat.probe import metrics
+from densefeat.probe.metrics import (
+    Comparison,
+    _draw_all,
+    _draw_pieces,
+    bootstrap,
+    compare_predictions,
+    compute_metrics,
+    main_metric,
+    resample_metrics,
+)
 
 
 def names(classes: int) -> tuple[str, ...]:
     return tuple(f"class {k}" for k in range(classes))
 
 
-def made(task: Task, rows: int = 300, classes: int = 8, ties: bool = False) -> tuple[Targets, np.ndarray]:
+def random_predictions(task: Task, rows: int = 300, classes: int = 8, ties: bool = False) -> tuple[Targets, np.ndarray]:
     """Scores that are right more often than by chance. The last class but one has no rows."""
     generator = np.random.default_rng(classes)
     scores = generator.normal(size=(rows, classes)).astype(np.float32)
@@ -67,7 +78,7 @@ def of_scikit_learn(targets: Targets, scores: np.ndarray) -> dict[str, float]:
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("classes", [3, 8, 50])
 def test_against_scikit_learn(task: Task, ties: bool, classes: int) -> None:
-    targets, scores = made(task, classes=classes, ties=ties)
+    targets, scores = random_predictions(task, classes=classes, ties=ties)
     found = compute_metrics(targets, scores)
     assert found == pytest.approx(of_scikit_learn(targets, scores), rel=1e-9)
     assert list(found) == list(compute_metrics(targets, scores))
@@ -75,9 +86,9 @@ def test_against_scikit_learn(task: Task, ties: bool, classes: int) -> None:
 
 @pytest.mark.parametrize("task", ["single", "multi", "regression"])
 def test_counted_rows_are_rows_written_out(task: Task) -> None:
-    targets, scores = made(task, rows=60, ties=True)
-    counts = _draws(60, 7, seed=3)
-    found, main = resampled(targets, scores, counts), main_metric(targets, scores, counts)
+    targets, scores = random_predictions(task, rows=60, ties=True)
+    counts = _draw_all(60, 7, seed=3)
+    found, main = resample_metrics(targets, scores, counts), main_metric(targets, scores, counts)
     for r in range(7):
         rows = np.repeat(np.arange(60), counts[:, r])
         alone = compute_metrics(targets.take(rows), scores[rows])
@@ -87,12 +98,12 @@ def test_counted_rows_are_rows_written_out(task: Task) -> None:
 
 def test_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     for task in ("single", "multi"):
-        targets, scores = made(task, ties=True)
-        counts = _draws(300, 30, seed=3)
-        whole = resampled(targets, scores, counts)
+        targets, scores = random_predictions(task, ties=True)
+        counts = _draw_all(300, 30, seed=3)
+        whole = resample_metrics(targets, scores, counts)
         monkeypatch.setattr("densefeat.probe.metrics._PIECE_VALUES", 100)
-        monkeypatch.setattr("densefeat.probe.rows._PIECE_VALUES", 100)
-        for name, values in resampled(targets, scores, counts).items():
+        monkeypatch.setattr("densefeat.probe.matrices._PIECE_VALUES", 100)
+        for name, values in resample_metrics(targets, scores, counts).items():
             np.testing.assert_array_equal(values, whole[name])
         monkeypatch.undo()
 
@@ -143,3 +154,132 @@ def test_wrong_scores(task: Task, rows: int, scores: np.ndarray, told: str) -> N
     if task != "single" or rows:
         with pytest.raises(UsageError, match=told):
             main_metric(targets, scores, np.ones((rows, 1), np.uint8))
+
+
+def noisy_scores(rows: int = 400, classes: int = 6, seed: int = 0, lift: float = 1.0) -> tuple[Targets, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    y = np.random.default_rng(99).integers(0, classes, rows)
+    scores = generator.normal(size=(rows, classes)).astype(np.float32)
+    scores[np.arange(rows), y] += lift
+    return Targets("single", tuple(map(str, range(classes))), y), scores
+
+
+def test_intervals_are_percentiles_over_the_same_draws() -> None:
+    targets, scores = noisy_scores()
+    found, counts = bootstrap(targets, scores, resamples=50, seed=4), _draw_all(400, 50, 4)
+    y, predicted = targets.values, scores.argmax(1)
+    values = {"top1": [], "balanced_accuracy": [], "macro_f1": []}
+    for weights in counts.T:
+        values["top1"].append(100 * sk.accuracy_score(y, predicted, sample_weight=weights))
+        values["balanced_accuracy"].append(100 * sk.balanced_accuracy_score(y, predicted, sample_weight=weights))
+        values["macro_f1"].append(100 * sk.f1_score(y, predicted, average="macro", sample_weight=weights))
+    for name, each in values.items():
+        assert found[name] == pytest.approx(tuple(np.percentile(each, [2.5, 97.5])), rel=1e-9)
+    assert list(found) == list(compute_metrics(targets, scores))
+
+
+def test_draws() -> None:
+    counts = _draw_all(100, 300, seed=1)
+    assert (counts.sum(0) == 100).all()
+    assert counts.std() == pytest.approx(1, abs=0.03)  # as a Poisson variable's
+    assert not np.array_equal(counts, _draw_all(100, 300, seed=2))
+    np.testing.assert_array_equal(counts, _draw_all(100, 300, seed=1))
+
+
+def test_pieces_of_resamples_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets, scores = noisy_scores()
+    _, other = noisy_scores(seed=1)
+    whole, compared = bootstrap(targets, scores, resamples=250), compare_predictions(targets, scores, other)
+    monkeypatch.setattr(metrics, "_PIECE_COUNTS", 400 * 60)
+    np.testing.assert_array_equal(np.concatenate(list(_draw_pieces(400, 250, 3)), 1), _draw_all(400, 250, 3))
+    assert bootstrap(targets, scores, resamples=250) == whole
+    assert compare_predictions(targets, scores, other) == compared
+    assert max(counts.size for counts in _draw_pieces(400, 250, 3)) == 400 * 60
+
+
+def test_no_intervals_from_ranks_of_too_many_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets, scores = noisy_scores()
+    whole = bootstrap(targets, scores)
+    monkeypatch.setattr(metrics, "_MAX_RANKED", scores.size - 1)
+    assert bootstrap(targets, scores) == whole | {"auroc": None}
+
+
+def test_top1_interval_is_about_the_binomial_one() -> None:
+    targets, scores = noisy_scores(rows=2000)
+    share = compute_metrics(targets, scores)["top1"] / 100
+    low, high = bootstrap(targets, scores)["top1"]
+    half = 196 * np.sqrt(share * (1 - share) / 2000)
+    assert (low, high) == pytest.approx((100 * share - half, 100 * share + half), abs=0.3)
+
+
+def test_undefined_resamples_are_left_out() -> None:
+    values = np.array([1] + [0] * 9)
+    found = bootstrap(Targets("single", ("a", "b"), values), np.eye(10, 2, dtype=np.float32))
+    assert found["auroc"] is not None
+    assert found["top1"][0] < found["top1"][1]
+    assert bootstrap(Targets("single", ("a", "b"), 0 * values), np.eye(10, 2, dtype=np.float32))["auroc"] is None
+
+
+def test_many_rows_take_seconds() -> None:
+    targets, scores = noisy_scores(rows=10_000, classes=200, lift=3)
+    began = time.process_time()
+    found = bootstrap(targets, scores)
+    assert time.process_time() - began < 8
+    assert all(low < compute_metrics(targets, scores)[name] < high for name, (low, high) in found.items())
+
+
+def test_mcnemar_is_exact() -> None:
+    targets, first = noisy_scores(rows=200, seed=1, lift=2)
+    _, second = noisy_scores(rows=200, seed=2, lift=1)
+    found = compare_predictions(targets, first, second)
+    one, other = first.argmax(1) == targets.values, second.argmax(1) == targets.values
+    worse, discordant = int((~one & other).sum()), int((one != other).sum())
+    assert found.p_value == pytest.approx(min(1, 2 * stats.binom.cdf(worse, discordant, 0.5)))
+    assert (found.metric, found.test) == ("top1", "mcnemar")
+    assert found.difference == pytest.approx(100 * (one.mean() - other.mean()))
+    assert found.interval[0] < found.difference < found.interval[1]
+    swapped = compare_predictions(targets, second, first)
+    assert swapped.p_value == found.p_value
+    assert swapped.interval == pytest.approx((-found.interval[1], -found.interval[0]))
+
+
+def test_equal_predictions() -> None:
+    targets, scores = noisy_scores()
+    assert compare_predictions(targets, scores, scores) == Comparison("top1", "mcnemar", 0.0, (0.0, 0.0), 1.0)
+    numbers = Targets("regression", (), np.arange(50.0))
+    assert compare_predictions(numbers, scores[:50, 0], scores[:50, 0]).p_value == 1
+
+
+def test_paired_bootstrap() -> None:
+    generator = np.random.default_rng(0)
+    y = generator.normal(size=300)
+    numbers, close, far = Targets("regression", (), y), y + 0.1 * generator.normal(size=300), y + generator.normal(size=300)
+    found = compare_predictions(numbers, close, far)
+    assert (found.metric, found.test) == ("r2", "paired bootstrap")
+    assert found.p_value == pytest.approx(2 / 1001)
+    assert found.difference == pytest.approx(sk.r2_score(y, close) - sk.r2_score(y, far))
+    alike = compare_predictions(numbers, y + 0.1 * generator.normal(size=300), close)
+    assert alike.p_value > 0.05
+    assert alike.interval[0] < 0 < alike.interval[1]
+    labels = Targets("multi", ("a", "b"), np.stack([y > 0, y > 1], 1))
+    assert compare_predictions(labels, np.stack([close, close], 1), np.stack([far, far], 1)).metric == "map"
+
+
+def test_comparisons_with_chance_are_rarely_sure() -> None:
+    """Of pairs that are equally good, at most about 5 % may have a p-value below 0.05."""
+    sure = 0
+    for seed in range(60):
+        targets, first = noisy_scores(rows=120, seed=2 * seed, lift=1)
+        _, second = noisy_scores(rows=120, seed=2 * seed + 1, lift=1)
+        sure += compare_predictions(targets, first, second, seed=seed).p_value < 0.05
+    assert sure <= 7
+
+
+def test_wrong_use() -> None:
+    targets, scores = noisy_scores(rows=10)
+    with pytest.raises(UsageError, match="1 resamples: at least 2"):
+        bootstrap(targets, scores, resamples=1)
+    with pytest.raises(UsageError, match="r2 is undefined on these 10 rows"):
+        compare_predictions(Targets("regression", (), np.ones(10)), scores[:, 0], scores[:, 1])
+    with pytest.raises(UsageError, match="no rows"):
+        bootstrap(targets.take(np.arange(0)), scores[:0])

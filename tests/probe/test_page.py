@@ -10,12 +10,12 @@ import pytest
 import densefeat
 from densefeat.errors import OutputError
 from densefeat.labels.targets import Targets
-from densefeat.probe.candidates import Candidate, Concluded, conclude
-from densefeat.probe.linear import Linear
+from densefeat.probe.candidates import Candidate, Selection, select_candidate
+from densefeat.probe.fitting import Linear
 from densefeat.probe.page import write_page
-from densefeat.probe.protocols import Fitted
+from densefeat.probe.protocols import ProbeFit
 from densefeat.probe.request import ProbeRequest
-from densefeat.probe.results import _results_of, write_report
+from densefeat.probe.results import _summarize, write_report
 from support.helpers import BUNDLED
 
 EVIL = "\"><script src=//evil.example></script><img src=x onerror='alert(1)'>"
@@ -41,10 +41,10 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def concluded_of(targets: Targets, scores: np.ndarray, name: str = "block1") -> Concluded:
+def concluded_of(targets: Targets, scores: np.ndarray, name: str = "block1") -> Selection:
     head = Linear(np.zeros((max(1, len(targets.classes)), 2), np.float32), np.zeros(max(1, len(targets.classes)), np.float32))
-    fitted = Fitted(head, {"C": 0.1}, [], scores)
-    return conclude(
+    fitted = ProbeFit(head, {"C": 0.1}, [], scores)
+    return select_candidate(
         [Candidate(name, (name,), 2, fitted, scores), Candidate("other", ("other",), 2, fitted, scores)], targets, targets
     )
 
@@ -55,8 +55,8 @@ def asked_of(paths: list[str], **given: Any) -> ProbeRequest:
     return ProbeRequest({"name": "knn"}, {}, 0, sizes, "0" * 64, labels, paths, **{"provenance": {"model": EVIL}} | given)
 
 
-def write(folder: Path, concluded: Concluded, asked: ProbeRequest) -> tuple[Page, str | None]:
-    problem = write_page(folder / "p.html", concluded, asked, _results_of(concluded, asked), [])
+def write(folder: Path, concluded: Selection, asked: ProbeRequest) -> tuple[Page, str | None]:
+    problem = write_page(folder / "p.html", concluded, asked, _summarize(concluded, asked), [])
     return Page(folder / "p.html"), problem
 
 
@@ -136,4 +136,4 @@ def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     targets = Targets("single", ("a", "b"), np.array([0, 1]))
     concluded, asked = concluded_of(targets, np.eye(2, dtype=np.float32)), asked_of(["a", "b"])
     with pytest.raises(OutputError, match=r"no/p.html' cannot be written: No such"):
-        write_page(tmp_path / "no/p.html", concluded, asked, _results_of(concluded, asked), [])
+        write_page(tmp_path / "no/p.html", concluded, asked, _summarize(concluded, asked), [])

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 import densefeat
 from densefeat.errors import UsageError, WeightsError
 from densefeat.labels.targets import Targets
+from densefeat.probe.fitting import Linear
 from densefeat.probe.knn import Neighbours
-from densefeat.probe.linear import Linear
 from densefeat.probe.probe_file import Probe, load_probe, save_probe
 from support.helpers import BUNDLED
 

@@ -7,9 +7,9 @@ import pytest
 
 from densefeat.errors import UsageError
 from densefeat.labels.targets import Targets, Task
+from densefeat.probe.matrices import moments, move_validation_last
 from densefeat.probe.metrics import MAIN, compute_metrics
-from densefeat.probe.protocols import _PROTOCOLS, GRIDS, described, fit
-from densefeat.probe.rows import moments, training_first
+from densefeat.probe.protocols import _PROTOCOLS, GRIDS, describe_protocol, fit_head
 from support.features_made import made_up, validation
 
 SENSIBLE = [(protocol, task) for protocol in _PROTOCOLS for task in MAIN if (protocol, task) != ("logreg", "regression")]
@@ -20,7 +20,7 @@ def test_validation_scores_are_in_the_rows_order(protocol: str, task: Task) -> N
     x, targets = made_up(task)
     val = validation(400)
     done: list[int] = []
-    found = fit(protocol, x.copy(), targets, val, advance=done.append)
+    found = fit_head(protocol, x.copy(), targets, val, advance=done.append)
     best = compute_metrics(targets.take(val), found.val_scores)[MAIN[task]]
     (chosen,) = (setting for setting in found.tried if found.chosen.items() <= setting.items())
     assert best == pytest.approx(chosen[MAIN[task]])
@@ -36,7 +36,7 @@ def test_validation_scores_are_in_the_rows_order(protocol: str, task: Task) -> N
 def test_training_first(share: float) -> None:
     x = np.arange(600, dtype=np.float32).reshape(200, 3)
     val, before = validation(200, share), x.copy()
-    order = training_first(x, val)
+    order = move_validation_last(x, val)
     np.testing.assert_array_equal(x, before[order])
     np.testing.assert_array_equal(val[order], np.sort(val))
 
@@ -61,7 +61,7 @@ def test_moments_of_large_offsets() -> None:
 def test_combinations_that_make_no_sense(protocol: str, task: Task, options: dict[str, bool], told: str) -> None:
     x, targets = made_up(task)
     with pytest.raises(UsageError, match=told):
-        fit(protocol, x, targets, validation(400), **options)
+        fit_head(protocol, x, targets, validation(400), **options)
 
 
 @pytest.mark.parametrize("protocol", _PROTOCOLS)
@@ -84,27 +84,27 @@ def test_bad_rows(protocol: str) -> None:
     ]
     for features, labels, marks, told in cases:
         with pytest.raises(UsageError, match=told):
-            fit(protocol, features, labels, marks)
+            fit_head(protocol, features, labels, marks)
 
 
 def test_targets_that_do_not_vary() -> None:
     x, targets = made_up("multi")
     val = validation(400)
     with pytest.raises(UsageError, match="all 300 training rows have the same labels"):
-        fit("ridge", x.copy(), Targets("multi", targets.classes, np.ones((400, 4), bool)), val)
+        fit_head("ridge", x.copy(), Targets("multi", targets.classes, np.ones((400, 4), bool)), val)
     none_held_out = targets.values & ~val[:, None]
     with pytest.raises(UsageError, match="map is undefined on the 100 validation rows: no class has a positive row"):
-        fit("logreg", x.copy(), Targets("multi", targets.classes, none_held_out), val)
+        fit_head("logreg", x.copy(), Targets("multi", targets.classes, none_held_out), val)
     numbers = made_up("regression")[1].values
     with pytest.raises(UsageError, match="r2 is undefined on the 100 validation rows: all have the same target"):
-        fit("knn", x.copy(), Targets("regression", (), np.where(val, 1.0, numbers)), val)
+        fit_head("knn", x.copy(), Targets("regression", (), np.where(val, 1.0, numbers)), val)
     with pytest.raises(UsageError, match="all 300 training rows have the same number"):
-        fit("ridge", x.copy(), Targets("regression", (), np.where(val, numbers, 1.0)), val)
+        fit_head("ridge", x.copy(), Targets("regression", (), np.where(val, numbers, 1.0)), val)
 
 
 @pytest.mark.parametrize(("protocol", "task"), SENSIBLE)
 def test_descriptions(protocol: str, task: Task) -> None:
-    told = described(protocol, task)
+    told = describe_protocol(protocol, task)
     assert json.loads(json.dumps(told)) == told
     assert told["name"] == protocol
     of_equals = "the first" if task == "regression" else "mean squared error" if protocol == "ridge" else "log loss"

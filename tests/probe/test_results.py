@@ -6,15 +6,15 @@ import sys
 import numpy as np
 import pytest
 
-from densefeat.probe.results import files_of, plain
-from densefeat.probe.tables import cells, few_shot_cells
+from densefeat.probe.page import candidate_table, few_shot_table
+from densefeat.probe.results import list_files, to_json
 
 
 def test_only_what_json_has() -> None:
     value = {"a": np.float32(1.5), 2: (np.int64(3), float("nan")), "b": np.array([1.0, np.inf]), "c": [True, None, "x"]}
     expected = {"a": 1.5, "2": [3, None], "b": [1.0, None], "c": [True, None, "x"]}
-    assert plain(value) == expected
-    assert json.loads(json.dumps(plain(value), allow_nan=False)) == expected
+    assert to_json(value) == expected
+    assert json.loads(json.dumps(to_json(value), allow_nan=False)) == expected
 
 
 FILES = {"results.json", "report.html", "predictions.csv", "probe.safetensors"}
@@ -41,22 +41,22 @@ RESULTS = {
 
 def test_files_of_a_whole_report(monkeypatch: pytest.MonkeyPatch) -> None:
     charts = {"blocks.png", "blocks.svg"}
-    assert files_of("single", 2001) == files_of("multi", 3) == files_of("regression", 0) == FILES | charts
-    assert files_of("single", 3) == FILES | charts | {"confusion.png", "confusion.svg"}
+    assert list_files("single", 2001) == list_files("multi", 3) == list_files("regression", 0) == FILES | charts
+    assert list_files("single", 3) == FILES | charts | {"confusion.png", "confusion.svg"}
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert files_of("single", 3) == FILES
+    assert list_files("single", 3) == FILES
 
 
 def test_tables() -> None:
-    names, rows = cells(RESULTS)
+    names, rows = candidate_table(RESULTS)
     assert names == ["candidate", "features", "setting", "val top-1, %", "top-1, %", "macro F1, %", "AUROC"]
     assert rows == [
         ["block1", "1,024", "C 0.000123", "61.3", "60.0 (58.0–62.1)", "–", "0.912 (0.900–0.920)"],
         ["all", "5", "k 10", "–", "–", "–", "–"],
     ]
-    names, rows = cells(RESULTS, narrow=True)
+    names, rows = candidate_table(RESULTS, narrow=True)
     assert (names[3:], rows[0][3:]) == (["val top-1, %", "top-1, %"], ["61.3", "60.0 (58.0–62.1)"])
-    assert few_shot_cells(RESULTS) == (
+    assert few_shot_table(RESULTS) == (
         ["candidate", "1 a class", "5 a class"],
         [["a", "10.0 ± 1.3", "20.0 ± 0.5"], ["b", "–", "–"]],
     )

@@ -8,7 +8,7 @@ from densefeat.errors import UsageError
 from densefeat.labels.targets import Targets, Task
 from densefeat.probe import ridge
 from densefeat.probe.metrics import MAIN, compute_metrics
-from densefeat.probe.protocols import few_shot_rows, fit, fit_few_shot
+from densefeat.probe.protocols import draw_shots, fit_few_shot, fit_head
 from support.features_made import made_up, validation
 
 
@@ -35,7 +35,7 @@ def test_against_scikit_learn(task: Task, rows: int, features: int) -> None:
         scores[l2] = of_scikit_learn(x[~val], targets.take(~val), l2, scale).predict((x[val] - scale.mean(0)) / scale.std(0))
         rated[l2] = compute_metrics(targets.take(val), scores[l2])[MAIN[task]]
         errors[l2] = np.mean((scores[l2] - wanted(targets)[val]) ** 2)
-    found = fit("ridge", x.copy(), targets, val)
+    found = fit_head("ridge", x.copy(), targets, val)
     assert {setting["l2"]: setting[MAIN[task]] for setting in found.tried} == pytest.approx(rated, rel=1e-4)
     l2 = found.chosen["l2"]
     if task != "regression":
@@ -50,7 +50,7 @@ def test_constant_features_and_repeated_rows() -> None:
     x, targets = made_up("single", 100)
     x[:, 3], x[50:], targets.values[50:] = 5, x[:50], targets.values[:50]
     x[:50, 3] = x[50:, 3]
-    found = fit("ridge", x.copy(), targets, validation(100))
+    found = fit_head("ridge", x.copy(), targets, validation(100))
     assert not found.head.weight[:, 3].any()
     assert np.isfinite(found.head.scores(x)).all()
 
@@ -58,12 +58,12 @@ def test_constant_features_and_repeated_rows() -> None:
 def test_few_shot_rows() -> None:
     targets = Targets("single", ("a", "b", "c"), np.array([0] * 10 + [1] * 3 + [2] * 10))
     candidates = np.arange(23) != 0
-    rows = few_shot_rows(targets, candidates, 5, seed=0)
+    rows = draw_shots(targets, candidates, 5, seed=0)
     assert (np.diff(rows) > 0).all()
     assert 0 not in rows
     assert np.bincount(targets.values[rows]).tolist() == [5, 3, 5]
-    np.testing.assert_array_equal(rows, few_shot_rows(targets, candidates, 5, seed=0))
-    assert not np.array_equal(rows, few_shot_rows(targets, candidates, 5, seed=1))
+    np.testing.assert_array_equal(rows, draw_shots(targets, candidates, 5, seed=0))
+    assert not np.array_equal(rows, draw_shots(targets, candidates, 5, seed=1))
 
 
 @pytest.mark.parametrize("shots", [1, 5, 10])
@@ -72,7 +72,7 @@ def test_few_shot_fits_see_no_other_rows(shots: int) -> None:
     val, before = validation(400), x.copy()
     found = fit_few_shot(x, targets, val, shots, seed=2)
     np.testing.assert_array_equal(x, before)
-    rows = few_shot_rows(targets, ~val, shots, 2)
+    rows = draw_shots(targets, ~val, shots, 2)
     scale = x[rows].astype(np.float64)
     model = of_scikit_learn(x[rows], targets.take(rows), found.chosen["l2"], scale)
     np.testing.assert_allclose(found.head.scores(x), model.predict((x - scale.mean(0)) / scale.std(0)), rtol=1e-3, atol=1e-3)

@@ -21,10 +21,10 @@ from densefeat.features.extractor import FeatureExtractor
 from densefeat.images.sources import open_source
 from densefeat.labels.targets import Targets
 from densefeat.nets.dense_net import DenseNet
-from densefeat.probe.blocks import BlockFits
-from densefeat.probe.prepared import prepare
-from densefeat.sgd_probe.job import _CHECKPOINTS, _chosen, probe_images
-from densefeat.sgd_probe.learning import Lesson, _with_rows, fitting_batch, learn, make_lesson
+from densefeat.probe.candidates import BlockFitter
+from densefeat.probe.data import load_data
+from densefeat.sgd_probe.job import _CHECKPOINTS, _choose_rate, probe_images
+from densefeat.sgd_probe.learning import TrainingStream, _match_images, fit_batch_size, open_training_stream, train_heads
 from densefeat.sgd_probe.parallel_heads import RATES, ParallelHeads
 from densefeat.store.reader import open_store
 from densefeat.training.checkpoints import _checkpoint_files
@@ -58,12 +58,12 @@ def extractor() -> FeatureExtractor:
 
 
 @pytest.fixture
-def lesson(table: Path, extractor: FeatureExtractor) -> Lesson:
+def lesson(table: Path, extractor: FeatureExtractor) -> TrainingStream:
     source = open_source(table, label_column="label")
     labels = np.array(pq.read_table(table)["label"])
     targets = Targets("single", tuple("abcd"), labels.astype(np.int64))
     paths = [item.key for item in source.items(0, 96)]
-    return make_lesson(source, targets, paths, np.arange(96) < 64, extractor, 2, 16, 0, 0, ALONE)
+    return open_training_stream(source, targets, paths, np.arange(96) < 64, extractor, 2, 16, 0, 0, ALONE)
 
 
 def new_heads(extractor: FeatureExtractor, seed: int = 0) -> ParallelHeads:
@@ -72,7 +72,7 @@ def new_heads(extractor: FeatureExtractor, seed: int = 0) -> ParallelHeads:
 
 
 def learnt(
-    lesson: Lesson,
+    lesson: TrainingStream,
     extractor: FeatureExtractor,
     folder: Path,
     advance: Callable[[int], None] = lambda _: None,
@@ -80,11 +80,13 @@ def learnt(
     asked: str = "this",
 ) -> ParallelHeads:
     heads = new_heads(extractor, len(_checkpoint_files(folder)))  # a checkpoint has to bring back the first ones
-    learn(heads, lesson, extractor, folder, asked, ALONE, StopRequest() if stop is None else stop, advance)
+    train_heads(heads, lesson, extractor, folder, asked, ALONE, StopRequest() if stop is None else stop, advance)
     return heads
 
 
-def test_going_on_equals_straight_on_and_the_network_stays(lesson: Lesson, extractor: FeatureExtractor, tmp_path: Path) -> None:
+def test_going_on_equals_straight_on_and_the_network_stays(
+    lesson: TrainingStream, extractor: FeatureExtractor, tmp_path: Path
+) -> None:
     before = {name: value.clone() for name, value in extractor.model.state_dict().items()}
     (tmp_path / "straight").mkdir()
     straight = learnt(lesson, extractor, tmp_path / "straight")
@@ -113,7 +115,7 @@ def test_going_on_equals_straight_on_and_the_network_stays(lesson: Lesson, extra
         learnt(lesson, extractor, folder, asked="that")
 
 
-def test_batches_are_augmented_anew_and_the_same_again(lesson: Lesson) -> None:
+def test_batches_are_augmented_anew_and_the_same_again(lesson: TrainingStream) -> None:
     first, second = list(lesson.parts(0)), list(lesson.parts(4))
     assert len(first) == 8
     for (x, rows), (again, same) in zip(first[4:], second, strict=True):
@@ -132,12 +134,12 @@ def test_batches_are_augmented_anew_and_the_same_again(lesson: Lesson) -> None:
 def test_images_that_went_away(table: Path) -> None:
     source = open_source(table, label_column="label")
     paths = [item.key for item in source.items(0, 96)]
-    assert _with_rows(source, paths[::-1], np.arange(96) >= 90).labels.tolist() == [*range(95, 89, -1), *[-1] * 90]
+    assert _match_images(source, paths[::-1], np.arange(96) >= 90).labels.tolist() == [*range(95, 89, -1), *[-1] * 90]
     with pytest.raises(DensefeatError, match="1 images are not there any more, 'gone' first"):
-        _with_rows(source, [*paths, "gone"], np.ones(97, bool))
+        _match_images(source, [*paths, "gone"], np.ones(97, bool))
 
 
-def test_no_image_at_all_can_be_read(lesson: Lesson, extractor: FeatureExtractor, tmp_path: Path) -> None:
+def test_no_image_at_all_can_be_read(lesson: TrainingStream, extractor: FeatureExtractor, tmp_path: Path) -> None:
     lesson.images.images.labelled.labels[:] = -1
     lesson.images.failures.add(("a\udcff.png", "no image"))
     with pytest.raises(DensefeatError, match=r"none of the training images can be read, the first: a\\xff.png: no image"):
@@ -145,10 +147,10 @@ def test_no_image_at_all_can_be_read(lesson: Lesson, extractor: FeatureExtractor
 
 
 def test_batches_of_few_images() -> None:
-    assert fitting_batch(128, 1000, World(0, 3, CPU)) == 126
-    assert fitting_batch(128, 50, World(0, 4, CPU)) == 48
+    assert fit_batch_size(128, 1000, World(0, 3, CPU)) == 126
+    assert fit_batch_size(128, 50, World(0, 4, CPU)) == 48
     with pytest.raises(UsageError, match="3 training images and a batch of 128 for 4 processes"):
-        fitting_batch(128, 3, World(0, 4, CPU))
+        fit_batch_size(128, 3, World(0, 4, CPU))
 
 
 def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path) -> None:
@@ -233,12 +235,12 @@ def test_split_group_and_task_of_a_file(table: Path, tmp_path: Path) -> None:
         assert [row["path"] for row in csv.DictReader(file)] == [key for i, key in enumerate(keys[:24]) if i != 5]
 
 
-def judged(folder: Path) -> tuple[ParallelHeads, BlockFits]:
+def judged(folder: Path) -> tuple[ParallelHeads, BlockFitter]:
     """Heads as they start, and rows to judge them on."""
-    found = prepare([open_store(class_store(folder / "s.parquet", 60))])
+    found = load_data([open_store(class_store(folder / "s.parquet", 60))])
     known = found.labelled
     heads = ParallelHeads.start({"block1": 4}, 3, "single", 16, 0, CPU)
-    return heads, BlockFits("sgd", found.columns, known.targets, known.rows, found.parts, 0, lambda _: None)
+    return heads, BlockFitter("sgd", found.columns, known.targets, known.rows, found.parts, 0, lambda _: None)
 
 
 def test_rates_that_diverged_are_left_out(tmp_path: Path) -> None:
@@ -246,11 +248,11 @@ def test_rates_that_diverged_are_left_out(tmp_path: Path) -> None:
     heads.weights["block1"][1] = torch.nan
     heads.weights["block1"][2, 0, 0] = torch.inf
     heads.weights["block1"][3] = 3e38
-    fitted = _chosen(heads, "block1", fits, ("block1",))
+    fitted = _choose_rate(heads, "block1", fits, ("block1",))
     assert [setting["lr"] for setting in fitted.tried] == [RATES[0], *RATES[4:]]
     heads.weights["block1"][:] = torch.nan
     with pytest.raises(DensefeatError, match="heads on 'block1' diverged at all 13 learning rates: use --protocol ridge"):
-        _chosen(heads, "block1", fits, ("block1",))
+        _choose_rate(heads, "block1", fits, ("block1",))
 
 
 def test_what_cannot_be_probed(make_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from densefeat.errors import UsageError
-from densefeat.probe import linear
-from densefeat.probe.linear import Linear
+from densefeat.probe import fitting
+from densefeat.probe.fitting import Linear
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("rows", [0, 1, 50])
 def test_scores(monkeypatch: pytest.MonkeyPatch, dtype: str, rows: int) -> None:
-    monkeypatch.setattr(linear, "_PIECE_VALUES", 30)
+    monkeypatch.setattr(fitting, "_PIECE_VALUES", 30)
     generator = np.random.default_rng(0)
     head = Linear(generator.normal(size=(3, 4)).astype(np.float32), generator.normal(size=3).astype(np.float32))
     x = generator.normal(size=(rows, 4)).astype(dtype)

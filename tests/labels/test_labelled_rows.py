@@ -9,9 +9,8 @@ import pytest
 import densefeat
 from densefeat.errors import UsageError
 from densefeat.labels.label_file import LabelFile
-from densefeat.labels.remarks import absent_classes, format_remarks, lone_classes
+from densefeat.labels.labelled_rows import _number_groups, absent_classes, format_remarks, load_labels, lone_classes
 from densefeat.labels.splits import TEST, TRAIN, VAL
-from densefeat.labels.stored import _joined, gather
 from densefeat.labels.targets import Targets
 from densefeat.store.reader import Store
 from support.probes import single, write_probe_store
@@ -31,7 +30,7 @@ def csv_of(folder: Path, content: str | bytes) -> LabelFile:
 
 
 def test_of_the_store(tmp_path: Path) -> None:
-    found = gather([store_of(tmp_path, ["dog", None, "cat", " "])])
+    found = load_labels([store_of(tmp_path, ["dog", None, "cat", " "])])
     assert found.targets.classes == ("cat", "dog")
     assert found.targets.values.tolist() == [1, 0]
     assert (found.rows.tolist(), found.paths, found.parts) == ([0, 2], ["a.jpg", "é/c.jpg"], None)
@@ -44,16 +43,16 @@ def test_of_the_store(tmp_path: Path) -> None:
 
 def test_of_another_column_of_the_store(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="all labels are '1'"):
-        gather([store_of(tmp_path)], column="width")
+        load_labels([store_of(tmp_path)], column="width")
     with pytest.raises(UsageError, match="has no column 'block1', it has path, width, height"):
-        gather([store_of(tmp_path)], column="block1")
+        load_labels([store_of(tmp_path)], column="block1")
 
 
 def test_of_a_csv_matched_by_path(tmp_path: Path) -> None:
     file = csv_of(
         tmp_path, '\ufeffname,path,label\nx,./b.jpg,dog\ny,a.jpg,"cat"\nz,"d, e.jpg", cat \nz,"d, e.jpg",cat\nq,no.jpg,cow\n'
     )
-    found = gather([store_of(tmp_path, ["never"] * 4)], file)
+    found = load_labels([store_of(tmp_path, ["never"] * 4)], file)
     assert found.paths == ["a.jpg", "b.jpg", "d, e.jpg"]
     assert [found.targets.classes[code] for code in found.targets.values] == ["cat", "dog", "cat"]
     assert found.report["without_label"] == {"count": 1, "first": ["é/c.jpg"]}
@@ -62,20 +61,20 @@ def test_of_a_csv_matched_by_path(tmp_path: Path) -> None:
     lines = format_remarks(found.report)
     assert "1 labels have no row: no.jpg" in lines
     assert "1 lines of the labels repeat others" in lines
-    assert gather([store_of(tmp_path)], file, "name").targets.classes == ("x", "y", "z")
+    assert load_labels([store_of(tmp_path)], file, "name").targets.classes == ("x", "y", "z")
 
 
 def test_tab_separated(tmp_path: Path) -> None:
     (tmp_path / "l.tsv").write_text("path\tlabel\na.jpg\t1\nb.jpg\t10\né/c.jpg\t9\n", encoding="utf-8")
-    found = gather([store_of(tmp_path)], LabelFile(tmp_path / "l.tsv"))
+    found = load_labels([store_of(tmp_path)], LabelFile(tmp_path / "l.tsv"))
     assert found.targets.classes == ("1", "9", "10")
 
 
 def test_numbers_and_several_labels(tmp_path: Path) -> None:
-    found = gather([store_of(tmp_path, ["1.5", "2", None, "-3e-2"])])
+    found = load_labels([store_of(tmp_path, ["1.5", "2", None, "-3e-2"])])
     assert (found.targets.task, found.targets.values.tolist()) == ("regression", [1.5, 2, -0.03])
-    assert gather([store_of(tmp_path, ["1.5", "2", None, "3"])], task="single").targets.classes == ("1.5", "2", "3")
-    found = gather([store_of(tmp_path, ["a|b", "a", "|", None])])
+    assert load_labels([store_of(tmp_path, ["1.5", "2", None, "3"])], task="single").targets.classes == ("1.5", "2", "3")
+    found = load_labels([store_of(tmp_path, ["a|b", "a", "|", None])])
     assert (found.targets.task, found.targets.values.tolist()) == ("multi", [[True, True], [True, False], [False, False]])
     assert found.report["task_from"] == "some labels have a |"
 
@@ -83,17 +82,17 @@ def test_numbers_and_several_labels(tmp_path: Path) -> None:
 def test_two_stores_share_their_classes(tmp_path: Path) -> None:
     first = store_of(tmp_path, ["b", "a", "b", None])
     second = store_of(tmp_path, ["c", "a"], ["x.jpg", "y.jpg"], "t")
-    found = gather([first, second])
+    found = load_labels([first, second])
     assert found.targets.classes == ("a", "b", "c")
     assert found.rows.tolist() == [0, 1, 2, 4, 5]
     file = csv_of(tmp_path, "path,label\na.jpg,1\nx.jpg,2\n")
-    found = gather([first, second], file)
+    found = load_labels([first, second], file)
     assert (found.rows.tolist(), found.report["labels_without_row"]["count"]) == ([0, 4], 0)
 
 
 def test_given_parts_and_groups(tmp_path: Path) -> None:
     lines = 'path,label,part,patient\na.jpg,1,train,p\nb.jpg,2,TEST,q\né/c.jpg,1,val,p\n"d, e.jpg",2,validation,\n'
-    found = gather([store_of(tmp_path)], csv_of(tmp_path, lines), split_column="part", group_column="patient")
+    found = load_labels([store_of(tmp_path)], csv_of(tmp_path, lines), split_column="part", group_column="patient")
     assert found.parts is not None
     assert found.parts.tolist() == [0, 2, 1, 1]
     assert found.groups[0] == found.groups[2]
@@ -102,16 +101,16 @@ def test_given_parts_and_groups(tmp_path: Path) -> None:
 
 def test_columns_of_the_store_beside_a_csv(tmp_path: Path) -> None:
     file = csv_of(tmp_path, "path,name\na.jpg,1\nb.jpg,2\n")
-    found = gather([store_of(tmp_path, ["train", "test", "test", "test"])], file, "name", split_column="label")
+    found = load_labels([store_of(tmp_path, ["train", "test", "test", "test"])], file, "name", split_column="label")
     assert found.parts is not None
     assert (found.targets.classes, found.parts.tolist()) == (("1", "2"), [0, 2])
     with pytest.raises(UsageError, match="has no column 'part', it has path, width, height$"):
-        gather([store_of(tmp_path)], file, "name", split_column="part")
+        load_labels([store_of(tmp_path)], file, "name", split_column="part")
 
 
 def test_rows_of_a_path_are_one_group() -> None:
-    assert _joined(["a", "b", "a", "c"], None).tolist() == [0, 1, 0, 2]
-    members = _joined(["a", "b", "a", "c", "d", "e"], ["p", "q", "q", None, None, "p"])
+    assert _number_groups(["a", "b", "a", "c"], None).tolist() == [0, 1, 0, 2]
+    members = _number_groups(["a", "b", "a", "c", "d", "e"], ["p", "q", "q", None, None, "p"])
     assert len({members[i] for i in (0, 1, 2, 5)}) == 1  # a joins p and q
     assert len(set(members.tolist())) == 3
 
@@ -167,17 +166,17 @@ def test_broken_files(tmp_path: Path, content: bytes, match: str) -> None:
 def test_labels_that_do_not_serve(tmp_path: Path, content: str, match: str | None) -> None:
     if match is None:
         with pytest.raises(UsageError, match="label 'x' of 'b.jpg' is no finite number"):
-            gather([store_of(tmp_path)], csv_of(tmp_path, content), task="regression")
+            load_labels([store_of(tmp_path)], csv_of(tmp_path, content), task="regression")
         return
     with pytest.raises(UsageError, match=match):
-        gather([store_of(tmp_path)], csv_of(tmp_path, content))
+        load_labels([store_of(tmp_path)], csv_of(tmp_path, content))
 
 
 @pytest.mark.parametrize(("value", "shown"), [("train ing", "'train ing'"), ("", "None")])
 def test_parts_that_are_none(tmp_path: Path, value: str, shown: str) -> None:
     file = csv_of(tmp_path, f"path,label,part\na.jpg,1,train\nb.jpg,2,{value}\n")
     with pytest.raises(UsageError, match=f"'part' of 'b.jpg' is {shown}: train, val or test"):
-        gather([store_of(tmp_path)], file, split_column="part")
+        load_labels([store_of(tmp_path)], file, split_column="part")
 
 
 def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,13 +191,13 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_stores_that_do_not_serve(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no column 'label', it has path, width, height: give --labels FILE.csv"):
-        gather([store_of(tmp_path)])
+        load_labels([store_of(tmp_path)])
     with pytest.raises(UsageError, match="its column 'label' is empty; give --labels"):
-        gather([store_of(tmp_path, [None] * 4)])
+        load_labels([store_of(tmp_path, [None] * 4)])
     with pytest.raises(UsageError, match="has no rows to learn from"):
-        gather([store_of(tmp_path, [], [])])
+        load_labels([store_of(tmp_path, [], [])])
     with pytest.raises(UsageError, match="task 'some': choose one of auto, single, multi, regression"):
-        gather([store_of(tmp_path, ["a"] * 4)], task="some")
+        load_labels([store_of(tmp_path, ["a"] * 4)], task="some")
 
 
 def test_paths_are_matched_as_the_store_has_them(tmp_path: Path) -> None:

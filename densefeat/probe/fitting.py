@@ -1,4 +1,4 @@
-"""Which setting of a grid is the best one on the validation rows."""
+"""What the protocols share: the linear head, and the choice of a setting on validation rows."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +10,40 @@ from scipy.special import logsumexp
 from densefeat.errors import UsageError
 from densefeat.labels import Targets
 from densefeat.probe.metrics import MAIN, main_metric
+
+_PIECE_VALUES = 2**22
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``x @ weight.T + bias`` of features as they are stored: any standardisation is in ``weight`` and ``bias`` already.
+
+    ``weight``: float32 ``(K, D)``; ``bias``: float32 ``(K,)``. ``squeeze``: one score a row instead of K = 1 (regression).
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    squeeze: bool = False
+
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """Float32 ``(n, K)``, or ``(n,)`` where it squeezes, of ``(n, D)`` features of any float type.
+
+        In pieces of rows, in float32. Raises UsageError for another number of features.
+        """
+        check_features(x, self.weight.shape[1])
+        out = np.empty((len(x), len(self.weight)), np.float32)
+        step = max(1, _PIECE_VALUES // max(1, x.shape[1]))
+        for start in range(0, len(x), step):
+            piece = x[start : start + step].astype(np.float32, copy=False)
+            np.matmul(piece, self.weight.T, out=out[start : start + step])
+        out += self.bias
+        return out[:, 0] if self.squeeze else out
+
+
+def check_features(x: np.ndarray, size: int) -> None:
+    if x.ndim != 2 or x.shape[1] != size:
+        raise UsageError(f"features of shape {x.shape}: this head takes (rows, {size})")
+
 
 Advance = Callable[[int], None]
 _Setting = dict[str, float | int]
@@ -44,7 +78,7 @@ def choose(
     metric, tried, best = MAIN[targets.task], list[_Setting](), (-np.inf, -np.inf)
     for value, solution in solutions:
         found = scores(solution)
-        main = rated(targets, found)
+        main = validation_metric(targets, found)
         losses = {} if targets.task == "regression" else {loss: _LOSSES[loss](targets, found)}
         tried.append({name: value, metric: main} | losses)
         rating = (0.0 if by_loss else main, -losses.get(loss, 0.0))
@@ -78,7 +112,7 @@ def _squared_error(targets: Targets, scores: np.ndarray) -> float:
 _LOSSES: dict[str, Callable[[Targets, np.ndarray], float]] = {"log_loss": _log_loss, "squared_error": _squared_error}
 
 
-def rated(targets: Targets, scores: np.ndarray) -> float:
+def validation_metric(targets: Targets, scores: np.ndarray) -> float:
     """The main metric on the validation rows. Raises UsageError where it is undefined."""
     value = float(main_metric(targets, scores, np.ones((len(targets), 1), np.uint8))[0])
     if np.isnan(value):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densefeat.errors import UsageError
-from densefeat.labels.classes import names_of, sorted_classes, targets_of, task_of
+from densefeat.labels.targets import decode_labels, encode_labels, infer_task, sort_classes
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from densefeat.labels.classes import names_of, sorted_classes, targets_of, task_
     ],
 )
 def test_order_of_classes(names: list[str], expected: list[str]) -> None:
-    assert sorted_classes(names) == sorted_classes(names[::-1]) == expected
+    assert sort_classes(names) == sort_classes(names[::-1]) == expected
 
 
 @pytest.mark.parametrize(
@@ -37,20 +37,20 @@ def test_order_of_classes(names: list[str], expected: list[str]) -> None:
     ],
 )
 def test_the_task_that_labels_look_like(texts: list[str], task: str) -> None:
-    assert task_of(texts)[0] == task
+    assert infer_task(texts)[0] == task
 
 
 def test_single_multi_and_numbers() -> None:
-    found = targets_of(["b", "a", "b"], "single", ["", "", ""])
+    found = encode_labels(["b", "a", "b"], "single", ["", "", ""])
     assert (found.classes, found.values.tolist(), found.values.dtype) == (("a", "b"), [1, 0, 1], np.int64)
     texts = ["b | a", "c", "|", "a|a"]
-    found = targets_of(texts, "multi", [""] * 4)
+    found = encode_labels(texts, "multi", [""] * 4)
     assert found.classes == ("a", "b", "c")
     assert found.values.tolist() == [[True, True, False], [False, False, True], [False] * 3, [True, False, False]]
-    assert names_of(found) == ["a|b", "c", "|", "a"]
-    found = targets_of(["1.5", "-2"], "regression", ["", ""])
+    assert decode_labels(found) == ["a|b", "c", "|", "a"]
+    found = encode_labels(["1.5", "-2"], "regression", ["", ""])
     assert (found.classes, found.values.tolist(), found.values.dtype) == ((), [1.5, -2.0], np.float64)
-    assert names_of(found) == ["1.5", "-2"]
+    assert decode_labels(found) == ["1.5", "-2"]
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,10 @@ def test_single_multi_and_numbers() -> None:
 )
 def test_labels_that_do_not_serve(texts: list[str], task: str, match: str) -> None:
     with pytest.raises(UsageError, match=match):
-        targets_of(texts, task, ["p0", "p1"])  # type: ignore[arg-type]
+        encode_labels(texts, task, ["p0", "p1"])  # type: ignore[arg-type]
 
 
 def test_too_many_classes_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densefeat.labels.classes._MAX_MULTI", 5)
+    monkeypatch.setattr("densefeat.labels.targets._MAX_MULTI", 5)
     with pytest.raises(UsageError, match="3 classes for 2 rows are too many"):
-        targets_of(["a|b", "c"], "multi", ["", ""])
+        encode_labels(["a|b", "c"], "multi", ["", ""])

@@ -7,7 +7,7 @@ import pytest
 
 import densefeat
 from densefeat.errors import UsageError
-from densefeat.probe.columns import Columns, columns_of
+from densefeat.probe.data import Columns, open_columns
 from densefeat.store.reader import Store
 from support.probes import class_store, codes_of, features_of, write_probe_store
 from support.stores import write_store
@@ -20,9 +20,9 @@ def pair(tmp_path: Path, **second: object) -> list[Store]:
 
 @pytest.mark.parametrize("read_bytes", [4 * 8 * 7, 2**27])
 def test_rows_of_two_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int) -> None:
-    monkeypatch.setattr("densefeat.probe.columns._READ_BYTES", read_bytes)
-    monkeypatch.setattr("densefeat.probe.columns._SCORED_BYTES", 4 * 12 * 5)
-    columns, notes = columns_of(pair(tmp_path))
+    monkeypatch.setattr("densefeat.probe.data._READ_BYTES", read_bytes)
+    monkeypatch.setattr("densefeat.probe.data._SCORED_BYTES", 4 * 12 * 5)
+    columns, notes = open_columns(pair(tmp_path))
     one, two = (features_of(codes_of(rows, seed=seed), seed) for rows, seed in ((50, 0), (20, 1)))
     whole = np.concatenate([np.concatenate([part["block3"], part["block1"]], 1) for part in (one, two)])
     rows = np.flatnonzero(np.random.default_rng(0).random(70) < 0.4)
@@ -37,7 +37,7 @@ def test_rows_of_two_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rea
 
 def test_half_precision_and_parts(tmp_path: Path) -> None:
     features = write_store(tmp_path / "s", rows=30, part_rows=7, dtype="float16")
-    columns, _ = columns_of([densefeat.open_store(tmp_path / "s")])
+    columns, _ = open_columns([densefeat.open_store(tmp_path / "s")])
     rows = np.arange(0, 30, 3)
     np.testing.assert_array_equal(columns.read(["block2"], rows), features["block2"][rows].astype(np.float32))
 
@@ -45,16 +45,16 @@ def test_half_precision_and_parts(tmp_path: Path) -> None:
 def test_maps_are_left_out(tmp_path: Path) -> None:
     store = densefeat.open_store(write_probe_store(tmp_path / "m.parquet", None, {"a_none": np.ones((3, 2, 4, 4), np.float32)}))
     with pytest.raises(UsageError, match=r"has maps alone \(a_none\): extract with --pool avg"):
-        columns_of([store])
+        open_columns([store])
     both = {"a_avg": np.ones((3, 2), np.float32), "a_none": np.ones((3, 2, 4, 4), np.float32)}
-    columns, notes = columns_of([densefeat.open_store(write_probe_store(tmp_path / "n.parquet", None, both))])
+    columns, notes = open_columns([densefeat.open_store(write_probe_store(tmp_path / "n.parquet", None, both))])
     assert columns.widths == {"a_avg": 2}
     assert notes == ["maps are left out, only pooled features are learnt from: a_none"]
 
 
 def test_an_unfinished_store_says_so(tmp_path: Path) -> None:
     write_store(tmp_path / "s", rows=30, part_rows=10, finished=2)
-    _, notes = columns_of([densefeat.open_store(tmp_path / "s")])
+    _, notes = open_columns([densefeat.open_store(tmp_path / "s")])
     assert notes == [f"{tmp_path / 's'} is not finished: 20 rows are there"]
 
 
@@ -80,10 +80,10 @@ def test_features_that_are_no_numbers(tmp_path: Path, bad: float) -> None:
 def test_stores_made_in_other_ways(tmp_path: Path, provenance: dict, match: str) -> None:
     first = densefeat.open_store(class_store(tmp_path / "a.parquet", weights={"sha256": "0", "source": "here"}))
     same = densefeat.open_store(class_store(tmp_path / "b.parquet", weights={"sha256": "0", "source": "there"}))
-    assert columns_of([first, same])[1] == []
+    assert open_columns([first, same])[1] == []
     given = {"weights": {"sha256": "0"}} | provenance
     with pytest.raises(UsageError, match=match):
-        columns_of([first, densefeat.open_store(class_store(tmp_path / "c.parquet", **given))])
+        open_columns([first, densefeat.open_store(class_store(tmp_path / "c.parquet", **given))])
 
 
 def test_a_second_store_without_a_column(tmp_path: Path) -> None:
@@ -91,4 +91,4 @@ def test_a_second_store_without_a_column(tmp_path: Path) -> None:
     features = {"block1": np.ones((3, 4), np.float32), "block2": np.ones((3, 9), np.float32)}
     other = densefeat.open_store(write_probe_store(tmp_path / "b.parquet", None, features))
     with pytest.raises(UsageError, match=r"b.parquet: block2 of \(9,\), in .*a.parquet of 6"):
-        columns_of([first, other])
+        open_columns([first, other])

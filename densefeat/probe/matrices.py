@@ -9,7 +9,7 @@ from densefeat.errors import UsageError
 _PIECE_VALUES = 2**20
 
 
-def pieces(x: np.ndarray) -> Iterator[slice]:
+def row_pieces(x: np.ndarray) -> Iterator[slice]:
     """Rows of about 8 MB in float64."""
     step = max(1, _PIECE_VALUES // max(1, x.shape[1]))
     for start in range(0, len(x), step):
@@ -17,12 +17,12 @@ def pieces(x: np.ndarray) -> Iterator[slice]:
 
 
 def check_finite(x: np.ndarray) -> None:
-    bad = np.concatenate([np.empty(0, np.int64)] + [p.start + np.flatnonzero(~np.isfinite(x[p]).all(1)) for p in pieces(x)])
+    bad = np.concatenate([np.empty(0, np.int64)] + [p.start + np.flatnonzero(~np.isfinite(x[p]).all(1)) for p in row_pieces(x)])
     if len(bad):
         raise UsageError(f"{len(bad)} of {len(x)} rows of features have NaN or infinities, row {bad[0]} first: leave them out")
 
 
-def training_first(x: np.ndarray, val: np.ndarray) -> np.ndarray:
+def move_validation_last(x: np.ndarray, val: np.ndarray) -> np.ndarray:
     """Swap rows in place so that the validation rows are the last ones; returns the former position of each row ``(n,)``."""
     order = np.arange(len(x))
     train = len(x) - np.count_nonzero(val)
@@ -39,7 +39,7 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each feature, float64 ``(D,)``; a deviation of 0 for one that is constant."""
     first = x[0].astype(np.float64)
     shift, square = np.zeros(x.shape[1]), np.zeros(x.shape[1])
-    for piece in pieces(x):
+    for piece in row_pieces(x):
         values = x[piece] - first
         shift += values.sum(0)
         square += np.einsum("ij,ij->j", values, values)
@@ -48,21 +48,21 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first + shift, np.where(variance > 1e-12 * square / len(x), np.sqrt(np.maximum(variance, 0)), 0)
 
 
-def inverse(deviation: np.ndarray) -> np.ndarray:
+def invert_deviation(deviation: np.ndarray) -> np.ndarray:
     """What to multiply by, so that features have a deviation of 1 and constant ones vanish."""
     return np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
 
 
 def rescale(x: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> None:
     """``(x - mean) * scale`` in place, computed in float64."""
-    for piece in pieces(x):
+    for piece in row_pieces(x):
         x[piece] = (x[piece] - mean) * scale
 
 
 def gram(x: np.ndarray) -> np.ndarray:
     """``x.T @ x`` in float64 ``(D, D)``."""
     out = np.zeros((x.shape[1], x.shape[1]))
-    for piece in pieces(x):
+    for piece in row_pieces(x):
         values = x[piece].astype(np.float64)
         out += values.T @ values
     return out
@@ -78,15 +78,15 @@ def kernel(x: np.ndarray) -> np.ndarray:
     return out
 
 
-def centred(values: np.ndarray) -> np.ndarray:
+def centre_kernel(values: np.ndarray) -> np.ndarray:
     """The kernel ``(n, n)`` of features less their mean, from that of the features."""
     rows = values.mean(0)
     return values - rows - rows[:, None] + rows.mean()
 
 
-def correlated(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def correlate(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``x.T @ y`` in float64 ``(D, K)``."""
     out = np.zeros((x.shape[1], y.shape[1]))
-    for piece in pieces(x):
+    for piece in row_pieces(x):
         out += x[piece].T.astype(np.float64) @ y[piece]
     return out
