@@ -1,214 +1,281 @@
-"""Images per second in training: our DenseNet against timm's code for the same network, by the same steps.
+"""Training: images per second beside timm's code for the same network, and the runs whose numbers the docs quote.
 
-    python benchmarks/training.py
-    python benchmarks/training.py --device cuda --network densenet121 --precision bf16 --batch-size 256
+    python benchmarks/training.py speed
+    python benchmarks/training.py speed --device cuda --network densenet121 --precision bf16 --batch-size 256
+    python benchmarks/training.py results --data DATA --runs runs/ --minutes 9
+    python benchmarks/training.py results --minutes 0    (trains nothing: the table alone)
 
-Every way is built and stepped as `densefeat train` does it (the same recipe: optimizer, autocast, channels_last), on one batch
-of noise that lies on the device. timm's is timm's DenseNet class with our convolutions, norms and classifier in the places of
-its own, so with our weights, in timm's forward pass: that way it also is the CIFAR networks that timm does not have. Before
-anything is timed, all have the same parameters and, in float64 and training mode, the same logits.
-
-A mode is eager, compile (torch.compile) or cuda_graph (forward and backward as CUDA graphs). The ways take turns within each
-round, after one to warm up; the table has medians over the rounds, ratios to timm in the same mode of the same round.
+The command results needs no installed densefeat, only this repository.
 """
 
 import copy
 import json
-import platform
-import statistics
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 import click
 import timm
 import torch
-from rich.console import Console
-from rich.table import Table
-from timm.models import generate_default_cfgs, register_model
+import torch.nn.functional as F
+import yaml
 from timm.models.densenet import DenseNet as TimmDenseNet
 from torch import nn
 
-from densefeat.nets import VARIANTS
-from densefeat.training import Part, Recipe, State, World, load_recipe
-from densefeat.training.loop import backward
-from densefeat.training.losses import Loss
-from densefeat.training.state import build
-from densefeat.training.watch import Watch
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-PREFIX, TIMM_PREFIX = "densefeat_", "timms_"
-NETWORKS = {  # name: recipe, pixels of a side, classes
-    "densenet_bc100_k12": ("cifar10_fast", 32, 10),
-    "densenet40_k12": ("cifar10_fast", 32, 10),
-    "densenet121": ("imagenet_densenet121", 224, 1000),
-}
-MODES = ("eager", "compile", "cuda_graph")
+from densefeat.base import atomic_file  # noqa: E402
+from densefeat.bench import Report, benchmark_options, rate_rows, time_rounds  # noqa: E402
+from densefeat.nets import VARIANTS  # noqa: E402
+from densefeat.training import RECIPE, RESULTS  # noqa: E402
+from densefeat.training.run_folder import METRICS, RunFolder  # noqa: E402
+
+
+@click.group()
+def main() -> None:
+    """Measure or train, and print."""
+
+
+# ---------------------------------------------------------------- speed
+
+NETWORKS = {"densenet_bc100_k12": (32, 10), "densenet40_k12": (32, 10), "densenet121": (224, 1000)}  # pixels of a side, classes
 CODES = ("timm", "ours", "memory_efficient")
-WAYS = tuple(f"{code}:{mode}" for mode in MODES for code in CODES)
-PLACES = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
-
-default_cfgs = generate_default_cfgs({TIMM_PREFIX + name: {} for name in NETWORKS})  # where timm looks for them
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
-def register(name: str) -> None:
-    """timm's code for a network of ours, under a name that a recipe can give."""
-    _, structure = VARIANTS[PREFIX + name]
-    own = {key: structure[key] for key in ("growth_rate", "block_config")}
+def build(network: str, code: str) -> nn.Module:
+    """The network in training mode, with the same weights in every code.
 
-    def create(num_classes: int, **_: Any) -> nn.Module:
-        ours = timm.create_model(PREFIX + name, num_classes=num_classes)
-        return transplanted(ours, TimmDenseNet(num_classes=num_classes, **own))
-
-    create.__name__ = TIMM_PREFIX + name
-    register_model(create)
-
-
-def transplanted(ours: nn.Module, timms: nn.Module) -> nn.Module:
-    """``timms`` with our layers in the places of the same names, and nothing where we have none."""
+    timm's is timm's DenseNet with our layers in the places of its own: so it also is the CIFAR networks that timm does not have.
+    """
+    classes = NETWORKS[network][1]
+    torch.manual_seed(0)
+    ours = timm.create_model(f"densefeat_{network}", num_classes=classes, memory_efficient=code == "memory_efficient")
+    if code != "timm":
+        return ours.train()
+    structure = VARIANTS[f"densefeat_{network}"][1]
+    timms = TimmDenseNet(num_classes=classes, **{key: structure[key] for key in ("growth_rate", "block_config")})
     layers = dict(ours.named_modules())
     for name, module in list(timms.named_modules()):
-        if isinstance(module, PLACES):
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.MaxPool2d | nn.AvgPool2d | nn.Linear):
             timms.set_submodule(name, copy.deepcopy(layers.get(name, nn.Identity())))
-    return timms
-
-
-def recipe_of(network: str, way: str, precision: str, batch_size: int) -> Recipe:
-    code, mode = way.split(":")
-    name, size, _ = NETWORKS[network]
-    values = {
-        "model": (TIMM_PREFIX if code == "timm" else PREFIX) + network,
-        "memory_efficient": code == "memory_efficient", "proj_drop_rate": 0.0, "image_size": size,
-        "compile": mode == "compile", "cuda_graph": mode == "cuda_graph", "precision": precision, "batch_size": batch_size,
-    }  # fmt: skip
-    return load_recipe(str(RECIPES / f"{name}.yaml"), [f"{key}={json.dumps(value)}" for key, value in values.items()])
+    return timms.train()
 
 
 def check_same(network: str) -> int:
-    """The number of parameters, the same in all codes; SystemExit where they or the logits differ."""
-    _, size, classes = NETWORKS[network]
-    x = torch.randn(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    logits, counts = [], []
-    for code in CODES:
-        recipe = recipe_of(network, f"{code}:eager", "float64", len(x))
-        state = build(recipe, classes, size, 1, 100, World(0, 1, torch.device("cpu")))
-        logits.append(state.model(state.formatted(x)).detach())
-        counts.append(sum(parameter.numel() for parameter in state.model.parameters()))
-    if len(set(counts)) > 1:
-        raise SystemExit(f"{network}: {dict(zip(CODES, counts, strict=True))} parameters")
-    for code, other in zip(CODES, logits, strict=True):
-        if not torch.allclose(other, logits[0], rtol=1e-9, atol=1e-9):
-            raise SystemExit(f"{network}: the logits of {code} are up to {(other - logits[0]).abs().max():.2g} from timm's")
-    return counts[0]
+    """The number of parameters, the same in all codes; raises ClickException where the logits differ in float64."""
+    x = torch.randn(2, 3, *[NETWORKS[network][0]] * 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    models = [build(network, code).double() for code in CODES]
+    logits = [model(x).detach() for model in models]
+    if not all(torch.allclose(each, logits[0], rtol=1e-9, atol=1e-9) for each in logits):
+        raise click.ClickException(f"{network}: the codes' logits differ")
+    return sum(parameter.numel() for parameter in models[0].parameters())
 
 
-class Run:
-    """A state and its one batch; ``state.step`` counts as in a run of an epoch of 1000 steps, so the rate stays low."""
+def make_step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, precision: str) -> Callable[[], None]:
+    """One step of SGD with momentum in channels_last, as the recipes train."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
-    def __init__(self, network: str, way: str, precision: str, batch_size: int, device: torch.device) -> None:
-        _, size, self.classes = NETWORKS[network]
-        recipe = recipe_of(network, way, precision, batch_size)
-        self.state: State = build(recipe, self.classes, size, 1000, 1000 * round(recipe.epochs), World(0, 1, device))
-        generator = torch.Generator().manual_seed(0)
-        dtype = torch.float64 if precision == "float64" else torch.float32
-        x = torch.randn(batch_size, 3, size, size, generator=generator, dtype=dtype)
-        y = torch.randint(self.classes, (batch_size,), generator=generator)
-        self.parts: list[Part] = [(x.to(device), y.to(device))]
-        self.loss = Loss("single", self.classes, recipe.label_smoothing)
-        self.watch = Watch(self.state.model, self.loss.guess, gradients=not self.state.scaler.is_enabled())
+    def step() -> None:
+        with torch.autocast(x.device.type, DTYPES[precision], enabled=precision != "float32"):
+            loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
-    def step(self) -> None:
-        """As ``fit`` does it."""
-        state = self.state
-        state.set_lr()
-        self.watch.note(state.step, backward(state, self.parts, self.loss))
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.step += 1
-
-    def seconds(self, steps: int) -> float:
-        wait_for(self.state.world.device)
-        began = time.perf_counter()
-        for _ in range(steps):
-            self.step()
-        report = self.watch.look()  # waits for the device
-        wait_for(self.state.world.device)
-        taken = time.perf_counter() - began
-        if report:
-            raise SystemExit(f"{self.state.recipe.model}: loss {report['loss']} at step {report['step']}")
-        return taken
+    return step
 
 
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def measure(runs: dict[str, Run], batch_size: int, steps: int, rounds: int) -> list[dict[str, Any]]:
-    """Medians of the rounds, after one to warm up."""
-    seconds: dict[str, list[float]] = {way: [] for way in runs}
-    for i in range(rounds + 1):
-        for way in list(runs)[:: 1 if i % 2 else -1]:
-            seconds[way].append(runs[way].seconds(steps))
-    rows = []
-    for way, (_, *values) in seconds.items():
-        code, mode = way.split(":")
-        row = {"code": code, "mode": mode, "images_per_second": statistics.median(batch_size * steps / own for own in values)}
-        if f"timm:{mode}" in runs:
-            timms = seconds[f"timm:{mode}"][1:]
-            row["ratio"] = statistics.median(timm / own for own, timm in zip(values, timms, strict=True))
-        rows.append(row)
-    return rows
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table("mode", "code", box=None, pad_edge=False)
-    table.add_column("images/s", justify="right")
-    table.add_column("to timm's", justify="right")
-    for row in rows:
-        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
-        table.add_row(row["mode"], row["code"], f"{row['images_per_second']:,.1f}", ratio)
-    Console(width=120).print(table)
-
-
-def chosen_ways(ways: str | None, on_gpu: bool) -> list[str]:
-    names = list(WAYS if on_gpu else WAYS[: len(CODES)]) if ways is None else list(dict.fromkeys(ways.split(",")))
-    if unknown := sorted(set(names) - set(WAYS)):
-        raise click.BadParameter(f"{', '.join(unknown)}: choose from {', '.join(WAYS)}", param_hint="--ways")
-    if not on_gpu and any(name.endswith(":cuda_graph") for name in names):
-        raise click.BadParameter("cuda_graph: only with --device cuda", param_hint="--ways")
-    return names
-
-
-@click.command()
+@main.command()
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
 @click.option("--network", default="densenet_bc100_k12", show_default=True, type=click.Choice(list(NETWORKS)))
-@click.option("--ways", help="CODE:MODE, by commas, as timm:eager,ours:eager.  [default: all; on a CPU, the eager ones]")
-@click.option("--precision", default="float32", show_default=True, type=click.Choice(["float32", "bf16", "fp16", "float64"]))
+@click.option("--compile", "compiled", is_flag=True, help="By torch.compile, all of them.")
+@click.option("--precision", default="float32", show_default=True, type=click.Choice(list(DTYPES)))
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(2))
-@click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Of each way in a round.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the numbers to this file too.")
-def main(
-    device: str, network: str, ways: str | None, precision: str, batch_size: int, steps: int, rounds: int, file: Path | None
+@click.option("--steps", default=20, show_default=True, type=click.IntRange(1), help="Of each code in a round.")
+@benchmark_options(rounds=5)
+def speed(
+    device: str, network: str, compiled: bool, precision: str, batch_size: int, steps: int, rounds: int, file: Path | None
 ) -> None:
-    """Measure and print."""
-    place = torch.device(device)
-    on_gpu = place.type == "cuda"
-    names = chosen_ways(ways, on_gpu)
-    for name in NETWORKS:
-        register(name)
-    machine = torch.cuda.get_device_name(place) if on_gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, timm {timm.__version__}; {machine}")
+    """Images per second in training, on one batch of noise that lies on the device, beside timm's code."""
+    size, classes = NETWORKS[network]
     parameters = check_same(network)
-    print(f"{network}: {parameters:,} parameters; batches of {batch_size}, {precision}; same parameters and logits")
-    runs = {way: Run(network, way, precision, batch_size, place) for way in names}
-    rows = measure(runs, batch_size, steps, rounds)
-    print_table(rows)
-    if file:
-        told: dict[str, Any] = {"torch": torch.__version__, "timm": timm.__version__, "machine": machine, "network": network}
-        told |= {"parameters": parameters, "precision": precision, "batch_size": batch_size, "steps": steps, "rounds": rounds}
-        file.write_text(json.dumps(told | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    x = torch.randn(batch_size, 3, size, size).to(device, memory_format=torch.channels_last)
+    y = torch.randint(classes, (batch_size,)).to(device)
+    works = {}
+    for code in CODES:
+        model: Any = build(network, code).to(device, memory_format=torch.channels_last)
+        works[code] = partial(repeat, make_step(torch.compile(model) if compiled else model, x, y, precision), steps)
+    report = Report(f"{network}: {parameters:,} parameters; batches of {batch_size}, {precision}; same logits", file, device)
+    rows = rate_rows(time_rounds(works, rounds, device), dict.fromkeys(works, "timm"), batch_size * steps)
+    columns = {"arm": ("code", "{}"), "rate": ("images/s", "{:,.1f}"), "ratio": ("ratio to timm (range)", "{}")}
+    report.add("training steps", rows, columns)
+
+
+def repeat(step: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        step()
+
+
+# ---------------------------------------------------------------- results
+
+FILES = {  # training and validation images
+    "cifar10": ("cifar10-train.parquet", "cifar10-test.parquet"),
+    "tin200": ("tinyimagenet32-train.parquet", "tinyimagenet32-val.parquet"),
+}
+CURVES, DEVICE = "curves.png", "device.json"  # the latter: what the last slice ran on
+STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes; the second: before there was anything to save
+HEAD = """\
+# Results
+
+Written by `python benchmarks/training.py results` from the files beside it: each run's recipe, metrics, scores and curves. One run each,
+of the seed in its recipe. The 32×32 images are JPEG-compressed, so errors run above those on original pixels.
+
+| run | network | epochs | images | top-1, % | error, % | training, min | device |
+|---|---|---:|---:|---:|---:|---:|---|
+"""
+
+
+class Run(NamedTuple):
+    """A recipe with overrides."""
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    data: str = "cifar10"
+
+
+RUNS = (
+    Run("tin200", "tin200", data="tin200"),
+    Run("cifar10_fast_densenet_bc100_k12", "cifar10_fast"),
+    Run("cifar10_fast_densenet40_k12", "cifar10_fast", ("model=densefeat_densenet40_k12",)),
+    Run("cifar10_fast_delugenet146", "cifar10_fast", ("model=densefeat_delugenet146", "proj_drop_rate=0.0")),
+    # the ten epochs that the full protocol begins with: the same images at the same rate
+    Run("cifar10_densenet40_k12_ten_epochs", "cifar10_densenet40_k12", ("epochs=10", "milestones=[]")),
+    Run("cifar10_densenet_bc100_k12", "cifar10_densenet_bc100_k12"),
+    Run("cifar10_densenet40_k12", "cifar10_densenet40_k12"),
+    Run("cifar10_delugenet146", "cifar10_delugenet146"),
+)
+NAMES = [run.name for run in RUNS]
+
+
+def run_training(run: Run, out: Path, data: Path, device: str, steps: int | None, end: float) -> int:
+    """The exit code of a training process, which SIGTERM stops at ``end`` of the monotonic clock.
+
+    It runs in ``data``, so that the recipe in the run's folder names files and no folders of this machine.
+    """
+    train, val = FILES[run.data]
+    command = [sys.executable, "-m", "densefeat.training", str(ROOT / "recipes" / f"{run.recipe}.yaml"), *run.overrides]
+    command += [f"train={train}", f"val={val}", "--out", str(out), "--device", device]
+    command += [] if device.startswith("cuda") else ["cuda_graph=false"]
+    command += [] if steps is None else ["--steps", str(steps)]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=data, env=environment, start_new_session=True)  # Ctrl-C reaches it once, through us
+    try:
+        return process.wait(max(0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        pass
+    finally:  # also where SIGTERM or Ctrl-C stops this process
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    return process.returncode
+
+
+def copy_run(out: Path, target: Path, device: str) -> None:
+    """Copy what a run's folder has so far."""
+    if not (out / RECIPE).exists():
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (RECIPE, METRICS, RESULTS, CURVES):
+        (target / name).unlink(missing_ok=True)
+        if (out / name).exists():
+            shutil.copyfile(out / name, target / name)
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    (target / DEVICE).write_text(json.dumps({"device": name, "torch": torch.__version__}) + "\n", encoding="utf-8")
+
+
+def format_run(folder: Path) -> str:
+    """A line of the table; for a run that is not complete, its last evaluation and how far it is."""
+    recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+    metrics, results = RunFolder(folder).metrics(), RunFolder(folder).results()
+    trained = [line for line in metrics if line["event"] == "train"]
+    evaluated: list[dict[str, Any]] = [line for line in metrics if line["event"] == "val"]
+    scores = results["val"] if results else evaluated[-1] if evaluated else None
+    epochs = f"{recipe['epochs']:g}"
+    if results is None:
+        epochs = f"incomplete: {metrics[-1]['epoch'] if metrics else 0:.1f} of {epochs}"
+        epochs += f", judged at {evaluated[-1]['epoch']:.1f}" if evaluated else ""
+    cells = [folder.name, recipe["model"], epochs]
+    cells += [f"{scores['images']:,}", f"{scores['top1']:.2f}", f"{100 - scores['top1']:.2f}"] if scores else [""] * 3
+    device = json.loads((folder / DEVICE).read_text(encoding="utf-8"))["device"] if (folder / DEVICE).exists() else ""
+    cells += [f"{trained[-1]['seconds'] / 60:.1f}" if trained else "", device]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def write_table(results: Path) -> str:
+    """Write README.md of all runs in ``results``; draws the curves of runs whose machine could not."""
+    folders = [results / name for name in NAMES if (results / name / RECIPE).exists()]
+    for folder in folders:
+        if not (folder / CURVES).exists():
+            RunFolder(folder).draw()
+    table = "".join(map(format_run, folders))
+    results.mkdir(parents=True, exist_ok=True)
+    with atomic_file(results / "README.md") as temporary:
+        temporary.write_text(HEAD + table, encoding="utf-8")
+    return table
+
+
+def raise_exit(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Folder of the files.")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs are kept.")
+@click.option("--results", type=click.Path(path_type=Path), default=ROOT / "benchmarks/results", help="Where to copy them.")
+@click.option("--minutes", type=click.FloatRange(0), default=9.0, show_default=True, help="Of this slice.")
+@click.option("--only", type=click.Choice(NAMES), multiple=True, help="This run.  [default: all]")
+@click.option("--device", help="cpu, cuda.  [default: a GPU where there is one]")
+@click.option("--steps", type=click.IntRange(1), help="Of each run in this slice.  [default: all]")
+def results(
+    data: Path, runs: Path, results: Path, minutes: float, only: tuple[str, ...], device: str | None, steps: int | None
+) -> None:
+    """Train in slices of some minutes, copy each run to benchmarks/results/RUN, and write the table README.md beside them.
+
+    DATA has the 32×32 images of CIFAR-10 and Tiny ImageNet as Parquet in the datasets layout. The same command continues where
+    the last one stopped, run after run; when the minutes are over, the run in progress saves a checkpoint.
+    """
+    end = time.monotonic() + 60 * minutes
+    signal.signal(signal.SIGTERM, raise_exit)  # without it the training process would go on alone
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    due = [run for run in RUNS if minutes and (not only or run.name in only) and not (runs / run.name / RESULTS).exists()]
+    if missing := [data / name for run in due for name in FILES[run.data] if not (data / name).exists()]:
+        raise click.BadParameter(f"there is no {missing[0]}", param_hint="--data")
+    failed = []
+    for run in due:
+        if time.monotonic() >= end:
+            break
+        print(run.name, flush=True)
+        out = (runs / run.name).absolute()
+        code = run_training(run, out, data, device, steps, end)
+        copy_run(out, results / run.name, device)
+        print(write_table(results), end="", flush=True)
+        if code not in (0, *STOPPED):
+            failed.append(f"{run.name} (exit code {code})")
+    write_table(results)
+    if failed:
+        raise click.ClickException(f"{', '.join(failed)}: see above")
 
 
 if __name__ == "__main__":

@@ -1,41 +1,53 @@
 """``densefeat finetune``."""
 
+import json
 from pathlib import Path
 
 import click
 
+from densefeat import training
+from densefeat_cli.options import (
+    ImageInput,
+    epilog,
+    image_size_option,
+    label_column_option,
+    labelled_option,
+    model_option,
+    out_option,
+    steps_option,
+    training_device_option,
+    weights_option,
+)
 
-@click.command(epilog="Example: densefeat finetune --data photos/ --model densefeat_densenet_bc100_k12 --out runs/photos")
-@click.option("--data", required=True, help="Folder of classes, or with train/ and val/ of such; a list with labels (.csv);"
-              " Parquet, tar shards, hf:NAME:SPLIT.")  # fmt: skip
-@click.option("--val", help="Validation images, likewise.  [default: DATA/val, or a fifth of each class]")
-@click.option("--model", help="A name of densefeat models, any of timm's, or the folder of a run.  [default: the recipe's]")
-@click.option("--weights", help="A checkpoint file of your own for MODEL.  [default: the published ones]")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run.")
-@click.option("--recipe", default="finetune_folder", show_default=True, help="A name of densefeat recipes, or a .yaml file.")
-@click.option("--mode", help="head: the network stays as it is, bit for bit; full; blocks:3-4.  [default: the recipe's]")
+
+@click.command(epilog=epilog("finetune --data photos/ --model densefeat_densenet_bc100_k12 --out runs/photos"))
+@labelled_option(purpose="Labelled images, or a folder with train/ and val/ of such")
+@click.option("--val", type=ImageInput(), help="Validation images, likewise.  [default: DATA/val, or a fifth of each class]")
+@model_option(note="  [default: the recipe's]")
+@weights_option
+@out_option("Folder to write: the run.")
+@click.option("--recipe", default="finetune_folder", show_default=True, help="A name of `densefeat recipes`, or a .yaml file.")
+@click.option("--mode", help="head: the network keeps its weights, bit for bit; full; blocks:3-4.  [default: the recipe's]")
 @click.option("--head", type=click.Choice(["linear", "mlp", "cross-layer"]), help="[default: the recipe's]")
-@click.option("--label-column", help="Of lists and tables (default: label), or the extension of tar members (default: cls).")
+@label_column_option()
 @click.option("--epochs", type=float, help="[default: the recipe's]")
-@click.option("--image-size", type=int, help="Pixels of the square input.  [default: the weights' own]")
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
-@click.option("--steps", type=click.IntRange(1), help="Stop after so many, with a checkpoint; the same command goes on.")
+@image_size_option
+@training_device_option
+@steps_option
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def finetune(
+def finetune_command(
     data: str, val: str | None, out: Path, recipe: str, overrides: tuple[str, ...],
-    device: str | None, steps: int | None, **given: str | float | None,
+    device: str | None, steps: int | None, **options: str | float | Path | None,
 ) -> None:  # fmt: skip
     """Fine-tune a network on labelled images of your own; KEY=VALUE changes any other line of the recipe.
 
-    Writes weights and a configuration that timm, densefeat extract, predict and evaluate take as a model: the folder OUT. The
-    same command goes on where it stopped. On several GPUs: torchrun --nproc-per-node=8 -m densefeat finetune …
+    Writes weights and a configuration to the folder OUT, which timm and densefeat extract, predict and evaluate take as a
+    model. The same command continues where it stopped. On several GPUs: torchrun --nproc-per-node=8 -m densefeat finetune …
     """
-    import json
-
-    from densefeat.training import load_finetuning, report, train
-
-    values = {"train": data, "val": val, **given}
-    filled = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
-    result = train(load_finetuning(recipe, [*filled, *overrides]), out, device, steps)
-    for line in report(result):
-        click.echo(line)
+    values = {"train": data, "val": val, **options}
+    lines = [
+        f"{key}={json.dumps(value, ensure_ascii=False, default=str)}" for key, value in values.items() if value is not None
+    ]
+    chosen = training.load_finetuning(recipe, [*lines, *overrides])
+    result = training.train(chosen, out, device, steps)
+    click.echo("\n".join(training.report(result)))

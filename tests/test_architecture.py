@@ -76,6 +76,8 @@ def test_imports_run_downwards(path: Path) -> None:
     module, imports = module_name(path), imported_modules(path)
     if module != "densefeat.__main__":
         assert not [name for name in imports if name.split(".")[0] in ("densefeat_cli", "cli")]
+    if path.name == "__main__.py":
+        return  # a program: no room imports it
     own = room_of(module)
     if own is None:
         assert module in ("densefeat", "densefeat.__main__"), f"{module}: in no room"

@@ -1,11 +1,9 @@
-from .accuracy import check_classes, class_names, evaluate, images_of, load_network
+from .accuracy import check_classes, evaluate, images_of
 from .predictions import predict
 
 __all__ = [
     "check_classes",
-    "class_names",
     "evaluate",
     "images_of",
-    "load_network",
     "predict",
 ]

@@ -1,30 +1,27 @@
 """How well a network classifies labelled images: top-1 and top-5, single crop or ten, each class by itself."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from densefeat.errors import DensefeatError, UsageError
 from densefeat.images import Preprocessing
 from densefeat.labels import Targets
-from densefeat.loading import create_model, find_config, load_run, load_whole, names_folder, read_run
+from densefeat.loading import load_network
 from densefeat.probe import compute_metrics
 from densefeat.training import (
     AnyScores,
     Arrays,
     DeviceImages,
-    Images,
+    ImageDataset,
     Labelled,
     LabelScores,
-    Part,
+    MicroBatch,
     Scores,
     TenCropGeometry,
     WorkerImages,
@@ -113,9 +110,9 @@ def evaluate(
     """
     if crops not in (1, 10):
         raise UsageError(f"crops {crops}: choose 1 or 10")
-    network, names = load_network(model, weights)
+    loaded = load_network(model, weights, head=True)
+    network, names, task = loaded.model, loaded.classes, loaded.task
     preprocessing = _wanted_preprocessing(network, crops, image_size, crop_pct)
-    task = read_run(model).task if names_folder(model) else "single"
     if task == "multi" and crops != 1:
         raise UsageError(f"crops {crops}: {model!r} gives several labels an image: choose 1")
     labelled = open_labelled(data, train=False, label_column=label_column, classes=names, task=task)
@@ -125,8 +122,8 @@ def evaluate(
     world = World(0, 1, place)
     images, positions = images_of(labelled, preprocessing, crops, workers, place)
 
-    def batches() -> Iterator[Part]:
-        for x, y in images.plain(positions):
+    def batches() -> Iterator[MicroBatch]:
+        for x, y in images.eval_batches(positions):
             yield x.contiguous(memory_format=torch.channels_last) if crops == 1 else x, y
             advance(len(y))
 
@@ -152,33 +149,6 @@ def check_classes(data: str, labelled: Labelled, network: nn.Module, names: list
         raise UsageError(f"{data!r}: its classes ({labelled.classes[0]}, …) are not the network's ({names[0]}, …)")
 
 
-def load_network(model: str, weights: str | Path | None) -> tuple[nn.Module, list[str] | None]:
-    """A network in eval mode, and the names of its classes where they are known."""
-    if names_folder(model):
-        return load_run(model, weights), read_run(model).classes
-    if weights is None:
-        network, _ = create_model(model)
-    else:
-        find_config(model)
-        network = timm.create_model(model)
-        load_whole(network, weights)
-    return network.eval(), class_names(network, weights)
-
-
-def class_names(network: nn.Module, weights: str | Path | None) -> list[str] | None:
-    """As the metadata of a safetensors file tells them (the bundled one's does); None: by the order of the data's own."""
-    file = weights or network.pretrained_cfg.get("file")  # type: ignore[operator, union-attr]
-    if file is None or not str(file).endswith(".safetensors"):
-        return None
-    with safe_open(str(file), "pt") as opened:
-        text = (opened.metadata() or {}).get("classes", "null")
-    try:
-        names = json.loads(text)
-    except ValueError:  # another program's metadata
-        return None
-    return list(map(str, names)) if isinstance(names, list) and len(names) == network.num_classes else None
-
-
 def _wanted_preprocessing(network: nn.Module, crops: int, image_size: int | None, crop_pct: float | None) -> Preprocessing:
     """The weights' own, but for what was asked; ten crops need something around the centre to be taken from."""
     own = Preprocessing.of(network, image_size)
@@ -200,9 +170,9 @@ def images_of(
                 f"image size {size}, crops {crops}: the images of {labelled.name} have {labelled.images.shape[1]} pixels "
                 "and are taken whole"
             )
-        return DeviceImages.of(labelled.images, labelled.labels, preprocessing, device, torch.float32), positions
+        return DeviceImages.from_arrays(labelled.images, labelled.labels, preprocessing, device, torch.float32), positions
     ten = TenCropGeometry(math.floor(size / preprocessing.crop_pct), size, preprocessing.interpolation) if crops == 10 else None
-    images = Images(labelled, preprocessing, "none", 0, ten)
+    images = ImageDataset(labelled, preprocessing, "none", 0, ten)
     return WorkerImages(images, preprocessing, workers, device, torch.float32, set()), positions
 
 

@@ -13,13 +13,12 @@ from torch import nn
 
 from densefeat.base import atomic_file, output_errors
 from densefeat.errors import UsageError
-from densefeat.evaluation.accuracy import load_network
 from densefeat.extraction import extract
 from densefeat.images import Preprocessing
 from densefeat.labels import Task
-from densefeat.loading import names_folder, read_run
+from densefeat.loading import load_network
 from densefeat.nets import file_sha256
-from densefeat.probe import FILE, Probe, likelihoods, load_probe, predicted
+from densefeat.probe import FILE, Probe, format_probabilities, load_probe, predict_labels
 from densefeat.store import Store, open_store
 
 _SCORES, _TABLE = "scores", "predictions.csv"
@@ -28,7 +27,7 @@ _COLUMN = "scores"  # of the store
 
 @dataclass(frozen=True)
 class Predicted:
-    """``table``: a CSV with ``path``, ``predicted`` and ``score`` (:func:`densefeat.probe.predictions.likelihoods`).
+    """``table``: a CSV with ``path``, ``predicted`` and ``score`` (:func:`densefeat.probe.predictions.format_probabilities`).
 
     ``store``: all scores, one row an image.
 
@@ -126,14 +125,12 @@ def _open_scorer(model: str, weights: str | Path | None, device: str) -> tuple[S
         net = ProbeNet(probe, path if path.is_file() else path / FILE, weights, device)
         scorer = Scorer(str(path.resolve()), net, list(probe.classes), probe.task, net.extractor.preprocessing)
         return scorer, net.extractor.decoder, "fp32"  # the extractor inside has the precision that was recorded
-    network, classes = load_network(model, weights)
-    task: Task = "multi" if names_folder(model) and read_run(model).task == "multi" else "single"
-    count = int(network.num_classes)  # type: ignore[arg-type]
-    if not count:
+    network = load_network(model, weights, head=True)
+    if not network.num_classes:
         raise UsageError(f"model {model!r} has no classifier: fine-tune it, or give a probe")
-    names = classes or [str(number) for number in range(count)]
-    told = str(path.resolve()) if names_folder(model) else model
-    return Scorer(told, network, names, task, Preprocessing.of(network)), "pillow", "fp32"
+    classes = network.classes or [str(number) for number in range(network.num_classes)]
+    name = network.name if network.run else model
+    return Scorer(name, network.model, classes, network.task, Preprocessing.of(network.model)), "pillow", "fp32"
 
 
 def _write_table(path: Path, store: Store, task: Task, classes: list[str]) -> dict[str, int]:
@@ -144,9 +141,11 @@ def _write_table(path: Path, store: Store, task: Task, classes: list[str]) -> di
         lines = csv.writer(file)
         lines.writerow([*own, "predicted", "score"])
         for columns, scores in _pieces(store, own):
-            names, sure = predicted(task, classes, scores[:, 0] if task == "regression" else scores)
+            names, sure = predict_labels(task, classes, scores[:, 0] if task == "regression" else scores)
             counts.update(names)
-            for place, name, score in zip(zip(*columns, strict=True), names, likelihoods(task, scores, sure), strict=True):
+            for place, name, score in zip(
+                zip(*columns, strict=True), names, format_probabilities(task, scores, sure), strict=True
+            ):
                 lines.writerow(["" if value is None else value for value in place] + [name, score])
     return {} if task == "regression" else dict(counts.most_common())
 

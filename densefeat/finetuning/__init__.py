@@ -1,4 +1,4 @@
-"""What fine-tuning adds to a training run: a start from known weights, frozen blocks, labelled images of one's own."""
+"""Fine-tuning: training runs that start from known weights, with frozen blocks and a new head."""
 
 import lazy_loader
 

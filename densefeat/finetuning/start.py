@@ -1,6 +1,4 @@
-"""Where fine-tuning starts: the weights' own preprocessing, and a head that is fitted before the first step."""
-
-from dataclasses import replace
+"""The initial weights of a linear head: logistic regression on the training images' features."""
 
 import numpy as np
 import torch
@@ -8,94 +6,89 @@ from torch import nn
 
 from densefeat.base import Interrupted, StopRequest
 from densefeat.errors import UsageError
-from densefeat.finetuning.recipe import FineTuning
-from densefeat.images import Preprocessing
-from densefeat.labels import Targets, held_out
-from densefeat.probe import NEVER, Linear, fit
+from densefeat.labels import Targets, hold_out
+from densefeat.probe import NEVER, Linear, fit_head
 from densefeat.training import Progress, Split, State, TrainingData
 
-_MOST = 20_000  # images that a head is fitted to
-_CHOSEN_ON = 0.1  # of them
-
-
-def own_preprocessing(recipe: FineTuning, backbone: nn.Module) -> Preprocessing:
-    """The weights' own, but for what the recipe asks."""
-    own = Preprocessing.of(backbone, recipe.image_size)
-    return own if recipe.crop_pct is None else replace(own, crop_pct=recipe.crop_pct)
+_MAX_IMAGES = 20_000  # to fit the head to
+_VAL_SHARE = 0.1  # of these images, to select C by
 
 
 def start_from_probe(state: State, data: TrainingData, stop: StopRequest, progress: Progress) -> str:
-    """Fit the linear head to the training images' features by logistic regression; returns what to tell of it.
+    """Fit the linear head to the training images' features; return a line that describes the fit.
 
-    At most ``MOST`` images, drawn by the seed; C as the protocol ``logreg`` chooses it, on a tenth of them. All ranks then have
-    the same head. Fine-tuning that starts here distorts features less (arXiv 2202.10054). Raises Interrupted.
+    Uses at most ``_MAX_IMAGES`` images; C is selected as in the protocol ``logreg``, on a tenth of them. Rank 0 fits, and all
+    ranks then have its head. Fine-tuning from such a head distorts features less (arXiv 2202.10054). Raises Interrupted.
     """
     head = state.model.get_classifier()  # type: ignore[operator]
-    told: str | None = None
+    summary: str | None = None
     if state.world.first:
-        progress.doing("a probe to start from")
-        told = _fit_head(head, state, data, stop)
-    state.world.same([head.weight, head.bias])
+        progress.describe("fitting a probe")
+        summary = _fit_head(head, state, data, stop)
+    state.world.broadcast_tensors([head.weight, head.bias])
     if state.ema is not None:
         state.ema.set(state.model)
-    return state.world.tell(told) or ""
+    return state.world.broadcast(summary) or ""
 
 
 def _fit_head(head: nn.Module, state: State, data: TrainingData, stop: StopRequest) -> str:
-    """UsageError for a classifier that is not linear in the pooled features."""
-    targets, positions = _drawn(state, data)
-    if not _enough(targets, val := held_out(targets, _CHOSEN_ON, state.recipe.seed)):
+    """Fit on this rank; UsageError for a classifier that is not linear in the pooled features."""
+    targets, positions = _select_images(state, data)
+    if not _can_fit(targets, val := hold_out(targets, _VAL_SHARE, state.recipe.seed)):
         return "too few images for a probe: the head starts at random"
-    features, rows = _features_of(state, Split(data.images, positions), stop)
+    features, rows = _extract_features(state, Split(data.images, positions), stop)
     targets, val = targets.take(rows), val[rows]
-    if not _enough(targets, val):
+    if not _can_fit(targets, val):
         return "too few images can be read for a probe: the head starts at random"
-    fitted = fit("logreg", features, targets, val)
+    fitted = fit_head("logreg", features, targets, val)
     assert isinstance(fitted.head, Linear)
-    weight, bias = torch.from_numpy(fitted.head.weight), torch.from_numpy(_bounded(fitted.head.bias, len(targets)))
+    weight, bias = torch.from_numpy(fitted.head.weight), torch.from_numpy(_limit_bias(fitted.head.bias, len(targets)))
     if weight.numel() != head.weight.numel():  # type: ignore[operator]
-        raise UsageError(f"{state.recipe.model!r}: its classifier reads no pooled features: give head_start=random")
+        raise UsageError(f"{state.recipe.model!r}: its classifier does not read pooled features: give head_start=random")
     with torch.no_grad():
         head.weight.copy_(weight.view_as(head.weight))  # type: ignore[arg-type, operator]
         head.bias.copy_(bias)  # type: ignore[operator]
     return f"the head starts as a logistic regression on {len(targets):,} images, C {fitted.chosen['C']:.3g}"
 
 
-def _drawn(state: State, data: TrainingData) -> tuple[Targets, np.ndarray]:
-    """Training images to fit to, of every class about the same share: their targets and positions."""
+def _select_images(state: State, data: TrainingData) -> tuple[Targets, np.ndarray]:
+    """Select training images, about the same share of every class; return their targets and positions."""
     positions, labels = data.sampler.positions, data.train_labels()
     values = labels > 0 if data.task == "multi" else labels
     targets = Targets(data.task, tuple(data.labelled.classes), values)
-    if len(positions) > _MOST:
-        kept = held_out(targets, _MOST / len(positions), state.recipe.seed)
-        targets, positions = targets.take(kept), positions[kept]
+    if len(positions) > _MAX_IMAGES:
+        selected = hold_out(targets, _MAX_IMAGES / len(positions), state.recipe.seed)
+        targets, positions = targets.take(selected), positions[selected]
     return targets, positions
 
 
-def _enough(targets: Targets, val: np.ndarray) -> bool:
-    """Whether there is something to tell apart in the rows that are fitted to, and something to choose by."""
+def _can_fit(targets: Targets, val: np.ndarray) -> bool:
+    """Whether the rows to fit to have at least two classes, and there are rows to select C by."""
     fitting = targets.values[~val]
     return bool(val.any()) and len(fitting) > 1 and bool((fitting != fitting[0]).any())
 
 
-def _bounded(bias: np.ndarray, rows: int) -> np.ndarray:
-    """A class without rows is unlikely, rather than impossible: it may turn up in training."""
+def _limit_bias(bias: np.ndarray, rows: int) -> np.ndarray:
+    """Make classes without rows unlikely instead of impossible: they may occur in training."""
     fitted = np.abs(bias) < -NEVER
     limit = max(np.log(2 * rows), np.abs(bias[fitted]).max(initial=0))
     return bias.clip(-limit, limit).astype(np.float32)
 
 
-def _features_of(state: State, split: Split, stop: StopRequest) -> tuple[np.ndarray, np.ndarray]:
-    """What the classifier reads, float32 ``(n, D)``, of the images that can be read, and which of the split's these are."""
-    model, rows, there = state.model.eval(), [], []
+def _extract_features(state: State, split: Split, stop: StopRequest) -> tuple[np.ndarray, np.ndarray]:
+    """Compute what the classifier reads, float32 ``(n, D)``, for the images that can be read; return bool ``(N,)``, too.
+
+    The second result marks the images of the split that can be read.
+    """
+    model, rows, masks = state.model.eval(), [], []
     with torch.inference_mode():
         for x, y in split.batches():
             if stop.signal:
-                raise Interrupted("stopped before the first step; the same command begins again", 128 + stop.signal)
+                raise Interrupted("stopped before the first step; the same command starts again", 128 + stop.signal)
             readable = (y >= 0) if y.ndim == 1 else (y[:, 0] >= 0)
-            there.append(readable.cpu().numpy())
+            masks.append(readable.cpu().numpy())
             with state.autocast():
-                maps = model.forward_features(state.formatted(x[readable]))  # type: ignore[operator]
+                maps = model.forward_features(state.to_layout(x[readable]))  # type: ignore[operator]
                 pooled = model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
             rows.append(pooled.flatten(1).float().cpu().numpy())
-    return np.concatenate(rows), np.concatenate(there)
+    return np.concatenate(rows), np.concatenate(masks)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from densefeat.errors import DensefeatError, UsageError
-from densefeat.evaluation import check_classes, images_of, load_network
-from densefeat.images import Preprocessing
-from densefeat.loading import names_folder, read_run
+from densefeat.evaluation import check_classes, images_of
+from densefeat.images import Preprocessing, is_remote
+from densefeat.loading import load_network
 from densefeat.report.connections import check_classifies
 from densefeat.report.reuse import check_structure
 from densefeat.store import Layout, is_embeddings, open_store, read_manifest
@@ -64,9 +64,10 @@ def load_sample(
         DensefeatError: No image can be read.
     """
     check_structure(model)
-    network, names = load_network(model, weights)
+    loaded = load_network(model, weights, head=True)
+    network, names = loaded.model, loaded.classes
     check_classifies(network)
-    if names_folder(model) and read_run(model).task == "multi":
+    if loaded.task == "multi":
         raise UsageError(f"{model!r} gives several labels an image: accuracy is of networks that give one")
     place, label_column = _images_of_store(images, label_column)
     labelled = open_labelled(place, train=False, label_column=label_column, classes=names)
@@ -75,7 +76,7 @@ def load_sample(
     if len(positions) < 2:
         raise UsageError(f"{place!r}: {len(positions)} images with a label, at least 2 are needed")
     chosen = _evenly(positions, limit)
-    parts = [(x[y >= 0], y[y >= 0]) for x, y in source.plain(chosen)]
+    parts = [(x[y >= 0], y[y >= 0]) for x, y in source.eval_batches(chosen)]
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if not len(y):
         raise DensefeatError(f"{place!r}: none of its images can be read")
@@ -97,7 +98,7 @@ def _images_of_store(images: str, label_column: str | None) -> tuple[str, str | 
     place, options = provenance.get("images"), provenance.get("input_options") or {}
     if provenance.get("tiles"):
         raise UsageError(f"store {images!r}: of tiles, which have no labels of their own: give labelled images")
-    if place is None or "://" in place or place.startswith("hf:"):
+    if place is None or is_remote(place):
         raise UsageError(f"store {images!r}: its images were at {place}: give the labelled images themselves")
     return place, label_column or options.get("label_column")
 

@@ -102,7 +102,7 @@ def probe_images(
         world = stack.enter_context(join_world(device))
         if world.first:
             stack.enter_context(hold_lock(out / ".lock"))
-        world.wait()  # until all ranks have written what they extracted
+        world.wait_for_all()  # until all ranks have written what they extracted
         stores = [open_store(place) for place in places]
         columns = label_options(labels, label_column) | {"split_column": split_column, "group_column": group_column}
         found = load_data(stores, **columns, task=task, seed=seed)
@@ -121,7 +121,7 @@ def probe_images(
         fits = BlockFitter("sgd", found.columns, known.targets, known.rows, found.parts, seed, lambda _: None)
         heads = _train_heads(lesson, extractor, fits, asked, out, world)
         results = _write_results(heads, fits, asked, out) if world.first else {}
-        world.wait()
+        world.wait_for_all()
         return Probed(out, results)
 
 

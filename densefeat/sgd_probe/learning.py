@@ -19,15 +19,15 @@ from densefeat.sgd_probe.parallel_heads import ParallelHeads
 from densefeat.training import (
     MAX_GROUP,
     Encoded,
-    Images,
-    Part,
+    ImageDataset,
+    MicroBatch,
     Sampler,
     WorkerImages,
     World,
     group_sizes,
     load_checkpoint,
-    newest_whole,
-    rank_parts,
+    micro_batch_slices,
+    newest_checkpoint,
     save_checkpoint,
 )
 
@@ -44,9 +44,9 @@ class TrainingStream:
     targets: torch.Tensor
     steps: int
 
-    def parts(self, start: int) -> Iterator[Part]:
+    def parts(self, start: int) -> Iterator[MicroBatch]:
         """This rank's share of each batch from step ``start`` on."""
-        for parts in self.images.batches(self.sampler, [self.part], "", start, self.steps):
+        for parts in self.images.train_batches(self.sampler, [self.part], "", start, self.steps):
             yield from parts
 
 
@@ -73,14 +73,14 @@ def open_training_stream(
             f"row groups of {encoded.groups.max():,} images, at most {MAX_GROUP:,}: write with row_group_size=1000"
         )
     size = extractor.preprocessing.size
-    images = Images(encoded, extractor.preprocessing, "none", seed)
+    images = ImageDataset(encoded, extractor.preprocessing, "none", seed)
     # the protocol's own: the recipes' crops are milder, or come with changes of colour
-    images.augmented = create_transform(
+    images.augmentation = create_transform(
         (3, size, size), is_training=True, color_jitter=0.0, interpolation="bicubic", normalize=False
     )
     loader = WorkerImages(images, extractor.preprocessing, workers, world.device, torch.float32, set())
     sampler = Sampler(np.flatnonzero(encoded.labels >= 0), encoded.groups, batch_size, seed)
-    (part,) = rank_parts(batch_size, 1, world.rank, world.size)
+    (part,) = micro_batch_slices(batch_size, 1, world.rank, world.size)
     values = torch.from_numpy(targets.values).to(world.device)
     return TrainingStream(loader, sampler, part, values, epochs * sampler.steps_per_epoch)
 
@@ -120,7 +120,7 @@ def train_heads(
     ``asked``: what the run was to be, in one text. Raises UsageError where the checkpoint is of another run, Interrupted (after
     a checkpoint) where a signal asked to stop, DensefeatError where the ranks see other images or none can be read.
     """
-    if len(set(world.everyone(asked))) > 1:
+    if len(set(world.gather_objects(asked))) > 1:
         raise DensefeatError("the ranks do not see the same images or labels: check that all can read them")
     _resume(heads, folder, asked, world)
     advance(heads.step * lesson.sampler.batch_size)
@@ -134,19 +134,19 @@ def train_heads(
         advance(lesson.sampler.batch_size)
         asked_to = 0
         if heads.step % poll_every == 0:
-            asked_to = int(world.largest([float(stop.signal or 0)])[0])
+            asked_to = int(world.max([float(stop.signal or 0)])[0])
         if world.first and (asked_to or heads.step % lesson.sampler.steps_per_epoch == 0):
             save_checkpoint(folder, heads.state_dict() | {"asked": asked})
         if asked_to:
             raise Interrupted(f"stopped after step {heads.step}; the same command goes on from there", 128 + asked_to)
-    if not world.largest([float(read)])[0]:
+    if not world.max([float(read)])[0]:
         key, reason = min(lesson.images.failures)
         raise DensefeatError(f"none of the training images can be read, the first: {printable_key(key)}: {reason}")
 
 
 def _resume(heads: ParallelHeads, folder: Path, asked: str, world: World) -> None:
-    path, _ = newest_whole(folder) if world.first else (None, [])
-    name = world.tell(path.name if path else None)
+    path, _ = newest_checkpoint(folder) if world.first else (None, [])
+    name = world.broadcast(path.name if path else None)
     if name is None:
         return
     saved = load_checkpoint(folder / name)

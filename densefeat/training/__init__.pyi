@@ -1,18 +1,20 @@
-from .checkpoints import load_checkpoint, newest_whole, save_checkpoint
+from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from .classic import Arrays
-from .data import MAX_GROUP, Split, TrainingData, groups_of, labelled_positions, prepared
-from .device_data import DeviceImages, Failures, Part
-from .job import report, train
+from .data import MAX_GROUP, Split, TrainingData, labelled_positions, load_images, row_groups
+from .device_data import DeviceImages, Failures, MicroBatch
+from .job import Trained, format_result, run_training, train
 from .labelled import Encoded, Labelled, group_sizes, open_labelled
+from .losses import Loss
 from .progress import Progress
 from .recipe import Recipe, Run, check_run, refuse
-from .recipe_files import load_finetuning, load_recipe, recipe_names, recipe_text
+from .recipe_files import load_recipe, read_recipe, recipe_names, recipe_text
 from .run_folder import RECIPE, RESULTS
-from .sampling import Sampler, rank_parts
+from .sampling import Sampler, micro_batch_slices
 from .scores import AnyScores, LabelScores, Scores, score, score_labels
-from .state import State
-from .worker_data import Images, TenCropGeometry, WorkerImages
-from .world import World, join_world, own_device
+from .setup import TrainingSetup
+from .state import Setup, State
+from .worker_data import ImageDataset, TenCropGeometry, WorkerImages
+from .world import World, join_world
 
 __all__ = [
     "MAX_GROUP",
@@ -23,38 +25,42 @@ __all__ = [
     "DeviceImages",
     "Encoded",
     "Failures",
-    "Images",
+    "ImageDataset",
     "LabelScores",
     "Labelled",
-    "Part",
+    "Loss",
+    "MicroBatch",
     "Progress",
     "Recipe",
     "Run",
     "Sampler",
     "Scores",
+    "Setup",
     "Split",
     "State",
     "TenCropGeometry",
+    "Trained",
     "TrainingData",
+    "TrainingSetup",
     "WorkerImages",
     "World",
     "check_run",
+    "format_result",
     "group_sizes",
-    "groups_of",
     "join_world",
     "labelled_positions",
     "load_checkpoint",
-    "load_finetuning",
+    "load_images",
     "load_recipe",
-    "newest_whole",
+    "micro_batch_slices",
+    "newest_checkpoint",
     "open_labelled",
-    "own_device",
-    "prepared",
-    "rank_parts",
+    "read_recipe",
     "recipe_names",
     "recipe_text",
     "refuse",
-    "report",
+    "row_groups",
+    "run_training",
     "save_checkpoint",
     "score",
     "score_labels",

@@ -1,12 +1,12 @@
-"""``python -m densefeat.training RECIPE.yaml [key=value …] --out RUN``: train or fine-tune where nothing is installed."""
+"""``python -m densefeat.training RECIPE.yaml [key=value …] --out RUN``: train or fine-tune on a machine with few packages."""
 
 import argparse
 import sys
 
 from densefeat.base import Interrupted
 from densefeat.errors import DensefeatError
-from densefeat.training.job import report, train
-from densefeat.training.recipe_files import load_any
+from densefeat.training.job import Trained, format_result, train
+from densefeat.training.recipe_files import load_recipe, recipe_commands
 
 
 def main() -> int:
@@ -20,8 +20,7 @@ def main() -> int:
     if arguments.steps is not None and arguments.steps < 1:
         parser.error(f"--steps {arguments.steps}: give 1 or more")
     try:
-        result = train(load_any(arguments.recipe, arguments.overrides), arguments.out, arguments.device, arguments.steps)
-        print(*report(result), sep="\n")
+        print(*format_result(_run(arguments)), sep="\n")
     except DensefeatError as error:
         print(f"densefeat: {error}", file=sys.stderr)
         return error.exit_code
@@ -29,6 +28,15 @@ def main() -> int:
         print(f"densefeat: {interrupt}", file=sys.stderr)
         return interrupt.exit_code
     return 0
+
+
+def _run(arguments: argparse.Namespace) -> Trained:
+    if "densefeat finetune" in recipe_commands(arguments.recipe):
+        from densefeat.finetuning import finetune, load_finetuning  # needs packages that training does without
+
+        recipe = load_finetuning(arguments.recipe, arguments.overrides)
+        return finetune(recipe, arguments.out, arguments.device, arguments.steps)
+    return train(load_recipe(arguments.recipe, arguments.overrides), arguments.out, arguments.device, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a recipe trains on and is judged by."""
+"""The images that a run trains on, and those that it is evaluated on."""
 
 import hashlib
 import json
@@ -9,61 +9,60 @@ import numpy as np
 import torch
 
 from densefeat.errors import UsageError
-from densefeat.finetuning import AnyRecipe
 from densefeat.images import Preprocessing
 from densefeat.labels import Task
-from densefeat.training.device_data import DeviceImages, Failures, Part, decode_all
+from densefeat.training.device_data import DeviceImages, Failures, MicroBatch, decode_all
 from densefeat.training.labelled import Encoded, Labelled, open_labelled
-from densefeat.training.order import held_out
-from densefeat.training.recipe import DATA, Recipe
-from densefeat.training.sampling import Sampler, rank_parts
-from densefeat.training.worker_data import Images, WorkerImages
+from densefeat.training.recipe import DATA, Recipe, Run
+from densefeat.training.sampling import Sampler, micro_batch_slices, split_off
+from densefeat.training.worker_data import ImageDataset, WorkerImages
 from densefeat.training.world import World
 
-MAX_GROUP = 20_000  # images
-_DTYPES = {"float64": torch.float64}  # of the network and its input; all other precisions: float32
+MAX_GROUP = 20_000  # images in a row group
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images to evaluate on, and which of them are this rank's."""
+    """Images to evaluate on, and the positions of this rank's share of them."""
 
     images: DeviceImages | WorkerImages
     positions: np.ndarray
 
-    def batches(self) -> Iterator[Part]:
-        return self.images.plain(self.positions)
+    def batches(self) -> Iterator[MicroBatch]:
+        return self.images.eval_batches(self.positions)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """``val``: the held-out images, or those at the recipe's ``val``; ``test``: the latter where images are held out."""
+    """Training images, and ``val`` to select weights by: images held out of them, or those at the recipe's ``val``.
+
+    ``test``: the images at the recipe's ``val`` if ``val`` was held out.
+    """
 
     labelled: Labelled
     images: DeviceImages | WorkerImages
     sampler: Sampler
-    parts: list[slice]
+    slices: list[slice]  # of this rank's micro-batches in a batch
     augment: str
     preprocessing: Preprocessing
     val: Split
     test: Split | None
-    failures: Failures  # of images that were decoded before the run
+    failures: Failures  # of images decoded before the run
     task: Task = "single"
-    notes: list[str] = field(default_factory=list)  # on labels, for people
+    notes: list[str] = field(default_factory=list)  # remarks about labels for the user
 
-    def batches(self, start: int, stop: int) -> Iterator[list[Part]]:
-        """For each step the parts of this rank's share of the batch."""
-        return self.images.batches(self.sampler, self.parts, self.augment, start, stop)
+    def batches(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
+        """Yield this rank's micro-batches of each step."""
+        return self.images.train_batches(self.sampler, self.slices, self.augment, start, stop)
 
-    def unread(self) -> Failures:
-        """Of the images met so far, on this rank, in the order of their keys."""
+    def list_failures(self) -> Failures:
+        """List the images that this rank could not read up to now, in the order of their keys."""
         splits = [self.val, *([self.test] if self.test else [])]
         loaders = [self.images, *(split.images for split in splits)]
-        met = set(self.failures).union(*(loader.failures for loader in loaders if isinstance(loader, WorkerImages)))
-        return sorted(met)
+        return sorted(set(self.failures).union(*(loader.failures for loader in loaders if isinstance(loader, WorkerImages))))
 
     def fingerprint(self) -> str:
-        """Of the training images' positions and labels, and the names of the classes: SHA-256 in hexadecimal."""
+        """Return the SHA-256 of the training images' positions and labels, and of the class names, in hexadecimal."""
         digest = hashlib.sha256(self.sampler.positions.astype("<i8").tobytes())
         labels = self.train_labels()
         digest.update(np.ascontiguousarray(labels, "<i8" if labels.ndim == 1 else "i1").data)
@@ -71,18 +70,18 @@ class TrainingData:
         return digest.hexdigest()
 
     def train_labels(self) -> np.ndarray:
-        """Of the training images: int64 ``(n,)``, or int8 ``(n, C)``."""
+        """Return the labels of the training images: int64 ``(n,)``, or int8 ``(n, C)`` for several labels."""
         return self.labelled.labels[self.sampler.positions]
 
     def keys(self, step: int) -> list[str]:
-        """Of the whole batch of a step."""
+        """Return the keys of the images of a step's batch over all ranks."""
         return [self.labelled.key(int(position)) for position in self.sampler.batch(step)]
 
 
 def open_data(recipe: Recipe, world: World, advance: Callable[[int], None] = lambda _: None) -> TrainingData:
-    """Training and validation images as the recipe wants them; ``advance``: told of images decoded.
+    """Open the training and validation images of a recipe; ``advance`` is called with the number of images decoded.
 
-    Raises UsageError where they are missing, of no known layout, or not of as many classes as the recipe's data.
+    Raises UsageError where they are missing, of no known layout, or have other classes than the recipe's data.
     """
     facts = DATA[recipe.data]
     train = open_labelled(recipe.train, train=True, label_column=recipe.label_column)
@@ -95,53 +94,56 @@ def open_data(recipe: Recipe, world: World, advance: Callable[[int], None] = lam
     preprocessing = Preprocessing(size, recipe.crop_pct, "center", "bicubic", facts.mean, facts.std)
 
     failures: Failures = []
-    train_images, train_positions = prepared(recipe, train, preprocessing, world, failures, advance)
-    val_images, val_positions = prepared(recipe, val, preprocessing, world, failures, advance)
+    train_images, train_positions = load_images(recipe, train, preprocessing, world, failures, advance)
+    val_images, val_positions = load_images(recipe, val, preprocessing, world, failures, advance)
     if recipe.holdout >= len(train_positions):
         raise UsageError(f"holdout {recipe.holdout}: there are {len(train_positions)} training images")
-    train_positions, kept = held_out(train_positions, recipe.holdout, recipe.seed)
-    mine = slice(world.rank, None, world.size)
-    test = Split(val_images, val_positions[mine])
-    sampler = Sampler(train_positions, groups_of(recipe, train), recipe.batch_size, recipe.seed)
-    parts = rank_parts(recipe.batch_size, recipe.accumulation, world.rank, world.size)
-    own = Split(train_images, kept[mine]) if recipe.holdout else test
+    train_positions, held_out = split_off(train_positions, recipe.holdout, recipe.seed)
+    share = slice(world.rank, None, world.size)  # each rank evaluates its own
+    test = Split(val_images, val_positions[share])
+    sampler = Sampler(train_positions, row_groups(recipe, train), recipe.batch_size, recipe.seed)
+    slices = micro_batch_slices(recipe.batch_size, recipe.accumulation, world.rank, world.size)
+    val_split, test_split = (Split(train_images, held_out[share]), test) if recipe.holdout else (test, None)
     return TrainingData(
-        train, train_images, sampler, parts, recipe.augment, preprocessing, own, test if recipe.holdout else None, failures
-    )
+        train, train_images, sampler, slices, recipe.augment, preprocessing, val_split, test_split, failures
+    )  # fmt: skip
 
 
-def groups_of(recipe: AnyRecipe, train: Labelled) -> np.ndarray | None:
-    """Sizes of what is read together; UsageError where that is too much."""
+def row_groups(recipe: Run, train: Labelled) -> np.ndarray | None:
+    """Return the sizes of the groups of images that are read together, if any. UsageError where one is too large."""
     groups = train.groups if isinstance(train, Encoded) and recipe.loader == "workers" else None
     if groups is not None and groups.max() > MAX_GROUP:
         raise UsageError(
-            f"{recipe.train!r}: row groups of {groups.max():,} images, which every worker would hold: write it with "
-            f"row_group_size=1000 (at most {MAX_GROUP:,} are taken)"
+            f"{recipe.train!r}: row groups of {groups.max():,} images, which every worker would hold in memory: write it with "
+            f"row_group_size=1000 (at most {MAX_GROUP:,} are accepted)"
         )
     return groups
 
 
-def prepared(
-    recipe: AnyRecipe,
+def load_images(
+    recipe: Run,
     labelled: Labelled,
     preprocessing: Preprocessing,
     world: World,
     failures: Failures,
     advance: Callable[[int], None],
 ) -> tuple[DeviceImages | WorkerImages, np.ndarray]:
-    """Images for the recipe's loader, and the positions of those that have a label (and, decoded now, can be read)."""
-    dtype = _DTYPES.get(recipe.precision, torch.float32)
+    """Return images in the recipe's loader, and the positions of those that have a label.
+
+    ``loader: device`` decodes all of them here: those that cannot be read are added to ``failures`` and have no position.
+    """
+    dtype = torch.float64 if recipe.precision == "float64" else torch.float32  # of the network's input
     if recipe.loader == "device":
         images, labels, failed = decode_all(labelled, preprocessing, advance)
         failures += failed
-        return DeviceImages.of(images, labels, preprocessing, world.device, dtype), labelled_positions(labels)
+        return DeviceImages.from_arrays(images, labels, preprocessing, world.device, dtype), labelled_positions(labels)
     if not isinstance(labelled, Encoded):
-        raise UsageError(f"loader 'workers': {labelled.name} holds decoded images, for loader=device")
-    encoded = Images(labelled, preprocessing, recipe.augment, recipe.seed)  # evaluation does without augmentation anyway
+        raise UsageError(f"loader 'workers': {labelled.name} holds decoded images: use loader=device")
+    encoded = ImageDataset(labelled, preprocessing, recipe.augment, recipe.seed)
     loader = WorkerImages(encoded, preprocessing, recipe.workers, world.device, dtype, set())
     return loader, labelled_positions(labelled.labels)
 
 
 def labelled_positions(labels: np.ndarray) -> np.ndarray:
-    """Of images with a label: int64."""
+    """Return the positions of the images with a label: int64."""
     return np.flatnonzero(labels >= 0 if labels.ndim == 1 else labels[:, 0] >= 0)

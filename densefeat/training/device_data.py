@@ -1,4 +1,4 @@
-"""Small images decoded once and kept on the device as uint8: the loader is then a gather."""
+"""Small images, decoded once and kept as uint8 on the device: a batch, augmented, is then one gather."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,16 +11,17 @@ from PIL import Image
 
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images import Geometry, ImageItem, Preprocessing, decode_pixels
-from densefeat.training.augment import Draws, draw, gathered
 from densefeat.training.classic import Arrays
 from densefeat.training.labelled import Encoded, Labelled
 from densefeat.training.sampling import Sampler
 
-_MAX_BYTES = 2**34  # of decoded images
-_CHUNK = 4096
-_EVALUATED = 256  # images at a time
+_MAX_BYTES = 2**34  # of all decoded images
+_CHUNK = 4096  # images decoded at a time
+_EVAL_BATCH = 256  # images
+_PAD = 4  # pixels of zeros around an image before the crop (1608.06993, 4.1)
+_CUT = 16  # pixels, side of the square that cutout blanks (1708.04552)
 
-Part = tuple[torch.Tensor, torch.Tensor]  # x (n, 3, H, W) normalised, y int64 (n,): -1 where there is no label
+MicroBatch = tuple[torch.Tensor, torch.Tensor]  # x (n, 3, H, W) normalised, y int64 (n,): -1 where there is no label
 Failures = list[tuple[str, str]]  # key, reason
 
 
@@ -35,7 +36,7 @@ class DeviceImages:
     dtype: torch.dtype
 
     @classmethod
-    def of(
+    def from_arrays(
         cls, images: np.ndarray, labels: np.ndarray, preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype
     ) -> "DeviceImages":
         return cls(
@@ -46,30 +47,89 @@ class DeviceImages:
             dtype,
         )
 
-    def batches(self, sampler: Sampler, parts: list[slice], augment: str, start: int, stop: int) -> Iterator[list[Part]]:
-        """The parts of each step's batch, augmented."""
+    def train_batches(
+        self, sampler: Sampler, slices: list[slice], augment: str, start: int, stop: int
+    ) -> Iterator[list[MicroBatch]]:
+        """Yield the augmented micro-batches of each step."""
         for step in range(start, stop):
             positions = torch.from_numpy(sampler.batch(step))
             draws = draw(len(positions), self.images.shape[1], augment, sampler.seed, step)
-            yield [self.part(positions[part], draws.part(part, self.images.device)) for part in parts]
+            yield [self.load(positions[part], draws.select(part, self.images.device)) for part in slices]
 
-    def part(self, positions: torch.Tensor, draws: Draws) -> Part:
+    def load(self, positions: torch.Tensor, draws: "Draws") -> MicroBatch:
         rows = positions.to(self.images.device, non_blocking=True)
-        return gathered(self.images, rows, draws, self.mean, self.std, self.dtype), self.labels[rows]
+        return gather_augmented(self.images, rows, draws, self.mean, self.std, self.dtype), self.labels[rows]
 
-    def plain(self, positions: np.ndarray) -> Iterator[Part]:
-        """Images as they are, some hundreds at a time."""
-        still = draw(_EVALUATED, self.images.shape[1], "none", 0, 0)
-        for rows in torch.from_numpy(positions).split(_EVALUATED):
-            yield self.part(rows, still.part(slice(0, len(rows)), self.images.device))
+    def eval_batches(self, positions: np.ndarray) -> Iterator[MicroBatch]:
+        """Yield the images at ``positions`` without augmentation, some hundreds at a time."""
+        still = draw(_EVAL_BATCH, self.images.shape[1], "none", 0, 0)
+        for rows in torch.from_numpy(positions).split(_EVAL_BATCH):
+            yield self.load(rows, still.select(slice(0, len(rows)), self.images.device))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers for n images, int64 ``(n,)``: shift down and right, whether mirrored, centre of the cut."""
+
+    down: torch.Tensor
+    right: torch.Tensor
+    mirror: torch.Tensor
+    cut_y: torch.Tensor
+    cut_x: torch.Tensor
+
+    def select(self, part: slice, device: torch.device) -> "Draws":
+        return Draws(*(values[part].to(device, non_blocking=True) for values in vars(self).values()))
+
+
+def draw(count: int, size: int, augment: str, seed: int, step: int) -> Draws:
+    """Draw for the ``count`` images of a step's batch, on the CPU: the same for any number of ranks."""
+    generator = torch.Generator().manual_seed(seed + 1_000_003 * (step + 1))
+
+    def integers(low: int, high: int) -> torch.Tensor:
+        return torch.randint(low, high, (count,), generator=generator)
+
+    still, nowhere = torch.zeros(count, dtype=torch.int64), torch.full((count,), -_CUT)
+    if augment == "none":
+        return Draws(still, still, still, nowhere, nowhere)
+    shift = integers(-_PAD, _PAD + 1), integers(-_PAD, _PAD + 1), integers(0, 2)
+    cut = (integers(0, size), integers(0, size)) if augment == "cutout" else (nowhere, nowhere)
+    return Draws(*shift, *cut)
+
+
+def gather_augmented(
+    images: torch.Tensor, rows: torch.Tensor, draws: Draws, mean: torch.Tensor, std: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Shift, mirror, cut and normalise images in one gather.
+
+    ``images`` uint8 ``(N, H, W, 3)`` at ``rows`` int64 ``(n,)`` give ``(n, 3, H, W)``, channels last. ``mean``, ``std``:
+    ``(3,)``, of pixels in [0, 1]. Pixels that a shift brings in or a cut blanks are 0 after normalisation, as where
+    normalised images are padded (the papers' Torch code).
+    """
+    height, width = images.shape[1:3]
+    y = torch.arange(height, device=images.device) + draws.down[:, None]
+    x = torch.arange(width, device=images.device) + draws.right[:, None]
+    x = torch.where(draws.mirror[:, None] == 1, width - 1 - x, x)
+    inside = _within(y, 0, height)[:, :, None] & _within(x, 0, width)[:, None, :]
+    # a cut is a place in the output image, wherever its pixels come from
+    cut_rows = _within(torch.arange(height, device=images.device) - draws.cut_y[:, None], -_CUT // 2, _CUT // 2)
+    cut_columns = _within(torch.arange(width, device=images.device) - draws.cut_x[:, None], -_CUT // 2, _CUT // 2)
+    inside &= ~(cut_rows[:, :, None] & cut_columns[:, None, :])
+    y, x = y.clamp_(0, height - 1), x.clamp_(0, width - 1)
+    pixels = images.view(-1, 3)[((rows[:, None] * height + y) * width)[:, :, None] + x[:, None, :]]
+    scaled = (pixels.to(dtype) - 255 * mean) * (inside[..., None] / (255 * std))
+    return scaled.permute(0, 3, 1, 2)
+
+
+def _within(values: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    return (values >= low) & (values < high)
 
 
 def decode_all(
     labelled: Labelled, preprocessing: Preprocessing, advance: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray, Failures]:
-    """Images uint8 ``(N, S, S, 3)``, labels int64 ``(N,)``, -1 for an image that cannot be read, and which these are.
+    """Return images uint8 ``(N, S, S, 3)``, labels int64 ``(N,)`` (-1 for images that cannot be read), and the failures.
 
-    Raises UsageError where they would take more than ``MAX_BYTES``.
+    Raises UsageError where the images would take more than ``_MAX_BYTES``.
     """
     size, count = preprocessing.size, len(labelled.labels)
     if count * size * size * 3 > _MAX_BYTES:
@@ -86,13 +146,14 @@ def decode_all(
 def decode_encoded(
     labelled: Encoded, preprocessing: Preprocessing, advance: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray, Failures]:
+    """Decode as :func:`decode_all` does, images from files."""
     geometry, size, count = preprocessing.geometry(), preprocessing.size, len(labelled.labels)
     images, labels = np.zeros((count, size, size, 3), np.uint8), labelled.labels.copy()
     failures: Failures = []
     items = enumerate(labelled.source.items(0, count))
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(items, _CHUNK)):
-            decoded = pool.map(lambda item: _pixels_of(item, geometry, size), (item for _, item in chunk))
+            decoded = pool.map(lambda item: _decode_item(item, geometry, size), (item for _, item in chunk))
             for (position, item), pixels in zip(chunk, decoded, strict=True):
                 if isinstance(pixels, DecodeError):
                     labels[position] = -1
@@ -103,8 +164,8 @@ def decode_encoded(
     return images, labels, failures
 
 
-def _pixels_of(item: ImageItem, geometry: Geometry, size: int) -> np.ndarray | DecodeError:
-    """uint8 ``(S, S, 3)``, or why not."""
+def _decode_item(item: ImageItem, geometry: Geometry, size: int) -> np.ndarray | DecodeError:
+    """Return uint8 ``(S, S, 3)``, or the error."""
     try:
         image = decode_pixels(item.read(), "pillow")
     except DecodeError as error:

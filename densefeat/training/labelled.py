@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images import DELIMITERS, TEXTS, ImageItem, Indexed, Saved, Source, Tables, open_saved, open_source, open_split
-from densefeat.labels import SEPARATOR, Task, several, sorted_classes
+from densefeat.labels import SEPARATOR, Task, encode_multi_labels, sort_classes
 from densefeat.training.classic import Arrays, read_classic
 
 _CACHE_BYTES = 2**29  # of encoded images that one process keeps
@@ -83,7 +83,7 @@ def open_labelled(
     several = task == "multi" or (task == "auto" and pc.any(pc.match_substring(texts, SEPARATOR)).as_py())
     if several:
         return Encoded(source, *_label_matrix(texts, classes, path), groups, "multi")
-    classes = classes if classes is not None else found or sorted_classes(texts.drop_null().unique().to_pylist())
+    classes = classes if classes is not None else found or sort_classes(texts.drop_null().unique().to_pylist())
     codes = pc.index_in(texts, pa.array(classes, pa.large_string()))
     unknown = texts.filter(pc.and_(pc.is_null(codes), pc.is_valid(texts)))
     if len(unknown):
@@ -125,7 +125,7 @@ def _label_matrix(texts: pa.LargeStringArray, classes: list[str] | None, path: s
     if not len(rows):
         raise UsageError(_no_label(path))
     try:
-        found = several([text for text in texts.to_pylist() if text is not None], classes)
+        found = encode_multi_labels([text for text in texts.to_pylist() if text is not None], classes)
     except UsageError as error:
         raise UsageError(f"{path!r}: {error}") from error
     labels = np.full((len(texts), len(found.classes)), -1, np.int8)

@@ -11,35 +11,37 @@ from typing import Any, TypeVar
 import yaml
 
 from densefeat.errors import UsageError
-from densefeat.finetuning import FineTuning, check_finetuning
-from densefeat.training.recipe import Recipe, Run, check
+from densefeat.training.recipe import Recipe, Run, check_recipe
 
 _AnyRun = TypeVar("_AnyRun", bound=Run)
 
 _PACKAGE = "densefeat_recipes"
-_COMMANDS: dict[type[Run], str] = {Recipe: "densefeat train", FineTuning: "densefeat finetune"}
+_MARKS = {"densefeat train": "data", "densefeat finetune": "mode"}  # a key that only the recipes of this command have
 _MAX_BYTES = 2**20
 
 
-class Loader(yaml.SafeLoader):
-    """YAML's plain types, with 1e-4 as the number that it is (YAML 1.1 wants 1.0e-4)."""
+class _Loader(yaml.SafeLoader):
+    """YAML's plain types, and 1e-4 read as a number (YAML 1.1 requires 1.0e-4)."""
 
 
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def recipe_names(kind: type[Run] | None = None) -> list[str]:
-    """Of the recipes in the package (of one kind), sorted; empty where it is not installed."""
+def recipe_names(command: str | None = None) -> list[str]:
+    """List the names of the recipes in the package, sorted; empty where the package is not installed.
+
+    ``command``: list only its recipes: ``"densefeat train"`` or ``"densefeat finetune"``.
+    """
     try:
         files = resources.files(_PACKAGE).iterdir()
     except ModuleNotFoundError:
         return []
     names = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-    return names if kind is None else [name for name in names if _kind_of(recipe_text(name), name) is kind]
+    return names if command is None else [name for name in names if command in recipe_commands(name)]
 
 
 def recipe_text(name: str) -> str:
-    """A recipe as it stands in its file. ``name``: of a recipe in the package, or the path of a YAML file.
+    """Return the text of a recipe file. ``name``: a recipe in the package, or the path of a YAML file.
 
     Raises UsageError where there is none, with the closest names.
     """
@@ -52,7 +54,7 @@ def recipe_text(name: str) -> str:
         raise UsageError(f"unknown recipe {name!r}: {hint} (or the path of a .yaml file)")
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"recipe {name!r}: {path.stat().st_size:,} bytes are no recipe")
+            raise UsageError(f"recipe {name!r}: {path.stat().st_size:,} bytes are too many for a recipe")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"recipe {name!r}: {error.strerror}") from error
@@ -60,77 +62,65 @@ def recipe_text(name: str) -> str:
         raise UsageError(f"recipe {name!r}: not a text file in UTF-8") from error
 
 
-def _keys_of(kind: type[Run]) -> list[str]:
-    """All that a recipe of this kind names."""
-    return [field.name for field in fields(kind)]
-
-
-def _kind_of(text: str, name: str) -> type[Recipe] | type[FineTuning]:
-    """Of a recipe's text: FineTuning where it has a key that only those have."""
-    try:
-        node = yaml.compose(text, Loader)
-    except yaml.YAMLError as error:
-        raise _not_yaml(name, error) from error
-    found = {str(key.value) for key, _ in node.value} if isinstance(node, yaml.MappingNode) else set()
-    return FineTuning if found & (set(_keys_of(FineTuning)) - set(_keys_of(Recipe))) else Recipe
+def recipe_commands(name: str) -> list[str]:
+    """Return the commands that a recipe is for, by the keys in its file; none where no key says so."""
+    node = _parse(recipe_text(name), name)
+    keys = {str(key.value) for key, _ in node.value}
+    return [command for command, mark in _MARKS.items() if mark in keys]
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a name or path for training from scratch, with ``key=value`` put over what it says.
+    """Load a recipe for training from scratch, by name or path, with the values of ``key=value`` overrides in it.
 
-    Raises UsageError for an unknown, repeated or missing key and for a value of the wrong type, with the line it stands in.
+    Raises UsageError for an unknown, repeated or missing key and for a value of the wrong type, with its line.
     """
-    recipe = _read_recipe(name, overrides, Recipe)
-    check(recipe)
+    recipe = read_recipe(name, overrides, Recipe)
+    check_recipe(recipe)
     return recipe
 
 
-def load_finetuning(name: str, overrides: Sequence[str] = ()) -> FineTuning:
-    """As :func:`load_recipe`, for fine-tuning."""
-    recipe = _read_recipe(name, overrides, FineTuning)
-    check_finetuning(recipe)
-    return recipe
-
-
-def load_any(name: str, overrides: Sequence[str] = ()) -> Recipe | FineTuning:
-    """The recipe of a name or path, of whichever kind it is."""
-    load = load_finetuning if _kind_of(recipe_text(name), name) is FineTuning else load_recipe
-    return load(name, overrides)
-
-
-def _read_recipe(name: str, overrides: Sequence[str], kind: type[_AnyRun]) -> _AnyRun:
-    text = recipe_text(name)
-    if (other := _kind_of(text, name)) is not kind:
-        raise UsageError(f"recipe {name} is for {_COMMANDS[other]}, not for {_COMMANDS[kind]}")
-    values, places = _parse(text, name, kind)
+def read_recipe(name: str, overrides: Sequence[str], kind: type[_AnyRun]) -> _AnyRun:
+    """Read a recipe of any kind; the types of its values are checked, but not the values."""
+    commands = recipe_commands(name)
+    if commands and kind.command not in commands:
+        raise UsageError(f"recipe {name} is for {commands[0]}, not for {kind.command}")
+    keys = [field.name for field in fields(kind)]
+    values, places = _read_values(_parse(recipe_text(name), name), name, keys)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise UsageError(f"{override!r}: overrides are written key=value")
-        _known(key, f"in {override!r}", kind)
+        _check_key(key, f"in {override!r}", keys)
         values[key], places[key] = _parse_value(value, override), f"in {override!r}"
-    missing = [key for key in _keys_of(kind) if key not in values]
+    missing = [key for key in keys if key not in values]
     if missing:
-        raise UsageError(f"recipe {name}: without {', '.join(missing)}; see: densefeat recipes show, for a complete one")
-    return _built(values, places, kind)
+        raise UsageError(f"recipe {name}: {', '.join(missing)} missing; densefeat recipes show prints complete ones")
+    return _build_recipe(values, places, kind)
 
 
-def _parse(text: str, name: str, kind: type[Run]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Values, and the place of each key for messages."""
+def _parse(text: str, name: str) -> yaml.MappingNode:
     try:
-        node = yaml.compose(text, Loader)
-        if not isinstance(node, yaml.MappingNode):
-            raise UsageError(f"recipe {name}: no keys in it")
-        values, places = {}, {}
-        for key_node, value_node in node.value:
-            key, place = str(key_node.value), f"{name}, line {key_node.start_mark.line + 1}"
-            _known(key, place, kind)
-            if key in values:
-                raise UsageError(f"{place}: {key!r} stands there twice")
-            values[key], places[key] = _constructed(value_node), place
-        return values, places
+        node = yaml.compose(text, _Loader)
     except yaml.YAMLError as error:
         raise _not_yaml(name, error) from error
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"recipe {name}: there are no keys in this file")
+    return node
+
+
+def _read_values(node: yaml.MappingNode, name: str, keys: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the value of each key, and its place in the file for messages."""
+    values, places = {}, {}
+    for key_node, value_node in node.value:
+        key, place = str(key_node.value), f"{name}, line {key_node.start_mark.line + 1}"
+        _check_key(key, place, keys)
+        if key in values:
+            raise UsageError(f"{place}: {key!r} is there twice")
+        try:
+            values[key], places[key] = _construct(value_node), place
+        except yaml.YAMLError as error:
+            raise _not_yaml(name, error) from error
+    return values, places
 
 
 def _not_yaml(name: str, error: yaml.YAMLError) -> UsageError:
@@ -140,11 +130,11 @@ def _not_yaml(name: str, error: yaml.YAMLError) -> UsageError:
     return UsageError(f"recipe {name}{where}: not YAML: {problem}")
 
 
-def _constructed(node: yaml.Node) -> Any:
-    loader = Loader("")
+def _construct(node: yaml.Node) -> Any:
+    loader = _Loader("")
     try:
         return loader.construct_object(node, deep=True)
-    except ValueError as error:  # of a date that no calendar has, or a tag that does not fit
+    except ValueError as error:  # an impossible date, or a tag that does not fit its value
         raise yaml.constructor.ConstructorError(problem=str(error), problem_mark=node.start_mark) from error
     finally:
         loader.dispose()
@@ -152,13 +142,12 @@ def _constructed(node: yaml.Node) -> Any:
 
 def _parse_value(text: str, override: str) -> Any:
     try:
-        return yaml.load(text, Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
         raise UsageError(f"{override!r}: {text!r} is no value in YAML") from error
 
 
-def _known(key: str, place: str, kind: type[Run]) -> None:
-    keys = _keys_of(kind)
+def _check_key(key: str, place: str, keys: list[str]) -> None:
     if key in keys:
         return
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
@@ -166,8 +155,8 @@ def _known(key: str, place: str, kind: type[Run]) -> None:
     raise UsageError(f"{place}: unknown key {key!r}: {hint}")
 
 
-def _built(values: dict[str, Any], places: dict[str, str], kind: type[_AnyRun]) -> _AnyRun:
-    """Types checked by pydantic; on a bare machine, which has none, they are taken as they are."""
+def _build_recipe(values: dict[str, Any], places: dict[str, str], kind: type[_AnyRun]) -> _AnyRun:
+    """Check types by pydantic; on a machine without it, values are used unchecked."""
     try:
         from pydantic import ConfigDict, ValidationError, create_model
     except ImportError:
@@ -184,6 +173,6 @@ def _built(values: dict[str, Any], places: dict[str, str], kind: type[_AnyRun]) 
         raise UsageError(f"{places[key]}: {key} {values[key]!r}: give {what}") from error
 
 
-def dump(recipe: Run) -> str:
-    """A recipe as YAML, in the order of the keys."""
+def dump_recipe(recipe: Run) -> str:
+    """Format a recipe as YAML, in the order of its keys."""
     return yaml.safe_dump(vars(recipe), sort_keys=False, allow_unicode=True)

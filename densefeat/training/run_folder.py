@@ -1,7 +1,8 @@
-"""The folder of one run: recipe, metrics, curves, checkpoints, weights."""
+"""The folder of a run: recipe, metrics, curves, checkpoints, weights."""
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,18 @@ from torch import nn
 
 from densefeat.base import atomic_file, output_errors
 from densefeat.errors import UsageError
+from densefeat.heads import HeadedNet
 from densefeat.images import Preprocessing
 from densefeat.labels import Task
-from densefeat.loading import CONFIG, OWN, WEIGHTS, HeadedNet
-from densefeat.training.curves import draw_curves
+from densefeat.loading import CONFIG, OWN, RECIPE, RESULTS, WEIGHTS
 from densefeat.training.recipe import MAY_CHANGE, Run
-from densefeat.training.recipe_files import dump
+from densefeat.training.recipe_files import dump_recipe
 
-RECIPE, METRICS, RESULTS = "recipe.yaml", "metrics.jsonl", "results.json"
+METRICS = "metrics.jsonl"
 
 
 class RunFolder:
-    """Written by rank 0 alone."""
+    """The folder of a run. Only rank 0 writes to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,29 +32,29 @@ class RunFolder:
         self.events: Any = None
 
     def check(self, recipe: Run) -> None:
-        """UsageError, with the differences, where the folder is another run's, or holds something else."""
+        """Raise UsageError, with the differences, if the folder holds another run, or anything else."""
         file = self.path / RECIPE
         if file.exists():
             before = yaml.safe_load(file.read_text(encoding="utf-8"))
             now = vars(recipe)
-            differing = [key for key in now if key not in MAY_CHANGE and before.get(key) != now[key]]
-            if differing:
-                what = ", ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in differing)
+            differences = [key for key in now if key not in MAY_CHANGE and before.get(key) != now[key]]
+            if differences:
+                what = ", ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in differences)
                 raise UsageError(f"{str(self.path)!r} holds a run of another recipe ({what}): name another --out")
         elif any(entry.name != ".lock" for entry in self.path.iterdir()):
             raise UsageError(f"{str(self.path)!r} is not empty and holds no run: name another --out")
 
-    def begin(self, recipe: Run, step: int | None) -> None:
-        """The recipe, now that data and network are known to be there; what was noted after ``step`` is forgotten.
+    def open(self, recipe: Run, step: int | None) -> None:
+        """Write the recipe and open the logs. Call this only after data and network are known to exist.
 
-        ``step``: of the checkpoint that the run goes on from; None: it begins.
+        ``step``: of the checkpoint that the run resumes from; None: the run starts.
         """
         with atomic_file(self.path / RECIPE) as beside:
-            beside.write_text(dump(recipe), encoding="utf-8")
-        self.resume(step)
+            beside.write_text(dump_recipe(recipe), encoding="utf-8")
+        self.rewind(step)
 
-    def resume(self, step: int | None) -> None:
-        """Forget what was noted after ``step``, and an evaluation there, but before all steps: they will be noted again."""
+    def rewind(self, step: int | None) -> None:
+        """Remove the metrics after ``step``, and those of an evaluation at ``step`` unless it is 0: they will come again."""
         self.close()
         if step is not None:
             kept = [line for line in self.metrics() if line["step"] < max(1, step + (line["event"] == "train"))]
@@ -63,26 +64,24 @@ class RunFolder:
             (self.path / METRICS).unlink(missing_ok=True)
         try:
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # its package is an extra
+        except ImportError:  # an optional package
             return
         self.events = SummaryWriter(str(self.path), purge_step=(step or 0) + 1)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines so far; one that was cut off by a crash is left out."""
+        """Read all lines of metrics, except one that a crash cut off."""
         try:
             lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return []
-        found = []
+        metrics = []
         for line in lines:
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+            with suppress(ValueError):
+                metrics.append(json.loads(line))
+        return metrics
 
-    def note(self, event: str, step: int, **values: Any) -> None:
-        """One line of metrics, and TensorBoard's scalars."""
+    def log(self, event: str, step: int, **values: Any) -> None:
+        """Append a line of metrics, and TensorBoard's scalars."""
         line = {"event": event, "step": step, **_finite(values)}
         with output_errors(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -92,16 +91,17 @@ class RunFolder:
                     self.events.add_scalar(f"{event}/{name}", value, step)
 
     def results(self) -> dict[str, Any] | None:
-        """Of a run that is complete."""
+        """Read the results; None if the run is not complete."""
         file = self.path / RESULTS
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
     def write(self, name: str, content: object) -> None:
-        """A JSON file beside the others."""
+        """Write a JSON file."""
         with atomic_file(self.path / name) as beside:
             beside.write_text(json.dumps(_finite(content), indent=1) + "\n", encoding="utf-8")
 
-    def draw(self) -> None:
+    def draw_curves(self) -> None:
+        """Draw the metrics as ``curves.png``, if matplotlib is installed."""
         draw_curves(self.metrics(), self.path / "curves.png")
 
     def close(self) -> None:
@@ -110,7 +110,10 @@ class RunFolder:
             self.events = None
 
     def export(self, model: nn.Module, preprocessing: Preprocessing, classes: list[str], task: Task) -> None:
-        """Weights as timm reads them, ``timm.create_model("local-dir:RUN")``; heads of ours: :func:`densefeat.load_run`."""
+        """Write the weights and ``config.json``.
+
+        timm opens them with ``timm.create_model("local-dir:RUN")``, and :func:`densefeat.load_run` also those with our heads.
+        """
         facts = preprocessing.to_json()
         size = facts.pop("size")
         config = facts | {"input_size": (3, size, size)}
@@ -124,13 +127,42 @@ class RunFolder:
             save_config_for_hf(backbone, str(beside), {"label_names": classes, OWN: own})
         with atomic_file(self.path / WEIGHTS) as beside:
             tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-            save_file(tensors, beside, {"classes": json.dumps(classes)})  # one key: of several the order differs by chance
+            save_file(tensors, beside, {"classes": json.dumps(classes)})  # safetensors writes several keys in random order
 
 
 def _finite(value: Any) -> Any:
-    """For JSON, which has no NaN and no infinity: those as text."""
+    """Convert NaN and infinity, which JSON does not have, to text."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_finite(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def draw_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
+    """Draw the lines of metrics.jsonl as a PNG; return False if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+
+        from densefeat.base import save_picture
+    except ImportError:
+        return False
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for axis, name, title in zip(axes, ("loss", "top1", "lr"), ("loss", "top-1, %", "learning rate"), strict=True):
+        for event in ("train", "val"):
+            lines = [line for line in metrics if line["event"] == event and name in line]
+            if lines:
+                axis.plot(
+                    [line["epoch"] for line in lines],
+                    [line[name] for line in lines],
+                    label=event,
+                    linewidth=1,
+                    marker="." if event == "val" else "",
+                )
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+    save_picture(figure, path)
+    return True

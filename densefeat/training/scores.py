@@ -1,4 +1,4 @@
-"""How good logits are over a split, exact for any number of ranks: of one class an image, or of several labels."""
+"""Scores of a network on a split, exact for any number of ranks: with one class an image, or several labels."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from densefeat.labels import Targets
-from densefeat.probe import compute_metrics
-from densefeat.training.device_data import Part
+from densefeat.training.device_data import MicroBatch
 from densefeat.training.world import World
 
 
 @dataclass(frozen=True)
 class Scores:
-    """``counts``: float64 ``(3, C)``: images, top-1 hits and top-5 hits of each class; ``loss``: the sum over images."""
+    """Scores with one class an image.
+
+    ``counts``: float64 ``(3, C)``: images, top-1 hits and top-5 hits of each class; ``loss``: the sum over images.
+    """
 
     counts: torch.Tensor
     loss: float
@@ -40,16 +42,16 @@ class Scores:
 
     @property
     def balanced(self) -> float:
-        """The mean over classes with images of their own top-1, in per cent."""
-        there = self.counts[0] > 0
-        return 100 * float((self.counts[1, there] / self.counts[0, there]).mean()) if there.any() else 0.0
+        """The mean of the classes' top-1 accuracies, in per cent, over the classes that have images."""
+        images, hits = self.counts[:2, self.counts[0] > 0]
+        return 100 * float((hits / images).mean()) if len(images) else 0.0
 
     @property
     def main(self) -> float:
-        """What weights are chosen by."""
+        """The score that weights are selected by."""
         return self.top1
 
-    def told(self) -> str:
+    def summary(self) -> str:
         return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %" if len(self.counts[0]) > 5 else f"top-1 {self.top1:.2f} %"
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +62,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """Of images with several labels. ``targets`` bool and ``logits`` float32, ``(n, C)``; ``loss``: the sum over images."""
+    """Scores with several labels an image.
+
+    ``targets`` bool and ``logits`` float32, ``(n, C)``; ``loss``: the sum over images.
+    """
 
     targets: Targets
     logits: np.ndarray
@@ -72,14 +77,16 @@ class LabelScores:
 
     @cached_property
     def values(self) -> dict[str, float | None]:
+        from densefeat.probe import compute_metrics  # needs scipy, which training on one class an image does without
+
         return compute_metrics(self.targets, self.logits) if self.images else {"map": None}
 
     @property
     def main(self) -> float:
-        """Mean average precision, in per cent: what weights are chosen by."""
+        """Mean average precision, in per cent: the score that weights are selected by."""
         return self.values["map"] or 0.0
 
-    def told(self) -> str:
+    def summary(self) -> str:
         return f"mAP {self.main:.2f} %"
 
     def to_json(self) -> dict[str, Any]:
@@ -93,49 +100,49 @@ AnyScores = Scores | LabelScores
 @torch.inference_mode()
 def score(
     model: nn.Module,
-    batches: Iterable[Part],
+    batches: Iterable[MicroBatch],
     num_classes: int,
     world: World,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Scores:
-    """Of a model in eval mode (and left in it) over this rank's batches, summed over all ranks: no image counts twice.
+    """Score a network on this rank's batches, and sum over all ranks; leaves the network in eval mode.
 
-    Images with label -1 do not count. Where there are fewer than five classes, top-5 counts all of them.
+    Images with label -1 do not count. With fewer than five classes, top-5 counts all of them.
     """
     counts = torch.zeros(3, num_classes, dtype=torch.float64, device=world.device)
     loss = torch.zeros(1, dtype=torch.float64, device=world.device)
-    for logits, y in _judged(model, batches, autocast):
+    for logits, y in _forward(model, batches, autocast):
         loss += F.cross_entropy(logits, y, ignore_index=-1, reduction="sum")
         _add_hits(counts, logits, y)
-    return Scores(world.total(counts), float(world.total(loss)))
+    return Scores(world.sum(counts), float(world.sum(loss)))
 
 
 @torch.inference_mode()
 def score_labels(
     model: nn.Module,
-    batches: Iterable[Part],
+    batches: Iterable[MicroBatch],
     classes: list[str],
     world: World,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> LabelScores:
-    """As :func:`score`, of targets ``(n, C)``, 0 or 1; images with -1 throughout do not count."""
+    """Score as :func:`score` does, with targets ``(n, C)`` of 0 or 1; images with a row of -1 do not count."""
     loss = torch.zeros(1, dtype=torch.float64, device=world.device)
-    logits_of, targets_of = [np.empty((0, len(classes)), np.float32)], [np.empty((0, len(classes)), bool)]
-    for logits, y in _judged(model, batches, autocast):
-        there = y[:, 0] >= 0
-        logits, y = logits[there], y[there]
+    all_logits, all_targets = [np.empty((0, len(classes)), np.float32)], [np.empty((0, len(classes)), bool)]
+    for logits, y in _forward(model, batches, autocast):
+        labelled = y[:, 0] >= 0
+        logits, y = logits[labelled], y[labelled]
         loss += F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="sum") / len(classes)
-        logits_of.append(logits.float().cpu().numpy())
-        targets_of.append(y.cpu().numpy() > 0)
-    every = world.everyone((np.concatenate(logits_of), np.concatenate(targets_of)))
-    logits_all, targets_all = (np.concatenate([parts[i] for parts in every]) for i in (0, 1))
-    return LabelScores(Targets("multi", tuple(classes), targets_all), logits_all, float(world.total(loss)))
+        all_logits.append(logits.float().cpu().numpy())
+        all_targets.append(y.cpu().numpy() > 0)
+    ranks = world.gather_objects((np.concatenate(all_logits), np.concatenate(all_targets)))
+    logits_array, targets_array = (np.concatenate([arrays[i] for arrays in ranks]) for i in (0, 1))
+    return LabelScores(Targets("multi", tuple(classes), targets_array), logits_array, float(world.sum(loss)))
 
 
-def _judged(
-    model: nn.Module, batches: Iterable[Part], autocast: AbstractContextManager[Any] | None
+def _forward(
+    model: nn.Module, batches: Iterable[MicroBatch], autocast: AbstractContextManager[Any] | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Logits and targets, batch by batch."""
+    """Yield logits and targets, batch by batch."""
     model.eval()
     for x, y in batches:
         with autocast or nullcontext():

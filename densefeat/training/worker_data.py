@@ -1,4 +1,4 @@
-"""Images that are decoded anew for every epoch, by worker processes, with timm's augmentation."""
+"""Images that worker processes decode in every epoch, with timm's augmentation."""
 
 import random
 from collections.abc import Iterator
@@ -16,69 +16,77 @@ from torchvision.transforms.functional import pil_to_tensor, ten_crop
 
 from densefeat.errors import DecodeError
 from densefeat.images import Preprocessing, decode_image
-from densefeat.training.device_data import Part
+from densefeat.training.device_data import MicroBatch
 from densefeat.training.labelled import Encoded, Reader
 from densefeat.training.sampling import Sampler
 
 _Decoded = tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]  # uint8 (n, …, 3, S, S), int64 (n,), failures
-_EVALUATED = 64  # images at a time
+_EVAL_BATCH = 64  # images
 _AUGMENT: dict[str, dict[str, Any]] = {
-    "crop-mirror": dict(color_jitter=None, scale=(0.5, 1.0)),  # milder: for few images
+    "crop-mirror": dict(color_jitter=None, scale=(0.5, 1.0)),  # mild, for small data sets
     "inception": dict(color_jitter=0.4),
     "randaugment": dict(color_jitter=0.0, auto_augment="rand-m9-mstd0.5-inc1"),
 }
 
 
-class Images(Dataset):
-    """Maps ``(step, position)`` pairs to one decoded part; what is drawn depends on seed, step and position alone.
+class ImageDataset(Dataset):
+    """Decodes a micro-batch of ``(step, position)`` pairs; augmentation depends on seed, step and position alone.
 
-    ``step`` None: as evaluation wants them, by ``plain`` where given. An image that cannot be read is black, has label -1,
-    and is named.
+    ``step`` None: without augmentation, by the geometry ``eval_geometry`` if there is one. An image that cannot be read
+    is black, has label -1, and is among the failures.
     """
 
     def __init__(
-        self, labelled: Encoded, preprocessing: Preprocessing, augment: str, seed: int, plain: "TenCropGeometry | None" = None
+        self,
+        labelled: Encoded,
+        preprocessing: Preprocessing,
+        augment: str,
+        seed: int,
+        eval_geometry: "TenCropGeometry | None" = None,
     ) -> None:
         self.labelled, self.size, self.seed = labelled, preprocessing.size, seed
-        self.plain = plain or preprocessing.geometry()
-        self.shape = plain.shape if plain else (3, self.size, self.size)
-        self.augmented = None
+        self.eval_geometry = eval_geometry or preprocessing.geometry()
+        self.shape = eval_geometry.shape if eval_geometry else (3, self.size, self.size)
+        self.augmentation = None
         if augment != "none":
-            self.augmented = create_transform(
+            self.augmentation = create_transform(
                 (3, self.size, self.size), is_training=True, interpolation="bicubic", normalize=False, **_AUGMENT[augment]
             )
         self._reader: Reader | None = None
 
-    def __getitems__(self, wanted: list[tuple[int | None, int]]) -> _Decoded:
+    def __getitems__(self, pairs: list[tuple[int | None, int]]) -> _Decoded:
         if self._reader is None:
-            self._reader = self.labelled.reader()  # in the worker: it keeps files and rows of its own
-        pixels = torch.zeros(len(wanted), *self.shape, dtype=torch.uint8)
-        labels = torch.from_numpy(self.labelled.labels[[position for _, position in wanted]])
+            self._reader = self.labelled.reader()  # opened in the worker: each has its own open files and cached rows
+        pixels = torch.zeros(len(pairs), *self.shape, dtype=torch.uint8)
+        labels = torch.from_numpy(self.labelled.labels[[position for _, position in pairs]])
         failures = []
-        for row, (step, position) in enumerate(wanted):
+        for row, (step, position) in enumerate(pairs):
             try:
-                pixels[row] = self.pixels(self._reader.read(position), step, position)
+                pixels[row] = self.decode(self._reader.read(position), step, position)
             except DecodeError as error:
                 labels[row] = -1
                 failures.append((self.labelled.key(position), str(error)))
         return pixels, labels, failures
 
-    def pixels(self, data: bytes, step: int | None, position: int) -> torch.Tensor:
-        """uint8 ``(3, S, S)``."""
+    def decode(self, data: bytes, step: int | None, position: int) -> torch.Tensor:
+        """Return uint8 ``(3, S, S)``."""
         image = decode_image(data)
-        if step is None or self.augmented is None:
-            return self.plain(image)
+        if step is None or self.augmentation is None:
+            return self.eval_geometry(image)
         seed = int(np.random.SeedSequence([self.seed, step, position]).generate_state(1)[0])
-        random.seed(seed)  # timm's transforms draw from all three
+        random.seed(seed)  # timm's transforms draw from all three generators
         np.random.seed(seed)
-        with torch.random.fork_rng([]):  # without workers it is the network's own generator
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of GPUs, too
-            return self.augmented(image)
+        with torch.random.fork_rng([]):  # without workers, the network draws from the same generator
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the generators of GPUs
+            return self.augmentation(image)
 
 
 @dataclass(frozen=True)
 class TenCropGeometry:
-    """The whole image, its short side ``side`` pixels, to corners and centre, each mirrored: uint8 ``(10, 3, size, size)``."""
+    """Resizes the short side to ``side`` pixels, then crops corners and centre, each also mirrored.
+
+    Returns uint8 ``(10, 3, size, size)``.
+    """
 
     side: int
     size: int
@@ -93,41 +101,49 @@ class TenCropGeometry:
         return torch.stack(ten_crop(pil_to_tensor(resized), [self.size]))
 
 
-def _same(part: Any) -> Any:
-    """Parts come whole from :class:`Images`: nothing to collate."""
-    return part
+def _return_unchanged(micro_batch: Any) -> Any:
+    """Serve as the DataLoader's collate function: :class:`ImageDataset` returns complete micro-batches."""
+    return micro_batch
 
 
 @dataclass(frozen=True)
 class WorkerImages:
-    """Decoded by ``workers`` processes, normalised on the device."""
+    """Images that ``workers`` processes decode and the device normalises."""
 
-    images: Images
+    images: ImageDataset
     preprocessing: Preprocessing
     workers: int
     device: torch.device
     dtype: torch.dtype
-    failures: set[tuple[str, str]]  # those met so far
+    failures: set[tuple[str, str]]  # up to now
 
-    def batches(self, sampler: Sampler, parts: list[slice], augment: str, start: int, stop: int) -> Iterator[list[Part]]:  # noqa: ARG002
-        """The parts of each step's batch, augmented."""
-        loaded = map(self.on_device, self.loader(StepParts(sampler, parts, start, stop)))
+    def train_batches(
+        self, sampler: Sampler, slices: list[slice], augment: str, start: int, stop: int  # noqa: ARG002
+    ) -> Iterator[list[MicroBatch]]:  # fmt: skip
+        """Yield the augmented micro-batches of each step."""
+        loaded = map(self.to_device, self.loader(_StepSampler(sampler, slices, start, stop)))
         for _ in range(start, stop):
-            yield [next(loaded) for _ in parts]
+            yield [next(loaded) for _ in slices]
 
-    def plain(self, positions: np.ndarray) -> Iterator[Part]:
-        """Images as evaluation wants them, some dozens at a time."""
-        chunks = [positions[first : first + _EVALUATED] for first in range(0, len(positions), _EVALUATED)]
-        return map(self.on_device, self.loader([[(None, int(position)) for position in chunk] for chunk in chunks]))
+    def eval_batches(self, positions: np.ndarray) -> Iterator[MicroBatch]:
+        """Yield the images at ``positions`` without augmentation, some dozens at a time."""
+        chunks = [positions[first : first + _EVAL_BATCH] for first in range(0, len(positions), _EVAL_BATCH)]
+        return map(self.to_device, self.loader([[(None, int(position)) for position in chunk] for chunk in chunks]))
 
-    def loader(self, batches: "StepParts | list[list[tuple[None, int]]]") -> DataLoader:
+    def loader(self, batches: "_StepSampler | list[list[tuple[None, int]]]") -> DataLoader:
         pin = self.device.type == "cuda"
-        own = torch.Generator()  # it draws a seed for its workers, which nothing here uses: not from the network's generator
+        # DataLoader draws a seed for its workers, unused here: from its own generator, for it must not disturb the network's
+        generator = torch.Generator()
         return DataLoader(
-            self.images, batch_sampler=batches, num_workers=self.workers, collate_fn=_same, pin_memory=pin, generator=own
+            self.images,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            collate_fn=_return_unchanged,
+            pin_memory=pin,
+            generator=generator,
         )
 
-    def on_device(self, decoded: _Decoded) -> Part:
+    def to_device(self, decoded: _Decoded) -> MicroBatch:
         pixels, labels, failures = decoded
         self.failures.update(failures)
         x = self.preprocessing.normalize(pixels.to(self.device, non_blocking=True)).to(self.dtype)
@@ -135,19 +151,19 @@ class WorkerImages:
 
 
 @dataclass(frozen=True)
-class StepParts:
-    """A batch sampler: from any step on."""
+class _StepSampler:
+    """A batch sampler for a DataLoader that can start at any step."""
 
     sampler: Sampler
-    parts: list[slice]
+    slices: list[slice]
     start: int
     stop: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start, self.stop):
             batch = self.sampler.batch(step)
-            for part in self.parts:
+            for part in self.slices:
                 yield [(step, int(position)) for position in batch[part]]
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * len(self.parts)
+        return (self.stop - self.start) * len(self.slices)

@@ -1,4 +1,4 @@
-"""The processes of one run, alone or under torchrun, and what they tell each other."""
+"""The processes of a run, alone or under torchrun, and their communication."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,78 +13,78 @@ from torch import nn
 from densefeat.base import Ranks, choose_device, open_shared_store
 from densefeat.errors import DensefeatError
 
-_LONGEST_SECONDS = 4 * 3600  # that the others wait for what rank 0 does alone, as fitting a probe
+_TIMEOUT_SECONDS = 4 * 3600  # the other ranks wait while rank 0 fits a probe
 
 
 @dataclass(frozen=True)
 class World:
-    """``size`` processes, of which this is ``rank``; each has a device of its own."""
+    """The ``size`` processes of a run, of which this one is ``rank``. All of them must call the same methods in order."""
 
     rank: int
     size: int
-    device: torch.device
+    device: torch.device  # of this process
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, on the CPU: any shape, dtype as given."""
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all ranks, on the CPU: any shape and dtype."""
         values = values.detach().cpu().clone()
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def largest(self, values: list[float]) -> list[float]:
-        """The maximum over all ranks of each value."""
+    def max(self, values: list[float]) -> list[float]:
+        """Return the maximum of each value over all ranks."""
         if self.size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def tell(self, value: str | None) -> str | None:
-        """What rank 0 says."""
-        told = [value]
+    def broadcast(self, value: str | None) -> str | None:
+        """Return the value that rank 0 passes."""
+        values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(told)
-        return told[0]
+            dist.broadcast_object_list(values)
+        return values[0]
 
-    def everyone(self, value: Any) -> list[Any]:
-        """What each rank says, in their order."""
-        said = [value] * self.size
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order."""
+        values = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(said, value)
-        return said
+            dist.all_gather_object(values, value)
+        return values
 
-    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """A tensor of each rank, all of one shape, on the CPU."""
+    def gather_tensors(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tensors of all ranks, which have the same shape, on the CPU."""
         if self.size == 1:
             return [values]
         gathered = [torch.empty_like(values) for _ in range(self.size)]
         dist.all_gather(gathered, values)
         return gathered
 
-    def same(self, tensors: list[torch.Tensor]) -> None:
-        """As rank 0 has them."""
+    def broadcast_tensors(self, tensors: list[torch.Tensor]) -> None:
+        """Overwrite tensors in place with those of rank 0."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
 
-    def same_buffers(self, model: nn.Module) -> None:
-        """BatchNorm's statistics as rank 0 has them: those that training goes on from."""
-        self.same(list(model.buffers()))
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """Give all ranks the BatchNorm statistics of rank 0, which a checkpoint saves."""
+        self.broadcast_tensors(list(model.buffers()))
 
-    def wait(self) -> None:
+    def wait_for_all(self) -> None:
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
 def join_world(device: str | None = None) -> Iterator[World]:
-    """This process's place: under torchrun that of its environment, else the only one.
+    """Join the processes that torchrun started; without torchrun this process is the only one.
 
-    ``device``: None for the GPU of this process, or the CPU where there is none. Raises UsageError where it does not exist.
+    ``device``: None for this process's GPU, or the CPU if there is none. Raises UsageError if the device does not exist.
     """
     ranks = Ranks.from_environment()
     chosen = choose_device(device, ranks)
@@ -107,7 +107,7 @@ def join_world(device: str | None = None) -> Iterator[World]:
 
 
 def _open_process_group(ranks: Ranks, device: torch.device) -> None:
-    """Open the default process group in a store of this start alone: torchrun's still holds addresses from before a restart."""
+    """Open the default process group in a new store: torchrun's still holds addresses from before a restart."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(seconds=_LONGEST_SECONDS)
+    timeout = timedelta(seconds=_TIMEOUT_SECONDS)
     dist.init_process_group(backend, timeout=timeout, store=open_shared_store(ranks), rank=ranks.rank, world_size=ranks.world)

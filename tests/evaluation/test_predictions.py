@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 import densefeat
 from densefeat import UsageError, WeightsError
 from densefeat.evaluation.predictions import predict
+from densefeat.finetuning.setup import finetune
 from densefeat.probe.job import probe
-from densefeat.training.job import train
 from support.helpers import BUNDLED
 from support.runs import tiny_finetuning, write_classes
 
@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network whose classifier is a probe's: what it says is right."""
     out = tmp_path_factory.mktemp("run")
-    train(tiny_finetuning(out, train=str(data), mode="head", epochs=1, warmup_epochs=0), out / "run", "cpu")
+    finetune(tiny_finetuning(out, train=str(data), mode="head", epochs=1, warmup_epochs=0), out / "run", "cpu")
     return out / "run"
 
 
@@ -93,7 +93,7 @@ def test_several_labels(data: Path, tmp_path: Path) -> None:
     recipe = tiny_finetuning(
         tmp_path, train=str(tmp_path / "tags.csv"), label_column="label", mode="head", epochs=1, warmup_epochs=0
     )
-    train(recipe, tmp_path / "run", "cpu")
+    finetune(recipe, tmp_path / "run", "cpu")
     found = predict(str(tmp_path / "run"), data, tmp_path / "out", device="cpu")
     rows = rows_of(found.table)
     assert [row["predicted"] for row in rows] == [tags[row["path"].partition("/")[0]] for row in rows]

@@ -12,8 +12,8 @@ import torch
 
 import densefeat  # noqa: F401  (registers the models)
 from densefeat import FeatureExtractor, UsageError
-from densefeat.finetuning.data import _balanced_chances, open_own_data
-from densefeat.labels.splits import held_out
+from densefeat.finetuning.data import _balanced_chances, open_finetuning_data
+from densefeat.labels.splits import hold_out
 from densefeat.labels.targets import Targets
 from densefeat.training.data import TrainingData
 from densefeat.training.world import World
@@ -23,7 +23,7 @@ from support.runs import tiny_finetuning, write_classes, write_table
 
 def opened(folder: Path, rank: int = 0, ranks: int = 1, **changes: Any) -> TrainingData:
     preprocessing = FeatureExtractor(BUNDLED, device="cpu").preprocessing
-    return open_own_data(tiny_finetuning(folder, **changes), preprocessing, World(rank, ranks, torch.device("cpu")))
+    return open_finetuning_data(tiny_finetuning(folder, **changes), preprocessing, World(rank, ranks, torch.device("cpu")))
 
 
 def keys(data: TrainingData, positions: np.ndarray) -> list[str]:
@@ -36,7 +36,7 @@ def test_one_folder_is_split_class_by_class(tmp_path: Path) -> None:
     assert Counter(key.partition("/")[0] for key in val) == {"class 0": 2, "class 1": 2, "class 2": 2}
     assert sorted(train + val) == sorted(str(file.relative_to(tmp_path / "in")) for file in (tmp_path / "in").rglob("*.png"))
     targets = Targets("single", ("class 0", "class 1", "class 2"), np.repeat(np.arange(3), 10))
-    assert val == keys(data, np.flatnonzero(held_out(targets, 0.2, 0)))  # as the probe splits
+    assert val == keys(data, np.flatnonzero(hold_out(targets, 0.2, 0)))  # as the probe splits
     halves = [opened(tmp_path, rank, 2, train=str(tmp_path / "in")) for rank in (0, 1)]
     assert sorted(key for half in halves for key in keys(half, half.val.positions)) == sorted(val)
 

@@ -17,9 +17,10 @@ from sklearn.linear_model import LogisticRegression
 import densefeat
 from densefeat import UsageError
 from densefeat.evaluation.accuracy import evaluate
-from densefeat.finetuning.recipe import FineTuning
-from densefeat.training.job import report, train
-from densefeat.training.recipe_files import load_finetuning, recipe_names
+from densefeat.finetuning.recipe import load_finetuning
+from densefeat.finetuning.setup import finetune
+from densefeat.training.job import format_result
+from densefeat.training.recipe_files import recipe_names
 from support.helpers import BUNDLED
 from support.runs import assert_same_training, newest_state, tiny_finetuning, untimed, write_classes, write_table
 
@@ -50,7 +51,7 @@ def test_a_frozen_backbone_stays_bit_for_bit(tmp_path: Path, head: str, freeze_n
     recipe = tiny_finetuning(
         tmp_path, mode="head", head=head, head_start=start, head_width=16, freeze_norm=freeze_norm, ema=0.9, weight_decay=0.1
     )
-    train(recipe, tmp_path / "run", "cpu")
+    finetune(recipe, tmp_path / "run", "cpu")
     assert not moved(tmp_path / "run")
     exported = load_file(tmp_path / "run/model.safetensors")
     before = original()
@@ -67,24 +68,24 @@ def test_a_frozen_backbone_stays_bit_for_bit(tmp_path: Path, head: str, freeze_n
     ],
 )
 def test_what_a_mode_moves(tmp_path: Path, mode: str, first: str) -> None:
-    train(tiny_finetuning(tmp_path, mode=mode, freeze_norm=False, patience=None), tmp_path / "run", "cpu")
+    finetune(tiny_finetuning(tmp_path, mode=mode, freeze_norm=False, patience=None), tmp_path / "run", "cpu")
     names = [name for name in original() if name.startswith(BACKBONE)]
     start = next(place for place, name in enumerate(names) if name.startswith(first))
     assert moved(tmp_path / "run") == set(names[start:])
 
 
 def test_frozen_norms_are_a_choice_of_their_own(tmp_path: Path) -> None:
-    train(tiny_finetuning(tmp_path, mode="full", freeze_norm=True), tmp_path / "run", "cpu")
+    finetune(tiny_finetuning(tmp_path, mode="full", freeze_norm=True), tmp_path / "run", "cpu")
     names = {name for name in original() if name.startswith(BACKBONE)}
     assert moved(tmp_path / "run") == {name for name in names if not is_statistic(name)}
 
 
 def test_the_head_alone_learns_first(tmp_path: Path) -> None:
     recipe = tiny_finetuning(tmp_path, head_start="random", head_epochs=1, freeze_norm=False, patience=None)
-    train(recipe, tmp_path / "run", "cpu", steps=3)
+    finetune(recipe, tmp_path / "run", "cpu", steps=3)
     assert not moved(tmp_path / "run")
     first = newest_state(tmp_path / "run")["model"]["classifier.weight"]
-    train(recipe, tmp_path / "run", "cpu", steps=1)
+    finetune(recipe, tmp_path / "run", "cpu", steps=1)
     assert moved(tmp_path / "run") == {name for name in original() if name.startswith(BACKBONE)}
     assert not torch.equal(first, newest_state(tmp_path / "run")["model"]["classifier.weight"])
 
@@ -104,9 +105,9 @@ def test_the_head_alone_learns_first(tmp_path: Path) -> None:
 )
 def test_a_run_in_pieces_is_the_same_run(tmp_path: Path, changes: dict[str, Any]) -> None:
     recipe = tiny_finetuning(tmp_path, patience=None, **changes)
-    train(recipe, tmp_path / "straight", "cpu")
+    finetune(recipe, tmp_path / "straight", "cpu")
     for steps in (1, 3, 2):
-        train(recipe, tmp_path / "pieces", "cpu", steps)
+        finetune(recipe, tmp_path / "pieces", "cpu", steps)
     assert_same_training(tmp_path / "straight", tmp_path / "pieces")
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("straight", "pieces")]
     assert results[0] == results[1]
@@ -121,7 +122,7 @@ def test_the_probe_that_a_run_starts_from(tmp_path: Path) -> None:
                 if (i < 3) == (split == "val"):
                     file.rename(tmp_path / "split" / split / f"class {label}" / file.name)
     recipe = tiny_finetuning(tmp_path, train=str(tmp_path / "split"), mode="head", lr=1e-30, weight_decay=0)
-    train(recipe, tmp_path / "run", "cpu", steps=1)
+    finetune(recipe, tmp_path / "run", "cpu", steps=1)
     extractor = densefeat.FeatureExtractor(BUNDLED, blocks=3, device="cpu", decoder="pillow")
     features, labels = {}, {}
     for split in ("train", "val"):
@@ -144,27 +145,27 @@ def test_the_probe_that_a_run_starts_from(tmp_path: Path) -> None:
 
 def test_patience_ends_a_run_and_keeps_the_best(tmp_path: Path) -> None:
     recipe = tiny_finetuning(tmp_path, epochs=20, patience=2, lr=1e-12)
-    result = train(recipe, tmp_path / "run", "cpu")
+    result = finetune(recipe, tmp_path / "run", "cpu")
     assert (result.step, result.steps) == (6, 60)
     values = [line for line in untimed(tmp_path / "run") if line["event"] == "val"]
     assert [line["step"] for line in values] == [0, 3, 6]
     assert result.scores is not None
     assert result.scores["val"]["top1"] == values[0]["top1"]
     assert result.chosen == 0
-    assert "those it started from: none of the later ones were better" in report(result)[0]
-    again = train(recipe, tmp_path / "run", "cpu")
+    assert "those it started from: none of the later ones were better" in format_result(result)[0]
+    again = finetune(recipe, tmp_path / "run", "cpu")
     assert again == result
     assert [line for line in untimed(tmp_path / "run") if line["event"] == "val"] == values
 
 
 def test_a_run_that_may_retreat_is_begun_once(tmp_path: Path) -> None:
     recipe = tiny_finetuning(tmp_path, retreats=1, patience=1, lr=1e-12, epochs=9)
-    straight = train(recipe, tmp_path / "straight", "cpu")
+    straight = finetune(recipe, tmp_path / "straight", "cpu")
     assert (straight.step, newest_state(tmp_path / "straight")["step"]) == (3, 3)
-    train(recipe, tmp_path / "pieces", "cpu", steps=1)
+    finetune(recipe, tmp_path / "pieces", "cpu", steps=1)
     for file in (tmp_path / "pieces/checkpoints").glob("step-00000001-*"):
         file.unlink()  # as if it had ended right after the first one
-    train(recipe, tmp_path / "pieces", "cpu")
+    finetune(recipe, tmp_path / "pieces", "cpu")
     assert_same_training(tmp_path / "straight", tmp_path / "pieces")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "pieces")]
     assert files[0] == files[1]
@@ -172,7 +173,7 @@ def test_a_run_that_may_retreat_is_begun_once(tmp_path: Path) -> None:
 
 def test_too_few_images_for_a_probe(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "few", 2, classes=2)
-    result = train(tiny_finetuning(tmp_path, train=str(data), epochs=1), tmp_path / "run", "cpu")
+    result = finetune(tiny_finetuning(tmp_path, train=str(data), epochs=1), tmp_path / "run", "cpu")
     assert result.scores is not None
     assert np.isfinite(result.scores["val"]["loss"])
 
@@ -184,7 +185,7 @@ def test_a_class_without_training_images(tmp_path: Path) -> None:
     pq.write_table(rows.filter(pc.not_equal(rows["label"], 2)), table)
     write_table(tmp_path / "val.parquet", 12, classes=3, seed=1)
     recipe = tiny_finetuning(tmp_path, train=str(table), val=str(tmp_path / "val.parquet"), mode="head", epochs=1)
-    result = train(recipe, tmp_path / "run", "cpu")
+    result = finetune(recipe, tmp_path / "run", "cpu")
     assert result.scores is not None
     assert np.abs(newest_state(tmp_path / "run")["model"]["classifier.bias"].numpy()).max() < 20
     losses = [line["loss"] for line in untimed(tmp_path / "run") if line["event"] == "train"]
@@ -194,10 +195,10 @@ def test_a_class_without_training_images(tmp_path: Path) -> None:
 def test_few_images_make_a_smaller_batch(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "few", 4, classes=2)
     recipe = tiny_finetuning(tmp_path, train=str(data), batch_size=32, mixup=0.2, val_share=0.3, warmup_epochs=0)
-    result = train(recipe, tmp_path / "run", "cpu")
+    result = finetune(recipe, tmp_path / "run", "cpu")
     assert result.steps == 2
     assert result.scores is not None
-    assert train(recipe, tmp_path / "run", "cpu") == result
+    assert finetune(recipe, tmp_path / "run", "cpu") == result
 
 
 @pytest.mark.parametrize("head", ["linear", "cross-layer"])
@@ -206,7 +207,7 @@ def test_what_reads_a_run(tmp_path: Path, head: str) -> None:
     data = write_classes(tmp_path / "classes", 10)
     val = write_classes(tmp_path / "val", 4, seed=5)
     recipe = tiny_finetuning(tmp_path, head=head, head_start=start, head_width=8, val=str(val), train=str(data))
-    result = train(recipe, tmp_path / "run", "cpu")
+    result = finetune(recipe, tmp_path / "run", "cpu")
     run = str(tmp_path / "run")
     assert result.scores is not None
     model = densefeat.load_run(run)
@@ -229,7 +230,7 @@ def test_what_reads_a_run(tmp_path: Path, head: str) -> None:
     assert torch.allclose(last, wanted, atol=1e-5)
     assert extractor.weights_sha256 == densefeat.nets.weights.file_sha256(tmp_path / "run/model.safetensors")
     goes_on = tiny_finetuning(tmp_path, model=run, head_start="probe", train=str(data), epochs=1, warmup_epochs=0, mode="head")
-    assert train(goes_on, tmp_path / "next", "cpu").scores is not None
+    assert finetune(goes_on, tmp_path / "next", "cpu").scores is not None
 
 
 def test_several_labels(tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_several_labels(tmp_path: Path) -> None:
     recipe = tiny_finetuning(
         tmp_path, train=str(tmp_path / "tags.csv"), label_column="label", class_weights="balanced", mixup=0.2, epochs=3
     )
-    result = train(recipe, tmp_path / "run", "cpu")
+    result = finetune(recipe, tmp_path / "run", "cpu")
     assert result.scores is not None
     assert result.scores["val"]["map"] == 100.0  # of colours
     assert result.scores["val"]["images"] == 6
@@ -259,7 +260,7 @@ def test_several_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", recipe_names(FineTuning))
+@pytest.mark.parametrize("name", recipe_names("densefeat finetune"))
 def test_every_recipe(tmp_path: Path, name: str) -> None:
     data = write_classes(tmp_path / "classes", 10)
     files = sorted(data.rglob("*.png"))
@@ -268,8 +269,8 @@ def test_every_recipe(tmp_path: Path, name: str) -> None:
     place = tmp_path / ("labels.csv" if "csv" in name else "classes")
     values = [f"model={BUNDLED}", f"train={json.dumps(str(place))}", "batch_size=8", "workers=1"]
     recipe = load_finetuning(name, values)
-    assert train(recipe, tmp_path / "run", "cpu", steps=2).step == 2
-    result = train(replace(recipe, epochs=0.9), tmp_path / "whole", "cpu")
+    assert finetune(recipe, tmp_path / "run", "cpu", steps=2).step == 2
+    result = finetune(replace(recipe, epochs=0.9), tmp_path / "whole", "cpu")
     assert result.scores is not None
 
 
@@ -286,21 +287,21 @@ def test_every_recipe(tmp_path: Path, name: str) -> None:
 )
 def test_wrong_recipes(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        train(tiny_finetuning(tmp_path, **changes), tmp_path / "run", "cpu")
+        finetune(tiny_finetuning(tmp_path, **changes), tmp_path / "run", "cpu")
     assert not (tmp_path / "run/recipe.yaml").exists()
 
 
 def test_one_class_is_nothing_to_learn(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "one", 4, classes=1)
     with pytest.raises(UsageError, match="all images are 'class 0': there is nothing to tell apart"):
-        train(tiny_finetuning(tmp_path, train=str(data)), tmp_path / "run", "cpu")
+        finetune(tiny_finetuning(tmp_path, train=str(data)), tmp_path / "run", "cpu")
 
 
 def test_broken_images_cost_themselves_alone(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "classes", 10)
     for label in range(3):
         (data / f"class {label}" / "000.png").write_bytes(b"nothing")
-    result = train(tiny_finetuning(tmp_path, train=str(data), mixup=0.2), tmp_path / "run", "cpu")
+    result = finetune(tiny_finetuning(tmp_path, train=str(data), mixup=0.2), tmp_path / "run", "cpu")
     assert result.scores is not None
     last = [line for line in untimed(tmp_path / "run") if line["event"] == "train"][-1]
     assert last["unread"] >= 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from densefeat.training.job import train
+from densefeat.finetuning.setup import finetune
 from support.runs import FINETUNE, LAUNCH, newest_state, tiny_finetuning, untimed
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="POSIX processes")]
@@ -40,7 +40,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, changes: dict[str, 
     ]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr
-    train(recipe, tmp_path / "one", "cpu")
+    finetune(recipe, tmp_path / "one", "cpu")
     one, two = newest_state(tmp_path / "one"), newest_state(tmp_path / "two")
     assert one["step"] == two["step"] == 6
     if "mixup" in changes:  # each process mixes its own half of the batch: other pairs

@@ -6,8 +6,8 @@ import torch
 
 import densefeat  # noqa: F401  (registers the models)
 from densefeat.errors import UsageError
-from densefeat.finetuning.stages import parameter_groups, set_trained, stages_of, trained_stages
-from densefeat.loading.headed import HeadedNet
+from densefeat.finetuning.stages import parameter_groups, set_trainable, split_into_stages, trainable_stages
+from densefeat.heads.modules import HeadedNet
 from support.helpers import BUNDLED
 from support.runs import tiny_finetuning
 
@@ -27,13 +27,13 @@ from support.runs import tiny_finetuning
 )  # fmt: skip
 def test_stages(model: str, stages: int, places: dict[str, int]) -> None:
     network = timm.create_model(model)
-    found = stages_of(network)
+    found = split_into_stages(network)
     assert found.head == stages
     assert {name: found.of_module[name] for name in places} == places
     order = [found.of(name) for name, _ in network.named_parameters()]
     assert order == sorted(order)
     headed = HeadedNet(timm.create_model(model, num_classes=0), "cross-layer", 8, 3)
-    inside = stages_of(headed)
+    inside = split_into_stages(headed)
     assert {name: inside.of_module[f"backbone.{name}"] for name in places if name not in ("classifier", "fc", "head.fc")} == {
         name: stage for name, stage in places.items() if stage < stages
     }
@@ -43,7 +43,7 @@ def test_stages(model: str, stages: int, places: dict[str, int]) -> None:
 def test_rates_fall_by_block(tmp_path) -> None:
     network = timm.create_model("densefeat_densenet121")
     recipe = tiny_finetuning(tmp_path, layer_decay=0.5, weight_decay=0.1)
-    stages = stages_of(network)
+    stages = split_into_stages(network)
     groups = parameter_groups(network, recipe, stages, {1, 2, 3, 4, 5})
     assert sorted({group["lr_scale"] for group in groups}) == [0.0625, 0.125, 0.25, 0.5, 1.0]  # the stem's is no 4e-8
     parameters = [p for group in groups for p in group["params"]]
@@ -57,16 +57,16 @@ def test_rates_fall_by_block(tmp_path) -> None:
 
 def test_what_is_frozen_is_in_eval_mode(tmp_path) -> None:
     network = timm.create_model(BUNDLED)
-    stages = stages_of(network)
+    stages = split_into_stages(network)
     recipe = tiny_finetuning(tmp_path, mode="blocks:2-3")
-    set_trained(network, stages, trained_stages(recipe, stages, head_only=False), freeze_norm=False)
+    set_trainable(network, stages, trainable_stages(recipe, stages, head_only=False), freeze_norm=False)
     assert {name.split(".")[1] for name, p in network.named_parameters() if p.requires_grad and name.startswith("features.")} == {
         "transition1", "denseblock2", "transition2", "denseblock3", "norm5",
     }  # fmt: skip
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             assert module.training == (stages.of_module[name] > 1)
-    set_trained(network, stages, trained_stages(recipe, stages, head_only=True), freeze_norm=False)
+    set_trainable(network, stages, trainable_stages(recipe, stages, head_only=True), freeze_norm=False)
     assert [name for name, p in network.named_parameters() if p.requires_grad] == ["classifier.weight", "classifier.bias"]
     with pytest.raises(UsageError, match="mode 'blocks:3-9': the network has blocks 1 to 3"):
-        trained_stages(tiny_finetuning(tmp_path, mode="blocks:3-9"), stages, head_only=False)
+        trainable_stages(tiny_finetuning(tmp_path, mode="blocks:3-9"), stages, head_only=False)

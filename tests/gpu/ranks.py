@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from densefeat.training.loop import backward
 from densefeat.training.losses import Loss
-from densefeat.training.state import build
+from densefeat.training.setup import TrainingSetup
+from densefeat.training.state import build_state
 from densefeat.training.world import World
 from support.runs import tiny_recipe
 
@@ -23,7 +24,7 @@ def main(folder: Path, rank: int, size: int) -> None:
     if size > 1:  # not as World does it: nccl takes one process a GPU
         dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=size)
     recipe = tiny_recipe(folder, precision="float64", sync_bn=size > 1, proj_drop_rate=0.0, batch_size=IMAGES)
-    state = build(recipe, 10, 16, STEPS, 10 * STEPS, World(rank, size, torch.device("cuda", 0)))
+    state = build_state(TrainingSetup(recipe), 10, 16, STEPS, 10 * STEPS, World(rank, size, torch.device("cuda", 0)))
     generator = torch.Generator().manual_seed(1)
     for _ in range(STEPS):
         x = torch.randn(IMAGES, 3, 16, 16, dtype=torch.float64, generator=generator).chunk(size)[rank]

@@ -15,7 +15,8 @@ from densefeat.training.job import train
 from densefeat.training.loop import backward
 from densefeat.training.losses import Loss
 from densefeat.training.recipe import Recipe
-from densefeat.training.state import State, build
+from densefeat.training.setup import TrainingSetup
+from densefeat.training.state import State, build_state
 from densefeat.training.world import World
 from support.helpers import relative_difference
 from support.runs import assert_same_training, newest_state, tensors_of, tiny_recipe
@@ -29,7 +30,7 @@ LOSS = Loss("single", 10, 0.0)
 
 
 def built(recipe: Recipe) -> State:
-    return build(recipe, 10, 16, 10, 100, World(0, 1, torch.device(DEVICE)))
+    return build_state(TrainingSetup(recipe), 10, 16, 10, 100, World(0, 1, torch.device(DEVICE)))
 
 
 def batch(seed: int, count: int = 32, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,7 +128,7 @@ def gradients(state: State) -> torch.Tensor:
     """Of all parameters as one vector, float64, on the CPU."""
     x, y = batch(0)
     with state.autocast():
-        logits = state.model(state.formatted(x if state.recipe.precision != "float64" else x.double()))
+        logits = state.model(state.to_layout(x if state.recipe.precision != "float64" else x.double()))
     (256 * F.cross_entropy(logits.double(), y)).backward()  # else fp16 loses the small ones
     found = [parameter.grad for parameter in state.model.parameters()]
     return torch.cat([gradient.flatten().double() for gradient in found if gradient is not None]).cpu()

@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from densefeat.finetuning.recipe import FineTuning
-from densefeat.training.checkpoints import _checkpoint_files, load_checkpoint
+from densefeat.finetuning.recipe import FineTuning, load_finetuning
+from densefeat.training.checkpoints import list_checkpoints, load_checkpoint
 from densefeat.training.recipe import Recipe
-from densefeat.training.recipe_files import load_finetuning, load_recipe
+from densefeat.training.recipe_files import load_recipe
 from support.helpers import BUNDLED
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
 LAUNCH += ["--rdzv-endpoint=localhost:0"]
-FINETUNE = Path(__file__).parents[1] / "recipes/finetune_folder.yaml"
-FAST = Path(__file__).parents[1] / "recipes/cifar10_fast.yaml"  # by its path: found where nothing is installed, too
+FINETUNE = Path(__file__).parents[2] / "recipes/finetune_folder.yaml"
+FAST = Path(__file__).parents[2] / "recipes/cifar10_fast.yaml"  # by its path: found where nothing is installed, too
 
 
 def write_table(path: Path, count: int, classes: int = 10, size: int = 16, seed: int = 0) -> Path:
@@ -85,7 +85,7 @@ def tiny_finetuning(folder: Path, **changes: Any) -> FineTuning:
 
 
 def newest_state(run: Path) -> dict[str, Any]:
-    return load_checkpoint(_checkpoint_files(run / "checkpoints")[0])
+    return load_checkpoint(list_checkpoints(run / "checkpoints")[0])
 
 
 def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from densefeat.training.augment import _CUT, _PAD, Draws, draw, gathered
+from densefeat.training.device_data import _CUT, _PAD, Draws, draw, gather_augmented
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.44], dtype=torch.float64), torch.tensor([0.24, 0.25, 0.26], dtype=torch.float64)
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def one_by_one(image: torch.Tensor, down: int, right: int, mirror: int, cut_y: i
 def test_equals_one_image_after_the_other(augment: str, size: int) -> None:
     images, rows = random_images(50, size), torch.randperm(50, generator=torch.Generator().manual_seed(1))[:40]
     draws = draw(40, size, augment, seed=3, step=5)
-    found = gathered(images, rows, draws, MEAN, STD, torch.float64)
+    found = gather_augmented(images, rows, draws, MEAN, STD, torch.float64)
     assert found.shape == (40, 3, size, size)
     assert found.dtype == torch.float64
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -53,14 +53,14 @@ def test_equals_one_image_after_the_other(augment: str, size: int) -> None:
 def test_every_corner(down: int, right: int, mirror: int, cut: tuple[int, int]) -> None:
     image = random_images(1)
     draws = Draws(*(torch.tensor([value]) for value in (down, right, mirror, *cut)))
-    found = gathered(image, torch.zeros(1, dtype=torch.int64), draws, MEAN, STD, torch.float64)
+    found = gather_augmented(image, torch.zeros(1, dtype=torch.int64), draws, MEAN, STD, torch.float64)
     assert torch.equal(found[0], one_by_one(image[0], down, right, mirror, *cut))
 
 
 def test_none_is_plain_normalisation() -> None:
     images = random_images(6)
     still = draw(6, 32, "none", 0, 0)
-    found = gathered(images, torch.arange(6), still, MEAN.float(), STD.float(), torch.float32)
+    found = gather_augmented(images, torch.arange(6), still, MEAN.float(), STD.float(), torch.float32)
     assert found.dtype == torch.float32
     wanted = (images.permute(0, 3, 1, 2) / 255 - MEAN[:, None, None]) / STD[:, None, None]
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-6)
@@ -95,7 +95,7 @@ def test_parts_are_slices_of_the_whole() -> None:
     """However a batch is shared out, each image gets the same draws."""
     images, rows = random_images(24), torch.arange(24)
     draws = draw(24, 32, "cutout", seed=0, step=9)
-    whole = gathered(images, rows, draws, MEAN, STD, torch.float64)
+    whole = gather_augmented(images, rows, draws, MEAN, STD, torch.float64)
     parts = [slice(0, 6), slice(6, 7), slice(7, 24)]
-    found = [gathered(images, rows[part], draws.part(part, CPU), MEAN, STD, torch.float64) for part in parts]
+    found = [gather_augmented(images, rows[part], draws.part(part, CPU), MEAN, STD, torch.float64) for part in parts]
     assert torch.equal(torch.cat(found), whole)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from densefeat.errors import OutputError
-from densefeat.training.checkpoints import _KEPT, _checkpoint_files, load_checkpoint, newest_whole, save_checkpoint
+from densefeat.training.checkpoints import _MAX_KEPT, list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 
 
 def state(step: int) -> dict:
@@ -17,8 +17,8 @@ def state(step: int) -> dict:
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 900, 100_000_000):
         save_checkpoint(tmp_path, state(step))
-    assert len(_checkpoint_files(tmp_path)) == _KEPT
-    path, problems = newest_whole(tmp_path)
+    assert len(list_checkpoints(tmp_path)) == _MAX_KEPT
+    path, problems = newest_checkpoint(tmp_path)
     assert path is not None
     assert load_checkpoint(path)["weights"].tolist() == [100_000_000.0] * 3
     assert not problems
@@ -33,17 +33,17 @@ def test_damage_is_noticed(tmp_path: Path, harm: str) -> None:
     if harm == "flip":
         content[700] ^= 4
     newest.write_bytes({"flip": content, "cut": content[:-1], "empty": b"", "grow": content + b"x"}[harm])
-    path, problems = newest_whole(tmp_path)
+    path, problems = newest_checkpoint(tmp_path)
     assert path is not None
     assert load_checkpoint(path)["step"] == 1
     assert problems == [f"checkpoint {newest.name} is damaged: left aside"]
 
 
 def test_all_damaged_or_none(tmp_path: Path) -> None:
-    assert newest_whole(tmp_path / "nowhere") == (None, [])
+    assert newest_checkpoint(tmp_path / "nowhere") == (None, [])
     save_checkpoint(tmp_path, state(1)).write_bytes(b"")
     (tmp_path / "step-00000009.pt").write_bytes(b"of somebody else")
-    path, problems = newest_whole(tmp_path)
+    path, problems = newest_checkpoint(tmp_path)
     assert path is None
     assert len(problems) == 1
 
@@ -51,12 +51,12 @@ def test_all_damaged_or_none(tmp_path: Path) -> None:
 def test_the_first_stays_and_tried_ones_go(tmp_path: Path) -> None:
     first = save_checkpoint(tmp_path, state(0))
     names = [save_checkpoint(tmp_path, state(step)).name for step in (4, 8, 12)]
-    assert [path.name for path in _checkpoint_files(tmp_path)] == [names[2], names[1], first.name]
-    path, _ = newest_whole(tmp_path, {names[2], first.name})
+    assert [path.name for path in list_checkpoints(tmp_path)] == [names[2], names[1], first.name]
+    path, _ = newest_checkpoint(tmp_path, {names[2], first.name})
     assert path is not None
     assert path.name == names[1]
     assert not (tmp_path / names[2]).exists()
-    path, _ = newest_whole(tmp_path, {names[1], first.name})
+    path, _ = newest_checkpoint(tmp_path, {names[1], first.name})
     assert path == first
 
 

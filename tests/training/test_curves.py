@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from densefeat.training.curves import draw_curves
+from densefeat.training.run_folder import draw_curves
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ from timm.data import create_transform
 from densefeat import UsageError
 from densefeat.images.transforms import Preprocessing
 from densefeat.training import device_data
-from densefeat.training.augment import draw, gathered
 from densefeat.training.classic import Arrays
-from densefeat.training.device_data import DeviceImages, decode_all
+from densefeat.training.device_data import DeviceImages, decode_all, draw, gather_augmented
 from densefeat.training.labelled import open_labelled
-from densefeat.training.sampling import Sampler, rank_parts
+from densefeat.training.sampling import Sampler, micro_batch_slices
 
 MakeFolder = MakeParquet = Callable[..., Path]
 MEAN, STD = (0.49, 0.48, 0.44), (0.24, 0.25, 0.26)
@@ -90,7 +89,7 @@ def test_refused(make_folder: MakeFolder, pieces: np.ndarray, monkeypatch: pytes
 
 
 def test_batches_are_the_same_in_any_parts_and_from_any_step(pieces: np.ndarray) -> None:
-    images = DeviceImages.of(pieces, np.arange(40), preprocessing(), CPU, torch.float32)
+    images = DeviceImages.from_arrays(pieces, np.arange(40), preprocessing(), CPU, torch.float32)
     sampler = Sampler(np.arange(40), None, 12, seed=2)
     whole = [step[0] for step in images.batches(sampler, [slice(0, 12)], "cutout", 0, 7)]
     assert len(whole) == 7
@@ -98,10 +97,11 @@ def test_batches_are_the_same_in_any_parts_and_from_any_step(pieces: np.ndarray)
         assert x.shape == (12, 3, 32, 32)
         assert y.tolist() == sampler.batch(step).tolist()
         draws = draw(12, 32, "cutout", 2, step)
-        assert torch.equal(x, gathered(images.images, y, draws, images.mean, images.std, torch.float32))
+        assert torch.equal(x, gather_augmented(images.images, y, draws, images.mean, images.std, torch.float32))
     for ranks, accumulation in ((1, 3), (2, 2), (3, 1)):
         by_rank = [
-            list(images.batches(sampler, rank_parts(12, accumulation, rank, ranks), "cutout", 2, 7)) for rank in range(ranks)
+            list(images.batches(sampler, micro_batch_slices(12, accumulation, rank, ranks), "cutout", 2, 7))
+            for rank in range(ranks)
         ]
         for step in range(2, 7):
             parts = [part for rank in by_rank for part in rank[step - 2]]
@@ -114,9 +114,9 @@ def test_plain_images_are_normalised_as_by_timm(
     dtype: torch.dtype, pieces: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_data, "_EVALUATED", 16)
-    images = DeviceImages.of(pieces, np.arange(40), preprocessing(), CPU, dtype)
+    images = DeviceImages.from_arrays(pieces, np.arange(40), preprocessing(), CPU, dtype)
     positions = np.arange(0, 40)[::-1].copy()
-    parts = list(images.plain(positions))
+    parts = list(images.eval_batches(positions))
     assert [len(y) for _, y in parts] == [16, 16, 8]
     x, y = (torch.cat(column) for column in zip(*parts, strict=True))
     assert (x.dtype, y.tolist()) == (dtype, positions.tolist())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from densefeat.training.checkpoints import _checkpoint_files
+from densefeat.training.checkpoints import list_checkpoints
 from densefeat.training.job import train
 from support.runs import LAUNCH, assert_same_training, newest_state, tiny_overrides, tiny_recipe, untimed
 
@@ -82,7 +82,7 @@ def workers_of(run: Path) -> list[int]:
 
 
 def saved_steps(run: Path) -> int:
-    names = [path.name for path in _checkpoint_files(run / "checkpoints")]
+    names = [path.name for path in list_checkpoints(run / "checkpoints")]
     return int(names[0].split("-")[1]) if names else 0
 
 
@@ -111,7 +111,7 @@ def test_killed_preempted_damaged_and_still_the_same(tmp_path: Path, straight: P
     assert "stopped after step" in output
     assert "going on from step" in output
     # the newest checkpoint is damaged
-    newest, _ = _checkpoint_files(out / "checkpoints")
+    newest, _ = list_checkpoints(out / "checkpoints")
     newest.write_bytes(newest.read_bytes()[:-1000])
     ended = run(overrides, out)
     assert ended.returncode == 0, ended.stderr

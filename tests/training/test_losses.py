@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from densefeat.training.losses import Loss, _class_weights, mixing_of
+from densefeat.finetuning.mixing import Mixing, class_weights
+from densefeat.training.losses import Loss
 from support.runs import tiny_finetuning
 
 LOGITS = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -49,15 +50,14 @@ def test_several_labels_an_image(smoothing: float, weights: list[float] | None) 
 
 def test_rare_classes_weigh_more() -> None:
     labels = np.array([0] * 6 + [1] * 3 + [2])
-    assert _class_weights("single", labels, 3).tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])
+    assert class_weights("single", labels, 3).tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])
     tags = np.array([[1, 0]] * 8 + [[1, 1]] * 2, np.int8)
-    assert _class_weights("multi", tags, 2).tolist() == pytest.approx([0.01, 4.0])  # never 0
+    assert class_weights("multi", tags, 2).tolist() == pytest.approx([0.01, 4.0])  # never 0
 
 
 @pytest.mark.parametrize("task", ["single", "multi"])
 def test_mixing_is_drawn_by_step_and_part_alone(tmp_path, task) -> None:
-    mixing = mixing_of(tiny_finetuning(tmp_path, mixup=0.4, cutmix=1.0), task, 4)
-    assert mixing is not None
+    mixing = Mixing.from_recipe(tiny_finetuning(tmp_path, mixup=0.4, cutmix=1.0), task, 4)
     x, y = torch.randn(6, 3, 8, 8), Y if task == "single" else TAGS
     np.random.seed(1)
     before = np.random.get_state()[1].copy()
@@ -74,7 +74,3 @@ def test_mixing_is_drawn_by_step_and_part_alone(tmp_path, task) -> None:
         sums = first[1].sum(1)
         assert sums[[0, 1, 4, 5]].tolist() == pytest.approx([1.0] * 4)
         assert float(sums[2] + sums[3]) == pytest.approx(1.0)  # of the unread image nothing is left
-
-
-def test_without_mixing(tmp_path) -> None:
-    assert mixing_of(tiny_finetuning(tmp_path), "single", 4) is None

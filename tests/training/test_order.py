@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from densefeat.training.order import _CHUNK, _LANES, _WINDOW, epoch_order, held_out
+from densefeat.training.sampling import _CHUNK, _LANES, _WINDOW, epoch_order, split_off
 
 GROUPS = {
     "one": [50],
@@ -62,17 +62,17 @@ def test_groups_are_mixed_within_a_batch() -> None:
 @pytest.mark.parametrize("count", [0, 1, 30, 100])
 def test_held_out(count: int) -> None:
     positions = np.sort(np.random.default_rng(0).permutation(1000)[:100])
-    kept, chosen = held_out(positions, count, seed=5)
+    kept, chosen = split_off(positions, count, seed=5)
     assert (len(kept), len(chosen)) == (100 - count, count)
     assert np.array_equal(np.union1d(kept, chosen), positions)
     assert np.array_equal(kept, np.sort(kept))
     assert np.array_equal(chosen, np.sort(chosen))
-    again = held_out(positions, count, seed=5)
+    again = split_off(positions, count, seed=5)
     assert np.array_equal(again[1], chosen)
 
 
 def test_held_out_by_the_seed() -> None:
     positions = np.arange(100)
-    chosen = [held_out(positions, 20, seed)[1].tolist() for seed in range(3)]
+    chosen = [split_off(positions, 20, seed)[1].tolist() for seed in range(3)]
     assert chosen[0] != chosen[1] != chosen[2]
     assert sorted(epoch_order(positions, None, 0, 0)[:20].tolist()) != chosen[0]  # its own draws, none of an epoch's

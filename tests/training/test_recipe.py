@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from densefeat import UsageError
-from densefeat.training.recipe import DATA, MAY_CHANGE, Recipe, check, drop_rate
+from densefeat.training.recipe import DATA, MAY_CHANGE, Recipe, check_recipe, drop_rate
 from densefeat.training.recipe_files import load_recipe
 
 RECIPE = load_recipe("cifar10_densenet_bc100_k12")
@@ -39,14 +39,14 @@ DEVICE = "loader: device has none, shift-mirror, cutout"
         ({"augment": "randaugment"}, f"augment 'randaugment': {DEVICE}"),
         ({"loader": "workers", "augment": "cutout"}, "augment 'cutout': loader: workers has none, crop-mirror, inception, randaugment"),
         ({"sync_bn": True, "memory_efficient": True}, "sync_bn True: its layers are not memory_efficient: choose one"),
-        ({"sync_bn": True, "cuda_graph": True}, "sync_bn True: its communication is in no cuda_graph: choose one"),
-        ({"compile": True, "cuda_graph": True}, "cuda_graph True: compile makes kernels of its own: choose one"),
+        ({"sync_bn": True, "cuda_graph": True}, "sync_bn True: a cuda_graph cannot hold its communication: choose one"),
+        ({"compile": True, "cuda_graph": True}, "cuda_graph True: compile makes its own kernels: choose one"),
     ],
     ids=lambda value: " ".join(f"{key}={part}" for key, part in value.items()) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=f"^recipe: {re.escape(message)}"):
-        check(replace(RECIPE, **changes))
+        check_recipe(replace(RECIPE, **changes))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_refused(changes: dict[str, Any], message: str) -> None:
     ids=str,
 )
 def test_accepted(changes: dict[str, Any]) -> None:
-    check(replace(RECIPE, **changes))
+    check_recipe(replace(RECIPE, **changes))
 
 
 @pytest.mark.parametrize(

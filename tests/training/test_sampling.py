@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from densefeat import UsageError
-from densefeat.training.order import epoch_order
-from densefeat.training.sampling import Sampler, rank_parts
+from densefeat.training.sampling import Sampler, epoch_order, micro_batch_slices
 
 
 @pytest.mark.parametrize(
@@ -13,7 +12,7 @@ from densefeat.training.sampling import Sampler, rank_parts
 )
 def test_parts_cover_a_batch_once(batch_size: int, ranks: int, accumulation: int) -> None:
     batch = np.arange(batch_size)
-    parts = [rank_parts(batch_size, accumulation, rank, ranks) for rank in range(ranks)]
+    parts = [micro_batch_slices(batch_size, accumulation, rank, ranks) for rank in range(ranks)]
     assert {len(own) for own in parts} == {accumulation}
     shares = [batch[part] for own in parts for part in own]
     assert {len(share) for share in shares} == {batch_size // (ranks * accumulation)}
@@ -27,7 +26,7 @@ def test_parts_cover_a_batch_once(batch_size: int, ranks: int, accumulation: int
 def test_a_batch_that_cannot_be_shared_out(batch_size: int, ranks: int, accumulation: int, multiple: int) -> None:
     message = f"batch_size {batch_size}: not to be shared out between {ranks} processes with accumulation {accumulation}; give a multiple of {multiple}$"
     with pytest.raises(UsageError, match=message):
-        rank_parts(batch_size, accumulation, 0, ranks)
+        micro_batch_slices(batch_size, accumulation, 0, ranks)
 
 
 @pytest.mark.parametrize("groups", [None, [13, 0, 9, 30, 1]], ids=["none", "groups"])

@@ -6,14 +6,14 @@ import torch
 from sklearn.metrics import log_loss, recall_score, top_k_accuracy_score
 from torch import nn
 
-from densefeat.training.device_data import Part
+from densefeat.training.device_data import MicroBatch
 from densefeat.training.scores import Scores, score
 from densefeat.training.world import World
 
 WORLD = World(0, 1, torch.device("cpu"))
 
 
-def made(count: int, classes: int, dtype: torch.dtype = torch.float32) -> Part:
+def made(count: int, classes: int, dtype: torch.dtype = torch.float32) -> MicroBatch:
     """Logits that are right more often than by chance, and labels."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(0, classes, (count,), generator=generator)

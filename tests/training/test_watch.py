@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import densefeat  # noqa: F401  (registers the models)
-from densefeat.training.watch import Watch, describe
+from densefeat.training.watch import Watch, format_divergence
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def model() -> nn.Module:
 
 def test_norms_by_block(model: nn.Module) -> None:
     watch = Watch(model, math.log(10), gradients=True)
-    norms = dict(zip(watch.blocks, watch.norms().tolist(), strict=True))
+    norms = dict(zip(watch.blocks, watch.gradient_norms().tolist(), strict=True))
     assert list(norms) == [
         "features.conv0", "features.denseblock1", "features.transition1", "features.denseblock2", "features.transition2",
         "features.denseblock3", "features.norm5", "classifier",
@@ -34,27 +34,27 @@ def test_norms_by_block(model: nn.Module) -> None:
 def test_the_first_bad_step_is_told(model: nn.Module, bad: float) -> None:
     watch = Watch(model, math.log(10), gradients=True)
     for step, loss in enumerate((2.3, 40.0, bad, float("nan"), 2.3), 7):
-        watch.note(step, torch.tensor(loss))
-    report = watch.look()
+        watch.record(step, torch.tensor(loss))
+    report = watch.find_divergence()
     assert report is not None
     assert report["step"] == 9
-    assert "diverged at step 9: loss " in describe(report)
-    assert "features.denseblock3 " in describe(report)
-    assert watch.look() is None
+    assert "diverged at step 9: loss " in format_divergence(report)
+    assert "features.denseblock3 " in format_divergence(report)
+    assert watch.find_divergence() is None
 
 
 def test_a_high_first_loss_is_this_network_s_own(model: nn.Module) -> None:
     watch = Watch(model, math.log(10), gradients=True)
-    watch.note(0, torch.tensor(1e4))
-    watch.note(1, torch.tensor(1e5))
-    assert watch.look() is None
-    watch.note(2, torch.tensor(3e5))
-    assert watch.look() is not None
+    watch.record(0, torch.tensor(1e4))
+    watch.record(1, torch.tensor(1e5))
+    assert watch.find_divergence() is None
+    watch.record(2, torch.tensor(3e5))
+    assert watch.find_divergence() is not None
 
 
 def test_infinite_gradients_are_a_scaler_s_business(model: nn.Module) -> None:
     next(model.parameters()).grad[0] = float("inf")  # type: ignore[index]
     for gradients in (True, False):
         watch = Watch(model, math.log(10), gradients)
-        watch.note(3, torch.tensor(2.0))
-        assert (watch.look() is None) is not gradients
+        watch.record(3, torch.tensor(2.0))
+        assert (watch.find_divergence() is None) is not gradients

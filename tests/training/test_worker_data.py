@@ -11,10 +11,10 @@ from timm.data import create_transform
 
 from densefeat.images.transforms import Preprocessing
 from densefeat.training import worker_data
-from densefeat.training.device_data import Part
+from densefeat.training.device_data import MicroBatch
 from densefeat.training.labelled import Encoded, open_labelled
-from densefeat.training.sampling import Sampler, rank_parts
-from densefeat.training.worker_data import _AUGMENT, Images, WorkerImages
+from densefeat.training.sampling import Sampler, micro_batch_slices
+from densefeat.training.worker_data import _AUGMENT, ImageDataset, WorkerImages
 
 MakeFolder = MakeParquet = Callable[..., Path]
 PREPROCESSING = Preprocessing(24, 0.9, "center", "bicubic", (0.49, 0.48, 0.44), (0.24, 0.25, 0.26))
@@ -26,10 +26,10 @@ def loader(
 ) -> WorkerImages:
     labelled = open_labelled(str(path), True)
     assert isinstance(labelled, Encoded)
-    return WorkerImages(Images(labelled, PREPROCESSING, augment, seed), PREPROCESSING, workers, CPU, dtype, set())
+    return WorkerImages(ImageDataset(labelled, PREPROCESSING, augment, seed), PREPROCESSING, workers, CPU, dtype, set())
 
 
-def joined(parts: Iterable[Part]) -> Part:
+def joined(parts: Iterable[MicroBatch]) -> MicroBatch:
     xs, ys = zip(*parts, strict=True)
     return torch.cat(xs), torch.cat(ys)
 
@@ -43,13 +43,13 @@ def test_pixels_depend_on_seed_step_and_position_alone(augment: str, make_parque
     for step, ((x, y),) in enumerate(whole):
         assert (x.shape, x.dtype) == ((8, 3, 24, 24), torch.float32)
         assert y.tolist() == (sampler.batch(step) % 5).tolist()
-    later = loader(path, augment, workers=2).batches(sampler, rank_parts(8, 4, 0, 1), augment, 2, 5)
+    later = loader(path, augment, workers=2).batches(sampler, micro_batch_slices(8, 4, 0, 1), augment, 2, 5)
     for step, parts in enumerate(later, 2):
         assert len(parts) == 4
         x, y = joined(parts)
         assert torch.equal(x, whole[step][0][0])
         assert torch.equal(y, whole[step][0][1])
-    ranks = [loader(path, augment).batches(sampler, rank_parts(8, 1, rank, 2), augment, 3, 4) for rank in range(2)]
+    ranks = [loader(path, augment).batches(sampler, micro_batch_slices(8, 1, rank, 2), augment, 3, 4) for rank in range(2)]
     assert torch.equal(joined(part for rank in ranks for parts in rank for part in parts)[0], whole[3][0][0])
     other = next(loader(path, augment, seed=1).batches(sampler, [slice(0, 8)], augment, 0, 1))
     assert not torch.equal(other[0][0], whole[0][0][0])
@@ -66,7 +66,7 @@ def test_without_augmentation_images_are_as_evaluation_wants_them(make_folder: M
     images = loader(make_folder({"a": 4, "b": 4}))
     ((part,),) = images.batches(Sampler(np.arange(8), None, 8, 0), [slice(0, 8)], "none", 0, 1)
     order = Sampler(np.arange(8), None, 8, 0).batch(0)
-    (plain,) = images.plain(order)
+    (plain,) = images.eval_batches(order)
     assert torch.equal(part[0], plain[0])
 
 
@@ -75,7 +75,7 @@ def test_plain_images_equal_timms_transform(workers: int, photo_folder: Path, mo
     monkeypatch.setattr(worker_data, "_EVALUATED", 5)
     files = sorted(photo_folder.rglob("*.jpg"))
     positions = np.arange(len(files))[::-1]
-    parts = list(loader(photo_folder, "inception", workers).plain(positions))
+    parts = list(loader(photo_folder, "inception", workers).eval_batches(positions))
     assert [len(y) for _, y in parts] == [5, 5, 2]
     x, y = joined(parts)
     transform = create_transform(
@@ -87,7 +87,7 @@ def test_plain_images_equal_timms_transform(workers: int, photo_folder: Path, mo
 
 
 def test_float64(make_folder: MakeFolder) -> None:
-    ((x, _),) = loader(make_folder({"a": 1}), dtype=torch.float64).plain(np.arange(1))
+    ((x, _),) = loader(make_folder({"a": 1}), dtype=torch.float64).eval_batches(np.arange(1))
     assert x.dtype == torch.float64
 
 
@@ -99,15 +99,15 @@ def test_an_image_that_cannot_be_read(workers: int, make_parquet: MakeParquet, m
     good = loader(make_folder({"a": 3, "b": 3}, "good"))
     (folder / "b/002.png").symlink_to("/nowhere.png")
     images = loader(folder, workers=workers)
-    x, y = joined(images.plain(np.arange(6)))
+    x, y = joined(images.eval_batches(np.arange(6)))
     assert y.tolist() == [0, -1, 0, 1, 1, -1]
     assert {key for key, _ in images.failures} == {"a/001.png", "b/002.png"}
     assert ("a/001.png", "the file is empty") in images.failures
     kept = [0, 2, 3, 4]
-    assert torch.equal(x[kept], joined(good.plain(np.arange(6)))[0][kept])
+    assert torch.equal(x[kept], joined(good.eval_batches(np.arange(6)))[0][kept])
     black = PREPROCESSING.normalize(torch.zeros(1, 3, 24, 24, dtype=torch.uint8))
     assert torch.equal(x[1:2], black)
-    joined(images.plain(np.arange(6)))
+    joined(images.eval_batches(np.arange(6)))
     assert len(images.failures) == 2  # the next time they are known
 
 
@@ -118,7 +118,7 @@ def test_the_generator_of_the_network_is_left_alone(augment: str, workers: int, 
     torch.manual_seed(5)
     before = torch.get_rng_state()
     assert len(list(images.batches(Sampler(np.arange(8), None, 4, 0), [slice(0, 4)], augment, 0, 2))) == 2
-    assert len(list(images.plain(np.arange(8)))) == 1
+    assert len(list(images.eval_batches(np.arange(8)))) == 1
     assert torch.equal(torch.get_rng_state(), before)
 
 
