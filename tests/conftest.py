@@ -1,5 +1,7 @@
 """Photographs and models that many tests use. The photographs are cut from the two that ship with scikit-learn."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from sklearn.datasets import load_sample_images
 
 import densefeat
 from support.helpers import BUNDLED
+from support.stores import write_single_store
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +49,9 @@ def trained() -> torch.nn.Module:
 @pytest.fixture(scope="session")
 def small_extractor() -> densefeat.FeatureExtractor:
     return densefeat.FeatureExtractor(BUNDLED, device="cpu")
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., densefeat.Store]:
+    """Write vectors that a test chooses to a store of one file: :func:`support.stores.write_single_store`."""
+    return partial(write_single_store, tmp_path / "store.parquet")

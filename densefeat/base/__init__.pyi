@@ -1,6 +1,7 @@
 from .devices import choose_device
 from .files import atomic_file, check_target, current_umask, output_errors, sync
 from .locks import hold_lock
+from .pages import Card, Chart, Section, Table, render_page, render_template, save_page
 from .pictures import check_picture, picture_bytes, save_picture
 from .progress import RateColumn, progress_bar
 from .ranks import Ranks
@@ -10,10 +11,14 @@ from .text import printable
 
 __all__ = [
     "PREEMPTION_SIGNALS",
+    "Card",
+    "Chart",
     "Interrupted",
     "Ranks",
     "RateColumn",
+    "Section",
     "StopRequest",
+    "Table",
     "atomic_file",
     "check_picture",
     "check_target",
@@ -27,6 +32,9 @@ __all__ = [
     "printable",
     "progress_bar",
     "raise_on_sigterm",
+    "render_page",
+    "render_template",
+    "save_page",
     "save_picture",
     "stop_on_signal",
     "sync",

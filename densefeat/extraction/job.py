@@ -33,7 +33,7 @@ from densefeat.extraction.plan import Plan, close_plan, join_plan, open_plan
 from densefeat.extraction.ray_cluster import extract_with_ray
 from densefeat.extraction.settings import ExtractJob, ExtractResult, JobInput, RunOptions, Tiling
 from densefeat.features import FeatureExtractor
-from densefeat.images import MAX_PIXELS, open_source, printable_key
+from densefeat.images import MAX_PIXELS, is_remote, open_source, printable_key
 from densefeat.store import (
     DTYPES,
     EmbeddingWriter,
@@ -305,4 +305,4 @@ def _recorded_backend(layout: Layout) -> str | None:
 def _describe_place(images: str | Path) -> str:
     """Return the input as the manifest records it: printable, and absolute if it is on this machine."""
     text = os.fspath(images)
-    return printable_key(text if "://" in text or text.startswith("hf:") else os.path.abspath(text))
+    return printable_key(text if is_remote(text) else os.path.abspath(text))

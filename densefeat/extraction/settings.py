@@ -14,7 +14,7 @@ from densefeat.errors import UsageError
 from densefeat.extraction.decoding import Decoding, usable_cores
 from densefeat.extraction.limits import FailureLimit
 from densefeat.features import FeatureExtractor, pool_specs
-from densefeat.images import MAX_PIXELS, Source, TiledSource
+from densefeat.images import MAX_PIXELS, Source, TiledSource, is_remote
 from densefeat.store import PART_ROWS, embedding_schema
 from densefeat.version import __version__
 
@@ -183,7 +183,7 @@ class ExtractJob:
 
     @property
     def _remote(self) -> bool:
-        return "://" in self.input.images or self.input.images.startswith("hf:")
+        return is_remote(self.input.images)
 
     def failure_limit(self) -> FailureLimit:
         return FailureLimit.parse(self.options.on_error, self.options.max_failures)

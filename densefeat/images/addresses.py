@@ -22,6 +22,11 @@ _MAX_FILES = 100_000  # that braces may name
 _WEB = ("http", "https")
 
 
+def is_remote(place: str) -> bool:
+    """Whether what the user names is read over a network: an address such as ``s3://…``, or ``hf:NAME:SPLIT``."""
+    return "://" in place or place.startswith("hf:")
+
+
 @dataclass(frozen=True)
 class Address:
     """``text``: as given; ``path``: as ``fs`` names it, without a slash at its end."""

@@ -3,18 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from densefeat.base import picture_bytes, printable
-from densefeat.probe import STYLE, Picture, format_picture, format_table
+from densefeat.base import Chart, Section, Table, picture_bytes, printable, render_page
 from densefeat.report.card import Card, points_of_runs
 from densefeat.report.comparison import draw_comparison
 from densefeat.report.published import Point, published_points
 from densefeat.report.stages import Stage, total
-from densefeat.search import format_page, format_section
 
 _STAGE_NAMES = (
     "stage", "shape", "parameters", "weights, kB", "MACs, 10⁶", "FLOPs, 10⁶", "activations, kB", "receptive field", "stride",
 )  # fmt: skip
-_LEFT = ".facts td, .facts th { text-align: left; } .facts td:last-child { overflow-wrap: anywhere; }"
 _FACT_NAMES = ("what", "as told")
 _POINT_NAMES = ("network", "data", "top-1, %", "parameters", "MACs, 10⁶", "source")
 _HOW_COUNTED = (
@@ -33,23 +30,19 @@ def points_for(card: Card, runs: Path | None = None) -> list[Point]:
 
 
 def html_page(card: Card, points: Sequence[Point]) -> str:
-    picture = Picture(
+    chart = Chart(
         "Accuracy against parameters and arithmetic", picture_bytes(draw_comparison(points), ".svg"), _alt_text(points)
     )
+    stages = Table(_STAGE_NAMES, _stage_cells(card.stages), bold_rows=[len(card.stages)])  # the last row is the sum
     sections = [
-        format_section("Stages", [format_table(_STAGE_NAMES, _stage_cells(card.stages), [False] * len(card.stages) + [True])]),
-        format_section("Card", [_facts(card.facts)]),
-        format_picture(picture),
-        format_section("The same in numbers", [format_table(_POINT_NAMES, _point_cells(points))]),
+        Section("Stages", [stages]),
+        Section("Card", [Table(_FACT_NAMES, card.facts, is_text=True)]),
+        Section(chart.title, [chart]),
+        Section("The same in numbers", [Table(_POINT_NAMES, _point_cells(points))]),
     ]
     if card.recipe:
-        sections.append(format_section("Recipe", [_facts(card.recipe)]))
-    return format_page(_title_of(card), [*_HOW_COUNTED, _COMPARED], sections, style=STYLE + _LEFT)
-
-
-def _facts(rows: Sequence[tuple[str, str]]) -> str:
-    """HTML."""
-    return f'<div class="facts">{format_table(_FACT_NAMES, rows)}</div>\n'
+        sections.append(Section("Recipe", [Table(_FACT_NAMES, card.recipe, is_text=True)]))
+    return render_page(_title_of(card), [*_HOW_COUNTED, _COMPARED], sections)
 
 
 def markdown_page(card: Card, points: Sequence[Point]) -> str:

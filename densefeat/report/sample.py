@@ -18,8 +18,8 @@ from densefeat.report.reuse import check_structure
 from densefeat.store import Layout, is_embeddings, open_store, read_manifest
 from densefeat.training import open_labelled
 
-_PIECES = {"cpu": 8}  # images at a time: a block's maps stay in the caches
-_OF_OTHERS = 128
+_PIECE_ON_CPU = {"cpu": 8}  # images at a time: a block's maps stay in the caches
+_PIECE_ON_GPU = 128
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Sample:
         return Sample(self.images[which], self.labels[which], self.there)
 
     def pieces(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        size = _PIECES.get(self.images.device.type, _OF_OTHERS)
+        size = _PIECE_ON_CPU.get(self.images.device.type, _PIECE_ON_GPU)
         yield from zip(self.images.split(size), self.labels.split(size), strict=True)
 
     def sha256(self) -> str:
@@ -69,13 +69,13 @@ def load_sample(
     check_classifies(network)
     if loaded.task == "multi":
         raise UsageError(f"{model!r} gives several labels an image: accuracy is of networks that give one")
-    place, label_column = _images_of_store(images, label_column)
+    place, label_column = _find_store_images(images, label_column)
     labelled = open_labelled(place, train=False, label_column=label_column, classes=names)
     check_classes(place, labelled, network, names)
     source, positions = images_of(labelled, Preprocessing.of(network), 1, 0, torch.device(device))
     if len(positions) < 2:
         raise UsageError(f"{place!r}: {len(positions)} images with a label, at least 2 are needed")
-    chosen = _evenly(positions, limit)
+    chosen = _choose_evenly(positions, limit)
     parts = [(x[y >= 0], y[y >= 0]) for x, y in source.eval_batches(chosen)]
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     if not len(y):
@@ -83,14 +83,14 @@ def load_sample(
     return network.to(device), Sample(x, y, len(positions))
 
 
-def _evenly(positions: np.ndarray, limit: int) -> np.ndarray:
+def _choose_evenly(positions: np.ndarray, limit: int) -> np.ndarray:
     """At most ``limit`` of the positions, in order."""
     if len(positions) <= limit:
         return positions
     return positions[np.linspace(0, len(positions) - 1, limit).round().astype(int)]
 
 
-def _images_of_store(images: str, label_column: str | None) -> tuple[str, str | None]:
+def _find_store_images(images: str, label_column: str | None) -> tuple[str, str | None]:
     """Where the images of a store are, and the column of their labels; ``images`` itself where it is no store."""
     if not _is_store(Path(images)):
         return images, label_column

@@ -10,8 +10,9 @@ from densefeat.errors import UsageError
 from densefeat.search import approximate, exact
 from densefeat.search.exact import MAX_PAIRS, Progress
 from densefeat.search.queries import embed, row_of
-from densefeat.search.results import Entry, Neighbours, Pairs, Query, entries
+from densefeat.search.results import Neighbours, Pairs, Query
 from densefeat.store import Store, choose_column
+from densefeat.store.entries import ImageEntry, read_entries
 
 _ENGINES = {"exact": exact, "faiss": approximate}
 
@@ -47,8 +48,8 @@ def find_neighbours(
     rows = [row_of(store, key) for key in keys]
     vectors = [embed(store, name, images, weights, device)] if images else []
     vectors += [store.read(name, row, row + 1).astype(np.float32) for row in rows]
-    told = entries(store, np.array(rows, np.int64))
-    queries = [Query(Entry(str(image))) for image in images] + [Query(told[row], row) for row in rows]
+    told = read_entries(store, np.array(rows, np.int64))
+    queries = [Query(ImageEntry(str(image))) for image in images] + [Query(told[row], row) for row in rows]
     leave_out = [-1] * len(images) + rows
     found = search.nearest(store, np.concatenate(vectors), name, k, metric, leave_out, progress)
     return Neighbours(store, name, metric, tuple(queries), *found)

@@ -1,4 +1,4 @@
-"""What was found, as people read it: which images, how near."""
+"""The result of a search as people read it: which images, how near."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,46 +8,20 @@ from typing import Any
 import numpy as np
 
 from densefeat.search.exact import Duplicates
-from densefeat.store import Store
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the store, or a query: ``path`` is a key or, of a query image, its file. ``x``, ``y``: of a tile."""
-
-    path: str
-    label: str | None = None
-    x: int | None = None
-    y: int | None = None
-
-    @property
-    def name(self) -> str:
-        return self.path if self.x is None else f"{self.path}:{self.x},{self.y}"
-
-
-def entries(store: Store, rows: np.ndarray) -> dict[int, Entry]:
-    """By row number, each once; the columns are read whole, but for the vectors."""
-    wanted = np.unique(rows[rows >= 0])
-    columns = {name: store.column(name).take(wanted).to_pylist() for name in place_fields(store)}
-    return {int(row): Entry(**{name: values[i] for name, values in columns.items()}) for i, row in enumerate(wanted)}
-
-
-def place_fields(store: Store) -> list[str]:
-    """Of ``path``, ``label``, ``x`` and ``y`` those that the store has."""
-    return [name for name in ("path", "label", "x", "y") if name in store.schema.names]
+from densefeat.store import ImageEntry, Store, entry_columns, read_entries
 
 
 @dataclass(frozen=True)
 class Query:
-    """``entry``: what was searched for; ``row``: its number if it is in the store, else None."""
+    """An image to find neighbours of. ``row``: its number in the store; None for an image file."""
 
-    entry: Entry
+    entry: ImageEntry
     row: int | None = None
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """For each query the nearest rows ``(Q, k)``, -1 where there are fewer, and their scores."""
+    """The nearest rows of each query ``(Q, k)``, -1 where there are fewer, and their scores ``(Q, k)``."""
 
     store: Store
     column: str
@@ -57,25 +31,25 @@ class Neighbours:
     scores: np.ndarray
 
     @cached_property
-    def entries(self) -> dict[int, Entry]:
-        return entries(self.store, self.rows)
+    def entries(self) -> dict[int, ImageEntry]:
+        return read_entries(self.store, self.rows)
 
     @property
     def fields(self) -> list[str]:
-        """Of the records: ``query`` where there are several."""
-        return [*(["query"] if len(self.queries) > 1 else []), "rank", "score", *place_fields(self.store)]
+        """The names of the records' fields; ``query`` only where there are several."""
+        return [*(["query"] if len(self.queries) > 1 else []), "rank", "score", *entry_columns(self.store)]
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """One for each neighbour, query by query, nearest first."""
+        """Yield a record for each neighbour, query by query, nearest first."""
         for number in range(len(self.queries)):
-            for rank, score, entry in self.of_query(number):
+            for rank, score, entry in self.list_neighbours(number):
                 yield {"query": self.queries[number].entry.name, "rank": rank, "score": score, **vars(entry)}
 
-    def of_query(self, number: int) -> Iterator[tuple[int, float, Entry]]:
-        """(rank from 1, score, entry)."""
+    def list_neighbours(self, number: int) -> Iterator[tuple[int, float, ImageEntry]]:
+        """Yield (rank from 1, score, entry) for a query by its number."""
         for rank, (row, score) in enumerate(zip(self.rows[number], self.scores[number], strict=True), 1):
             if row >= 0:
-                yield rank, _readable(score), self.entries[int(row)]
+                yield rank, _round_score(score), self.entries[int(row)]
 
     def summary(self) -> dict[str, Any]:
         names = [query.entry.name for query in self.queries]
@@ -84,15 +58,15 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that pairs join, directly or through others, in their order; ``best``: each one's score in its best pair."""
+    """Rows that pairs connect, directly or through others, in ascending order; ``scores``: of each row's best pair."""
 
     rows: np.ndarray
-    best: np.ndarray
+    scores: np.ndarray
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Near duplicates of a store."""
+    """The near duplicates of a store, and the groups that they form."""
 
     store: Store
     column: str
@@ -101,12 +75,12 @@ class Pairs:
     pairs: Duplicates
 
     @cached_property
-    def entries(self) -> dict[int, Entry]:
-        return entries(self.store, np.concatenate([self.pairs.first, self.pairs.second]))
+    def entries(self) -> dict[int, ImageEntry]:
+        return read_entries(self.store, np.concatenate([self.pairs.first, self.pairs.second]))
 
     @cached_property
-    def numbers(self) -> np.ndarray:
-        """The group of each pair, from 1; the group with the best pair is the first."""
+    def group_numbers(self) -> np.ndarray:
+        """The group of each pair, from 1; group 1 has the best pair."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
@@ -117,10 +91,14 @@ class Pairs:
         _, where, inverse = np.unique(component, return_index=True, return_inverse=True)
         return 1 + np.argsort(np.argsort(where))[inverse]
 
+    @property
+    def group_count(self) -> int:
+        return int(self.group_numbers.max(initial=0))
+
     def groups(self) -> Iterator[Group]:
-        """In the order of their numbers."""
-        order = np.argsort(self.numbers, kind="stable")
-        ends = np.flatnonzero(np.diff(self.numbers[order], append=0)) + 1
+        """Yield the groups in the order of their numbers."""
+        order = np.argsort(self.group_numbers, kind="stable")
+        ends = np.flatnonzero(np.diff(self.group_numbers[order], append=0)) + 1
         for pairs in np.split(order, ends[:-1]) if len(order) else []:  # nearest first within each
             both = np.stack([self.pairs.first[pairs], self.pairs.second[pairs]], 1).reshape(-1)
             rows, earliest = np.unique(both, return_index=True)
@@ -128,16 +106,15 @@ class Pairs:
 
     @property
     def fields(self) -> list[str]:
-        places = place_fields(self.store)
-        return ["rank", "score", "group", *places, *(f"other_{name}" for name in places)]
+        names = entry_columns(self.store)
+        return ["rank", "score", "group", *names, *(f"other_{name}" for name in names)]
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """One for each pair, nearest first."""
-        found = self.pairs
-        pairs = zip(found.first.tolist(), found.second.tolist(), found.scores, self.numbers.tolist(), strict=True)
-        for rank, (first, second, score, group) in enumerate(pairs, 1):
+        """Yield a record for each pair, nearest first."""
+        columns = (self.pairs.first.tolist(), self.pairs.second.tolist(), self.pairs.scores, self.group_numbers.tolist())
+        for rank, (first, second, score, group) in enumerate(zip(*columns, strict=True), 1):
             other = {f"other_{name}": value for name, value in vars(self.entries[second]).items()}
-            yield {"rank": rank, "score": _readable(score), "group": group, **vars(self.entries[first]), **other}
+            yield {"rank": rank, "score": _round_score(score), "group": group, **vars(self.entries[first]), **other}
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -149,6 +126,6 @@ class Pairs:
         }
 
 
-def _readable(score: np.floating) -> float:
-    """A float32 in the digits that it has."""
+def _round_score(score: np.floating) -> float:
+    """Return a float32 with the decimal digits that it can hold."""
     return float(f"{score:.7g}")

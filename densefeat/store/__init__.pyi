@@ -12,12 +12,13 @@ from .dataset import (
     remove_work,
     write_failures,
 )
+from .entries import ImageEntry, entry_columns, read_entries
 from .info import describe_store
 from .layout import PART_ROWS, Layout
 from .manifest import Failure, Manifest, PartRecord, Round, read_manifest, read_record, read_records
-from .originals import Decodable, pictures_by, shrunk, thumbnail_of_file, thumbnails, thumbnails_by
 from .outputs import MAP_KEY, check_output, csv_beside, points_beside
 from .reader import Store, failures_file, finished_parts, is_embeddings, open_store, row_paths
+from .thumbnails import Decodable, make_file_thumbnail, make_pictures, make_thumbnails, shrink_image
 from .writer import DTYPES, EmbeddingWriter, embedding_schema
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Decodable",
     "EmbeddingWriter",
     "Failure",
+    "ImageEntry",
     "Layout",
     "Manifest",
     "PartRecord",
@@ -47,23 +49,24 @@ __all__ = [
     "describe_store",
     "earlier_failures",
     "embedding_schema",
+    "entry_columns",
     "failures_file",
     "finish_part",
     "finished_parts",
     "have_outcome",
     "is_embeddings",
+    "make_file_thumbnail",
+    "make_pictures",
+    "make_thumbnails",
     "open_store",
-    "pictures_by",
     "points_beside",
     "pools_of",
+    "read_entries",
     "read_manifest",
     "read_record",
     "read_records",
     "remove_work",
     "row_paths",
-    "shrunk",
-    "thumbnail_of_file",
-    "thumbnails",
-    "thumbnails_by",
+    "shrink_image",
     "write_failures",
 ]

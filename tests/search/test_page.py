@@ -9,7 +9,8 @@ import pytest
 from densefeat.errors import OutputError
 from densefeat.search.exact import _near_duplicates, nearest
 from densefeat.search.page import write_page
-from densefeat.search.results import Entry, Neighbours, Pairs, Query
+from densefeat.search.results import Neighbours, Pairs, Query
+from densefeat.store.entries import ImageEntry
 from densefeat.store.reader import Store
 
 EVIL = "\"><script src=//evil.example></script><img src=x onerror='alert(1)'>.jpg"
@@ -48,7 +49,7 @@ def test_neighbours_with_their_pictures(make_store, photo_folder: Path, tmp_path
     (photo_folder / "china/02.jpg").unlink()
     keys = [f"china/{i:02}.jpg" for i in range(3)]
     store = make_store({"block1": vectors(3)}, keys, ["a & b", None, "c"], images=str(photo_folder), model="some.model")
-    queries = [Query(Entry(str(photo_folder / "flower/06.jpg"))), Query(Entry(keys[1]), 1)]
+    queries = [Query(ImageEntry(str(photo_folder / "flower/06.jpg"))), Query(ImageEntry(keys[1]), 1)]
     assert write_page(tmp_path / "n.html", neighbours(store, queries)) is None
     page = Page(tmp_path / "n.html")
     pictures = page.all("img")
@@ -62,7 +63,7 @@ def test_neighbours_with_their_pictures(make_store, photo_folder: Path, tmp_path
 def test_the_page_asks_for_nothing_else(make_store, tmp_path: Path) -> None:
     """No scripts, styles, fonts or pictures from elsewhere, and a policy that would forbid them."""
     store = make_store({"block1": vectors(2)}, [EVIL, "b.jpg"], [EVIL, None], images="/nowhere")
-    found = neighbours(store, [Query(Entry(EVIL))])
+    found = neighbours(store, [Query(ImageEntry(EVIL))])
     problem = write_page(tmp_path / "n.html", found)
     assert problem is not None
     assert problem.startswith("images '/nowhere'")
@@ -82,7 +83,7 @@ def test_attributes_are_escaped(make_store, photo_folder: Path, tmp_path: Path) 
     (photo_folder / "china/00.jpg").rename(photo_folder / name)
     write_page(
         tmp_path / "n.html",
-        neighbours(make_store({"block1": vectors(1)}, [name], images=str(photo_folder)), [Query(Entry("q"))]),
+        neighbours(make_store({"block1": vectors(1)}, [name], images=str(photo_folder)), [Query(ImageEntry("q"))]),
     )
     (picture,) = Page(tmp_path / "n.html").all("img")
     assert set(picture) == {"src", "alt"}
@@ -102,8 +103,8 @@ def test_groups_of_duplicates(make_store, photo_folder: Path, tmp_path: Path) ->
 
 
 def test_large_groups_and_many_groups_are_cut(make_store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densefeat.search.page._SHOWN", 6)
-    monkeypatch.setattr("densefeat.search.page._SHOWN_OF_GROUP", 4)
+    monkeypatch.setattr("densefeat.search.page._MAX_IMAGES", 6)
+    monkeypatch.setattr("densefeat.search.page._MAX_GROUP_IMAGES", 4)
     store = make_store({"block1": np.repeat(np.eye(4, dtype=np.float32), [6, 2, 2, 2], 0)}, images="/nowhere")
     found = Pairs(store, "block1", "cosine", 0.9, _near_duplicates(store, "block1", 0.9))
     write_page(tmp_path / "d.html", found)
@@ -120,4 +121,4 @@ def test_a_search_that_stopped_says_so(make_store, tmp_path: Path) -> None:
 
 def test_a_page_that_cannot_be_written(make_store, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"no/n.html' cannot be written: No such"):
-        write_page(tmp_path / "no/n.html", neighbours(make_store({"block1": vectors(2)}), [Query(Entry("q"))]))
+        write_page(tmp_path / "no/n.html", neighbours(make_store({"block1": vectors(2)}), [Query(ImageEntry("q"))]))

@@ -3,7 +3,8 @@
 import numpy as np
 
 from densefeat.search.exact import _near_duplicates, nearest
-from densefeat.search.results import Entry, Neighbours, Pairs, Query
+from densefeat.search.results import Neighbours, Pairs, Query
+from densefeat.store.entries import ImageEntry
 
 VALUES = np.float32([[1, 0], [0, 1], [1, 0.1], [0, 0], [0.2, 1], [1, 0.3]])
 
@@ -11,7 +12,7 @@ VALUES = np.float32([[1, 0], [0, 1], [1, 0.1], [0, 0], [0.2, 1], [1, 0.3]])
 def test_neighbours_as_records(make_store) -> None:
     places = [(0, 0), (8, 0), (16, 0), (24, 0), (32, 0), (40, 0)]
     store = make_store({"block1": VALUES}, labels=["p", None, "q", "r", "s", "t"], places=places)
-    queries = (Query(Entry("q.jpg")), Query(Entry("1.jpg", None, 8, 0), 1))
+    queries = (Query(ImageEntry("q.jpg")), Query(ImageEntry("1.jpg", None, 8, 0), 1))
     found = Neighbours(store, "block1", "cosine", queries, *nearest(store, VALUES[:2], "block1", 2))
     assert found.fields == ["query", "rank", "score", "path", "label", "x", "y"]
     assert [list(map(record.get, found.fields)) for record in found.records()] == [
@@ -25,7 +26,7 @@ def test_neighbours_as_records(make_store) -> None:
 
 def test_missing_neighbours_have_no_record(make_store) -> None:
     store = make_store({"block1": VALUES[[3, 0]]})
-    found = Neighbours(store, "block1", "cosine", (Query(Entry("q.jpg")),), *nearest(store, VALUES[:1], "block1", 5))
+    found = Neighbours(store, "block1", "cosine", (Query(ImageEntry("q.jpg")),), *nearest(store, VALUES[:1], "block1", 5))
     assert found.fields == ["rank", "score", "path"]
     assert [record["path"] for record in found.records()] == ["1.jpg"]
 
@@ -42,7 +43,7 @@ def test_pairs_as_records_and_groups(make_store) -> None:
     ]
     groups = list(found.groups())
     assert [group.rows.tolist() for group in groups] == [[0, 2, 5], [1, 4]]
-    np.testing.assert_allclose(groups[0].best, [0.9950372, 0.9950372, 0.981665], rtol=1e-6)
+    np.testing.assert_allclose(groups[0].scores, [0.9950372, 0.9950372, 0.981665], rtol=1e-6)
     assert found.summary()["complete"] is True
 
 

@@ -1,13 +1,15 @@
 """Small stores of made-up rows, written as an extraction writes them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from densefeat.store.dataset import begin, check_folder, close, finish_part
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, Manifest, PartRecord, Round
+from densefeat.store.reader import Store, open_store
 from densefeat.store.writer import EmbeddingWriter, embedding_schema
 
 SHAPES: dict[str, tuple[int, ...]] = {"block1": (3,), "block2": (5,)}
@@ -59,3 +61,30 @@ def write_store(
     if finished is None:
         close(layout, manifest)
     return features
+
+
+def write_single_store(
+    path: Path,
+    features: Mapping[str, np.ndarray],
+    keys: Sequence[str] | None = None,
+    labels: Sequence[str | None] | None = None,
+    places: Sequence[tuple[int, int]] | None = None,
+    dtype: str = "float32",
+    **provenance: Any,
+) -> Store:
+    """Write features by column, float32 ``(rows, …)``, to one file and open it; keys are ``0.jpg``, … by default."""
+    rows = len(next(iter(features.values())))
+    shapes = {name: values.shape[1:] for name, values in features.items()}
+    schema = embedding_schema(shapes, provenance, dtype, labels is not None, places is not None)
+    columns: dict[str, Sequence[Any]] = {"path": keys or [f"{i}.jpg" for i in range(rows)]}
+    columns |= {"label": labels} if labels is not None else {}
+    columns |= {"width": [1] * rows, "height": [1] * rows}
+    columns |= {"x": [x for x, _ in places], "y": [y for _, y in places]} if places is not None else {}
+    with EmbeddingWriter(path, schema) as writer:
+        for i in range(0, rows, 1000):
+            chunk = slice(i, i + 1000)
+            writer.append(
+                {name: values[chunk] for name, values in columns.items()},
+                {name: values[chunk] for name, values in features.items()},
+            )
+    return open_store(path)

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from densefeat.search.results import Entry
-from densefeat.store.originals import _EDGE, _data_uri, thumbnails
+from densefeat.store.entries import ImageEntry
+from densefeat.store.thumbnails import _EDGE, _encode_thumbnail, make_thumbnails
 
 ONE = {"block1": np.ones((1, 2), np.float32)}
 
@@ -33,8 +33,8 @@ def assert_shows(uri: str, image: Image.Image) -> None:
 
 def test_a_folder_is_read_by_key(make_store, photo_folder: Path) -> None:
     store = make_store(ONE, images=str(photo_folder))
-    wanted = [Entry("china/00.jpg"), Entry("flower/07.jpg", "flower")]
-    made, problem = thumbnails(store, wanted)
+    wanted = [ImageEntry("china/00.jpg"), ImageEntry("flower/07.jpg", "flower")]
+    made, problem = make_thumbnails(store.provenance, wanted)
     assert problem is None
     for entry in wanted:
         assert_shows(made[entry], Image.open(photo_folder / entry.path))
@@ -47,8 +47,8 @@ def test_what_is_missing_broken_or_outside_is_left_out(make_store, photo_folder:
     os.symlink(photo_folder.parent / "outside.jpg", photo_folder / "link.jpg")
     bad = ["bad.jpg", "folder.jpg", "gone.jpg", "../outside.jpg", str(photo_folder.parent / "outside.jpg"), "link.jpg", ""]
     store = make_store(ONE, images=str(photo_folder))
-    made, problem = thumbnails(store, [Entry(path) for path in [*bad, "china/01.jpg"]])
-    assert (list(made), problem) == ([Entry("china/01.jpg")], None)
+    made, problem = make_thumbnails(store.provenance, [ImageEntry(path) for path in [*bad, "china/01.jpg"]])
+    assert (list(made), problem) == ([ImageEntry("china/01.jpg")], None)
 
 
 def test_other_inputs_are_walked_by_key(make_store, photo_folder: Path, tmp_path: Path) -> None:
@@ -57,17 +57,21 @@ def test_other_inputs_are_walked_by_key(make_store, photo_folder: Path, tmp_path
     images[3]["bytes"] = b"x"
     pq.write_table(pa.table({"image": images}), tmp_path / "table.parquet")
     store = make_store(ONE, images=str(tmp_path / "table.parquet"))
-    made, problem = thumbnails(store, [Entry(f"table.parquet#{i}") for i in (8, 3, 1, 99)])
+    made, problem = make_thumbnails(store.provenance, [ImageEntry(f"table.parquet#{i}") for i in (8, 3, 1, 99)])
     assert problem is None
-    assert set(made) == {Entry("table.parquet#8"), Entry("table.parquet#1")}
-    assert_shows(made[Entry("table.parquet#8")], Image.open(photo_folder / paths[8]))
+    assert set(made) == {ImageEntry("table.parquet#8"), ImageEntry("table.parquet#1")}
+    assert_shows(made[ImageEntry("table.parquet#8")], Image.open(photo_folder / paths[8]))
 
 
 def test_tiles_are_cut_out(make_store, photo_folder: Path) -> None:
     tiles = {"tile": 64, "stride": 32, "min_content": 0.5, "max_pixels": 10**6}
     store = make_store(ONE, images=str(photo_folder), tiles=tiles)
-    wanted = [Entry("china/00.jpg", None, 0, 0), Entry("china/00.jpg", None, 576, 363), Entry("flower/06.jpg", None, 96, 32)]
-    made, problem = thumbnails(store, [*wanted, Entry("flower/06.jpg", None, 1, 1)])
+    wanted = [
+        ImageEntry("china/00.jpg", None, 0, 0),
+        ImageEntry("china/00.jpg", None, 576, 363),
+        ImageEntry("flower/06.jpg", None, 96, 32),
+    ]
+    made, problem = make_thumbnails(store.provenance, [*wanted, ImageEntry("flower/06.jpg", None, 1, 1)])
     assert (set(made), problem) == (set(wanted), None)
     for entry in wanted:
         place = (entry.x, entry.y, entry.x + 64, entry.y + 64)
@@ -77,7 +81,7 @@ def test_tiles_are_cut_out(make_store, photo_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("recorded", "images", "problem"),
     [
-        (None, None, "the store does not tell where its images are: give --images"),
+        (None, None, "the store does not say where its images are: give --images"),
         ("/nowhere/at/all", None, "images '/nowhere/at/all': no such"),
         ("s3://bucket/photos", None, "the images were at s3://bucket/photos: give --images to fetch them"),
         ("hf:someone/things:train", None, "the images were at hf:someone/things:train: give --images"),
@@ -86,7 +90,7 @@ def test_tiles_are_cut_out(make_store, photo_folder: Path) -> None:
 )
 def test_no_images_and_why(make_store, recorded: str | None, images: str | None, problem: str) -> None:
     store = make_store(ONE, **({} if recorded is None else {"images": recorded}))
-    made, told = thumbnails(store, [Entry("a.jpg")], images)
+    made, told = make_thumbnails(store.provenance, [ImageEntry("a.jpg")], images)
     assert made == {}
     assert told is not None
     assert told.startswith(problem)
@@ -94,9 +98,9 @@ def test_no_images_and_why(make_store, recorded: str | None, images: str | None,
 
 def test_images_overrides_what_the_store_says(make_store, photo_folder: Path) -> None:
     store = make_store(ONE, images="s3://bucket/photos")
-    made, problem = thumbnails(store, [Entry("china/00.jpg")], photo_folder)
-    assert (list(made), problem) == ([Entry("china/00.jpg")], None)
+    made, problem = make_thumbnails(store.provenance, [ImageEntry("china/00.jpg")], photo_folder)
+    assert (list(made), problem) == ([ImageEntry("china/00.jpg")], None)
 
 
 def test_a_small_image_stays_small() -> None:
-    assert opened(_data_uri(Image.new("RGB", (20, 10)))).size == (20, 10)
+    assert opened(_encode_thumbnail(Image.new("RGB", (20, 10)))).size == (20, 10)

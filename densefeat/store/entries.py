@@ -1,0 +1,33 @@
+"""Rows of a store as people name them: an image's key, its label, a tile's place."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from densefeat.store.reader import Store
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """An image of a store or, of a search, an image file. ``path``: its key, or the file; ``x``, ``y``: of a tile."""
+
+    path: str
+    label: str | None = None
+    x: int | None = None
+    y: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path if self.x is None else f"{self.path}:{self.x},{self.y}"
+
+
+def entry_columns(store: Store) -> list[str]:
+    """Those of ``path``, ``label``, ``x`` and ``y`` that the store has."""
+    return [name for name in ("path", "label", "x", "y") if name in store.schema.names]
+
+
+def read_entries(store: Store, rows: np.ndarray) -> dict[int, ImageEntry]:
+    """Read the entries of some rows, by row number, each once; rows of -1 are left out. The columns are read whole."""
+    distinct = np.unique(rows[rows >= 0])
+    columns = {name: store.column(name).take(distinct).to_pylist() for name in entry_columns(store)}
+    return {int(row): ImageEntry(**{name: values[i] for name, values in columns.items()}) for i, row in enumerate(distinct)}

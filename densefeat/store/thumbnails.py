@@ -1,0 +1,129 @@
+"""The images behind a store's rows, as thumbnails."""
+
+import base64
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+
+from densefeat.errors import DensefeatError
+from densefeat.images import Decoded, Files, LocalFolder, Selected, Source, TiledSource, is_remote, open_image, open_source
+from densefeat.store.entries import ImageEntry
+
+_EDGE = 160  # pixels
+_QUALITY = 80
+_BATCH = 32  # images that are read and decoded at a time
+_Picture = TypeVar("_Picture")
+
+
+class Decodable(Protocol):
+    """An image or a tile that can be decoded; None: a tile without content."""
+
+    def decode(self) -> Decoded | None: ...
+
+
+def make_thumbnails(
+    provenance: dict[str, Any], entries: Iterable[ImageEntry], images: str | Path | None = None
+) -> tuple[dict[ImageEntry, str], str | None]:
+    """Return JPEG data URIs of the entries whose image can be read and, where no image can be read at all, the reason.
+
+    Args:
+        provenance: That of the store.
+        images: Where the images are, as in :func:`densefeat.images.sources.open_source`; None: where the job that made the
+            store found them, unless that is on a network: nothing is fetched from an address that only a file names.
+    """
+    return make_pictures(provenance, entries, images, _make_thumbnail)
+
+
+def make_pictures(
+    provenance: dict[str, Any],
+    entries: Iterable[ImageEntry],
+    images: str | Path | None,
+    make: Callable[[Decodable], _Picture | None],
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[dict[ImageEntry, _Picture], str | None]:
+    """Do as :func:`make_thumbnails`, with another function that makes an entry's picture; several images at a time."""
+    place = provenance.get("images") if images is None else str(images)
+    if place is None:
+        return {}, "the store does not say where its images are: give --images"
+    options = provenance.get("input_options", {}) if images is None else {}
+    for address in (place, options.get("base") or ""):
+        if images is None and is_remote(address):
+            return {}, f"the images were at {address}: give --images to fetch them"
+    distinct = set(entries)
+    pictures: dict[ImageEntry, _Picture] = {}
+    try:
+        source = _open_images(place, {entry.path for entry in distinct}, options)
+        items = _find_items(source, distinct, provenance.get("tiles"))
+        with ThreadPoolExecutor() as pool:
+            while batch := list(islice(items, _BATCH)):
+                made = pool.map(make, (item for _, item in batch))
+                pictures |= {entry: picture for (entry, _), picture in zip(batch, made, strict=True) if picture is not None}
+                progress(len(batch))
+    except DensefeatError as error:
+        return pictures, str(error)
+    return pictures, None
+
+
+def _open_images(place: str, keys: set[str], options: dict[str, Any]) -> Source:
+    """Open the images with these keys; a folder is not listed for that.
+
+    ``options``: the other arguments of open_source. Raises UsageError as open_source does, or for a stream without a length.
+    """
+    names = pa.array(sorted(key.encode() for key in keys), pa.large_binary())
+    if os.path.isdir(place) and not os.path.exists(os.path.join(place, "dataset_info.json")):
+        return Files(LocalFolder(os.path.realpath(place), bool(options.get("follow_links"))), names)
+    source = open_source(place, **options)
+    positions = pc.index_in(names, source.keys()).drop_null()
+    return Selected(source, np.sort(positions.to_numpy()))
+
+
+def _find_items(source: Source, entries: set[ImageEntry], tiles: dict | None) -> Iterator[tuple[ImageEntry, Decodable]]:
+    """Yield the entries with the image or tile of each. ``tiles``: the store's ``tile`` and ``stride``, if it has tiles."""
+    by_place = {(entry.path, entry.x, entry.y): entry for entry in entries}
+    view = TiledSource(source, tiles["tile"], tiles["stride"]) if tiles and source.length else source
+    for item in view.items(0, view.length or 0):
+        entry = by_place.get((item.key, getattr(item, "x", None), getattr(item, "y", None)))
+        if entry is not None:
+            yield entry, item
+
+
+def _make_thumbnail(item: Decodable) -> str | None:
+    """Return a data URI; None if the image cannot be decoded, for whatever reason: the page shows the others."""
+    try:
+        decoded = item.decode()
+        return None if decoded is None else _encode_thumbnail(decoded.pixels)
+    except Exception:
+        return None
+
+
+def make_file_thumbnail(path: str) -> str | None:
+    """Return the data URI of an image file's thumbnail; None if it cannot be decoded."""
+    try:
+        return _encode_thumbnail(open_image(path, "pillow"))
+    except DensefeatError:
+        return None
+
+
+def _encode_thumbnail(pixels: Image.Image | torch.Tensor) -> str:
+    """Return RGB pixels as the data URI of a JPEG of at most ``_EDGE`` pixels a side."""
+    file = io.BytesIO()
+    shrink_image(pixels, _EDGE).save(file, "JPEG", quality=_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def shrink_image(pixels: Image.Image | torch.Tensor, edge: int) -> Image.Image:
+    """Return an RGB image of at most ``edge`` pixels a side. ``pixels``: an image, or uint8 ``(3, H, W)``."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image = image.convert("RGB")  # a copy: thumbnail works in place
+    image.thumbnail((edge, edge), Image.Resampling.LANCZOS, reducing_gap=3)
+    return image
