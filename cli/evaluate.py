@@ -1,70 +1,73 @@
 """``densefeat evaluate``."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from densefeat import base, evaluation
 from densefeat.base import printable
+from densefeat_cli.options import (
+    PATH,
+    epilog,
+    label_column_option,
+    labelled_option,
+    model_argument,
+    training_device_option,
+    weights_option,
+)
+from densefeat_cli.output import print_table, write_json
 
-_TOP = {"top1": "top-1 %", "top5": "top-5 %"}  # of one class an image
+_SINGLE_LABEL = {"top1": "top-1 %", "top5": "top-5 %"}
+_MULTI_LABEL = {"map": "mAP %", "auroc": "AUROC", "macro_f1": "macro F1 %"}
 
 
-@click.command(epilog="Example: densefeat evaluate runs/imagenet_densenet121 --data imagenet/val --crops 10")
-@click.argument("model")
-@click.option("--data", required=True, help="A folder of classes, Parquet or tar files, or CIFAR's or SVHN's own folder.")
-@click.option("--weights", type=click.Path(path_type=Path), help="A checkpoint file of your own for MODEL.")
-@click.option("--crops", type=click.Choice(["1", "10"]), default="1", show_default=True, help="10: corners, centre, mirrored.")
-@click.option("--image-size", type=click.IntRange(32), help="Side of a crop, pixels.  [default: the weights' own]")
+@click.command(epilog=epilog("evaluate runs/imagenet_densenet121 --data imagenet/val --crops 10"))
+@model_argument
+@labelled_option()
+@weights_option
+@click.option("--crops", type=click.Choice(["1", "10"]), default="1", show_default=True,
+              help="10: corners and centre, each mirrored.")  # fmt: skip
+@click.option("--image-size", type=click.IntRange(32), help="Pixels of a crop's side.  [default: the weights' own]")
 @click.option("--crop-pct", type=float, help="Share of the resized image that a crop keeps.  [default: the weights' own]")
-@click.option("--label-column", help="Of Parquet files (default: label), or the extension of tar members (default: cls).")
-@click.option("--device", help="cpu, cuda, cuda:1.  [default: a GPU where there is one]")
+@label_column_option()
+@training_device_option
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode.")
-@click.option("--per-class", is_flag=True, help="A row for each class, worst first.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything there, too.")
-def evaluate(
-    model: str, data: str, weights: Path | None, crops: str, image_size: int | None, crop_pct: float | None,
-    label_column: str | None, device: str | None, workers: int, per_class: bool, json_file: Path | None,
-) -> None:  # fmt: skip
-    """Top-1 and top-5 accuracy of MODEL, a name of densefeat models or timm's, or the folder of a run.
+@click.option("--per-class", is_flag=True, help="Also print a row for each class, worst first.")
+@click.option("--json", "json_file", type=PATH, help="JSON file to write, with everything measured.")
+def evaluate_command(
+    model: str, data: str, crops: str, device: str | None, per_class: bool, json_file: Path | None, **options: Any
+) -> None:
+    """Measure the top-1 and top-5 accuracy of MODEL: a name of `densefeat models`, any timm model, or a run's folder.
 
-    Of a run with several labels an image: mean average precision.
+    For a run with several labels an image: mean average precision.
     """
-    import json
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from densefeat.base import atomic_file, check_target, choose_device, progress_bar
-    from densefeat.evaluation import evaluate
-
     if json_file is not None:
-        check_target(json_file)
-    with progress_bar("evaluating", None) as advance:
-        result = evaluate(
-            model, data, weights=weights, crops=int(crops), image_size=image_size, crop_pct=crop_pct,
-            label_column=label_column, device=str(choose_device(device)), workers=workers, advance=advance,
-        ).to_json()  # fmt: skip
+        base.check_target(json_file)
+    with base.progress_bar("evaluating", None) as advance:
+        result = evaluation.evaluate(
+            model, data, crops=int(crops), device=str(base.choose_device(device)), advance=advance, **options
+        ).to_json()
     if json_file is not None:
-        with atomic_file(json_file) as beside:
-            beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    shown = {"map": "mAP %", "auroc": "AUROC", "macro_f1": "macro F1 %"} if "map" in result else _TOP
-    if len(result["per_class"]) <= 5:
-        shown = {name: title for name, title in shown.items() if name != "top5"}
-    rows = [{"class": "all", **result}]
-    if per_class:
-        rows += sorted((row for row in result["per_class"] if row["images"]), key=lambda row: row[next(iter(shown))])
-    table = Table(box=None, pad_edge=False)
-    for column in ("class" if per_class else printable(model), "images", *shown.values()):
-        table.add_column(Text(column))
-    for row in rows:
-        numbers = ("" if row[name] is None else f"{row[name]:.2f}" for name in shown)
-        table.add_row(Text(printable(str(row["class"]))), f"{row['images']:,}", *numbers)
-    console = Console()
-    console.width = console.width if console.is_terminal else 160
-    console.print(table)
+        write_json(json_file, result)
+    _print_scores(result, model, per_class)
     left_out = len(result["unread"]) + result["unlabelled"]
     if left_out:
         first = result["unread"][0] if result["unread"] else {}
         reason = printable(f", the first: {first['key']}: {first['reason']}") if first else ""
         click.echo(f"left out: {result['unlabelled']} without a label, {len(result['unread'])} unreadable{reason}", err=True)
+
+
+def _print_scores(result: dict[str, Any], model: str, per_class: bool) -> None:
+    scores = _MULTI_LABEL if "map" in result else _SINGLE_LABEL
+    if len(result["per_class"]) <= 5:
+        scores = {name: title for name, title in scores.items() if name != "top5"}
+    rows = [{"class": "all", **result}]
+    if per_class:
+        rows += sorted((row for row in result["per_class"] if row["images"]), key=lambda row: row[next(iter(scores))])
+    cells = [
+        [str(row["class"]), f"{row['images']:,}", *("" if row[name] is None else f"{row[name]:.2f}" for name in scores)]
+        for row in rows
+    ]
+    numbers = ["images", *scores.values()]
+    print_table(["class" if per_class else model, *numbers], cells, right=numbers)

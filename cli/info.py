@@ -2,57 +2,41 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from densefeat.base import printable
+from densefeat import store as stores
+from densefeat_cli.options import epilog, store_argument
+from densefeat_cli.output import print_facts, print_table
 
-if TYPE_CHECKING:
-    from rich.table import Table
 
-
-@click.command(epilog="Example: densefeat info embeddings/")
-@click.argument("store", type=click.Path(path_type=Path))
+@click.command(epilog=epilog("info embeddings/"))
+@store_argument
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def info(store: Path, style: str) -> None:
-    """Rows, failures, blocks, sizes and provenance of a store, a folder or a single file; of an unfinished one what is done."""
-    from densefeat.store import describe_store
-
-    found = describe_store(store)
+def info_command(store: Path, style: str) -> None:
+    """Show rows, failures, blocks, sizes and provenance of a STORE, a folder or a single file, finished or not."""
+    summary = stores.describe_store(store)
     if style == "json":
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(summary, indent=1))
         return
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.width = console.width if console.is_terminal else 160
-    console.print(_summary(found))
-    if found["vectors"]:
-        console.print(_vectors(found))
-
-
-def _summary(found: dict[str, Any]) -> "Table":
-    """Names and values, as plain text: what a store says is no markup."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in [*_counts(found), *_flattened(found["provenance"])]:
-        table.add_row(Text(printable(name)), Text(printable(value)))
-    return table
+    print_facts([*_count_facts(summary), *_flatten(summary["provenance"])])
+    if summary["vectors"]:
+        rows = [
+            [name, "×".join(map(str, vector["shape"])), vector["dtype"], _format_bytes(vector["memory_bytes"])]
+            for name, vector in summary["vectors"].items()
+        ]
+        print_table(["vectors", "shape", "dtype", "in memory"], rows)
 
 
-def _counts(found: dict[str, Any]) -> list[tuple[str, str]]:
-    parts = f"folder, parts: {found['parts']}" if found["kind"] == "folder" else "single file"
-    lines = [("store", f"{found['path']} ({parts})")]
-    if not found["complete"]:
-        of = "" if found["total"] is None else f" of {found['total']:,}"
-        lines.append(("unfinished", f"{found['done']:,}{of} done; the same densefeat extract goes on from there"))
-    lines.append(("rows", f"{found['rows']:,}"))
-    failures = found["failures"]
+def _count_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    parts = f"folder, parts: {summary['parts']}" if summary["kind"] == "folder" else "single file"
+    lines = [("store", f"{summary['path']} ({parts})")]
+    if not summary["complete"]:
+        total = "" if summary["total"] is None else f" of {summary['total']:,}"
+        lines.append(("unfinished", f"{summary['done']:,}{total} done; the same densefeat extract continues from there"))
+    lines.append(("rows", f"{summary['rows']:,}"))
+    failures = summary["failures"]
     stages = ", ".join(f"{stage} {count:,}" for stage, count in failures["by_stage"].items())
     lines.append(("failures", f"{failures['count']:,}" + (f" ({stages})" if stages else "")))
     for failure in failures["first"]:
@@ -60,40 +44,32 @@ def _counts(found: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("", f"{failure['path']}{place}: {failure['stage']}: {failure['reason']}"))
     if failures["count"] > len(failures["first"]):
         lines.append(("", f"and {failures['count'] - len(failures['first']):,} more"))
-    if found["skipped"]:
-        lines.append(("skipped", f"{found['skipped']:,} tiles without enough content"))
-    if found["removed"]:
-        lines.append(("removed", f"{found['removed']:,} images with rows here are no longer in the input"))
-    lines.append(("columns", ", ".join(found["columns"])))
-    lines.append(("size", f"{_size(found['disk_bytes'])} on disk, {_size(found['memory_bytes'])} of vectors in memory"))
+    if summary["skipped"]:
+        lines.append(("skipped", f"{summary['skipped']:,} tiles without enough content"))
+    if summary["removed"]:
+        lines.append(("removed", f"{summary['removed']:,} images with rows here are no longer in the input"))
+    lines.append(("columns", ", ".join(summary["columns"])))
+    lines.append(
+        (
+            "size",
+            f"{_format_bytes(summary['disk_bytes'])} on disk, {_format_bytes(summary['memory_bytes'])} of vectors in memory",
+        )
+    )
     return lines
 
 
-def _flattened(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A line for each value; what the other lines say (shapes, format) and what is not set is left out."""
+def _flatten(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return a fact for each value, without shapes and format, which other lines show, and without what is not set."""
     lines = []
     for name, value in provenance.items():
         if isinstance(value, dict) and name != "shapes":
-            lines += _flattened(value, f"{prefix}{name} ")
+            lines += _flatten(value, f"{prefix}{name} ")
         elif value is not None and name not in ("shapes", "format_version"):
             lines.append((prefix + name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return lines
 
 
-def _vectors(found: dict[str, Any]) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("vectors", "shape", "dtype", "in memory"):
-        table.add_column(column)
-    for name, vector in found["vectors"].items():
-        shape = "×".join(map(str, vector["shape"]))
-        table.add_row(Text(printable(name)), shape, vector["dtype"], _size(vector["memory_bytes"]))
-    return table
-
-
-def _size(count: float) -> str:
+def _format_bytes(count: float) -> str:
     if count < 1000:
         return f"{count:.0f} bytes"
     for unit in ("kB", "MB", "GB"):

@@ -1,70 +1,61 @@
-"""``densefeat``: the group of commands, and how errors reach the person."""
+"""``densefeat``: the group of commands, and how errors are shown."""
 
+import importlib
 import logging
 import os
 import sys
-from importlib.metadata import version as installed_version
 
 import click
 
-from densefeat_cli.bench import bench
-from densefeat_cli.convert import convert
-from densefeat_cli.evaluate import evaluate
-from densefeat_cli.export import export
-from densefeat_cli.extract import extract
-from densefeat_cli.finetune import finetune
-from densefeat_cli.info import info
-from densefeat_cli.map import map_
-from densefeat_cli.models import models
-from densefeat_cli.predict import predict
-from densefeat_cli.probe import probe
-from densefeat_cli.recipes import recipes
-from densefeat_cli.report import report
-from densefeat_cli.search import search
-from densefeat_cli.train import train
+from densefeat.errors import DensefeatError
+from densefeat_cli.options import epilog
+
+_COMMANDS = (
+    "bench", "convert", "evaluate", "export", "extract", "finetune", "info", "map", "models", "predict", "probe", "recipes",
+    "report", "search", "train",
+)  # fmt: skip
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
-@click.version_option(installed_version("densefeat"))
+class _LazyGroup(click.Group):
+    """A group that imports the file of a command when the command is called: ``NAME_command`` of ``NAME.py``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"densefeat_cli.{cmd_name}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    epilog=epilog("extract --images photos/ --out embeddings/"),
+)
+@click.version_option(package_name="densefeat")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def densefeat(debug: bool) -> None:
-    """Image embeddings from every block of DenseNet and DelugeNet.
-
-    Example: densefeat extract --images photos/ --out embeddings/
-    """
+    """Image embeddings from every block of DenseNet and DelugeNet."""
 
 
-densefeat.add_command(extract)
-densefeat.add_command(models)
-densefeat.add_command(info)
-densefeat.add_command(convert)
-densefeat.add_command(search)
-densefeat.add_command(probe)
-densefeat.add_command(finetune)
-densefeat.add_command(train)
-densefeat.add_command(evaluate)
-densefeat.add_command(predict)
-densefeat.add_command(recipes)
-densefeat.add_command(map_)
-densefeat.add_command(report)
-densefeat.add_command(export)
-densefeat.add_command(bench)
-
-
-class Told(logging.Handler):
-    """What densefeat logs, as lines for the person; where nobody watches, warnings alone."""
+class _StderrHandler(logging.Handler):
+    """A handler that shows densefeat's log records as lines on stderr: all on a terminal, elsewhere only warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        watched = record.levelno >= logging.WARNING or sys.stderr.isatty()
-        if watched and os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+        shown = record.levelno >= logging.WARNING or sys.stderr.isatty()
+        if shown and os.environ.get("RANK", "0") == "0":  # under torchrun only the first process prints
             click.echo(f"densefeat: {record.getMessage()}", err=True)
 
 
 def main() -> None:
-    """Run the command line; exit code 0, 1 for failure, 2 for wrong use, 130 for Ctrl-C. Errors are one line."""
+    """Run the command line and exit: 0 for success, 1 for failure, 2 for wrong use, 130 for Ctrl-C. Errors are one line."""
     log = logging.getLogger("densefeat")
     log.setLevel(logging.INFO)
-    log.handlers = [Told()]
+    log.handlers = [_StderrHandler()]
     try:
         sys.exit(densefeat.main(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -72,18 +63,16 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code, error)
-    except (click.Abort, KeyboardInterrupt) as interrupt:
-        told = interrupt.__context__ if isinstance(interrupt, click.Abort) else interrupt  # click turns the one into the other
-        click.echo(f"densefeat: {str(told) or 'interrupted'}", err=True)
-        sys.exit(getattr(told, "exit_code", 130))
+    except (click.Abort, KeyboardInterrupt) as error:
+        interrupt = error.__context__ if isinstance(error, click.Abort) else error  # click turns the second into the first
+        click.echo(f"densefeat: {str(interrupt) or 'interrupted'}", err=True)
+        sys.exit(getattr(interrupt, "exit_code", 130))
+    except DensefeatError as error:
+        _fail(str(error), error.exit_code, error)
     except Exception as error:
-        from densefeat.errors import DensefeatError  # late: importing densefeat takes seconds
-
-        if isinstance(error, DensefeatError):
-            _fail(str(error), error.exit_code, error)
-        if type(error).__name__ == "OutOfMemoryError":
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; torch may not have been imported
             _fail(f"out of memory: try a smaller --batch-size ({error})", 1, error)
-        _fail(f"{type(error).__name__}: {error} (a bug: run again with --debug and report it)", 1, error)
+        _fail(f"{type(error).__name__}: {error} (this is a bug: run again with --debug and report it)", 1, error)
 
 
 def _fail(message: str, exit_code: int, error: BaseException) -> None:

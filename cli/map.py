@@ -5,32 +5,32 @@ from typing import Any
 
 import click
 
-from densefeat.base import printable
+from densefeat import map as maps
+from densefeat import store as stores
+from densefeat_cli.options import PATH, current_images_option, epilog, out_option, store_argument
+from densefeat_cli.output import print_note
 
 
-@click.command("map", epilog="Example: densefeat map embeddings/ --out map.html")
-@click.argument("store", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Page to write; beside it its points, as .parquet.")
+@click.command(epilog=epilog("map embeddings/ --out map.html"))
+@store_argument
+@out_option("Page to write; its points are written beside it, as .parquet.")
 @click.option("--method", type=click.Choice(["pca", "umap", "tsne"]), default="pca", show_default=True,
               help="Projection of each block; umap needs densefeat[umap].")  # fmt: skip
-@click.option("--images", help="Where the images are now.  [default: where the store's job found them]")
-@click.option("--probe", type=click.Path(path_type=Path), help="Folder of densefeat probe: colours by right and wrong.")
-@click.option(
-    "--labels", type=click.Path(path_type=Path), metavar="FILE.csv", help="Of path,label.  [default: the store's own]"
-)
-@click.option("--label-column", metavar="NAME", help="Other than label.")
+@current_images_option
+@click.option("--probe", type=PATH, help="Folder of densefeat probe: colours by right and wrong.")
+@click.option("--labels", type=PATH, metavar="FILE.csv", help="CSV file of path,label.  [default: the store's own labels]")
+@click.option("--label-column", metavar="NAME", help="Column with the labels.  [default: label]")
 @click.option("--clusters", "cluster_count", type=click.IntRange(1), default=10, show_default=True,
-              help="Of k-means on the last block.")  # fmt: skip
-@click.option("--pool", help="Of a store with several: avg, max, gem.  [default: its first]")
-def map_(store: Path, out: Path, **options: Any) -> None:
-    """A STORE as one page: every block's features as points, with thumbnails, labels and search.
+              help="Clusters of k-means on the last block.")  # fmt: skip
+@click.option("--pool", help="Pooling to show of a store with several: avg, max, gem.  [default: its first]")
+def map_command(store: Path, out: Path, **options: Any) -> None:
+    """Show a STORE as one page: every block's features as points, with thumbnails, labels and search.
 
-    The page needs no network and nothing beside it. Of more than 20,000 rows it shows 20,000.
+    The page needs no network connection and no other file. It shows 20,000 rows at most.
     """
-    import densefeat
-    from densefeat.map import write_map
-
-    made = write_map(densefeat.open_store(store), out, progress=True, **options)
-    for note in made.notes:
-        click.echo("densefeat: " + printable(note), err=True)
-    click.echo(f"wrote {made.page} and {made.table}: {made.points:,} point{'' if made.points == 1 else 's'}", err=True)
+    opened = stores.open_store(store)
+    result = maps.write_map(opened, out, progress=True, **options)
+    for note in result.notes:
+        print_note(note)
+    points = f"{result.points:,} point{'' if result.points == 1 else 's'}"
+    click.echo(f"wrote {result.page} and {result.table}: {points}", err=True)

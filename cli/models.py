@@ -2,23 +2,17 @@
 
 import click
 
+from densefeat import loading
+from densefeat_cli.options import epilog
+from densefeat_cli.output import print_table
 
-@click.command(epilog="Example: densefeat models '*121*'")
+
+@click.command(epilog=epilog("models '*121*'"))
 @click.argument("pattern", default="*")
-def models(pattern: str) -> None:
-    """Table of the networks: parameters, channels of each block, input, weights by tag (the default first), where they are."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from densefeat.loading import list_networks
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "parameters", "block channels", "input", "tag", "licence", "weights"):
-        table.add_column(
-            column, justify="right" if column == "parameters" else "left", overflow="fold", no_wrap=column == "name"
-        )
-    for network in list_networks(pattern):
-        table.add_row(
+def models_command(pattern: str) -> None:
+    """List the networks: parameters, channels of each block, input, weights by tag (the default first) and where they are."""
+    rows = [
+        [
             network.name,
             f"{network.parameters:,}",
             " ".join(map(str, network.block_channels)),
@@ -26,7 +20,8 @@ def models(pattern: str) -> None:
             network.tag or "-",
             network.licence or "-",
             network.weights or "none published",
-        )
-    console = Console()
-    console.width = console.width if console.is_terminal else 160
-    console.print(table)
+        ]
+        for network in loading.list_networks(pattern)
+    ]
+    headings = ["name", "parameters", "block channels", "input", "tag", "licence", "weights"]
+    print_table(headings, rows, right=["parameters"], whole=["name"])

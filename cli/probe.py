@@ -1,69 +1,72 @@
 """``densefeat probe``."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from densefeat_cli.printable import printable
+from densefeat import images as inputs
+from densefeat import labels as labelling
+from densefeat import probe as probing
+from densefeat import sgd_probe
+from densefeat.base import printable
+from densefeat_cli.options import PATH, epilog, image_size_option, model_option, out_option, pool_option, weights_option
+from densefeat_cli.output import fits_terminal, print_note, print_table
 
 if TYPE_CHECKING:
-    from densefeat.probe import Probed, Table
+    from densefeat.probe import Probed
 
-_OF_IMAGES = ("model", "weights", "image_size", "pool", "device", "batch_size", "workers")
+_EXTRACTION_OPTIONS = ("model", "weights", "image_size", "pool", "device", "batch_size", "workers")
 
 
-@click.command(epilog="Example: densefeat probe embeddings/ --out probe/, or: densefeat probe --images photos/ --out probe/")
-@click.argument("store", required=False, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for results, charts, page and probe.")
-@click.option("--images", help="What to extract a store from, in OUT/features; with STORE: where its images are now.")
+@click.command(epilog=epilog("probe embeddings/ --out probe/", "probe --images photos/ --out probe/"))
+@click.argument("store", required=False, type=PATH)
+@out_option("Folder to write: results, charts, page and probe.")
+@click.option("--images", help="Images to extract features from, into OUT/features; with STORE: where its images are now.")
 @click.option("--test", help="Store (or, with --images, images) to test on.  [default: a fifth of the rows]")
 @click.option("--protocol", type=click.Choice(["logreg", "knn", "ridge", "sgd"]),
               help="sgd: on augmented --images.  [default: logreg, for numbers ridge]")  # fmt: skip
-@click.option("--standardize", is_flag=True, help="Of logreg: features by their mean and deviation over the training rows.")
+@click.option("--standardize", is_flag=True, help="For logreg: scale features by mean and deviation over the training rows.")
 @click.option("--labels", metavar="folder|FILE.csv", help="class/image.jpg, or a CSV of path,label.  [default: the store's own;"
-              " of a folder of images: folder]")  # fmt: skip
-@click.option("--label-column", metavar="NAME", help="Other than label.")
+              " for a folder of images: folder]")  # fmt: skip
+@click.option("--label-column", metavar="NAME", help="Column with the labels.  [default: label]")
 @click.option("--task", type=click.Choice(["auto", "single", "multi", "regression"]), default="auto", show_default=True,
               help="multi: labels a|b; auto: by the labels.")  # fmt: skip
-@click.option("--split-column", metavar="NAME", help="Of the CSV or the store: train, val, test.")
-@click.option("--group-column", metavar="NAME", help="Rows of one value, as a patient, stay on one side.")
+@click.option("--split-column", metavar="NAME", help="Column of the CSV or the store that says train, val or test.")
+@click.option("--group-column", metavar="NAME", help="Column whose equal values, such as a patient's, stay on one side.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--model", help="Of --images: a name of `densefeat models`, or any timm model.  [default: densefeat_densenet121]")
-@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint file instead of the published weights.")
-@click.option("--image-size", type=int, help="Pixels of the square input.  [default: the weights' own]")
-@click.option("--pool", help="avg, max, gem; or several: avg,max.  [default: avg]")
-@click.option("--device", help="auto, cpu, cuda, cuda:N, mps.  [default: auto]")
+@model_option(purpose="For --images: ", note="  [default: densefeat_densenet121]")
+@weights_option
+@image_size_option
+@pool_option(default=None)
+@click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]")
 @click.option("--batch-size", type=click.IntRange(1), help="Images a pass.")
 @click.option("--workers", type=int, help="Threads that read and decode.")
-@click.option("--epochs", type=click.IntRange(1), help="Of sgd.")
-def probe(store: Path | None, out: Path, images: str | None, protocol: str | None, **options: Any) -> None:
-    """Which block's features serve the labels, how good they can get, and the model: heads on a STORE, or on images.
+@click.option("--epochs", type=click.IntRange(1), help="For sgd: passes over the images.")
+def probe_command(store: Path | None, out: Path, images: str | None, protocol: str | None, **options: Any) -> None:
+    """Find which block's features predict the labels best: fit heads on a STORE, or on images.
 
-    A head for each block, for the best blocks together, and for all; chosen on validation rows, told of on test rows that
-    nothing was chosen by. OUT gets results.json, report.html, charts, predictions.csv, and probe.safetensors.
+    A head for each block, for the best blocks together, and for all: selected on validation rows, reported on test rows. OUT
+    gets results.json, report.html, charts, predictions.csv, and probe.safetensors.
     """
     _check_input(store, images, protocol, options)
-    given = {name: value for name, value in options.items() if value is not None}
+    chosen = {name: value for name, value in options.items() if value is not None}
     if protocol == "sgd":
-        _by_descent(str(images), out, given)
+        _probe_by_sgd(str(images), out, chosen)
         return
-    from densefeat.probe import probe as run
-
-    for name in _OF_IMAGES:
+    for name in (*_EXTRACTION_OPTIONS, "epochs"):
         options.pop(name)
-    options.pop("epochs")
     if store is None:
-        options |= _of_images(str(images), out, given)
+        options |= _extract(str(images), out, chosen)
         store, images = options.pop("store"), None
-    _show(run(store, out, images=images, protocol=protocol, **options))
+    _show(probing.probe(store, out, images=images, protocol=protocol, **options))
 
 
 def _check_input(store: Path | None, images: str | None, protocol: str | None, options: dict[str, Any]) -> None:
+    """Raise UsageError for what does not exist, and for options that do not go together."""
     if store is None and images is None:
-        raise click.UsageError("give a STORE of densefeat extract, or --images to make one from")
+        raise click.UsageError("give a STORE of densefeat extract, or --images to extract features from")
     if protocol == "sgd":
         if options["standardize"]:
             raise click.UsageError("--standardize is for --protocol logreg")
@@ -71,83 +74,58 @@ def _check_input(store: Path | None, images: str | None, protocol: str | None, o
             raise click.UsageError("--protocol sgd learns from augmented images: give --images, and no STORE")
         if options["task"] == "regression":
             raise click.UsageError("--task regression is not for --protocol sgd: use ridge")
-        return
-    if options["epochs"] is not None:
-        raise click.UsageError("--epochs is for --protocol sgd")
-    if store is not None:
-        if given := [name for name in _OF_IMAGES if options[name] is not None]:
-            raise click.UsageError(f"--{given[0].replace('_', '-')} is for --images alone: a STORE has its features")
-        if options["labels"] == "folder":
-            raise click.UsageError("--labels folder is for --images: give --labels FILE.csv, or none for the store's own")
+    else:
+        if options["epochs"] is not None:
+            raise click.UsageError("--epochs is for --protocol sgd")
+        if store is not None:
+            if extraction := [name for name in _EXTRACTION_OPTIONS if options[name] is not None]:
+                raise click.UsageError(f"--{extraction[0].replace('_', '-')} is only for --images: a STORE has its features")
+            if options["labels"] == "folder":
+                raise click.UsageError("--labels folder is for --images: give --labels FILE.csv, or none for the store's own")
+    if store is None:
+        for text in (images, options["test"]):
+            if text is not None:
+                inputs.check_input(text)
 
 
-def _by_descent(images: str, out: Path, given: dict[str, Any]) -> None:
-    from densefeat.sgd_probe import probe_images
-
-    given.pop("standardize")
-    if "pool" in given:
-        given["pools"] = given.pop("pool")
-    probed = probe_images(images, out, **given)
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+def _probe_by_sgd(images: str, out: Path, chosen: dict[str, Any]) -> None:
+    chosen.pop("standardize")
+    if "pool" in chosen:
+        chosen["pools"] = chosen.pop("pool")
+    probed = sgd_probe.probe_images(images, out, **chosen)
+    if os.environ.get("RANK", "0") == "0":  # under torchrun only the first process prints
         _show(probed)
 
 
-def _of_images(images: str, out: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The store and test store of images, made now as far as they are not there, and how to find labels for them."""
-    from densefeat.probe import FEATURES, extract_images, labels_of, reading_of
-
-    settings = {name: given[name] for name in _OF_IMAGES if name in given}
-    labels = given.get("labels"), given.get("label_column")
-    click.echo(f"densefeat: features of {printable(images)} to {printable(str(out / FEATURES))}", err=True)
-    store, *others = extract_images(
-        images, given.get("test"), out, given.get("labels"), **settings, **reading_of(images, *labels)
+def _extract(images: str, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Extract stores of the images and the test images, as far as it is not done; return them and where their labels are."""
+    settings = {name: chosen[name] for name in _EXTRACTION_OPTIONS if name in chosen}
+    labels = chosen.get("labels"), chosen.get("label_column")
+    print_note(f"features of {images} to {out / probing.FEATURES}")
+    store, *others = probing.extract_images(
+        images, chosen.get("test"), out, chosen.get("labels"), **settings, **probing.source_options(images, *labels)
     )
-    found = {"store": store, "test": others[0] if others else None, "labels": None, "label_column": None}
-    return found | labels_of(*labels)
+    stores = {"store": store, "test": others[0] if others else None, "labels": None, "label_column": None}
+    return stores | probing.label_options(*labels)
 
 
 def _show(probed: "Probed") -> None:
-    """Tables on stdout; what was found odd, and where everything is, on stderr."""
-    from densefeat.labels import format_remarks
-    from densefeat.probe import cells, few_shot_cells
-
+    """Print tables on stdout; remarks, and where everything is, on stderr."""
     results = probed.results
-    for line in [*format_remarks(results["labels"]), *results["notes"]]:
-        click.echo("densefeat: " + printable(line), err=True)
-    marked = [candidate["name"] == results["best"] for candidate in results["candidates"]]
-    wide, narrow = cells(results), cells(results, narrow=True)
-    _print_table(*(wide if _fits_terminal(wide) else narrow), marked)
+    for line in [*labelling.format_remarks(results["labels"]), *results["notes"]]:
+        print_note(line)
+    best = [number for number, candidate in enumerate(results["candidates"]) if candidate["name"] == results["best"]]
+    wide, narrow = probing.candidate_table(results), probing.candidate_table(results, narrow=True)
+    headings, rows = wide if fits_terminal(*wide) else narrow
+    print_table(headings, rows, right=headings[1:], bold=best)
+    click.echo()
     if results["few_shot"]:
-        _print_table(*few_shot_cells(results))
+        headings, rows = probing.few_shot_table(results)
+        print_table(headings, rows, right=headings[1:])
+        click.echo()
     click.echo(f"best: {printable(results['best'])} (by the validation rows; brackets: 95 % intervals on the test rows)")
     if results["comparison"]:
         click.echo(printable(results["comparison"]["told"]))
     if not (probed.path / "blocks.png").exists():
-        click.echo("densefeat: no charts: they need matplotlib (pip install matplotlib)", err=True)
+        print_note("no charts: they need matplotlib (pip install matplotlib)")
     click.echo(f"{'already there' if probed.done_before else 'wrote'}: {probed.path / 'report.html'}", err=True)
-
-
-def _fits_terminal(table: "Table") -> bool:
-    from rich.console import Console
-
-    console, (headings, rows) = Console(), table
-    widths = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
-    return not console.is_terminal or sum(widths) + 2 * len(headings) <= console.width
-
-
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
-    for number, row in enumerate(rows):
-        style = "bold" if number < len(marked) and marked[number] else ""
-        table.add_row(*(Text(printable(cell), style) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 40 * len(headings)
-    console.print(table)
-    click.echo()

@@ -64,15 +64,55 @@ def open_source(
     if labels not in (None, "folder"):
         raise UsageError(f"labels {labels!r}: only 'folder' is known, the first folder of each key")
     text = os.fspath(images)
-    if not text:
-        raise UsageError("images '': the name of the input is empty")
-    if text.startswith("hf:") and not text.startswith("hf://"):
+    _check_not_empty(text)
+    if _names_hub(text):
         options.only(text, "a data set", "label_column", "image_column")
         return open_hub(text, image_column, label_column)
     address = address_of(text)
     if address.is_folder():
         return _source_of_folder(address, options)
     return _source_of_files(address, options)
+
+
+def check_input(images: str | Path) -> None:
+    """Raise the UsageError of :func:`open_source` at once where a local input does not exist or its kind is not known.
+
+    Cheap: nothing is listed or read. Inputs elsewhere are left to :func:`open_source`.
+    """
+    text = os.fspath(images)
+    _check_not_empty(text)
+    if _names_hub(text) or "://" in text:
+        return
+    address = address_of(text)
+    if address.is_folder():
+        return
+    _check_kind(address)
+    if not _is_text_list(address):
+        address.files()
+    elif not address.exists():
+        raise UsageError(f"images {text!r}: no such file")
+
+
+def _check_not_empty(text: str) -> None:
+    if not text:
+        raise UsageError("images '': the name of the input is empty")
+
+
+def _names_hub(text: str) -> bool:
+    return text.startswith("hf:") and not text.startswith("hf://")
+
+
+def _is_text_list(address: Address) -> bool:
+    return address.name.lower().endswith((*TEXTS, *DELIMITERS))
+
+
+def _check_kind(address: Address) -> None:
+    name = address.name.lower()
+    if name.endswith(_COMPRESSED):
+        raise UsageError(f"images {address.text!r}: a compressed tar file has no places to read at: gunzip it")
+    if not _is_text_list(address) and not name.endswith((".parquet", ".tar")):
+        what = f"neither {_KINDS}" if address.exists() else f"no such folder or file; give {_KINDS}"
+        raise UsageError(f"images {address.text!r}: {what}")
 
 
 def _source_of_folder(address: Address, options: Options) -> Source:
@@ -98,14 +138,10 @@ def _splits_of(address: Address) -> str:
 
 
 def _source_of_files(address: Address, options: Options) -> Source:
-    name = address.name.lower()
-    if name.endswith(_COMPRESSED):
-        raise UsageError(f"images {address.text!r}: a compressed tar file has no places to read at: gunzip it")
-    if name.endswith((*TEXTS, *DELIMITERS)):
+    _check_kind(address)
+    if _is_text_list(address):
         return _source_of_list(address, options)
-    if not name.endswith((".parquet", ".tar")):
-        what = f"neither {_KINDS}" if address.exists() else f"no such folder or file; give {_KINDS}"
-        raise UsageError(f"images {address.text!r}: {what}")
+    name = address.name.lower()
     paths = address.files()
     root = address.fixed_folder()
     names = [path[len(root) + 1 :] for path in paths]

@@ -1,0 +1,112 @@
+"""Options and types that several commands share, so that each has one wording."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from densefeat import images
+
+Decorator = Callable[[Any], Any]
+
+PATH = click.Path(path_type=Path)
+
+
+class ImageInput(click.ParamType):
+    """What names images: refused at once if it is a path on this machine that does not exist."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        images.check_input(value)
+        return value
+
+
+class NumberOrAuto(click.ParamType):
+    """An integer or the word ``auto``."""
+
+    name = "integer|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "auto" or isinstance(value, int):
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+
+
+def out_option(description: str, required: bool = True) -> Decorator:
+    """``--out``: a path to write. ``description`` says what is written."""
+    return click.option("--out", type=PATH, required=required, help=description)
+
+
+def images_option(name: str = "--images", required: bool = True, description: str = "") -> Decorator:
+    """An option for images, labelled or not."""
+    kinds = (
+        "Folder; list of paths (.txt, .csv, .parquet); Parquet, save_to_disk or hf:NAME:SPLIT data set; tar shards"
+        " ('shards-{000..099}.tar'); any of these at s3://, gs://, …"
+    )
+    return click.option(name, type=ImageInput(), required=required, help=description or kinds)
+
+
+def labelled_option(name: str = "--data", required: bool = True, purpose: str = "Labelled images") -> Decorator:
+    """An option for images with labels."""
+    kinds = "a folder of classes (class/image.jpg), a list with labels (.csv), Parquet files, tar shards, hf:NAME:SPLIT,"
+    return click.option(
+        name, type=ImageInput(), required=required, help=f"{purpose}: {kinds} or a folder with CIFAR's or SVHN's own files."
+    )
+
+
+def label_column_option(purpose: str = "") -> Decorator:
+    """``--label-column`` of labelled images."""
+    text = "Column with the labels (default: label), or extension of the tar members that hold them (default: cls)."
+    return click.option("--label-column", metavar="NAME", help=purpose + text)
+
+
+def model_option(default: str | None = None, purpose: str = "", required: bool = False, note: str = "") -> Decorator:
+    """``--model`` by name or folder."""
+    text = f"{purpose}A name of `densefeat models`, any timm model, or a run's folder.{note}"
+    return click.option("--model", default=default, show_default=default is not None, required=required, help=text)
+
+
+def epilog(*examples: str) -> str:
+    """The last line of a command's help."""
+    return "Example: " + ", or: ".join(f"densefeat {example}" for example in examples)
+
+
+model_argument = click.argument("model")
+store_argument = click.argument("store", type=PATH)
+weights_option = click.option("--weights", type=PATH, help="Checkpoint file instead of the published weights.")
+image_size_option = click.option("--image-size", type=int, help="Pixels of the square input.  [default: the weights' own]")
+blocks_option = click.option("--blocks", default="all", show_default=True, help="Blocks by number, such as 2,4.")
+tap_option = click.option(
+    "--tap", type=click.Choice(["norm", "raw"]), default="norm", show_default=True,
+    help="norm: what the next stage reads; raw: the block's own output.",
+)  # fmt: skip
+
+
+def pool_option(default: str | None = "avg", maps: bool = False) -> Decorator:
+    """``--pool``; ``maps``: whether ``none``, for whole maps, is a choice."""
+    kinds = f"avg, max, gem (gem:P for another power than 3){', none' if maps else ''}; or several: avg,max."
+    note = "" if default else "  [default: avg]"
+    return click.option("--pool", default=default, show_default=default is not None, help=kinds + note)
+
+
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+training_device_option = click.option(  # None, not auto: training is not tested on MPS
+    "--device", help="cpu, cuda, cuda:N or mps.  [default: a CUDA GPU, else the CPU]"
+)
+threads_option = click.option(
+    "--workers", type=int, help="Threads that read and decode.  [default: one a core, four for a network]"
+)
+follow_links_option = click.option(
+    "--follow-links", is_flag=True, help="Read linked files and folders, also outside the folder."
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Start over where OUT holds earlier results.")
+steps_option = click.option(
+    "--steps", type=click.IntRange(1), help="Stop after N steps with a checkpoint; the same command continues from it.",
+    metavar="N",
+)  # fmt: skip
+current_images_option = click.option("--images", help="Where the images are now.  [default: where the extraction found them]")

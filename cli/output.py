@@ -1,0 +1,118 @@
+"""What commands print: tables, notes, JSON files, and progress that appears late."""
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from densefeat import base
+from densefeat.base import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PATIENCE = 2.0  # seconds without a progress bar
+
+
+def print_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[str] = (),
+    whole: Collection[str] = (),
+    bold: Collection[int] = (),
+) -> None:
+    """Print a table on stdout. On a terminal long cells are folded; elsewhere no line is.
+
+    Control characters are escaped, and markup is text like any other.
+
+    Args:
+        right: Headings of the columns that are aligned to the right.
+        whole: Headings of the columns that are never folded.
+        bold: Numbers of the rows in bold.
+    """
+    from rich.table import Table  # 0.1 s that --help need not take
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        justify = "right" if heading in right else "left"
+        table.add_column(Text(printable(heading)), justify=justify, overflow="fold", no_wrap=heading in whole)
+    for number, row in enumerate(rows):
+        table.add_row(*(Text(printable(cell), "bold" if number in bold else "") for cell in row))
+    _wide_console().print(table)
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Print names in bold and their values beside them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(Text(printable(name)), Text(printable(value)))
+    _wide_console().print(table)
+
+
+def fits_terminal(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether :func:`print_table` would print these rows without folding a cell."""
+    widths = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
+    return sum(widths) + 2 * len(headings) <= _wide_console().width
+
+
+def _wide_console() -> "Console":
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1_000_000  # a table is as wide as its longest cells
+    return console
+
+
+def print_note(text: str) -> None:
+    """Print a line on stderr, where it does not disturb what another program reads from stdout."""
+    click.echo("densefeat: " + printable(text), err=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    with base.atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def late_progress_bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with the number done since the last call; the bar appears after two seconds."""
+    started, done = time.monotonic(), 0
+    with ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
+
+        def report(more: int) -> None:
+            nonlocal advance, done
+            done += more
+            if advance is not None:
+                advance(more)
+            elif time.monotonic() - started > _PATIENCE:
+                advance = stack.enter_context(base.progress_bar(description, total, unit))
+                advance(done)
+
+        yield report
+
+
+@contextmanager
+def status_line() -> Iterator[Callable[[str], object]]:
+    """Yield a function that shows what is being done: on stderr if that is a terminal, else nowhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("starting") as status:
+        yield status.update
