@@ -1,4 +1,4 @@
-from .write import STEPS, Exported, export_model
+from .job import STEPS, Exported, export_model
 
 __all__ = [
     "STEPS",

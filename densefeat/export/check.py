@@ -1,4 +1,4 @@
-"""What a file computes against what the plain network does, on photographs."""
+"""Compares the outputs of an exported file with those of the plain network, on photographs."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,13 +11,13 @@ from PIL import Image
 
 from densefeat.errors import OutputError
 
-_TOLERANCE = 1e-4  # of the largest difference, relative to an output's largest value
-Run = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+_TOLERANCE = 1e-4  # largest difference, relative to an output's largest value
+Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``count`` images of ``height`` × ``width`` pixels."""
+    """The size of a test batch: ``count`` images of ``height`` × ``width`` pixels."""
 
     count: int
     height: int
@@ -27,17 +27,17 @@ class Batch:
         return f"{self.count}×{self.height}×{self.width}"
 
     def pixels(self) -> torch.Tensor:
-        """Pieces of photographs, and one image of noise where there are several: uint8 ``(N, H, W, 3)``, always the same."""
+        """Cut pieces of photographs; the last of several images is noise. uint8 ``(N, H, W, 3)``, the same at every call."""
         random = np.random.default_rng(0)
-        images = [_piece(random, self.height, self.width) for _ in range(self.count)]
+        images = [_cut_piece(random, self.height, self.width) for _ in range(self.count)]
         if self.count > 1:
             images[-1] = random.integers(0, 256, images[-1].shape, np.uint8)
         return torch.from_numpy(np.stack(images))
 
 
-def _piece(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A rectangle of a photograph, a third to all of its sides, resized."""
-    photograph = _photographs()[random.integers(2)]
+def _cut_piece(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Resize a random rectangle of a photograph, whose sides are a third to all of the photograph's."""
+    photograph = _load_photographs()[random.integers(2)]
     share = random.uniform(1 / 3, 1)
     across, down = (int(side * share) for side in photograph.size)
     left, top = int(random.integers(photograph.width - across + 1)), int(random.integers(photograph.height - down + 1))
@@ -45,15 +45,15 @@ def _piece(random: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 @cache
-def _photographs() -> list[Image.Image]:
-    from sklearn.datasets import load_sample_images  # imports a good part of scikit-learn
+def _load_photographs() -> list[Image.Image]:
+    from sklearn.datasets import load_sample_images  # slow to import
 
     return [Image.fromarray(image) for image in load_sample_images().images]
 
 
 @dataclass(frozen=True)
 class Differences:
-    """``largest``: for each output, relative to its largest value. ``runtime``: what ran the file, on which ``batches``."""
+    """The largest difference of each output, relative to its largest value, in ``runtime`` on ``batches``."""
 
     runtime: str
     batches: tuple[Batch, ...]
@@ -62,17 +62,18 @@ class Differences:
 
 def measure(
     runtime: str,
-    run: Run,
+    run: Runner,
     plain: Callable[[torch.Tensor], dict[str, torch.Tensor]],
-    given: Callable[[torch.Tensor], torch.Tensor],
+    to_input: Callable[[torch.Tensor], torch.Tensor],
     batches: Iterable[Batch],
 ) -> Differences:
-    """Run a file on each batch.
+    """Run a file on each batch and compare its outputs with the plain network's.
 
     Args:
-        run: The file: images as it takes them to its outputs, in order.
-        plain: uint8 pixels to the plain network's outputs by name.
-        given: uint8 pixels to images as the file takes them.
+        runtime: Name of what runs the file.
+        run: Runs the file: images as it takes them to its outputs, in order.
+        plain: uint8 pixels ``(N, H, W, 3)`` to the plain network's outputs by name.
+        to_input: uint8 pixels ``(N, H, W, 3)`` to images as the file takes them.
 
     Raises:
         OutputError: Another shape, or a difference of more than :data:`_TOLERANCE`.
@@ -82,10 +83,10 @@ def measure(
     for batch in batches:
         pixels = batch.pixels()
         expected = plain(pixels)
-        for (name, values), found in zip(expected.items(), run(given(pixels)), strict=True):
-            largest[name] = _max_or_nan(largest.get(name, 0.0), _difference(name, found, values))
+        for (name, values), output in zip(expected.items(), run(to_input(pixels)), strict=True):
+            largest[name] = _max_or_nan(largest.get(name, 0.0), _difference(name, output, values))
     for name, value in largest.items():
-        if not value <= _TOLERANCE:  # NaN, too
+        if not value <= _TOLERANCE:  # also true for NaN
             raise OutputError(
                 f"the exported network's {name} differs from the plain one's by {value:.2g} of its largest value in {runtime}"
                 f" ({', '.join(map(str, batches))}): nothing was written; please report it"
@@ -93,11 +94,11 @@ def measure(
     return Differences(runtime, batches, largest)
 
 
-def _difference(name: str, found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest, relative to the largest value that was expected; NaN where either has one."""
-    if found.shape != expected.shape:
-        raise OutputError(f"the exported network's {name} has shape {tuple(found.shape)}, not {tuple(expected.shape)}")
-    apart = (found.double() - expected.double()).abs().max()
+def _difference(name: str, output: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, relative to the largest expected value; NaN where either tensor contains NaN."""
+    if output.shape != expected.shape:
+        raise OutputError(f"the exported network's {name} has shape {tuple(output.shape)}, not {tuple(expected.shape)}")
+    apart = (output.double() - expected.double()).abs().max()
     return float(apart / expected.double().abs().max().clamp(min=1e-30))
 
 

@@ -1,4 +1,4 @@
-"""A network as one module from images to named outputs: what is traced, and what its files are measured against."""
+"""The module that is traced, from images to named outputs, and the plain network that its files are measured against."""
 
 import copy
 from collections import OrderedDict
@@ -20,7 +20,7 @@ _Reference = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Outputs:
-    """What is asked for: ``kind`` is features (pooled), maps or logits; the others are as in FeatureExtractor."""
+    """The outputs of an exported graph: ``kind`` is features (pooled), maps or logits; the rest is as in FeatureExtractor."""
 
     kind: str = "features"
     blocks: str | int | tuple[int, ...] = "all"
@@ -28,7 +28,7 @@ class Outputs:
     pool: str | tuple[str, ...] = "avg"
 
     def check(self) -> None:
-        """Raise UsageError where one contradicts another."""
+        """Raise UsageError for an unknown kind, or options that do not apply to it."""
         if self.kind not in _OUTPUTS:
             raise UsageError(f"outputs {self.kind!r}: choose one of {', '.join(_OUTPUTS)}")
         if self.kind == "logits" and (self.blocks, self.tap) != ("all", "norm"):
@@ -46,19 +46,19 @@ class Outputs:
         return [] if self.kind == "logits" else find_taps(model, self.blocks, self.tap)
 
     def names(self, model: nn.Module) -> list[str]:
-        """In the order in which the outputs are given."""
+        """The names of the outputs, in order."""
         if self.kind == "logits":
             return ["logits"]
         return [feature_name(tap, pool, len(self.pools)) for tap in self.taps(model) for pool in self.pools]
 
 
 class ExportedNet(nn.Module):
-    """``(N, 3, H, W)``, float32 and normalised, or ``(N, H, W, 3)``, uint8, to a dict of the outputs by name.
+    """A network with named outputs: ``(N, 3, H, W)``, float32, normalised, or ``(N, H, W, 3)``, uint8, to a dict by name.
 
     Args:
-        model: In eval mode; it is copied, and the copy cut after the last block that is read.
-        outputs: What to give.
-        preprocessing: Given: images are uint8, and their scale, mean and standard deviation are part of the module.
+        model: In eval mode; it is copied, and the copy ends after the last block that is read.
+        outputs: What to compute.
+        preprocessing: If present, images are uint8, and scale, mean and standard deviation are part of the module.
 
     Raises:
         UsageError: No such block or tap; logits of a network without a classifier.
@@ -75,44 +75,44 @@ class ExportedNet(nn.Module):
             raise UsageError(f"outputs 'logits': {type(model).__name__} has no classifier: ask for features")
         self.model: Any = copy.deepcopy(model)
         if self.taps and isinstance(self.model, StagedNet):
-            _cut_after(self.model, self.taps[-1].module)
+            _truncate_after(self.model, self.taps[-1].module)
         self.takes_pixels = preprocessing is not None
         if preprocessing is not None:
             self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
             self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = self.normalized(images) if self.takes_pixels else images
+        x = self.normalize(images) if self.takes_pixels else images
         if not self.taps:
             return {"logits": self.model(x)}
-        results = self.hooked(x) if self.by_hooks() else self.intermediates(x)
+        results = self.run_hooked(x) if self.uses_hooks() else self.run_intermediates(x)
         return {name: results[name] for name in self.names}
 
-    def normalized(self, pixels: torch.Tensor) -> torch.Tensor:
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         return (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
-    def by_hooks(self) -> bool:
+    def uses_hooks(self) -> bool:
         return isinstance(self.model, StagedNet) or not hasattr(self.model, "forward_intermediates")
 
-    def pooled(self, tap: Tap, maps: torch.Tensor) -> dict[str, torch.Tensor]:
+    def pool_maps(self, tap: Tap, maps: torch.Tensor) -> dict[str, torch.Tensor]:
         return {feature_name(tap, name, len(self.pools)): pool(maps) for name, pool in self.pools.items()}
 
-    def intermediates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """By timm's own method, of networks that are not ours."""
+    def run_intermediates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Read the maps of other people's networks by timm's own method."""
         every = find_taps(self.model, "all", "norm")
         indices = [every.index(tap) for tap in self.taps]
         maps = self.model.forward_intermediates(x, indices=indices, stop_early=True, intermediates_only=True)
         results: dict[str, torch.Tensor] = {}
-        for tap, each in zip(self.taps, maps, strict=True):
-            results |= self.pooled(tap, each)
+        for tap, tap_maps in zip(self.taps, maps, strict=True):
+            results |= self.pool_maps(tap, tap_maps)
         return results
 
-    def hooked(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As FeatureExtractor reads networks of ours, but to the end of what was left: tracing knows no other way out."""
+    def run_hooked(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Read maps by hooks, as FeatureExtractor does, but run to the end: a trace cannot be left by an exception."""
         results: dict[str, torch.Tensor] = {}
 
         def hook_for(tap: Tap) -> Callable[..., None]:
-            return lambda _, __, maps: results.update(self.pooled(tap, maps))
+            return lambda _, __, maps: results.update(self.pool_maps(tap, maps))
 
         handles = [self.model.get_submodule(tap.module).register_forward_hook(hook_for(tap)) for tap in self.taps]
         try:
@@ -123,25 +123,25 @@ class ExportedNet(nn.Module):
         return results
 
 
-def _cut_after(model: StagedNet, module: str) -> None:
-    """Leave out what runs after a module, and the classifier."""
-    model.features = _cut(model.features, module.split(".")[1:])
+def _truncate_after(model: StagedNet, module: str) -> None:
+    """Remove what runs after a module, and the classifier."""
+    model.features = _truncate(model.features, module.split(".")[1:])
     model.reset_classifier(0, "")
 
 
-def _cut(sequence: nn.Sequential, path: list[str]) -> nn.Sequential:
-    """Of modules that run one after the other, those up to the one at ``path``; of one within another kind, the whole."""
+def _truncate(sequence: nn.Sequential, path: list[str]) -> nn.Sequential:
+    """Keep the modules of a sequence up to the one at ``path``; a module that contains it but is no sequence stays whole."""
     kept: OrderedDict[str, nn.Module] = OrderedDict()
     for name, child in sequence.named_children():
         last = name == path[0]
-        kept[name] = _cut(child, path[1:]) if last and len(path) > 1 and isinstance(child, nn.Sequential) else child
+        kept[name] = _truncate(child, path[1:]) if last and len(path) > 1 and isinstance(child, nn.Sequential) else child
         if last:
             break
     return nn.Sequential(kept)
 
 
-def reference(model: nn.Module, outputs: Outputs) -> _Reference:
-    """What the plain network gives for normalised images ``(N, 3, H, W)``: as FeatureExtractor does, or its logits."""
+def make_reference(model: nn.Module, outputs: Outputs) -> _Reference:
+    """Make the function to measure against: normalised images ``(N, 3, H, W)`` to the plain network's outputs by name."""
     if outputs.kind == "logits":
         return lambda x: {"logits": model(x)}
     pool = tuple(outputs.pools) if outputs.kind == "maps" else outputs.pool

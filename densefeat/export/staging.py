@@ -1,4 +1,4 @@
-"""Files that take their places together, once they were measured."""
+"""Files that appear together under their final names, once they are complete."""
 
 import os
 import secrets
@@ -12,11 +12,11 @@ from densefeat.errors import UsageError
 
 
 @contextmanager
-def staged(*places: Path) -> Iterator[list[Path]]:
-    """Paths to write to, of the same names, in a hidden folder beside; on leaving they are moved, the last of them first.
+def stage_files(*places: Path) -> Iterator[list[Path]]:
+    """Yield paths of the same names in a hidden folder beside ``places``; move them there at the end, the last one first.
 
-    The first is what a reader opens: it appears when the others are there. After an error nothing is left.
-    Raises UsageError, before any work, where one of ``places`` exists or has no folder; OutputError where it cannot be made.
+    The first is the file that a reader opens, so it appears after the others. After an error nothing is left. Raises
+    UsageError, before any work, where one of ``places`` exists or its folder does not; OutputError where it cannot be written.
     """
     _check_free(places)
     folder = places[0].parent / f".{places[0].name}.{secrets.token_hex(4)}.partial"
@@ -25,7 +25,7 @@ def staged(*places: Path) -> Iterator[list[Path]]:
             folder.mkdir(0o700)
         paths = [folder / place.name for place in places]
         yield paths
-        _check_free(places)  # the work took its time
+        _check_free(places)  # somebody may have written there in the meantime
         with output_errors(places[0]):
             _move(paths, places)
         with suppress(OSError):  # some file systems cannot sync a folder
@@ -43,21 +43,21 @@ def _check_free(places: Sequence[Path]) -> None:
 
 
 def _move(paths: Sequence[Path], places: Sequence[Path]) -> None:
-    """All to their places, the last first, or none."""
+    """Move all files, the last one first; after an error remove those that were moved."""
     for path in paths:
-        _settle(path)
+        _finish_file(path)
     try:
         for path, place in reversed(list(zip(paths, places, strict=True))):
             os.rename(path, place)
     except BaseException:
         for path, place in zip(paths, places, strict=True):
-            if not path.exists():  # it was moved
+            if not path.exists():  # moved already
                 shutil.rmtree(place) if place.is_dir() else place.unlink()
         raise
 
 
-def _settle(path: Path) -> None:
-    """Sync a file, or a folder's files, and let others read it as the umask says."""
+def _finish_file(path: Path) -> None:
+    """Sync a file, or a folder's files, and set the permissions that the umask asks for."""
     mask = current_umask()
     for file in path.iterdir() if path.is_dir() else [path]:
         os.chmod(file, 0o666 & ~mask)

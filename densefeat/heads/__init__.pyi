@@ -1,8 +1,11 @@
-from .cross_layer import CrossLayerHead
-from .kinds import KINDS, make_head
+from .modules import KINDS, CrossLayerHead, HeadedNet, make_head, pool_to_size
+from .usage_chart import draw_usage
 
 __all__ = [
     "KINDS",
     "CrossLayerHead",
+    "HeadedNet",
+    "draw_usage",
     "make_head",
+    "pool_to_size",
 ]

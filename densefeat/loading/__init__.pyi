@@ -1,25 +1,48 @@
-from .by_name import create_model, describe_source, find_config, make_provenance, weights_file
 from .catalogue import Network, list_networks
-from .headed import HeadedNet, load_run
-from .run_files import CONFIG, OWN, WEIGHTS, RunConfig, load_backbone, load_whole, make_network, names_folder, read_run
+from .load import (
+    LoadedNetwork,
+    describe_source,
+    find_config,
+    find_weights_file,
+    load_network,
+    load_run,
+    read_card_text,
+    read_class_names,
+)
+from .run_files import (
+    CONFIG,
+    OWN,
+    RECIPE,
+    RESULTS,
+    WEIGHTS,
+    RunConfig,
+    is_run_folder,
+    make_network,
+    read_recorded_recipe,
+    read_results,
+    read_run,
+)
 
 __all__ = [
     "CONFIG",
     "OWN",
+    "RECIPE",
+    "RESULTS",
     "WEIGHTS",
-    "HeadedNet",
+    "LoadedNetwork",
     "Network",
     "RunConfig",
-    "create_model",
     "describe_source",
     "find_config",
+    "find_weights_file",
+    "is_run_folder",
     "list_networks",
-    "load_backbone",
+    "load_network",
     "load_run",
-    "load_whole",
     "make_network",
-    "make_provenance",
-    "names_folder",
+    "read_card_text",
+    "read_class_names",
+    "read_recorded_recipe",
+    "read_results",
     "read_run",
-    "weights_file",
 ]

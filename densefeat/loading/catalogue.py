@@ -1,4 +1,4 @@
-"""What networks there are, in numbers."""
+"""The table of networks: parameters, channels, weights."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -9,13 +9,13 @@ import torch
 from timm.models import get_arch_pretrained_cfgs
 
 from densefeat.errors import UsageError
-from densefeat.loading.by_name import describe_source
+from densefeat.loading.load import describe_source
 from densefeat.nets import VARIANTS
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network with one set of weights. ``parameters``: with that tag's number of classes. ``input_size``: (C, H, W)."""
+    """A network with one set of weights. ``parameters`` counts the network's own classifier. ``input_size``: (C, H, W)."""
 
     name: str
     parameters: int
@@ -27,17 +27,17 @@ class Network:
 
 
 def list_networks(pattern: str = "*") -> list[Network]:
-    """The networks whose name fits a shell pattern (with or without its ``densefeat_``), a row for each tag, the default first.
+    """List the networks whose name fits a shell pattern, with or without ``densefeat_``; one row a tag, the default first.
 
-    Raises UsageError where none does.
+    Raises UsageError where no name fits.
     """
     names = [name for name in VARIANTS if fnmatch(name, pattern) or fnmatch(name.removeprefix("densefeat_"), pattern)]
     if not names:
         raise UsageError(f"no network fits {pattern!r}: `densefeat models` lists all {len(VARIANTS)}")
-    return [network for name in names for network in _networks_of(name)]
+    return [network for name in names for network in _describe_network(name)]
 
 
-def _networks_of(name: str) -> list[Network]:
+def _describe_network(name: str) -> list[Network]:
     with torch.device("meta"):
         model = timm.create_model(name)
     feature_info: Any = model.feature_info

@@ -1,25 +1,24 @@
-"""The folder of a trained network: its configuration as timm writes it, and its weights."""
+"""The files of a trained run: configuration as timm writes it, weights, and what the run recorded about itself."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
-import torch
+import yaml
 from timm.models import is_model, split_model_name_tag
 from torch import nn
 
 from densefeat.errors import UsageError, WeightsError
-from densefeat.nets import check_fit, file_sha256, load_weights
+from densefeat.heads import KINDS, HeadedNet
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-OWN = "densefeat"  # the key of what timm's configuration has no place for
-_BACKBONE = "backbone."  # what the keys of a network's weights begin with where its head is not timm's
+CONFIG, WEIGHTS, RESULTS, RECIPE = "config.json", "model.safetensors", "results.json", "recipe.yaml"
+OWN = "densefeat"  # the key in CONFIG for what timm's configuration has no place for
 _MAX_CONFIG = 2**26  # bytes
 _MAX_CLASSES, _MAX_WIDTH, _MAX_PIXELS = 2**20, 2**16, 2**13
-_FOREIGN = {
+# Arguments of timm's models that would read other files or fetch something.
+_FORBIDDEN_ARGUMENTS = {
     "pretrained",
     "checkpoint_path",
     "cache_dir",
@@ -32,7 +31,11 @@ _FOREIGN = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """``task``: single or multi. ``head``: linear (timm's own classifier), or a kind of ours, ``head_width`` wide."""
+    """The configuration of a trained run.
+
+    ``task``: single or multi. ``head``: linear (timm's own classifier), or one of :data:`densefeat.heads.KINDS` with
+    ``head_width`` channels.
+    """
 
     path: Path
     architecture: str
@@ -49,20 +52,20 @@ class RunConfig:
         return self.path / WEIGHTS
 
 
-def names_folder(model: str) -> bool:
-    """Whether a folder is meant, and no network of that name."""
+def is_run_folder(model: str) -> bool:
+    """Whether ``model`` is a folder rather than the name of a network."""
     return bool(model) and Path(model).is_dir() and not is_model(split_model_name_tag(model)[0])
 
 
 def read_run(folder: str | Path) -> RunConfig:
-    """The configuration in a run's folder. UsageError where there is none, WeightsError where it cannot be understood."""
+    """Read the configuration in a run's folder. UsageError where there is none, WeightsError where it is invalid."""
     path = Path(folder)
     file = path / CONFIG
     if not file.is_file():
-        told = "not a run, or one that was not evaluated yet (a probe is for densefeat predict)"
-        raise UsageError(f"model {str(folder)!r}: this folder holds no {CONFIG}: {told}")
+        hint = "not a run, or one that was not evaluated yet (a probe is for densefeat predict)"
+        raise UsageError(f"model {str(folder)!r}: this folder holds no {CONFIG}: {hint}")
     if file.stat().st_size > _MAX_CONFIG:
-        raise WeightsError(f"{str(file)!r}: {file.stat().st_size:,} bytes are no configuration")
+        raise WeightsError(f"{str(file)!r}: {file.stat().st_size:,} bytes are too many for a configuration")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -87,56 +90,47 @@ def read_run(folder: str | Path) -> RunConfig:
 
 
 def _check_bounds(run: RunConfig) -> None:
-    """Raise ValueError for what would fetch or read other files, or make memory that no weights fill."""
+    """Raise ValueError for a configuration that would fetch or read other files, or allocate memory that no weights fill."""
     if not is_model(run.architecture):
         raise ValueError(f"Unknown model {run.architecture!r}")
-    if others := _FOREIGN & run.arguments.keys():
-        raise ValueError(f"model_args has {min(others)!r}")
+    if forbidden := _FORBIDDEN_ARGUMENTS & run.arguments.keys():
+        raise ValueError(f"model_args has {min(forbidden)!r}")
     size = run.pretrained_cfg.get("input_size") or (3, 1, 1)
     if not 0 <= run.num_classes <= _MAX_CLASSES or not 0 < run.head_width <= _MAX_WIDTH or max(map(int, size)) > _MAX_PIXELS:
         raise ValueError(f"num_classes {run.num_classes}, head_width {run.head_width}, input_size {list(size)}")
 
 
-def make_network(run: RunConfig, num_classes: int) -> nn.Module:
-    """timm's network of a run, with that many classes and fresh weights; WeightsError where it cannot be made."""
-    arguments = run.arguments | {"num_classes": num_classes}  # which may be among them
+def make_network(run: RunConfig) -> nn.Module:
+    """Make a run's network with fresh weights, head included: a :class:`HeadedNet` where the head is not timm's own."""
+    if run.head == "linear":
+        return make_backbone(run, run.num_classes)
+    if run.head not in KINDS:
+        raise WeightsError(f"run {str(run.path)!r}: head {run.head!r} is none of {', '.join(KINDS)}: update densefeat")
+    return HeadedNet(make_backbone(run, 0), run.head, run.head_width, run.num_classes)
+
+
+def make_backbone(run: RunConfig, num_classes: int) -> nn.Module:
+    """Make timm's network of a run with fresh weights. WeightsError where it cannot be made."""
+    arguments = run.arguments | {"num_classes": num_classes}  # the arguments may contain num_classes
     try:
         return timm.create_model(run.architecture, pretrained_cfg=run.pretrained_cfg, **arguments)
-    except Exception as error:  # whatever another program's file makes timm say
+    except Exception as error:  # a file of another program can make timm raise anything
         raise WeightsError(f"{str(run.path / CONFIG)!r}: no network can be made of it: {error}") from error
 
 
-def load_backbone(run: RunConfig) -> tuple[nn.Module, str]:
-    """A run's network up to its head (a linear one stays), in eval mode, and the SHA-256 of the file of its weights."""
-    if run.head == "linear":
-        model = make_network(run, run.num_classes)
-        load_whole(model, run.weights)
-    else:
-        model = make_network(run, 0)
-        _load_part(model, run.weights, _BACKBONE)
-    return model.eval(), file_sha256(run.weights)
-
-
-def load_whole(network: nn.Module, weights: str | Path) -> None:
-    """The classifier, too: WeightsError where it is for another number of classes, and the network would keep a random one."""
-    dropped = load_weights(network, weights).dropped
-    if dropped:
-        classes = getattr(network, "num_classes", "other")
-        raise WeightsError(f"weights {weights}: {', '.join(dropped)}: not for {classes} classes, as the network's")
-
-
-def _load_part(network: nn.Module, weights: Path, prefix: str) -> None:
-    """The tensors of a safetensors file whose names begin with ``prefix``; WeightsError where they do not fit."""
-    tensors = read_tensors(weights)
-    part = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    check_fit(part, network, weights)
-    network.load_state_dict(part, strict=False)  # checked above; only num_batches_tracked may be missing
-
-
-def read_tensors(weights: Path) -> dict[str, torch.Tensor]:
-    if not weights.is_file():
-        raise WeightsError(f"weights {weights}: no such file")
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read the scores that a run recorded, by split, beside facts such as its step; empty where none can be read."""
     try:
-        return safetensors.torch.load_file(weights)
-    except Exception as error:  # of safetensors, in many types
-        raise WeightsError(f"weights {weights}: damaged, or no safetensors file ({str(error).splitlines()[0]})") from error
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return results if isinstance(results, dict) else {}
+
+
+def read_recorded_recipe(folder: Path) -> dict[str, Any]:
+    """Read the recipe that a run was trained by; empty where none can be read."""
+    try:
+        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return recipe if isinstance(recipe, dict) else {}

@@ -1,11 +1,13 @@
 from .card import read_card
-from .journal import Journal
+from .journal import 
 from .model_page import html_page, markdown_page, points_for
-from .prune_chart import draw_pruning
-from .pruning import PRUNING_COLUMNS, Pruning, prune, work_of, write_pruning_csv
+from .pruning_chart import draw_pruning
+from .pruning import PRUNING_COLUMNS, Pruning, prune, count_work, write_pruning_csv
 from .reuse import REUSE_COLUMNS, Finding, feature_reuse, load_plain, observations, write_reuse_csv
 from .reuse_chart import draw_reuse
 from .sample import load_sample
+
+from .judging import Journal
 
 __all__ = [
     "PRUNING_COLUMNS",
@@ -24,7 +26,7 @@ __all__ = [
     "points_for",
     "prune",
     "read_card",
-    "work_of",
+    "count_work",
     "write_pruning_csv",
     "write_reuse_csv",
 ]

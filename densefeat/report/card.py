@@ -1,6 +1,5 @@
 """What is known of a model: the network as it is made, where its weights come from, and what they were measured to do."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,28 +7,30 @@ from typing import Any
 
 import timm
 import torch
-import yaml
 from timm.models import split_model_name_tag
 from torch import nn
 
 from densefeat.errors import DensefeatError, UsageError
-from densefeat.evaluation import class_names, load_network
 from densefeat.images import Preprocessing
 from densefeat.loading import (
-    HeadedNet,
+    RESULTS,
     RunConfig,
     describe_source,
     find_config,
+    find_weights_file,
+    is_run_folder,
+    load_network,
     make_network,
-    names_folder,
+    read_card_text,
+    read_class_names,
+    read_recorded_recipe,
+    read_results,
     read_run,
-    weights_file,
 )
 from densefeat.nets import file_sha256
 from densefeat.report.published import Point, stem_of
 from densefeat.report.reuse import load_plain
 from densefeat.report.stages import Stage, stages_of, total
-from densefeat.training import RECIPE, RESULTS
 
 _CARD_ROW = re.compile(r"\| ([\w ]+) \| (.+) \|")
 _CARD_TOP1 = re.compile(r"([\d.]+) % top-1")
@@ -63,43 +64,43 @@ def read_card(model: str, weights: str | Path | None = None) -> Card:
         UsageError: Unknown model, or none whose structure is known.
         WeightsError: ``weights``, or those of a run, that do not fit.
     """
-    return _card_of_run(model, weights) if names_folder(model) else _card_of_name(model, weights)
+    return _card_of_run(model, weights) if is_run_folder(model) else _card_of_name(model, weights)
 
 
 def _card_of_name(model: str, weights: str | Path | None) -> Card:
     config = find_config(model)
     network = timm.create_model(model) if weights is None else load_plain(model, weights)
     size, stages = _sized(network)
-    file = Path(weights) if weights is not None else weights_file(config) if config.has_weights else None
+    file = Path(weights) if weights is not None else find_weights_file(config) if config.has_weights else None
     source = "none" if not config.has_weights and file is None else str(weights) if weights else describe_source(config)
     facts = [
         ("model", ".".join(filter(None, (config.architecture, config.tag))) if weights is None else model),
         ("weights", source),
         ("SHA-256 of their file", file_sha256(file) if file else _NOT_HERE if config.has_weights else "none"),
         ("licence", (config.license or "not told") if weights is None else "not told"),
-        ("classes", _classes_told(network.num_classes, class_names(network, file) if file else None)),  # type: ignore[arg-type]
+        ("classes", _classes_told(network.num_classes, read_class_names(file))),  # type: ignore[arg-type]
         ("input", _input_told(network)),
     ]
-    beside = _card_file(file)
-    own = _card_rows(beside)
+    own: dict[str, str] = dict(_CARD_ROW.findall(read_card_text(file) or ""))
     facts += [(f"its card: {name}", value) for name, value in own.items()]
     architecture = split_model_name_tag(model)[0]
     return Card(model, architecture, size, stages, facts, [], _card_points(architecture, own, stages))
 
 
 def _card_of_run(folder: str, weights: str | Path | None) -> Card:
-    run, (network, _) = read_run(folder), load_network(folder, weights)
+    loaded = load_network(folder, weights, head=True)
+    network, run, file = loaded.model, loaded.run, loaded.file
+    assert run is not None and file is not None  # noqa: PT018  (for mypy)
     size, stages = _sized(network)
-    file = run.weights if weights is None else Path(weights)
     facts = [
         ("model", f"{run.architecture}, head: {run.head}"),
         ("weights", str(file)),
-        ("SHA-256 of their file", file_sha256(file)),
+        ("SHA-256 of their file", str(loaded.sha256)),
         ("licence", str(run.pretrained_cfg.get("license") or "not told")),
         ("classes", _classes_told(run.num_classes, run.classes)),
         ("input", _input_told(network)),
     ]
-    recipe = _read_yaml(run.path / RECIPE)
+    recipe = read_recorded_recipe(run.path)
     told = [(name, _shown(value)) for name, value in recipe.items() if value is not None]
     points = _run_points(run, stages) if weights is None else []
     return Card(folder, run.architecture, size, stages, facts, told, points)
@@ -111,7 +112,7 @@ def _sized(network: nn.Module) -> tuple[int, list[Stage]]:
 
 
 def _classes_told(count: int, names: list[str] | None) -> str:
-    if not names:
+    if not names or len(names) != count:
         return f"{count:,}"
     more = ", …" if len(names) > _SHOWN_CLASSES else ""
     return f"{count:,}: {', '.join(names[:_SHOWN_CLASSES])}{more}"
@@ -121,19 +122,6 @@ def _input_told(network: nn.Module) -> str:
     own = Preprocessing.of(network)
     means, deviations = (", ".join(f"{value:g}" for value in values) for values in (own.mean, own.std))
     return f"3×{own.size}×{own.size}, {own.interpolation}, crop {own.crop_pct:g}, mean {means}, std {deviations}"
-
-
-def _card_file(weights: Path | None) -> Path | None:
-    """The card that lies beside bundled weights."""
-    beside = weights.with_suffix(".md") if weights is not None else None
-    return beside if beside is not None and beside.is_file() else None
-
-
-def _card_rows(file: Path | None) -> dict[str, str]:
-    """The table of two columns in a card of ours."""
-    if file is None:
-        return {}
-    return dict(_CARD_ROW.findall(file.read_text(encoding="utf-8", errors="replace")))
 
 
 def _card_points(architecture: str, rows: dict[str, str], stages: list[Stage]) -> list[Point]:
@@ -147,22 +135,20 @@ def _card_points(architecture: str, rows: dict[str, str], stages: list[Stage]) -
 
 def _run_points(run: RunConfig, stages: list[Stage]) -> list[Point]:
     """The top-1 that a run ended with: on its test images; if it has none on those that its weights were chosen by, as told."""
-    results = _read_json(run.path / RESULTS)
+    results = read_results(run.path)
     where, name = ("test" if results.get("test") else "val"), run.path.resolve().name
     top1 = (results.get(where) or {}).get("top1")
     if not isinstance(top1, int | float):
         return []
-    data, cost = _data_name(_read_yaml(run.path / RECIPE)), total(stages)
+    data, cost = _data_name(read_recorded_recipe(run.path)), total(stages)
     told = name if where == "test" else f"{name}, validation"
     return [Point(run.architecture, data, float(top1), cost.parameters, cost.macs, False, told)]
 
 
-def _sketch_of(run: RunConfig) -> nn.Module:
-    """The network of a run without its weights, on the meta device: its structure, head and all."""
+def _sketch(run: RunConfig) -> nn.Module:
+    """Make a run's network on the meta device, which has structure and no weights."""
     with torch.device("meta"):
-        if run.head == "linear":
-            return make_network(run, run.num_classes)
-        return HeadedNet(make_network(run, 0), run.head, run.head_width, run.num_classes)
+        return make_network(run)
 
 
 def _data_name(recipe: dict[str, Any]) -> str:
@@ -192,7 +178,7 @@ def points_of_runs(folder: Path) -> list[Point]:
         if (path / RESULTS).is_file():
             try:
                 run = read_run(path)
-                points += _run_points(run, _sized(_sketch_of(run))[1])
+                points += _run_points(run, _sized(_sketch(run))[1])
             except DensefeatError:  # another network's, or unfinished: the others count
                 continue
     return points
@@ -200,21 +186,3 @@ def points_of_runs(folder: Path) -> list[Point]:
 
 def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """Empty where there is none that can be read."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Empty where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""Accuracy against parameters and arithmetic, as in Figure 4 of the DenseNet paper: measured here, and by the papers."""
+"""The chart of accuracy against parameters and arithmetic, as in Figure 4 of the DenseNet paper, measured and published."""
 
 from collections.abc import Sequence
 
@@ -11,24 +11,24 @@ from densefeat.report.published import Point
 
 _PAPERS, _MEASURED = "#0072b2", "#d55e00"
 _ROW_HEIGHT = 3.6  # inches
-_SIDES = (  # of a point, where its name may stand
+_SIDES = (  # the places beside a point where its name can go
     (0, 1, "center", "bottom"), (0, -1, "center", "top"), (-1, 0, "right", "center"), (1, 0, "left", "center"),
     (-1, 1, "right", "bottom"), (1, -1, "left", "top"), (-1, -1, "right", "top"), (1, 1, "left", "bottom"),
 )  # fmt: skip
 
 
 def draw_comparison(points: Sequence[Point]) -> Figure:
-    """A row for each data set: top-1 against parameters on the left, against MACs on the right.
+    """Draw a row for each data set: top-1 against parameters on the left, against MACs on the right.
 
-    Hollow: a paper's figure, which nobody measured here; filled: measured. Other data are other rows: they do not compare.
+    Hollow points are a paper's figures, filled ones were measured with densefeat. Rows cannot be compared with each other.
     """
     data = list(dict.fromkeys(point.data for point in points))
     figure = Figure(figsize=(11, 0.4 + _ROW_HEIGHT * len(data)), layout="constrained")
     rows = figure.subplots(len(data), 2, squeeze=False, sharey="row")
     for axes, name in zip(rows, data, strict=True):
-        some = [point for point in points if point.data == name]
-        _draw_points(axes[0], some, [point.parameters / 1e6 for point in some], "parameters, millions")
-        _draw_points(axes[1], some, [point.macs / 1e9 for point in some], "multiply-adds an image, 10⁹")
+        row = [point for point in points if point.data == name]
+        _draw_points(axes[0], row, [point.parameters / 1e6 for point in row], "parameters, millions")
+        _draw_points(axes[1], row, [point.macs / 1e9 for point in row], "multiply-adds an image, 10⁹")
         axes[0].set_ylabel("top-1, %")
         for each in axes:
             each.set_title(name, fontsize=10, parse_math=False)
@@ -54,14 +54,14 @@ def _draw_points(axes: Axes, points: Sequence[Point], costs: Sequence[float], ti
 
 
 def _write_names(axes: Axes, points: Sequence[Point], costs: Sequence[float]) -> None:
-    """Beside each point, where no other name or point is; in the shares of the axes that texts of that size about take."""
+    """Write each point's name beside it, where no other name or point is, estimating the size of the text."""
     (left, right), (bottom, top) = np.log(axes.get_xlim()), axes.get_ylim()
     places = [((np.log(cost) - left) / (right - left), (point.top1 - bottom) / (top - bottom))
               for cost, point in zip(costs, points, strict=True)]  # fmt: skip
     taken = [(x - 0.01, y - 0.025, x + 0.01, y + 0.025) for x, y in places]
     for (x, y), point in zip(places, points, strict=True):
         text = _short(point.network)
-        boxes = [_box_of(x, y, text, *side[:2]) for side in _SIDES]
+        boxes = [_text_box(x, y, text, *side[:2]) for side in _SIDES]
         free = [all(_apart(box, other) for other in taken) for box in boxes]
         chosen = free.index(True) if any(free) else 0
         taken.append(boxes[chosen])
@@ -72,8 +72,8 @@ def _write_names(axes: Axes, points: Sequence[Point], costs: Sequence[float]) ->
         )  # fmt: skip
 
 
-def _box_of(x: float, y: float, text: str, across: int, up: int) -> tuple[float, float, float, float]:
-    """Left, bottom, right, top of a text beside a point."""
+def _text_box(x: float, y: float, text: str, across: int, up: int) -> tuple[float, float, float, float]:
+    """Return left, bottom, right and top of a text beside a point."""
     width, height = 0.0135 * len(text), 0.05
     left = x + (0.018 if across > 0 else -0.018 - width if across < 0 else -width / 2)
     bottom = y + (0.03 if up > 0 else -0.03 - height if up < 0 else -height / 2)

@@ -1,8 +1,10 @@
-"""Which images of a sample a network gets right, also with some of its weights at zero, and only once."""
+"""Which images of a sample a network classifies correctly, also with some weights at zero; each judgement is made once."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,19 +12,63 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from densefeat.report.journal import Journal
+from densefeat.base import atomic_file
+from densefeat.errors import UsageError
 from densefeat.report.sample import Sample
 
 
+class Journal:
+    """The results so far of long work that can be interrupted, by key, in a file of JSON lines that is whole at any time.
+
+    The file's first line is ``identity``, JSON that says what the work is on. With ``path`` None, results stay in memory.
+    Raises UsageError if the file belongs to other work, or is not a journal.
+    """
+
+    def __init__(self, path: Path | None, identity: dict[str, Any]) -> None:
+        self.path, self.identity = path, identity
+        self.results: dict[str, Any] = {}
+        if path is not None and path.exists():
+            self.results = self._read(path)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            identity, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+            results = {line["key"]: line["result"] for line in lines}
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UsageError(
+                f"{str(path)!r} exists and is not a journal to resume from: remove it, or name another --out"
+            ) from error
+        if identity != self.identity:
+            other = identity if isinstance(identity, dict) else {}
+            names = ", ".join(name for name in other | self.identity if other.get(name) != self.identity.get(name))
+            raise UsageError(f"{str(path)!r} belongs to other work ({names} differ): remove it, or name another --out")
+        return results
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.results
+
+    def __getitem__(self, key: str) -> Any:
+        return self.results[key]
+
+    def add(self, key: str, result: Any) -> None:
+        """Record a result. Raises OutputError if the file cannot be written."""
+        self.results[key] = result
+        if self.path is None:
+            return
+        lines = [self.identity, *({"key": name, "result": value} for name, value in self.results.items())]
+        with atomic_file(self.path) as beside:
+            beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
 @dataclass(frozen=True)
-class Judged:
-    """``right``: bool ``(N,)``, which images are classified rightly; ``loss``: their mean cross-entropy."""
+class Judgement:
+    """``right``, bool ``(N,)``, tells which images are classified correctly; ``loss`` is their mean cross-entropy."""
 
     right: np.ndarray
     loss: float
 
     @classmethod
-    def of_json(cls, row: dict[str, Any]) -> "Judged":
+    def from_json(cls, row: dict[str, Any]) -> "Judgement":
         bits = np.frombuffer(bytes.fromhex(row["right"]), np.uint8)
         return cls(np.unpackbits(bits, count=row["images"]).astype(bool), row["loss"])
 
@@ -31,28 +77,28 @@ class Judged:
 
     @property
     def top1(self) -> float:
-        """In per cent."""
+        """The accuracy in per cent."""
         return 100 * float(self.right.mean())
 
 
 @torch.inference_mode()
-def judge(model: nn.Module, sample: Sample) -> Judged:
-    return judged((model(x), y) for x, y in sample.pieces())
+def judge(model: nn.Module, sample: Sample) -> Judgement:
+    return judge_logits((model(x), y) for x, y in sample.pieces())
 
 
-def judged(answers: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Judged:
-    """Of logits ``(n, C)`` and labels ``(n,)``, piece by piece."""
+def judge_logits(answers: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Judgement:
+    """Judge pairs of logits ``(n, C)`` and labels ``(n,)``."""
     right, loss = [], 0.0
     for logits, y in answers:
         right.append((logits.argmax(1) == y).cpu().numpy())
         loss += float(F.cross_entropy(logits.double(), y, reduction="sum"))
-    every = np.concatenate(right)
-    return Judged(every, loss / len(every))
+    all_right = np.concatenate(right)
+    return Judgement(all_right, loss / len(all_right))
 
 
 @contextmanager
-def without(weights: Sequence[torch.Tensor]) -> Iterator[None]:
-    """These views of parameters at zero; on leaving they are as they were."""
+def zero_weights(weights: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Set views of parameters to zero; on leaving, restore them."""
     before = [weight.clone() for weight in weights]
     try:
         for weight in weights:
@@ -63,8 +109,8 @@ def without(weights: Sequence[torch.Tensor]) -> Iterator[None]:
             weight.copy_(old)
 
 
-def noted(done: Journal, key: str, work: Callable[[], list[Judged]]) -> list[Judged]:
-    """What was judged before under this key, or else what ``work`` judges now."""
-    if key not in done:
-        done.note(key, [one.to_json() for one in work()])
-    return [Judged.of_json(row) for row in done[key]]
+def judge_once(journal: Journal, key: str, work: Callable[[], list[Judgement]]) -> list[Judgement]:
+    """Return the judgements that the journal has under a key, or make and record them."""
+    if key not in journal:
+        journal.add(key, [judgement.to_json() for judgement in work()])
+    return [Judgement.from_json(row) for row in journal[key]]

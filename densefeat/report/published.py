@@ -1,4 +1,4 @@
-"""The papers' top-1 errors, in per cent, and what networks of those structures cost.
+"""The papers' top-1 errors, in per cent, and the size and arithmetic of those networks.
 
 Sources: DenseNet, arXiv 1608.06993v5, tables 2 and 3 (single crop of 224); DelugeNets, arXiv 1611.05552. "+": shift and mirror
 augmentation.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from densefeat.nets import VARIANTS
 
 _CLASSES = {"CIFAR-10+": 10, "CIFAR-100+": 100, "ImageNet": 1000}
-_DATA = {"cifar": ("CIFAR-10+", "CIFAR-100+"), "imagenet": ("ImageNet",)}  # of the networks with such a stem
+_DATA = {"cifar": ("CIFAR-10+", "CIFAR-100+"), "imagenet": ("ImageNet",)}  # by the networks' stem
 _SIZES = {"CIFAR-10+": 32, "CIFAR-100+": 32, "ImageNet": 224}
 _ERRORS = {
     "densefeat_densenet40_k12": {"CIFAR-10+": 5.24, "CIFAR-100+": 24.42},
@@ -29,8 +29,8 @@ _ERRORS = {
     "densefeat_delugenet104": {"ImageNet": 21.86},
     "densefeat_delugenet122": {"ImageNet": 21.53},
 }
-# Features that the classifier reads; parameters and MACs of one image before it, at SIZES: facts of the networks here, kept
-# because sketching the largest ones takes seconds. A test counts them again.
+# The number of features that the classifier reads; parameters and MACs of one image before the classifier, at _SIZES. They are
+# kept because computing them for the largest networks takes seconds; a test computes them again.
 _COSTS = {
     "densefeat_densenet40_k12": (448, 1_015_232, 264_808_448),
     "densefeat_densenet100_k12": (1168, 6_967_952, 1_769_504_768),
@@ -53,9 +53,13 @@ _COSTS = {
 
 @dataclass(frozen=True)
 class Point:
-    """A network's accuracy on some data, and what it costs there. ``papers``: the paper's figure, none that was measured here.
+    """A network's accuracy on a data set, and its size.
 
-    ``top1``: in per cent; ``macs``: of one image; ``where``: the paper, or where the figure was measured.
+    Attributes:
+        top1: Per cent.
+        macs: Multiply-adds for one image.
+        papers: Whether the accuracy is a paper's and was not measured with densefeat.
+        where: The paper, or where the accuracy was measured.
     """
 
     network: str
@@ -68,7 +72,7 @@ class Point:
 
 
 def published_points(stem: str) -> list[Point]:
-    """Of the networks with a stem, ``"cifar"`` or ``"imagenet"``; parameters and MACs are those of the networks here."""
+    """Return the papers' points for networks with a stem, ``"cifar"`` or ``"imagenet"``, with the size of densefeat's networks."""
     return [
         _published_point(name, data, errors[data]) for data in _DATA[stem] for name, errors in _ERRORS.items() if data in errors
     ]
@@ -84,6 +88,6 @@ def _published_point(name: str, data: str, error: float) -> Point:
 
 
 def stem_of(architecture: str) -> str:
-    """``"cifar"`` or ``"imagenet"``."""
+    """Return the stem of a network: ``"cifar"`` or ``"imagenet"``."""
     _, structure = VARIANTS.get(architecture, (None, {}))
     return str(structure.get("stem_type", "imagenet"))

@@ -1,4 +1,4 @@
-"""The labelled images that a network is judged on, some of them, ready to be fed."""
+"""The labelled images on which a network is judged, ready for the network."""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,30 +18,30 @@ from densefeat.report.reuse import check_structure
 from densefeat.store import Layout, is_embeddings, open_store, read_manifest
 from densefeat.training import open_labelled
 
-_PIECE_ON_CPU = {"cpu": 8}  # images at a time: a block's maps stay in the caches
+_PIECE_ON_CPU = 8  # images at a time, so that a block's maps stay in the caches
 _PIECE_ON_GPU = 128
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Images float32 ``(N, 3, S, S)``, normalised as the network wants them, and labels int64 ``(N,)``; of ``there`` in all."""
+    """Images float32 ``(N, 3, S, S)``, normalised for the network, and labels int64 ``(N,)``, out of ``available`` in all."""
 
     images: torch.Tensor
     labels: torch.Tensor
-    there: int
+    available: int
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def part(self, which: slice) -> "Sample":
-        return Sample(self.images[which], self.labels[which], self.there)
+        return Sample(self.images[which], self.labels[which], self.available)
 
     def pieces(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        size = _PIECE_ON_CPU.get(self.images.device.type, _PIECE_ON_GPU)
+        size = _PIECE_ON_CPU if self.images.device.type == "cpu" else _PIECE_ON_GPU
         yield from zip(self.images.split(size), self.labels.split(size), strict=True)
 
     def sha256(self) -> str:
-        """Of images and labels, in hexadecimal."""
+        """Return the SHA-256 of images and labels, in hexadecimal."""
         digest = hashlib.sha256(self.labels.cpu().numpy().tobytes())
         digest.update(np.ascontiguousarray(self.images.cpu().numpy()).data)
         return digest.hexdigest()
@@ -50,17 +50,16 @@ class Sample:
 def load_sample(
     model: str, weights: str | Path | None, images: str, limit: int, label_column: str | None = None, device: str = "cpu"
 ) -> tuple[nn.Module, Sample]:
-    """A network that classifies, in eval mode, and at most ``limit`` labelled images, evenly spread over those at ``images``.
+    """Load a network in eval mode, and at most ``limit`` labelled images, spread evenly over those at ``images``.
 
     Args:
-        model: As :func:`densefeat.evaluation.accuracy.evaluate` takes it.
-        images: As there; or a store: the images it was made of, with their labels.
-        label_column: As there.
+        model, label_column: See :func:`densefeat.evaluation.evaluate`.
+        images: Labelled images as there, or a store, which stands for the images it was made from.
 
     Raises:
-        UsageError: Unknown model or images, a network without a known structure and a linear classifier, classes that are not
-            the network's, or fewer than two images with a label.
-        WeightsError: Weights that cannot be had.
+        UsageError: The model or the images are unknown, the network's structure is not known or has no linear classifier, the
+            classes are not the network's, or fewer than two images have a label.
+        WeightsError: The weights cannot be loaded.
         DensefeatError: No image can be read.
     """
     check_structure(model)
@@ -68,13 +67,13 @@ def load_sample(
     network, names = loaded.model, loaded.classes
     check_classifies(network)
     if loaded.task == "multi":
-        raise UsageError(f"{model!r} gives several labels an image: accuracy is of networks that give one")
+        raise UsageError(f"{model!r} predicts several labels an image: take a network that predicts one class")
     place, label_column = _find_store_images(images, label_column)
     labelled = open_labelled(place, train=False, label_column=label_column, classes=names)
     check_classes(place, labelled, network, names)
     source, positions = images_of(labelled, Preprocessing.of(network), 1, 0, torch.device(device))
     if len(positions) < 2:
-        raise UsageError(f"{place!r}: {len(positions)} images with a label, at least 2 are needed")
+        raise UsageError(f"{place!r}: {len(positions)} images have a label; at least 2 are needed")
     chosen = _choose_evenly(positions, limit)
     parts = [(x[y >= 0], y[y >= 0]) for x, y in source.eval_batches(chosen)]
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -84,22 +83,22 @@ def load_sample(
 
 
 def _choose_evenly(positions: np.ndarray, limit: int) -> np.ndarray:
-    """At most ``limit`` of the positions, in order."""
+    """Return at most ``limit`` of the positions, in order."""
     if len(positions) <= limit:
         return positions
     return positions[np.linspace(0, len(positions) - 1, limit).round().astype(int)]
 
 
 def _find_store_images(images: str, label_column: str | None) -> tuple[str, str | None]:
-    """Where the images of a store are, and the column of their labels; ``images`` itself where it is no store."""
+    """Return where a store's images are, and the column of their labels; ``images`` itself if it is not a store."""
     if not _is_store(Path(images)):
         return images, label_column
     provenance = open_store(images).provenance
     place, options = provenance.get("images"), provenance.get("input_options") or {}
     if provenance.get("tiles"):
-        raise UsageError(f"store {images!r}: of tiles, which have no labels of their own: give labelled images")
+        raise UsageError(f"store {images!r} has tiles, which have no labels: give labelled images")
     if place is None or is_remote(place):
-        raise UsageError(f"store {images!r}: its images were at {place}: give the labelled images themselves")
+        raise UsageError(f"store {images!r} was made from images at {place}: give labelled images on this machine")
     return place, label_column or options.get("label_column")
 
 

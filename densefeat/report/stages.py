@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from densefeat.loading import HeadedNet
+from densefeat.heads import HeadedNet
 from densefeat.nets import CrossLayerDepthwise
-from densefeat.report.connections import blocks_of, check_known
+from densefeat.report.connections import check_known, list_blocks
 from densefeat.report.receptive import Field
 
 _FLOAT_BYTES = 4
@@ -128,7 +128,7 @@ def stage(name: str, modules: Sequence[nn.Module], x: torch.Tensor, tally: Tally
 
 def _grouped(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
     """Modules in the order they run; the last group is the head, what follows the last block, with the classifier."""
-    blocks = {name for name, _ in blocks_of(model)}
+    blocks = {name for name, _ in list_blocks(model)}
     groups: list[tuple[str, list[nn.Module]]] = [("stem", [])]
     for name, module in model.features.named_children():  # type: ignore[union-attr]
         if name in blocks or name.startswith("transition"):

@@ -18,7 +18,7 @@ from densefeat import FeatureExtractor
 from densefeat.errors import OutputError, UsageError
 from densefeat.export import export_model
 from densefeat.export.staging import _move
-from densefeat.features.engines.openvino.engine import load as load_openvino
+from densefeat.features.engines.openvino.engine import load_openvino as load_openvino
 from densefeat.nets.weights import state_sha256
 from support.helpers import BUNDLED, randomize_statistics, relative_difference
 

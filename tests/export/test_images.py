@@ -17,7 +17,7 @@ from torch import nn
 
 from densefeat import FeatureExtractor
 from densefeat.export import export_model
-from densefeat.export.described import _preprocessing_facts
+from densefeat.export.metadata import _preprocessing_facts
 from densefeat.images.transforms import Preprocessing
 from support.docs_examples import DOCS, blocks
 from support.helpers import BUNDLED, relative_difference

@@ -16,7 +16,7 @@ from densefeat.errors import UsageError
 from densefeat.evaluation.accuracy import class_names
 from densefeat.export import export_model
 from densefeat.images.transforms import Preprocessing
-from densefeat.loading.headed import HeadedNet
+from densefeat.heads.modules import HeadedNet
 from densefeat.training.run_folder import RunFolder
 from support.helpers import BUNDLED, randomize_statistics
 

@@ -13,11 +13,9 @@ from PIL import Image
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.heads.cross_layer import CrossLayerHead
-from densefeat.heads.kinds import KINDS, make_head
-from densefeat.heads.mlp import LinearHead, MlpHead
+from densefeat.heads.modules import KINDS, CrossLayerHead, LinearHead, MlpHead, make_head
 from densefeat.heads.usage_chart import _by_strongest_block, draw_usage
-from densefeat.loading.by_name import create_model
+from densefeat.loading.load import load_network
 from support.helpers import BUNDLED, randomize_statistics, relative_difference
 
 INFO = [
@@ -135,7 +133,7 @@ def test_heads_learn_on_maps_of_any_timm_network(kind: str) -> None:
 
 
 def test_our_networks_blocks() -> None:
-    network, _ = create_model(BUNDLED)
+    network = load_network(BUNDLED).model
     network.eval()
     maps = network.forward_intermediates(torch.randn(2, 3, 32, 32), intermediates_only=True)
     for given, info in ((maps, network), (maps, network.feature_info), (maps[1:], network.feature_info[1:])):

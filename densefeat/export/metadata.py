@@ -1,4 +1,4 @@
-"""What the metadata of every format say, as JSON."""
+"""The metadata of exported files, as JSON."""
 
 import math
 from collections.abc import Sequence
@@ -6,28 +6,28 @@ from typing import Any
 
 import torch
 
+from densefeat.export.formats import OPSET
 from densefeat.export.module import ExportedNet, Outputs
-from densefeat.export.onnx_file import OPSET
 from densefeat.export.source import Source
-from densefeat.export.traced import Traced
+from densefeat.export.tracing import Traced
 from densefeat.images import Preprocessing
 from densefeat.version import __version__
 
 
-def described(source: Source, preprocessing: Preprocessing, with_classes: bool = True) -> dict[str, Any]:
-    """What every format's metadata have. ``with_classes``: the classes' names, where they are known."""
+def describe_source(source: Source, preprocessing: Preprocessing, with_classes: bool = True) -> dict[str, Any]:
+    """The part that all formats share. ``with_classes``: include the names of the classes, where they are known."""
     facts = {
         "made_by": f"densefeat {__version__}",
         "model": source.name,
         "weights": source.weights,
         "preprocessing": _preprocessing_facts(preprocessing),
     }
-    names = source.classes if with_classes else None
+    names = source.loaded.classes if with_classes else None
     return facts | ({"label_names": names} if names else {})
 
 
 def _preprocessing_facts(preprocessing: Preprocessing) -> dict[str, Any]:
-    """In numbers, as ``steps`` from an image file's pixels on, and in words."""
+    """Preprocessing as numbers, as ``steps`` that start at an image file's pixels, and in words."""
     resize, crop, words = _geometry_steps(preprocessing)
     numbers = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
     steps: list[dict[str, Any]] = [
@@ -37,17 +37,17 @@ def _preprocessing_facts(preprocessing: Preprocessing) -> dict[str, Any]:
         {"step": "crop", "size": preprocessing.size, "offset": "(side - size) / 2, rounded half to even", **crop},
         {"step": "normalize", "divide_by": 255, **numbers},
     ]
-    told = (
+    in_words = (
         f"turn upright by EXIF; RGB, transparency over white; resize {words} with Pillow's antialiased"
         f" {preprocessing.interpolation} filter; crop the central {preprocessing.size} by {preprocessing.size};"
         " (pixel / 255 - mean) / std"
     )
-    own = {"colour": "RGB", "formula": "(pixel / 255 - mean) / std", "steps": steps, "in_words": told}
+    own = {"colour": "RGB", "formula": "(pixel / 255 - mean) / std", "steps": steps, "in_words": in_words}
     return preprocessing.to_json() | own
 
 
 def _geometry_steps(preprocessing: Preprocessing) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """What resize and crop do, as timm's evaluation transform does it, and the resize in words."""
+    """Describe the resize and the crop of timm's evaluation transform, and the resize in words."""
     scaled = math.floor(preprocessing.size / preprocessing.crop_pct)
     if preprocessing.crop_mode == "squash":
         return {"height": scaled, "width": scaled}, {}, f"to {scaled} by {scaled}, whatever the shape,"
@@ -62,16 +62,16 @@ def _geometry_steps(preprocessing: Preprocessing) -> tuple[dict[str, Any], dict[
     return {"shorter_side": scaled, "longer_side": "truncated"}, {}, words
 
 
-def interface(to: str, net: ExportedNet, asked: Outputs, traced: Traced) -> dict[str, Any]:
-    """A graph's input and outputs, in words."""
+def describe_interface(to: str, net: ExportedNet, outputs: Outputs, traced: Traced) -> dict[str, Any]:
+    """The input and the outputs of a graph."""
     shapes = _output_shapes(traced)
     facts = {
         "input": _input_facts(net, traced),
-        "outputs": [{"name": name, "shape": _shape_in_words(shape)} for name, shape in zip(net.names, shapes, strict=True)],
-        "kind": asked.kind,
+        "outputs": [{"name": name, "shape": _describe_shape(shape)} for name, shape in zip(net.names, shapes, strict=True)],
+        "kind": outputs.kind,
     }
-    if asked.kind != "logits":
-        facts |= {"tap": asked.tap, "pool": list(net.pools)}
+    if outputs.kind != "logits":
+        facts |= {"tap": outputs.tap, "pool": list(net.pools)}
     return facts | ({"opset": OPSET} if to == "onnx" else {})
 
 
@@ -93,6 +93,6 @@ def _output_shapes(traced: Traced) -> list[torch.Size]:
     return [values[name].shape for name in traced.program.graph_signature.user_outputs]
 
 
-def _shape_in_words(shape: Sequence[Any]) -> list[int | str]:
-    """Lengths, the first being the batch; what depends on the images' size stays open."""
+def _describe_shape(shape: Sequence[Any]) -> list[int | str]:
+    """Lengths by dimension: "batch" first, "open" where a length depends on the size of the images."""
     return ["batch", *(length if isinstance(length, int) else "open" for length in shape[1:])]

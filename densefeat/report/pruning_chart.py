@@ -1,4 +1,4 @@
-"""What connections are worth, beside their weights, and what is left when more and more are removed."""
+"""The chart of the connections' worth: accuracy lost without each, their weights, and accuracy as more are removed."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,33 +8,33 @@ from matplotlib.figure import Figure, SubFigure
 from densefeat.report.pruning import BROKEN, LOST, RANDOM, WEIGHT, Pruning
 from densefeat.report.reuse import Reuse
 from densefeat.report.reuse_chart import (
+    add_panels,
     add_scale,
     draw_triangle,
     draw_weights,
+    figure_size,
     finish_triangle,
-    how_to_read,
-    panel_row,
-    size_of,
+    format_guide,
 )
 
 _CURVE_HEIGHT = 4.0  # inches
 _STYLES = {BROKEN: ("#0072b2", "o"), LOST: ("#56b4e9", "s"), WEIGHT: ("#d55e00", "^"), RANDOM: ("#777777", "x")}
-_FULL_COLOUR = 97  # per cent of the cells are within the scale
+_FULL_COLOUR = 97  # percentile of the cells at which the colour scale ends
 
 
 def draw_pruning(pruning: Pruning, reuse: Reuse, title: str) -> Figure:
-    """Above, for each block the accuracy lost without each connection; then the weights; then the curves.
+    """Draw for each block the accuracy lost without each connection, below it the weights, below these the curves.
 
-    Colours of the accuracy lost are one scale for all blocks, symmetric about 0, and cut off at the ends.
+    The accuracy lost has one colour scale for all blocks, symmetric about 0 and cut off at both ends.
     """
     triangles = [reuse.triangle(number) for number in range(1, reuse.blocks + 1)]
-    width, height = size_of(triangles)
+    width, height = figure_size(triangles)
     figure = Figure(figsize=(width, 2 * height + _CURVE_HEIGHT + 0.5), layout="constrained")
     lost, weights, curves = figure.subfigures(3, 1, height_ratios=(height, height, _CURVE_HEIGHT), squeeze=False)[:, 0]
     _draw_lost(lost, pruning, reuse)
-    draw_weights(weights, panel_row(weights, triangles), reuse, triangles)
+    draw_weights(weights, add_panels(weights, triangles), reuse, triangles)
     _draw_curves(curves.subplots(), pruning)
-    figure.suptitle(f"{title}\n{how_to_read(reuse)}", parse_math=False, fontsize=11)
+    figure.suptitle(f"{title}\n{format_guide(reuse)}", parse_math=False, fontsize=11)
     return figure
 
 
@@ -42,7 +42,7 @@ def _draw_lost(figure: SubFigure, pruning: Pruning, reuse: Reuse) -> None:
     triangles = _lost_triangles(pruning, reuse)
     every = np.concatenate([triangle[~np.isnan(triangle)] for triangle in triangles])
     most = float(np.percentile(np.abs(every), _FULL_COLOUR)) or float(np.abs(every).max()) or 1.0
-    panels = panel_row(figure, triangles)
+    panels = add_panels(figure, triangles)
     for number, (axes, triangle) in enumerate(zip(panels, triangles, strict=True), 1):
         image = draw_triangle(axes, triangle, Normalize(-most, most), "RdBu_r")
         finish_triangle(axes, reuse, number)
@@ -52,7 +52,7 @@ def _draw_lost(figure: SubFigure, pruning: Pruning, reuse: Reuse) -> None:
 
 
 def _lost_triangles(pruning: Pruning, reuse: Reuse) -> list[np.ndarray]:
-    """float64 ``(sources, readers)`` for each block: points lost; NaN where there is no connection."""
+    """Return for each block float64 ``(sources, readers)``, the points lost; NaN where there is no connection."""
     places = {(column.reader.block, column.reader.name): place for number in range(1, reuse.blocks + 1)
               for place, column in enumerate(reuse.block(number))}  # fmt: skip
     triangles = [np.full_like(reuse.triangle(number), np.nan) for number in range(1, reuse.blocks + 1)]

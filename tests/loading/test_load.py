@@ -1,0 +1,101 @@
+"""Networks by name: known ones, unknown ones, and weights that cannot be loaded."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants
+
+from densefeat import UsageError, WeightsError
+from densefeat.loading.load import load_network
+from support.helpers import BUNDLED
+
+
+def test_bundled_network_and_its_provenance() -> None:
+    network = load_network(BUNDLED)
+    file = Path(timm.get_pretrained_cfg(BUNDLED).file)
+    assert not network.model.training
+    assert (network.file, network.run, network.published, network.task) == (file, None, True, "single")
+    assert (network.num_classes, len(network.classes), network.classes[0]) == (200, 200, "n01443537")
+    assert network.provenance == {
+        "model": f"{BUNDLED}.tin200",
+        "weights": {
+            "source": "densefeat/densenet_bc100_k12.tin200.safetensors",
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "license": "apache-2.0",
+        },
+    }
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    torch.save(timm.create_model("densefeat_densenet40_k12").state_dict(), tmp_path / "w.pth")
+    network = load_network("densefeat_densenet40_k12", tmp_path / "w.pth")
+    assert network.source == str(tmp_path / "w.pth")
+    assert network.sha256 == hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    assert (network.licence, network.classes, network.published) == (None, None, False)
+
+
+@pytest.mark.parametrize("has_classifier", [True, False])
+def test_the_classifier_of_a_file_must_fit_where_it_is_used(tmp_path: Path, has_classifier: bool) -> None:
+    name = "densefeat_densenet40_k12"
+    torch.save(timm.create_model(name, num_classes=7 if has_classifier else 0).state_dict(), tmp_path / "w.pth")
+    load_network(name, tmp_path / "w.pth")
+    message = "another number of classes than the network's 10" if has_classifier else "2 keys missing .first: classifier.weight"
+    with pytest.raises(WeightsError, match=message):
+        load_network(name, tmp_path / "w.pth", head=True)
+
+
+def test_a_module_is_returned_as_it_is(trained: torch.nn.Module) -> None:
+    network = load_network(trained)
+    assert network.model is trained
+    assert network.provenance["weights"] == {"source": "a model object", "sha256": None, "license": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("densenet_bc100", "did you mean densefeat_densenet_bc100_k12"),
+        ("densefeat_densenet122", "did you mean .*densefeat_densenet121"),
+        ("densefeat_densenet121.imagenet", "unknown model 'densefeat_densenet121.imagenet'.*densefeat_densenet121"),
+        ("", "unknown model ''"),
+        ("qqqqqqqqqqqq", "see: densefeat models"),
+    ],
+)
+def test_unknown_names_get_a_suggestion(name: str, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        load_network(name)
+
+
+def test_networks_without_published_weights_are_never_random() -> None:
+    with pytest.raises(WeightsError, match="nobody has published weights for it; use the bundled .*--weights FILE"):
+        load_network("densefeat_delugenet92")
+
+
+@pytest.fixture
+def unreachable_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache for a hub at a port that nothing listens on."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_unreachable_hub_fails_at_once_with_alternatives(unreachable_hub: Path, caplog: pytest.LogCaptureFixture) -> None:
+    match = "densefeat_densenet121: its weights could not be fetched from hf-hub:timm/densenet121.ra_in1k.*--weights FILE"
+    with pytest.raises(WeightsError, match=match) as error:
+        load_network("densefeat_densenet121")
+    assert "densefeat_densenet_bc100_k12" in str(error.value)
+    assert "Retrying" not in caplog.text
+
+
+def test_weights_in_the_hubs_cache_need_no_network(unreachable_hub: Path) -> None:
+    """A file where the hub's client would have put it is used without a request."""
+    folder = unreachable_hub / "models--timm--densenet121.ra_in1k"
+    (folder / "snapshots/abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("abc")
+    file = folder / "snapshots/abc/pytorch_model.bin"
+    torch.save(timm.create_model("densenet121").state_dict(), file)
+    network = load_network("densefeat_densenet121")
+    assert (network.file, network.sha256) == (file, hashlib.sha256(file.read_bytes()).hexdigest())
