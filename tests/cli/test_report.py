@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from densefeat.evaluation.accuracy import load_network
+from densefeat.loading.load import load_network
 from densefeat_cli.main import main
 from support.helpers import BUNDLED
 
@@ -31,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 @pytest.fixture
 def data(tmp_path: Path, photographs: list[Image.Image]) -> Path:
     """Four photographs at 32×32, of two of the bundled network's classes."""
-    _, classes = load_network(BUNDLED, None)
+    classes = load_network(BUNDLED, head=True).classes
     assert classes is not None
     for i, photograph in enumerate(photographs[:4]):
         path = tmp_path / "data" / classes[i % 2] / f"{i}.png"

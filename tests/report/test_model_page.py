@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from densefeat.errors import UsageError, WeightsError
+from densefeat.heads.modules import HeadedNet
 from densefeat.images.transforms import Preprocessing
-from densefeat.loading.headed import HeadedNet
 from densefeat.nets.weights import file_sha256
 from densefeat.nets.zoo import BUNDLED as FOLDER
 from densefeat.report.card import _data_name, points_of_runs, read_card

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.loading.headed import HeadedNet
+from densefeat.heads.modules import HeadedNet
 from densefeat.nets.deluge_net import DelugeNet
 from densefeat.report.connections import find_readers
 from densefeat.report.reuse import Finding, feature_reuse, load_plain, observations, write_reuse_csv

@@ -10,11 +10,12 @@ from PIL import Image
 
 import densefeat
 from densefeat.errors import UsageError
-from densefeat.evaluation.accuracy import evaluate, load_network
+from densefeat.evaluation.accuracy import evaluate
+from densefeat.heads.modules import HeadedNet
 from densefeat.images.transforms import Preprocessing
-from densefeat.loading.headed import HeadedNet
+from densefeat.loading.load import load_network
 from densefeat.report.judging import judge
-from densefeat.report.sample import _evenly, load_sample
+from densefeat.report.sample import _choose_evenly, load_sample
 from densefeat.training.run_folder import RunFolder
 from support.helpers import BUNDLED
 
@@ -22,7 +23,7 @@ from support.helpers import BUNDLED
 @pytest.fixture
 def data(tmp_path: Path, photographs: list[Image.Image]) -> Path:
     """The photographs at 32×32, four in each of three of the bundled network's classes."""
-    _, classes = load_network(BUNDLED, None)
+    classes = load_network(BUNDLED, head=True).classes
     assert classes is not None
     for i, photograph in enumerate(photographs):
         path = tmp_path / "data" / classes[i % 3] / f"{i:02}.png"
@@ -33,7 +34,7 @@ def data(tmp_path: Path, photographs: list[Image.Image]) -> Path:
 
 def test_all_of_them_are_what_evaluate_judges(data: Path) -> None:
     network, sample = load_sample(BUNDLED, None, str(data), 100)
-    assert (len(sample), sample.there) == (12, 12)
+    assert (len(sample), sample.available) == (12, 12)
     assert sample.images.shape == (12, 3, 32, 32)
     wanted = evaluate(BUNDLED, str(data)).scores
     judged = judge(network, sample)
@@ -44,7 +45,7 @@ def test_all_of_them_are_what_evaluate_judges(data: Path) -> None:
 def test_some_of_them_evenly(data: Path) -> None:
     _, every = load_sample(BUNDLED, None, str(data), 12)
     _, some = load_sample(BUNDLED, None, str(data), 4)
-    assert (len(some), some.there) == (4, 12)
+    assert (len(some), some.available) == (4, 12)
     assert torch.equal(some.images, every.images[[0, 4, 7, 11]])
     assert some.sha256() != every.sha256()
     assert sorted(set(some.labels.tolist())) == [0, 1, 2]
@@ -60,8 +61,8 @@ def test_networks_are_checked_before_images(tmp_path: Path) -> None:
 
 
 def test_positions() -> None:
-    np.testing.assert_array_equal(_evenly(np.array([3, 5, 9]), 3), [3, 5, 9])
-    np.testing.assert_array_equal(_evenly(np.arange(100), 2), [0, 99])
+    np.testing.assert_array_equal(_choose_evenly(np.array([3, 5, 9]), 3), [3, 5, 9])
+    np.testing.assert_array_equal(_choose_evenly(np.arange(100), 2), [0, 99])
 
 
 def test_a_store_stands_for_its_images(data: Path, tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_store_stands_for_its_images(data: Path, tmp_path: Path) -> None:
 def test_images_that_cannot_be_read_do_not_count(data: Path) -> None:
     next(data.glob("*/*.png")).write_bytes(b"no image")
     _, sample = load_sample(BUNDLED, None, str(data), 12)
-    assert (len(sample), sample.there) == (11, 12)
+    assert (len(sample), sample.available) == (11, 12)
 
 
 def test_tiles_are_refused(data: Path, tmp_path: Path) -> None:
