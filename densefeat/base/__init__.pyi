@@ -1,6 +1,5 @@
 from .devices import choose_device
-from .files import atomic_file, check_target, current_umask, output_errors, sync
-from .locks import hold_lock
+from .files import atomic_file, atomic_folder, check_target, current_umask, hold_lock, output_errors, sync
 from .pages import Card, Chart, Section, Table, render_page, render_template, save_page
 from .pictures import check_picture, picture_bytes, save_picture
 from .progress import RateColumn, progress_bar
@@ -20,6 +19,7 @@ __all__ = [
     "StopRequest",
     "Table",
     "atomic_file",
+    "atomic_folder",
     "check_picture",
     "check_target",
     "choose_device",

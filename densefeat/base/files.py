@@ -1,37 +1,59 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and locks that let one process write at a time."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from densefeat.errors import OutputError
 
 
 @contextmanager
 def atomic_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
-    """A hidden file to write to; on leaving it is synced and takes ``path``'s place, or is removed after an error.
+    """Yield a hidden file to write to; at the end it is synced and replaces ``path``, after an error it is removed.
 
     ``folder``: where to write it, on the same file system; None: beside ``path``.
-    Raises OutputError, before any work, where the file could not be made.
+    Raises OutputError, before any work, where the file cannot be created.
     """
-    beside = _make_beside(path, folder or path.parent)
+    beside = _create_beside(path, folder or path.parent)
     try:
         yield beside
         with output_errors(path):
-            os.chmod(beside, 0o666 & ~current_umask())  # mkstemp and safetensors make files that nobody else may read
+            os.chmod(beside, 0o666 & ~current_umask())  # mkstemp and safetensors make files that only their owner may read
             sync(beside)
             os.replace(beside, path)
-        with suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
-            sync(path.parent)
+        _sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
 
 @contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder, beside ``path``, to write files to; at the end it is renamed, after an error it is removed.
+
+    Raises OutputError where it cannot be created or ``path`` exists at the end.
+    """
+    with output_errors(path):
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        with output_errors(path):
+            yield beside
+            os.chmod(beside, 0o777 & ~current_umask())  # mkdtemp makes folders that only their owner may read
+            for file in beside.iterdir():
+                sync(file)
+            os.rename(beside, path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """The system's errors as OutputError, naming the file that was to be written."""
+    """Turn the system's errors into OutputError that names the file that was to be written."""
     try:
         yield
     except OSError as error:
@@ -39,11 +61,11 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 def check_target(path: Path) -> None:
-    """Raise OutputError now if :func:`atomic_file` could not make ``path``."""
-    _make_beside(path, path.parent).unlink()
+    """Raise OutputError now if :func:`atomic_file` could not create ``path``."""
+    _create_beside(path, path.parent).unlink()
 
 
-def _make_beside(path: Path, folder: Path) -> Path:
+def _create_beside(path: Path, folder: Path) -> Path:
     if path.is_dir() or not path.name:
         raise OutputError(f"output {str(path)!r} is a folder: give a file name")
     if path.exists() and not path.is_file():
@@ -55,13 +77,14 @@ def _make_beside(path: Path, folder: Path) -> Path:
 
 
 def current_umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def sync(path: Path) -> None:
-    """fsync a file or, where the system can, a folder's entries."""
+    """Write a file's content, or a folder's entries where the system can do that, to the disk."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -69,3 +92,26 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    with suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
+        sync(path)
+
+
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``; the system frees it when the process ends, however it ends.
+
+    Raises OutputError where another process holds it.
+    """
+    lock = FileLock(path, timeout=0)
+    with output_errors(path):
+        try:
+            lock.acquire()
+        except Timeout:  # a subclass of OSError
+            raise OutputError(f"output {str(path.parent)!r}: another process is writing to it; wait for it or end it") from None
+    try:
+        yield
+    finally:
+        lock.release()

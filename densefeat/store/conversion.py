@@ -3,12 +3,9 @@
 import json
 import os
 import re
-import shutil
-import tempfile
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from densefeat.base import atomic_file, current_umask, output_errors, sync
+from densefeat.base import atomic_file, atomic_folder, output_errors
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.reader import Store, open_store
 from densefeat.store.writer import vector_names
@@ -129,7 +126,7 @@ def chosen_vectors(store: Store, columns: Sequence[str] | None) -> list[str]:
 
 
 def _to_npy(job: Job, out: Path) -> None:
-    with _atomic_folder(out) as folder:
+    with atomic_folder(out) as folder:
         for name in job.vectors:
             with open(folder / f"{_file_name(name)}.npy", "wb") as file:
                 _write_array(file, job.shape(name), job.dtype(name), job.arrays(name))
@@ -205,7 +202,7 @@ def _to_datasets(job: Job, out: Path) -> None:
         pa.schema([job.store.schema.field(name) for name in [*job.plain, *job.vectors]])
     )
     empty = datasets.table.InMemoryTable(features.arrow_schema.empty_table())
-    with _atomic_folder(out) as folder:
+    with atomic_folder(out) as folder:
         # the library describes the folder by an empty data set of the same features; its one file is then written in pieces,
         # where saving a whole one would need a copy of it first
         shown = not datasets.are_progress_bars_disabled()
@@ -253,21 +250,3 @@ def _file_name(column: str) -> str:
     if column != os.path.basename(column) or column in ("", ".", "..") or "\\" in column or "\0" in column:
         raise OutputError(f"column {column!r} cannot be a file's name: convert to npz")
     return column
-
-
-@contextmanager
-def _atomic_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder to write to, beside ``path``; on leaving it is synced and renamed, or removed after an error."""
-    with output_errors(path):
-        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
-        with output_errors(path):
-            yield beside
-            os.chmod(beside, 0o777 & ~current_umask())  # mkdtemp makes folders that nobody else may read
-            for file in beside.iterdir():
-                sync(file)
-            os.rename(beside, path)
-        with suppress(OSError):  # some file systems cannot sync a folder
-            sync(path.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -1,13 +1,24 @@
-"""Whole or not at all."""
+"""Files and folders appear whole or not at all; one process writes at a time."""
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from densefeat.base.files import atomic_file
+from densefeat.base.files import atomic_file, atomic_folder, hold_lock
 from densefeat.errors import OutputError
+
+HOLD = """
+import sys
+from pathlib import Path
+from densefeat.base.files import hold_lock
+with hold_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_appears_whole(tmp_path: Path) -> None:
@@ -53,3 +64,35 @@ def test_places_that_cannot_be_written(name: str, match: str, tmp_path: Path) ->
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match=match), atomic_file(tmp_path / name):
         pytest.fail("the work began")
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "out") as beside:
+        (beside / "a").write_bytes(b"x")
+        assert not (tmp_path / "out").exists()
+    assert os.listdir(tmp_path / "out") == ["a"]
+    with pytest.raises(OutputError, match="out' cannot be written"), atomic_folder(tmp_path / "out") as beside:
+        (beside / "a").write_bytes(b"y")
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "other"):
+        raise KeyError
+    assert os.listdir(tmp_path) == ["out"]
+    assert (tmp_path / "out/a").read_bytes() == b"x"
+
+
+def test_held_by_another_process_until_it_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(OutputError, match="another process is writing to it"), hold_lock(path):
+        pass
+    holder.kill()
+    holder.communicate()
+    with hold_lock(path):
+        pass
+
+
+def test_an_error_inside_frees_it(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), hold_lock(tmp_path / ".lock"):
+        raise KeyError
+    with hold_lock(tmp_path / ".lock"):
+        pass

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +16,26 @@ from PIL import Image
 
 import densefeat
 from densefeat import DensefeatError, FeatureExtractor, UsageError
-from densefeat.base.locks import hold_lock
+from densefeat.base.files import hold_lock
 from densefeat.errors import OutputError
 from densefeat.store.layout import Layout
 from support.helpers import BUNDLED
 
 
 def extract(images: Path, out: Path, **options: Any) -> densefeat.ExtractResult:
-    return densefeat.extract(images, out, options.pop("model", BUNDLED), **{"batch_size": 4, "part_rows": 5, **options})
+    defaults = {"batch_size": 4, "part_rows": 5, "backend": "buffer"}
+    return densefeat.extract(images, out, options.pop("model", BUNDLED), **defaults | options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, photographs: list[Image.Image]) -> Path:
+    """A folder with photographs in ``photos`` and a finished store of them in ``store``. Tests leave both as they are."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "photos/class").mkdir(parents=True)
+    for i, photograph in enumerate(photographs):
+        photograph.save(folder / f"photos/class/{i:02}.jpg")
+    extract(folder / "photos", folder / "store")
+    return folder
 
 
 def test_parts_and_nothing_else_in_data(photo_folder: Path, tmp_path: Path) -> None:
@@ -76,11 +89,15 @@ def test_the_same_command_again_does_nothing(photo_folder: Path, tmp_path: Path)
         (dict(tile=90), "tiles is None there"),
     ],
 )
-def test_refuses_to_mix_rows_of_two_kinds(options: dict, match: str, photo_folder: Path, tmp_path: Path) -> None:
-    extract(photo_folder, tmp_path / "store")
+def test_refuses_to_mix_rows_of_two_kinds(options: dict, match: str, finished: Path) -> None:
     with pytest.raises(UsageError, match=f"was made with other settings: .*{match}.*or --overwrite"):
-        extract(photo_folder, tmp_path / "store", **options)
-    assert extract(photo_folder, tmp_path / "store", **options, overwrite=True).extracted >= 12
+        extract(finished / "photos", finished / "store", **options)
+
+
+def test_overwrite_replaces_rows_of_another_kind(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "store", tmp_path / "store")
+    assert extract(finished / "photos", tmp_path / "store", tile=90, overwrite=True).extracted > 12
+    assert "x" in densefeat.open_store(tmp_path / "store").schema.names
 
 
 def test_refuses_other_weights_under_the_same_name(photo_folder: Path, tmp_path: Path) -> None:
