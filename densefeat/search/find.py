@@ -1,20 +1,24 @@
 """A search from its question to what was found."""
 
+import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from densefeat.errors import UsageError
 from densefeat.search import approximate, exact
 from densefeat.search.exact import MAX_PAIRS, Progress
-from densefeat.search.queries import embed, row_of
 from densefeat.search.results import Neighbours, Pairs, Query
 from densefeat.store import Store, choose_column
 from densefeat.store.entries import ImageEntry, read_entries
 
 _ENGINES = {"exact": exact, "faiss": approximate}
+_CLOSE_MATCHES = 100_000  # keys that are compared with a misspelt one
 
 
 def find_neighbours(
@@ -45,8 +49,12 @@ def find_neighbours(
     name = choose_column(store, block, column)
     if not images and not keys:
         raise UsageError("nothing to search for: give images or keys")
-    rows = [row_of(store, key) for key in keys]
-    vectors = [embed(store, name, images, weights, device)] if images else []
+    rows = [find_row(store, key) for key in keys]
+    vectors = []
+    if images:
+        from densefeat.search.queries import embed  # loads torch, which rows of the store do not need
+
+        vectors.append(embed(store, name, images, weights, device))
     vectors += [store.read(name, row, row + 1).astype(np.float32) for row in rows]
     told = read_entries(store, np.array(rows, np.int64))
     queries = [Query(ImageEntry(str(image))) for image in images] + [Query(told[row], row) for row in rows]
@@ -78,3 +86,24 @@ def _engine_of(engine: str) -> ModuleType:
     if engine not in _ENGINES:
         raise UsageError(f"engine {engine!r}: choose one of {', '.join(_ENGINES)}")
     return _ENGINES[engine]
+
+
+def find_row(store: Store, key: str) -> int:
+    """Return the row of an image's key, or of a tile, ``KEY:X,Y``. UsageError if there is none, with close keys, or several."""
+    rows = _rows_with_key(store, key)
+    tile = re.fullmatch(r"(.*):(\d+),(\d+)", key, re.DOTALL) if "x" in store.schema.names else None
+    if tile and not len(rows):
+        rows = _rows_with_key(store, tile[1])
+        rows = rows[(store.read("x")[rows] == int(tile[2])) & (store.read("y")[rows] == int(tile[3]))]
+    if len(rows) == 1:
+        return int(rows[0])
+    if len(rows):
+        x, y = store.read("x")[rows[0]], store.read("y")[rows[0]]
+        raise UsageError(f"key {key!r} has {len(rows)} tiles in {store.path}: name one by its place, as in {key}:{x},{y}")
+    close = difflib.get_close_matches(key, store.column("path").slice(0, _CLOSE_MATCHES).to_pylist(), n=3, cutoff=0.6)
+    raise UsageError(f"key {key!r} is not in {store.path}" + (f": did you mean {', '.join(close)}?" if close else ""))
+
+
+def _rows_with_key(store: Store, key: str) -> np.ndarray:
+    equal = pc.equal(store.column("path"), pa.scalar(key))
+    return np.flatnonzero(equal.combine_chunks().to_numpy(zero_copy_only=False))

@@ -1,14 +1,10 @@
-"""What is searched for: images, embedded by the network that made the store, or rows of the store itself."""
+"""Images to search for, embedded by the network that made the store."""
 
-import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from densefeat.errors import DecodeError, UsageError
 from densefeat.features import FeatureExtractor
@@ -18,7 +14,6 @@ from densefeat.nets import file_sha256
 from densefeat.store import BY_KEY, Store, block_and_pool, pools_of
 
 _NEEDED = ("model", "weights", "blocks", "pool", "tap", "precision", "preprocessing")  # of provenance
-_CLOSE_MATCHES = 100_000  # keys that are looked through for one that was meant
 
 
 def embed(
@@ -112,25 +107,3 @@ def _check_sha256(here: dict[str, Any], known: dict[str, Any], shown: str) -> No
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def row_of(store: Store, key: str) -> int:
-    """The row of a key; of a tile, written ``KEY:X,Y``. UsageError where there is none (names close ones), or several."""
-    rows = _rows_of_path(store, key)
-    tile = re.fullmatch(r"(.*):(\d+),(\d+)", key, re.DOTALL) if "x" in store.schema.names else None
-    if tile and not len(rows):
-        rows = _rows_of_path(store, tile[1])
-        at = (store.read("x")[rows] == int(tile[2])) & (store.read("y")[rows] == int(tile[3]))
-        rows = rows[at]
-    if len(rows) == 1:
-        return int(rows[0])
-    if len(rows):
-        x, y = store.read("x")[rows[0]], store.read("y")[rows[0]]
-        raise UsageError(f"key {key!r} has {len(rows)} tiles in {store.path}: name one by its place, as in {key}:{x},{y}")
-    close = difflib.get_close_matches(key, store.column("path").slice(0, _CLOSE_MATCHES).to_pylist(), n=3, cutoff=0.6)
-    raise UsageError(f"key {key!r} is not in {store.path}" + (f": did you mean {', '.join(close)}?" if close else ""))
-
-
-def _rows_of_path(store: Store, path: str) -> np.ndarray:
-    found = pc.equal(store.column("path"), pa.scalar(path))
-    return np.flatnonzero(found.combine_chunks().to_numpy(zero_copy_only=False))

@@ -10,7 +10,8 @@ import timm
 import densefeat
 from densefeat.errors import UsageError
 from densefeat.nets.weights import file_sha256
-from densefeat.search.queries import _extractor_of, embed, row_of
+from densefeat.search.find import find_row
+from densefeat.search.queries import _extractor_of, embed
 from support.helpers import BUNDLED, relative_difference
 
 
@@ -113,18 +114,18 @@ def test_unreadable_queries(photo_folder: Path, tmp_path: Path, content: bytes |
 
 def test_rows_by_key(make_store) -> None:
     store = make_store({"block1": np.ones((3, 2), np.float32)}, keys=["a.jpg", "b.jpg:1,2", "dir/c.jpg"])
-    assert [row_of(store, key) for key in ("a.jpg", "b.jpg:1,2", "dir/c.jpg")] == [0, 1, 2]
+    assert [find_row(store, key) for key in ("a.jpg", "b.jpg:1,2", "dir/c.jpg")] == [0, 1, 2]
     with pytest.raises(UsageError, match=r"key 'dir/d.jpg' is not in .*: did you mean dir/c.jpg"):
-        row_of(store, "dir/d.jpg")
+        find_row(store, "dir/d.jpg")
     with pytest.raises(UsageError, match=r"key 'zzz' is not in \S+$"):
-        row_of(store, "zzz")
+        find_row(store, "zzz")
 
 
 def test_tiles_by_key_and_place(make_store) -> None:
     places = [(0, 0), (32, 0), (0, 0)]
     store = make_store({"block1": np.ones((3, 2), np.float32)}, keys=["a.tif", "a.tif", "b.tif"], places=places)
-    assert [row_of(store, key) for key in ("a.tif:0,0", "a.tif:32,0", "b.tif:0,0", "b.tif")] == [0, 1, 2, 2]
+    assert [find_row(store, key) for key in ("a.tif:0,0", "a.tif:32,0", "b.tif:0,0", "b.tif")] == [0, 1, 2, 2]
     with pytest.raises(UsageError, match="key 'a.tif' has 2 tiles in .*: name one by its place, as in a.tif:0,0"):
-        row_of(store, "a.tif")
+        find_row(store, "a.tif")
     with pytest.raises(UsageError, match="key 'a.tif:1,1' is not in"):
-        row_of(store, "a.tif:1,1")
+        find_row(store, "a.tif:1,1")
