@@ -1,4 +1,4 @@
-"""What images are to be predicted as: classes, label files, splits."""
+"""Labels of images as targets to learn: label files, classes and splits."""
 
 import lazy_loader
 

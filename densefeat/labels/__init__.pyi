@@ -1,25 +1,18 @@
 from .label_file import LabelFile
-from .labelled_rows import (
-    LABEL,
-    LabelledRows,
-    absent_classes,
-    count_and_name,
-    format_remarks,
-    load_labels,
-    lone_classes,
-    read_text_column,
-)
+from .labelled_rows import LABEL, LabelledRows, count_and_name, format_remarks, load_labels, lone_classes, read_text_column
 from .splits import PARTS, TEST, TRAIN, VAL, hold_out, hold_out_validation, split_rows, split_sha256
 from .targets import (
     SEPARATOR,
     Targets,
     Task,
+    absent_classes,
     decode_labels,
     encode_multi_labels,
     infer_task,
     join_labels,
     parse_number,
     sort_classes,
+    split_label,
 )
 
 __all__ = [
@@ -47,6 +40,7 @@ __all__ = [
     "parse_number",
     "read_text_column",
     "sort_classes",
+    "split_label",
     "split_rows",
     "split_sha256",
 ]

@@ -1,4 +1,4 @@
-"""Labels, and whatever else is told of images, in a CSV by their paths."""
+"""CSV files of labels, and of other columns, by the path of each image."""
 
 from pathlib import Path
 from typing import Any
@@ -10,28 +10,33 @@ import pyarrow.csv as pa_csv
 from densefeat.errors import UsageError
 from densefeat.images import BOM, DELIMITERS, PATH, check_column, normalised, one_array, reason_of
 
-_MAX_BYTES = 2**30  # of a CSV
+_MAX_BYTES = 2**30
 _MAX_HEADER = 2**20
-EXAMPLES = 3  # of rows that a message is about
+EXAMPLES = 3  # rows that a message names
 
 
 class LabelFile:
-    """A CSV (or TSV) with a header, the column ``path``, and others: all as text. UsageError for anything else."""
+    """A CSV or TSV file with a header and a column ``path``, all of it read as text.
+
+    Raises UsageError for any other file. ``keys``: the normalised paths, one a line.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         shown = f"labels {str(path)!r}"
         if not path.is_file():
-            raise UsageError(f"{shown}: {'a folder' if path.is_dir() else 'no such file'}; give a CSV with columns path,label")
+            problem = "a folder" if path.is_dir() else "no such file"
+            raise UsageError(f"{shown}: {problem}; give a CSV file with the columns path,label")
         try:
             if path.stat().st_size > _MAX_BYTES:
-                raise UsageError(f"{shown}: more than {_MAX_BYTES:,} bytes: give only the columns that are needed")
+                raise UsageError(f"{shown}: more than {_MAX_BYTES:,} bytes: leave out the columns that are not needed")
             self._table = _read_texts(path)
             check_column(self._table.schema, PATH, str(path))
         except (pa.ArrowException, OSError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise UsageError(f"{shown}: {_short(str(error).partition(': ')[2])}") from error
-            raise UsageError(f"{shown}: {_short(reason_of(error))}; give a CSV in UTF-8 with columns path,label") from error
+            advice = "give a CSV file in UTF-8 with the columns path,label"
+            raise UsageError(f"{shown}: {_short(reason_of(error))}; {advice}") from error
         paths = one_array(self._table.column(PATH)).cast(pa.large_binary())
         self.keys = normalised(paths, []).cast(pa.large_string())
 
@@ -40,44 +45,46 @@ class LabelFile:
         return self._table.schema.names
 
     def column(self, name: str, keys: pa.Array) -> list[str | None]:
-        """The values for these paths; None where there is none. UsageError for a path with two different ones."""
+        """Return the value for each of these paths, None where there is none.
+
+        Raises UsageError for a column that does not exist, and for a path with two different values.
+        """
         if name not in self.names:
-            raise UsageError(f"labels {str(self.path)!r}: no column {name!r}: it has {_short(', '.join(self.names))}")
+            raise UsageError(f"labels {str(self.path)!r}: no column {name!r}, only {_short(', '.join(self.names))}")
         values = strip_blanks(one_array(self._table.column(name)))
         self._check_lines(name, values)
         first = pc.index_in(self.keys, self.keys)
         differs = pc.fill_null(pc.not_equal(pc.fill_null(values, ""), pc.fill_null(values.take(first), "")), False)
         if pc.any(differs).as_py():
             at = pc.index(differs, True).as_py()
-            told = f"{values[first[at].as_py()].as_py()!r} and {values[at].as_py()!r}"
-            raise UsageError(f"labels {str(self.path)!r}: {self.keys[at].as_py()!r} has two values of {name!r}, {told}")
+            both = f"{values[first[at].as_py()].as_py()!r} and {values[at].as_py()!r}"
+            raise UsageError(f"labels {str(self.path)!r}: {self.keys[at].as_py()!r} has two values of {name!r}, {both}")
         return values.take(pc.index_in(keys, self.keys)).to_pylist()
 
     def _check_lines(self, name: str, values: pa.Array) -> None:
         broken = pc.or_(pc.fill_null(pc.match_substring(values, "\n"), False), pc.match_substring(self.keys, "\n"))
         if pc.any(broken).as_py():
             path = _short(self.keys[pc.index(broken, True).as_py()].as_py())
-            raise UsageError(
-                f"labels {str(self.path)!r}: {name!r} of {path!r} goes over several lines: a quote that is not closed?"
-            )
+            raise UsageError(f"labels {str(self.path)!r}: {name!r} of {path!r} spans several lines: is a quote not closed?")
 
-    def repeats(self) -> int:
+    def count_repeats(self) -> int:
+        """Count the lines whose path an earlier line has."""
         return len(self.keys) - pc.count_distinct(self.keys).as_py()
 
-    def without_row(self, keys: pa.Array) -> dict[str, Any]:
-        """Of the paths that the store does not have: how many, and the first."""
+    def find_unmatched(self, keys: pa.Array) -> dict[str, Any]:
+        """Count the paths that are not among these keys, and name the first of them."""
         missing = pc.unique(self.keys.filter(pc.invert(pc.is_in(self.keys, keys))))
         return {"count": len(missing), "first": missing[:EXAMPLES].to_pylist()}
 
 
 def _read_texts(path: Path) -> pa.Table:
-    """All columns as text; an empty field is null."""
+    """Read all columns as text, empty fields as null."""
     with open(path, "rb") as file:
         header = file.readline(_MAX_HEADER).removeprefix(BOM)
     if not header.strip():
-        raise ValueError("no header in it")
+        raise ValueError("it has no header")
     if b"\0" in header:
-        raise ValueError("a binary file")
+        raise ValueError("it is a binary file")
     parse = pa_csv.ParseOptions(delimiter=DELIMITERS.get(path.suffix.lower(), ","), newlines_in_values=True)
     with pa_csv.open_csv(path, parse_options=parse) as head:
         names = head.schema.names
@@ -91,7 +98,7 @@ def _read_texts(path: Path) -> pa.Table:
 
 
 def strip_blanks(values: pa.Array) -> pa.Array:
-    """Without blanks around them; null where nothing is left."""
+    """Remove blanks at both ends; null where nothing is left."""
     values = pc.utf8_trim_whitespace(values.cast(pa.large_string()))
     return pc.if_else(pc.equal(values, ""), None, values)
 

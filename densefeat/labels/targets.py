@@ -1,4 +1,4 @@
-"""Labels as text, and as targets to learn."""
+"""Labels as text, and the targets that heads learn: the one rule for what a label means."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,13 +10,17 @@ import numpy as np
 from densefeat.errors import UsageError
 
 Task = Literal["single", "multi", "regression"]
+TASKS = ("auto", "single", "multi", "regression")
+SEPARATOR = "|"
+_MAX_MULTI = 2**31  # rows times classes
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Of n rows. ``values``: single int64 ``(n,)``, multi bool ``(n, K)``, regression float64 ``(n,)``.
+    """What n rows are to be predicted as.
 
-    ``classes``: K names, in the order of the values; none for regression.
+    ``values``: single int64 ``(n,)``, positions in ``classes``; multi bool ``(n, K)``; regression float64 ``(n,)``.
+    ``classes``: K names; empty for regression.
     """
 
     task: Task
@@ -27,33 +31,12 @@ class Targets:
         return len(self.values)
 
     def take(self, rows: np.ndarray) -> "Targets":
-        """Those of some rows: positions, or a mask."""
+        """Select rows, by their positions or by a mask."""
         return replace(self, values=self.values[rows])
 
 
-TASKS = ("auto", "single", "multi", "regression")
-SEPARATOR = "|"
-_MAX_MULTI = 2**31  # rows times classes
-
-
-def sort_classes(names: Iterable[str]) -> list[str]:
-    """Each once; in the order of torchvision's ImageFolder, but numbers by their value."""
-    distinct = sorted(set(names))
-    numbers = [parse_number(name) for name in distinct]
-    return sorted(distinct, key=float) if None not in numbers else distinct
-
-
-def parse_number(text: str) -> float | None:
-    """None for text that is no finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def infer_task(texts: Sequence[str]) -> tuple[Task, str]:
-    """The task that labels look like, and why, in words."""
+    """Decide which task labels are for, and say why in words."""
     if any(SEPARATOR in text for text in texts):
         return "multi", f"some labels have a {SEPARATOR}"
     numbers = [parse_number(text) for text in texts]
@@ -65,9 +48,9 @@ def infer_task(texts: Sequence[str]) -> tuple[Task, str]:
 
 
 def encode_labels(texts: Sequence[str], task: Task, paths: Sequence[str]) -> Targets:
-    """Of labels as text. ``multi``: classes with ``|`` between them; a lone ``|`` is none of them.
+    """Turn labels as text into targets. Multi-label: classes separated by ``|``; a lone ``|`` means none of them.
 
-    UsageError for fewer than two classes, and for a label of a regression that is no number; ``paths`` are to name it by.
+    ``paths`` are for messages. Raises UsageError for fewer than two classes, and for a label of a regression that is no number.
     """
     if task == "regression":
         return Targets(task, (), _encode_numbers(texts, paths))
@@ -80,29 +63,37 @@ def encode_labels(texts: Sequence[str], task: Task, paths: Sequence[str]) -> Tar
 
 
 def encode_multi_labels(texts: Sequence[str], known: Sequence[str] | None = None) -> Targets:
-    """``known``: the classes, where that is settled; UsageError for another one, and without them for none at all."""
-    pieces = [[piece for part in text.split(SEPARATOR) if (piece := part.strip())] for text in texts]
-    classes = sort_classes(piece for some in pieces for piece in some)
+    """Turn labels that name any number of classes into targets.
+
+    ``known``: the classes, where they are fixed; None: those of the labels. Raises UsageError for a class that is not among
+    the known ones, or for fewer than two classes where none are known.
+    """
+    rows = [split_label(text) for text in texts]
+    classes = sort_classes(name for names in rows for name in names)
     if known is None:
         _check_classes(classes)
     elif unknown := set(classes) - set(known):
-        told = f"the {len(known)} classes that are known, {', '.join(known[:3])}, …"
-        raise UsageError(f"label {min(unknown)!r} is none of {told}")
+        raise UsageError(f"label {min(unknown)!r} is not one of the {len(known)} known classes, {', '.join(known[:3])}, …")
     else:
         classes = list(known)
     if len(texts) * len(classes) > _MAX_MULTI:
         raise UsageError(f"{len(classes):,} classes for {len(texts):,} rows are too many: leave out the rarest")
     codes = {name: code for code, name in enumerate(classes)}
     values = np.zeros((len(texts), len(classes)), bool)
-    for row, some in enumerate(pieces):
-        values[row, [codes[piece] for piece in some]] = True
+    for row, names in enumerate(rows):
+        values[row, [codes[name] for name in names]] = True
     return Targets("multi", tuple(classes), values)
+
+
+def split_label(text: str) -> list[str]:
+    """List the classes that a multi-label ``a|b`` names."""
+    return [name for part in text.split(SEPARATOR) if (name := part.strip())]
 
 
 def _check_classes(classes: list[str]) -> None:
     if len(classes) < 2:
-        told = f"all labels are {classes[0]!r}" if classes else "no label names a class"
-        raise UsageError(f"{told}: there is nothing to tell apart; give labels of at least two classes")
+        problem = f"all labels are {classes[0]!r}" if classes else "no label names a class"
+        raise UsageError(f"{problem}: labels of at least two classes are needed")
 
 
 def _encode_numbers(texts: Sequence[str], paths: Sequence[str]) -> np.ndarray:
@@ -110,15 +101,17 @@ def _encode_numbers(texts: Sequence[str], paths: Sequence[str]) -> np.ndarray:
     numbers = [parse_number(text) for text in texts]
     for number, text, path in zip(numbers, texts, paths, strict=True):
         if number is None:
-            raise UsageError(f"label {text!r} of {path!r} is no finite number: correct it, or leave it empty; or --task single")
+            raise UsageError(
+                f"label {text!r} of {path!r} is not a finite number: correct it or leave it empty, or use --task single"
+            )
     values = np.array(numbers, np.float64)
     if len(values) and values.min() == values.max():
-        raise UsageError(f"all labels are {texts[0]}: there is nothing to predict")
+        raise UsageError(f"all labels are {texts[0]}: a regression needs at least two different numbers")
     return values
 
 
 def decode_labels(targets: Targets) -> list[str]:
-    """The label of each row as text, as in a CSV."""
+    """Turn targets back into labels as text, as a CSV has them."""
     if targets.task == "regression":
         return [f"{value:.7g}" for value in targets.values.tolist()]
     if targets.task == "single":
@@ -127,5 +120,29 @@ def decode_labels(targets: Targets) -> list[str]:
 
 
 def join_labels(row: np.ndarray, classes: Sequence[str]) -> str:
-    """Those of a bool ``(K,)``."""
+    """Write the classes that are True in a bool ``(K,)`` as one label."""
     return SEPARATOR.join(classes[code] for code in np.flatnonzero(row).tolist()) or SEPARATOR
+
+
+def sort_classes(names: Iterable[str]) -> list[str]:
+    """Sort distinct names as torchvision's ImageFolder does; but where all are numbers, by their value."""
+    distinct = sorted(set(names))
+    numbers = [parse_number(name) for name in distinct]
+    return sorted(distinct, key=float) if None not in numbers else distinct
+
+
+def parse_number(text: str) -> float | None:
+    """Read a finite number; None where the text is not one."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def absent_classes(targets: Targets) -> list[str]:
+    """List the classes that none of the rows has."""
+    if targets.task == "regression":
+        return []
+    counts = np.bincount(targets.values, minlength=len(targets.classes)) if targets.task == "single" else targets.values.sum(0)
+    return [name for name, count in zip(targets.classes, counts, strict=True) if count == 0]

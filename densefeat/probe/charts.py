@@ -1,13 +1,12 @@
 """What a probe found, as pictures: every candidate with its interval, and which classes are taken for which."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from densefeat.base import printable
+from densefeat.base import Chart, printable
 from densefeat.labels import Targets
 from densefeat.probe.predictions import MATRIX_CLASSES, confusion_matrix
 
@@ -22,16 +21,7 @@ _COUNTED_CLASSES = 15
 _BLOCK, _GREEDY, _ALL = "#1f77b4", "#d95f02", "#444444"
 
 
-@dataclass(frozen=True)
-class Picture:
-    """``svg``: the whole file; ``alt``: what there is to see, in words."""
-
-    title: str
-    svg: bytes
-    alt: str
-
-
-def draw_blocks(stem: Path, results: dict[str, Any]) -> Picture | None:
+def draw_blocks(stem: Path, results: dict[str, Any]) -> Chart | None:
     """``stem``.png and .svg of the candidates in results.json; None where matplotlib is not installed.
 
     Left: each candidate; right: the main metric against the number of features. With 95 % intervals, where there are some.
@@ -49,7 +39,7 @@ def draw_blocks(stem: Path, results: dict[str, Any]) -> Picture | None:
     left.set_xlabel(title)
     right.set(xlabel="features", ylabel=title)
     best = results["best"]
-    return Picture("By block", _save(figure, stem), f"{_TITLES[main]} of {len(candidates)} candidates; the best is {best}")
+    return Chart("By block", _save(figure, stem), f"{_TITLES[main]} of {len(candidates)} candidates; the best is {best}")
 
 
 def _draw_ranking(axes: "Axes", results: dict[str, Any]) -> None:
@@ -121,7 +111,7 @@ def _choose_colour(candidate: dict[str, Any]) -> str:
     return _BLOCK if len(candidate["columns"]) == 1 else _GREEDY
 
 
-def draw_confusion(stem: Path, targets: Targets, scores: np.ndarray) -> Picture | None:
+def draw_confusion(stem: Path, targets: Targets, scores: np.ndarray) -> Chart | None:
     """``stem``.png and .svg; None without matplotlib, or for more than 2,000 classes."""
     try:
         from matplotlib.colors import PowerNorm
@@ -145,7 +135,7 @@ def draw_confusion(stem: Path, targets: Targets, scores: np.ndarray) -> Picture 
         _write_counts(axes, counts, share)
     axes.set(xlabel="predicted", ylabel="label")
     right = 100 * np.trace(counts) / max(counts.sum(), 1)
-    return Picture(
+    return Chart(
         "Confusion matrix", _save(figure, stem), f"Confusion matrix of {size} classes; {right:.1f} % are on its diagonal"
     )
 

@@ -1,4 +1,4 @@
-"""The probe job: a store and labels to what its blocks are good for, and a fitted head."""
+"""The job of ``densefeat probe``: from a store and labels to heads on every block, and the report on them."""
 
 import os
 import tempfile
@@ -14,7 +14,7 @@ from densefeat.labels import LABEL, TEST, VAL, LabelFile
 from densefeat.probe.candidates import BlockFitter, count_settings, fit_candidates, fit_few_shots, select_candidate
 from densefeat.probe.data import load_data
 from densefeat.probe.protocols import describe_protocol
-from densefeat.probe.request import ProbeRequest, make_request
+from densefeat.probe.request import make_request
 from densefeat.probe.results import (
     FEATURES,
     TEST_FEATURES,
@@ -27,7 +27,7 @@ from densefeat.store import Layout, Store, is_embeddings, open_store
 
 @dataclass(frozen=True)
 class Probed:
-    """``results``: what ``results.json`` in ``path`` has; ``done_before``: the same probe was there already."""
+    """A finished probe. ``results``: the content of ``results.json`` in ``path``; ``done_before``: an earlier call made it."""
 
     path: Path
     results: dict[str, Any]
@@ -49,69 +49,70 @@ def probe(
     seed: int = 0,
     images: str | None = None,
 ) -> Probed:
-    """Fit and choose heads on the features of every block, alone and together; report to a folder, with the best head.
+    """Fit heads on the features of every block, alone and together; write a report and the best head to a folder.
+
+    Heads and settings are selected on validation rows and reported on test rows.
 
     Args:
-        store: Of ``densefeat extract``; its vector columns are the candidates.
-        out: The folder. What the same call has left there is not made again.
-        test: Another store, of the test rows alone, made in the same way; None: 20 % of the rows, stratified.
-        protocol: ``"logreg"``, ``"knn"`` or ``"ridge"``; see :mod:`densefeat.probe.protocols`. None: logreg, for numbers ridge.
-        standardize: Of logreg: features by their mean and deviation over the training rows (ridge always does so).
-        labels: A CSV with ``path`` and ``label``; None: the store's own column.
-        label_column: Other than ``label``, of the CSV or the store.
-        task: ``"single"``, ``"multi"`` (``a|b``), ``"regression"``, or ``"auto"``: by the labels.
-        split_column, group_column: Of the CSV or the store: ``train``, ``val`` (may be missing) and ``test``; what is not to be
-            split, such as patients. Rows of one path are never split.
-        seed: Of the split, the intervals, and the few-shot draws.
-        images: Where the images are, for the report; None: where the store's job found them.
+        store: A store of ``densefeat extract``; each of its columns of vectors is a candidate.
+        out: The folder to write. If it holds the finished results of the same call, nothing is done.
+        test: Another store of test rows, made in the same way; None: 20 % of the rows, stratified.
+        protocol: ``"logreg"``, ``"knn"`` or ``"ridge"``, see :mod:`densefeat.probe.protocols`; None: ridge for numbers, else
+            logreg.
+        standardize: For logreg: scale each feature by its mean and deviation over the training rows. ridge always does so.
+        labels: A CSV file with the columns ``path`` and ``label``; None: the store's own column.
+        label_column: The column of labels in the CSV file or the store, if it is not called ``label``.
+        task: ``"single"``, ``"multi"`` (labels ``a|b``), ``"regression"``, or ``"auto"``: decide by the labels.
+        split_column: A column of the CSV file or the store with ``train``, ``test`` and, optionally, ``val``.
+        group_column: A column whose equal values, such as a patient, stay in one part. Rows of one path always do.
+        seed: For the split, the intervals and the few-shot draws.
+        images: Where the images are now, for the report; None: where the store's job read them.
 
     Raises:
-        UsageError: Labels, splits or stores that do not serve, ``out`` holds something else. OutputError: it cannot be written.
+        UsageError: Labels, splits or stores cannot be used, or ``out`` holds something else.
+        OutputError: ``out`` cannot be written.
     """
     out = Path(out)
-    stores = [known if isinstance(known, Store) else open_store(known) for known in (store, test) if known is not None]
-    found = load_data(stores, labels, label_column, task, split_column, group_column, seed)
-    targets, columns = found.labelled.targets, found.columns
+    stores = [source if isinstance(source, Store) else open_store(source) for source in (store, test) if source is not None]
+    data = load_data(stores, labels, label_column, task, split_column, group_column, seed)
+    targets, columns, parts = data.labelled.targets, data.columns, data.parts
     protocol = protocol or ("ridge" if targets.task == "regression" else "logreg")
     if standardize and protocol != "logreg":
         raise UsageError(f"--standardize is for logreg: {protocol} {'always' if protocol == 'ridge' else 'never'} does so")
-    chosen = describe_protocol(protocol, targets.task) | ({"standardize": standardize} if protocol == "logreg" else {})
-    asked = make_request(found, chosen, seed, images)
-    if (before := read_finished(out, asked)) is not None:
-        return Probed(out, before, done_before=True)
+    description = describe_protocol(protocol, targets.task) | ({"standardize": standardize} if protocol == "logreg" else {})
+    request = make_request(data, description, seed, images)
+    if (results := read_finished(out, request)) is not None:
+        return Probed(out, results, done_before=True)
     _check_writable(out)
+
     with progress_bar("fitting", count_settings(protocol, len(columns.widths)), "settings") as advance:
-        fits = BlockFitter(protocol, columns, targets, found.labelled.rows, found.parts, seed, advance, standardize)
-        return Probed(out, _run(fits, asked, out))
-
-
-def _run(fits: BlockFitter, asked: ProbeRequest, out: Path) -> dict[str, Any]:
-    targets, parts = fits.targets, fits.parts
-    concluded = select_candidate(fit_candidates(fits), targets.take(parts == VAL), targets.take(parts == TEST), fits.seed)
-    if fits.protocol == "ridge" and targets.task == "single":
-        asked = replace(asked, few_shot=fit_few_shots(fits))
-    return write_report(out, concluded, asked)
+        fitter = BlockFitter(protocol, columns, targets, data.labelled.rows, parts, seed, advance, standardize)
+        selection = select_candidate(fit_candidates(fitter), targets.take(parts == VAL), targets.take(parts == TEST), seed)
+        if protocol == "ridge" and targets.task == "single":
+            request = replace(request, few_shot=fit_few_shots(fitter))
+        return Probed(out, write_report(out, selection, request))
 
 
 def _check_writable(out: Path) -> None:
-    """OutputError now, not after the work, where a folder cannot be made or written to."""
+    """Raise OutputError before the work, not after it, if the folder cannot be made or written to."""
     with output_errors(out):
-        there = next(place for place in (out, *out.absolute().parents) if place.exists())
-        with tempfile.TemporaryFile(dir=there):
+        existing = next(place for place in (out, *out.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=existing):
             pass
 
 
 def extract_images(
     images: str | Path, test: str | Path | None, out: Path, label_file: str | Path | None = None, **settings: Any
 ) -> list[Path]:
-    """Where the stores of the images and the test images are, made now as far as they are not there.
+    """Extract the images and the test images to stores in ``out``, as far as that is not done; return the stores.
 
-    ``test`` may be a store. ``label_file``: what will be needed. ``settings``: of :func:`densefeat.extract`. Raises
-    what that does, UsageError where ``out`` holds something else than a probe, OutputError where it cannot be made.
+    ``test`` may be a store already. ``label_file``: a CSV file that is needed later. ``settings``: for
+    :func:`densefeat.extract`. Raises what that does, UsageError if ``out`` holds something other than a probe, OutputError if
+    it cannot be made.
     """
     check_folder(out)
     if label_file not in (None, "folder"):
-        LabelFile(Path(label_file))  # before what may take hours
+        LabelFile(Path(label_file))  # report a wrong file before hours of extraction
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     extract(images, out / FEATURES, **settings)
@@ -124,16 +125,16 @@ def extract_images(
 
 
 def source_options(images: str | Path, labels: str | Path | None, label_column: str | None) -> dict[str, Any]:
-    """How to open the images, with the labels that are theirs."""
+    """Choose how to open images so that their own labels come with them: options of :func:`densefeat.extract`."""
     if labels == "folder" or (labels is None and label_column is None and os.path.isdir(images)):
         return {"labels": "folder"}
     if labels is None and label_column is None and str(images).lower().endswith(tuple(DELIMITERS)):
-        label_column = LABEL  # of a list it is its own
+        label_column = LABEL  # a list of images has its labels beside the paths
     return {"label_column": label_column} if labels is None and label_column else {}
 
 
 def label_options(labels: str | Path | None, label_column: str | None) -> dict[str, Any]:
-    """How to find labels once the images are in stores: a file's, or the stores' own."""
+    """Choose where :func:`probe` finds the labels of extracted images: in a file, or in the stores themselves."""
     return {} if labels in (None, "folder") else {"labels": labels, "label_column": label_column}
 
 

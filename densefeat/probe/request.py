@@ -1,4 +1,4 @@
-"""What a probe was asked, as its report tells it."""
+"""The request that a probe answers: data, protocol and seed, as results.json records them."""
 
 import hashlib
 import json
@@ -10,16 +10,18 @@ import numpy as np
 
 from densefeat.labels import TEST, LabelledRows, decode_labels, split_sha256
 from densefeat.probe.data import ProbeData
+from densefeat.store import Store
 
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What was asked of which data.
+    """What is to be fitted on which data.
 
-    ``protocol``: as of :func:`densefeat.probe.protocols.describe_protocol`. ``settings``: what another call would need to be the same.
-    ``sizes``: rows by part; ``labels``: the report on them. ``paths``, ``places``: of the test rows, int ``(n, 2)`` x and y of
-    tiles. ``provenance``: of the features that were learnt from, ``test_provenance``: of the test rows, where they are others.
-    ``images``: where they are, if not where the provenance says.
+    ``protocol``: as of :func:`densefeat.probe.protocols.describe_protocol`. ``settings``: columns, labels and kind of test
+    rows. ``sizes``: rows of each part; ``labels``: the report on them. ``paths``, ``places``: of the test rows, and int
+    ``(n, 2)`` x and y where they are tiles. ``provenance``: of the features to learn from; ``test_provenance``: of another
+    store of test rows. ``images``: where the images are now, None for the place in the provenance. ``few_shot``: results of
+    few-shot fits.
     """
 
     protocol: dict[str, Any]
@@ -36,39 +38,38 @@ class ProbeRequest:
     notes: tuple[str, ...] = ()
     few_shot: list[dict[str, Any]] = field(default_factory=list)
 
+    def identity(self) -> dict[str, Any]:
+        """Select what determines the results: two requests with the same identity are one probe."""
+        names = ("protocol", "settings", "seed", "split_sha256", "provenance", "test_provenance")
+        return {name: getattr(self, name) for name in names}
 
-def identity(asked: dict[str, Any]) -> dict[str, Any]:
-    """Of what was asked, that which makes results what they are."""
-    names = ("protocol", "settings", "seed", "split_sha256", "provenance", "test_provenance")
-    return {name: asked[name] for name in names}
 
-
-def make_request(found: ProbeData, protocol: dict[str, Any], seed: int, images: str | None = None) -> ProbeRequest:
-    labelled, parts, stores = found.labelled, found.parts, found.stores
-    rows = np.flatnonzero(parts == TEST)
-    paths = [labelled.paths[row] for row in rows]
+def make_request(data: ProbeData, protocol: dict[str, Any], seed: int, images: str | None = None) -> ProbeRequest:
+    labelled, stores = data.labelled, data.stores
+    rows = np.flatnonzero(data.parts == TEST)
     tiled = all("x" in store.schema.names for store in stores)
-    places = [np.concatenate([store[name] for store in stores])[labelled.rows[rows]] for name in ("x", "y")] if tiled else None
-    digest = split_sha256(labelled.paths, parts)
-    settings = {
-        "columns": found.columns.widths,
-        "labels_sha256": _labels_sha256(labelled),
-        "test": len(stores) > 1,
-    }
     return ProbeRequest(
         protocol=protocol,
-        settings=settings,
+        settings={
+            "columns": data.columns.widths,
+            "labels_sha256": _labels_sha256(labelled),
+            "test": len(stores) > 1,
+        },
         seed=seed,
-        sizes=found.sizes(),
-        split_sha256=digest,
+        sizes=data.sizes(),
+        split_sha256=split_sha256(labelled.paths, data.parts),
         labels=labelled.report,
-        paths=paths,
+        paths=[labelled.paths[row] for row in rows],
         provenance=stores[0].provenance,
-        places=None if places is None else np.stack(places, 1),
+        places=_tile_places(stores, labelled.rows[rows]) if tiled else None,
         test_provenance=stores[1].provenance if len(stores) > 1 else None,
         images=images,
-        notes=found.notes,
+        notes=data.notes,
     )
+
+
+def _tile_places(stores: Sequence[Store], rows: np.ndarray) -> np.ndarray:
+    return np.stack([np.concatenate([store[name] for store in stores])[rows] for name in ("x", "y")], 1)
 
 
 def _labels_sha256(labelled: LabelledRows) -> str:

@@ -1,4 +1,4 @@
-"""What a probe leaves behind: results, charts, predictions, a page, and the fitted head."""
+"""The files of a probe: results.json, predictions.csv, charts, the page, and the fitted head."""
 
 import csv
 import json
@@ -20,125 +20,112 @@ from densefeat.probe.charts import draw_blocks, draw_confusion
 from densefeat.probe.page import write_page
 from densefeat.probe.predictions import MATRIX_CLASSES, format_probabilities, list_confusions, predict_labels
 from densefeat.probe.probe_file import FILE, Probe, save_probe
-from densefeat.probe.request import ProbeRequest, identity
+from densefeat.probe.request import ProbeRequest
 from densefeat.version import __version__
 
 RESULTS, PAGE, PREDICTIONS = "results.json", "report.html", "predictions.csv"
-BLOCKS, CONFUSION = "blocks", "confusion"
-SUFFIXES = (".png", ".svg")  # of charts
-KIND = "densefeat probe"
-FEATURES, TEST_FEATURES = "features", "test-features"  # stores beside the results, where images were given
-_PICTURES = tuple(f"{stem}{suffix}" for stem in (BLOCKS, CONFUSION) for suffix in SUFFIXES)
-_OURS = {RESULTS, FILE, PAGE, PREDICTIONS, *_PICTURES, FEATURES, TEST_FEATURES}
+BLOCKS, CONFUSION = "blocks", "confusion"  # charts
+SUFFIXES = (".png", ".svg")
+FEATURES, TEST_FEATURES = "features", "test-features"  # stores that the probe of a folder of images makes
+_KIND = "densefeat probe"
+_CHARTS = tuple(f"{stem}{suffix}" for stem in (BLOCKS, CONFUSION) for suffix in SUFFIXES)
+_NAMES = {RESULTS, FILE, PAGE, PREDICTIONS, *_CHARTS, FEATURES, TEST_FEATURES}
 
 
-def write_report(out: Path, concluded: Selection, asked: ProbeRequest) -> dict[str, Any]:
-    """Everything into a folder, each file whole or not at all, ``results.json`` last; returns what is in that.
+def write_report(out: Path, selection: Selection, request: ProbeRequest) -> dict[str, Any]:
+    """Write all files into a folder, each atomically and ``results.json`` last; return the content of that.
 
-    Charts are left out where matplotlib is not installed. Raises OutputError where a file cannot be written.
+    Charts are left out where matplotlib is not installed. Raises OutputError if a file cannot be written.
     """
-    results = _summarize(concluded, asked)
+    results = _summarize(selection, request)
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    save_probe(out / FILE, _make_probe(concluded, asked))
-    charts = draw_blocks(out / BLOCKS, results)
-    confusion = None
-    if concluded.scores is not None:
-        _write_predictions(out / PREDICTIONS, concluded.targets, concluded.scores, asked)
-        if concluded.targets.task == "single":
-            confusion = draw_confusion(out / CONFUSION, concluded.targets, concluded.scores)
-    write_page(out / PAGE, concluded, asked, results, [picture for picture in (charts, confusion) if picture])
+    save_probe(out / FILE, _make_probe(selection, request))
+    charts = [draw_blocks(out / BLOCKS, results)]
+    if selection.scores is not None:
+        _write_predictions(out / PREDICTIONS, selection.targets, selection.scores, request)
+        if selection.targets.task == "single":
+            charts.append(draw_confusion(out / CONFUSION, selection.targets, selection.scores))
+    write_page(out / PAGE, selection, request, results, [chart for chart in charts if chart])
     with atomic_file(out / RESULTS) as beside:
         beside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
     return results
 
 
-def list_files(task: Task, classes: int) -> set[str]:
-    """Names of all that a whole report has, where the test rows are known; of charts only where matplotlib is installed."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        pictures = []
-    else:
-        pictures = [BLOCKS, CONFUSION] if task == "single" and classes <= MATRIX_CLASSES else [BLOCKS]
-    charts = {f"{stem}{suffix}" for stem in pictures for suffix in SUFFIXES}
-    return {RESULTS, PAGE, PREDICTIONS, FILE} | charts
-
-
-def _summarize(concluded: Selection, asked: ProbeRequest) -> dict[str, Any]:
-    """JSON types alone."""
-    targets = concluded.targets
-    found = {
-        "kind": KIND,
-        "protocol": asked.protocol,
+def _summarize(selection: Selection, request: ProbeRequest) -> dict[str, Any]:
+    """Collect what results.json holds, in JSON types alone."""
+    targets, comparison, runner_up = selection.targets, selection.comparison, selection.runner_up
+    results = {
+        "kind": _KIND,
+        "protocol": request.protocol,
         "task": targets.task,
-        "main_metric": concluded.main,
+        "main_metric": selection.main_metric,
         "classes": list(targets.classes),
-        "rows": asked.sizes,
-        "split_sha256": asked.split_sha256,
-        "seed": asked.seed,
-        "labels": asked.labels,
-        "notes": list(asked.notes),
-        "candidates": [outcome.to_json() for outcome in concluded.outcomes],
-        "best": concluded.winner.name,
-        "next": None if concluded.next is None else concluded.outcomes[concluded.next].name,
-        "comparison": None
-        if concluded.comparison is None
-        else asdict(concluded.comparison) | {"told": _describe_comparison(concluded)},
-        "confusions": [] if concluded.scores is None else list_confusions(targets, concluded.scores),
-        "few_shot": asked.few_shot,
-        "provenance": asked.provenance,
-        "test_provenance": asked.test_provenance,
-        "settings": asked.settings,
+        "rows": request.sizes,
+        "split_sha256": request.split_sha256,
+        "seed": request.seed,
+        "labels": request.labels,
+        "notes": list(request.notes),
+        "candidates": [report.to_json() for report in selection.reports],
+        "best": selection.best.name,
+        "next": None if runner_up is None else runner_up.name,
+        "comparison": None if comparison is None else asdict(comparison) | {"told": _describe_comparison(selection)},
+        "confusions": [] if selection.scores is None else list_confusions(targets, selection.scores),
+        "few_shot": request.few_shot,
+        "provenance": request.provenance,
+        "test_provenance": request.test_provenance,
+        "settings": request.settings,
         "versions": _versions(),
     }
-    return to_json(found)
+    return to_json(results)
 
 
-def _make_probe(concluded: Selection, asked: ProbeRequest) -> Probe:
-    best, targets = concluded.winner, concluded.targets
-    told = {
-        "protocol": asked.protocol,
+def _make_probe(selection: Selection, request: ProbeRequest) -> Probe:
+    best, targets = selection.best, selection.targets
+    record = {
+        "protocol": request.protocol,
         "chosen": best.chosen,
         "name": best.name,
-        "rows": asked.sizes,
-        "split_sha256": asked.split_sha256,
-        "seed": asked.seed,
+        "rows": request.sizes,
+        "split_sha256": request.split_sha256,
+        "seed": request.seed,
         "val": best.val,
         "test": best.test,
         "intervals": best.intervals,
     }
-    return Probe(targets.task, targets.classes, best.columns, asked.provenance, concluded.head, to_json(told))
+    return Probe(targets.task, targets.classes, best.columns, request.provenance, selection.head, to_json(record))
 
 
-def _describe_comparison(concluded: Selection) -> str:
-    """The comparison of the best with the next, in words."""
-    comparison = concluded.comparison
-    if comparison is None or concluded.next is None:
+def _describe_comparison(selection: Selection) -> str:
+    """Put the comparison of the best candidate with the next one into words."""
+    comparison = selection.comparison
+    if comparison is None or selection.runner_up is None:
         return ""
-    best, other = concluded.winner.name, concluded.outcomes[concluded.next].name
     low, high = comparison.interval
-    sure = "a difference" if comparison.p_value < 0.05 else "no difference that these rows can show"
+    verdict = "a difference" if comparison.p_value < 0.05 else "no difference that these rows can show"
     return (
-        f"{best} less {other}, next best on the validation rows: {comparison.metric} {comparison.difference:+.4g}"
-        f" ({low:+.4g} to {high:+.4g}), p = {comparison.p_value:.3g} ({comparison.test}): {sure}"
+        f"{selection.best.name} less {selection.runner_up.name}, next best on the validation rows:"
+        f" {comparison.metric} {comparison.difference:+.4g} ({low:+.4g} to {high:+.4g}),"
+        f" p = {comparison.p_value:.3g} ({comparison.test}): {verdict}"
     )
 
 
-def _write_predictions(path: Path, targets: Targets, scores: np.ndarray, asked: ProbeRequest) -> None:
-    """A line for each test row: path, x and y of a tile, label, prediction, and its score."""
-    places = [] if asked.places is None else ["x", "y"]
+def _write_predictions(path: Path, targets: Targets, scores: np.ndarray, request: ProbeRequest) -> None:
+    """Write a line for each test row: path, x and y of a tile, label, prediction, and its probability or value."""
+    labels, (predictions, certainty) = decode_labels(targets), predict_labels(targets.task, targets.classes, scores)
+    columns = [request.paths, labels, predictions, format_probabilities(targets.task, scores, certainty)]
+    names = ["path", "label", "predicted", "score"]
+    if request.places is not None:
+        names[1:1] = ["x", "y"]
+        columns[1:1] = request.places.T.tolist()
     with (
         atomic_file(path) as beside,
         output_errors(path),
         open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", *places, "label", "predicted", "score"])
-        guesses, sure = predict_labels(targets.task, targets.classes, scores)
-        rows = zip(asked.paths, decode_labels(targets), guesses, format_probabilities(targets.task, scores, sure), strict=True)
-        for row, (key, label, guess, score) in enumerate(rows):
-            writer.writerow([key, *([] if asked.places is None else asked.places[row].tolist()), label, guess, score])
+        writer.writerow(names)
+        writer.writerows(zip(*columns, strict=True))
 
 
 def _versions() -> dict[str, str]:
@@ -153,7 +140,7 @@ def _versions() -> dict[str, str]:
 
 
 def to_json(value: Any) -> Any:
-    """As JSON has it: no numpy, no tuples, nothing that is not finite (null)."""
+    """Turn numpy values and tuples into JSON types, and numbers that are not finite into null."""
     if isinstance(value, dict):
         return {str(key): to_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -163,34 +150,45 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def read_finished(out: Path, asked: ProbeRequest) -> dict[str, Any] | None:
-    """The results of the same probe, where ``out`` has all of it; None where it is free, or files have gone.
+def read_finished(out: Path, request: ProbeRequest) -> dict[str, Any] | None:
+    """Return the results in ``out`` if it holds all files of the same probe; None if it is empty or files are missing.
 
-    UsageError: it holds something else.
+    Raises UsageError if it holds anything else.
     """
     check_folder(out)
     if not (out / RESULTS).exists():
         return None
     shown = repr(str(out))
     try:
-        before = json.loads((out / RESULTS).read_text(encoding="utf-8"))
-        kind = before.get("kind")
+        results = json.loads((out / RESULTS).read_text(encoding="utf-8"))
+        kind = results.get("kind")
     except (OSError, ValueError, AttributeError):
         kind = None
-    if kind != KIND:
-        raise UsageError(f"output {shown}: its {RESULTS} is not of a probe: name another --out")
-    now = to_json(identity(vars(asked)))
-    if differing := [name for name, value in now.items() if before.get(name) != value]:
-        raise UsageError(f"output {shown} holds another probe ({', '.join(differing)} differ): name another --out")
-    whole = list_files(before["task"], len(before["classes"]))
-    return before if all((out / name).exists() for name in whole) else None
+    if kind != _KIND:
+        raise UsageError(f"output {shown}: its {RESULTS} was not written by a probe: choose another --out")
+    identity = to_json(request.identity())
+    if differing := [name for name, value in identity.items() if results.get(name) != value]:
+        raise UsageError(f"output {shown} holds another probe ({', '.join(differing)} differ): choose another --out")
+    names = list_files(results["task"], len(results["classes"]))
+    return results if all((out / name).exists() for name in names) else None
+
+
+def list_files(task: Task, classes: int) -> set[str]:
+    """Name the files of a whole report on known test rows; charts belong to it only where matplotlib is installed."""
+    try:
+        import matplotlib.figure  # noqa: F401  optional
+    except ImportError:
+        charts = []
+    else:
+        charts = [BLOCKS, CONFUSION] if task == "single" and classes <= MATRIX_CLASSES else [BLOCKS]
+    return {RESULTS, PAGE, PREDICTIONS, FILE} | {f"{stem}{suffix}" for stem in charts for suffix in SUFFIXES}
 
 
 def check_folder(out: Path) -> None:
-    """UsageError where a folder holds something else than a probe, whole or begun; OutputError: it cannot be read."""
+    """Raise UsageError if a folder holds anything but a probe, finished or not; OutputError if it cannot be read."""
     with output_errors(out):
         if out.exists() and not out.is_dir():
-            raise UsageError(f"output {str(out)!r} is a file: name a folder")
-        there = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".") if out.exists() else []
-    if others := [name for name in there if name not in _OURS]:
-        raise UsageError(f"output {str(out)!r} holds something else than a probe ({others[0]!r}): name another --out")
+            raise UsageError(f"output {str(out)!r} is a file: choose a folder")
+        names = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".") if out.exists() else []
+    if others := [name for name in names if name not in _NAMES]:
+        raise UsageError(f"output {str(out)!r} holds something other than a probe ({others[0]!r}): choose another --out")

@@ -1,4 +1,4 @@
-"""The probe protocol ``sgd``: linear heads learnt by descent on augmented images, as in DINOv2's linear evaluation."""
+"""The probe protocol ``sgd``: linear heads trained on augmented images, as in DINOv2's linear evaluation."""
 
 import json
 import os
@@ -25,12 +25,10 @@ from densefeat.probe import (
     Columns,
     Linear,
     Probed,
-    ProbeData,
     ProbeFit,
     ProbeRequest,
     choose,
     extract_images,
-    identity,
     label_options,
     load_data,
     make_request,
@@ -40,13 +38,13 @@ from densefeat.probe import (
     to_json,
     write_report,
 )
-from densefeat.sgd_probe.learning import TrainingStream, fit_batch_size, open_training_stream, train_heads
+from densefeat.sgd_probe.learning import TrainingStream, limit_batch_size, open_training_stream, train_heads
 from densefeat.sgd_probe.parallel_heads import MOMENTUM, RATES, ParallelHeads
 from densefeat.store import open_store
 from densefeat.training import World, join_world
 
 _CHECKPOINTS = ".checkpoints"
-_WORKERS = 8  # at most, where none are named
+_MAX_WORKERS = 8  # unless the user asks for more
 
 
 def probe_images(
@@ -69,115 +67,111 @@ def probe_images(
     device: str | None = None,
     image_size: int | None = None,
 ) -> Probed:
-    """Learn heads for every block, and for all of them side by side, on augmented images; report as the other protocols do.
+    """Train heads for every block and for all side by side on augmented images; report as the other protocols do.
 
-    Thirteen learning rates for each, all at once, while the images pass the frozen network; the best on the validation images
-    is taken. Those and the test images are judged by features of the whole image, kept in a store in ``out``. Alone, or in
-    each of the processes that torchrun started. The same call goes on from the last checkpoint, and finds what is finished.
+    Thirteen heads for each, one a learning rate, are trained at once while the images pass the frozen network; the one that is
+    best on the validation images is taken. Validation and test images are judged by features of the whole image, which are
+    kept in a store in ``out``. Runs alone, or in each of the processes that torchrun started. The same call continues from the
+    last checkpoint, and does nothing if ``out`` is finished.
 
     Args:
-        images, model, weights, image_size: As in :func:`densefeat.extract`; images that can be read by position.
-        out: The folder for everything.
-        labels: ``"folder"``, or a CSV with ``path`` and ``label``; None: ``label_column``'s, of a folder its folders.
-        label_column: Of the CSV, of Parquet files, or the extension of a tar's members.
-        task: ``"single"``, ``"multi"``, or ``"auto"``: by the labels.
-        split_column, group_column: Of the CSV, as in :func:`densefeat.probe.job.probe`.
-        test: Images (or a store of theirs) to test on; None: 20 % of the images, stratified.
-        pools: ``"avg"``, ``"max"``, ``"gem"``, or several: candidates of their own.
-        epochs: Over the training images.
-        batch_size: Of all processes together; where there are fewer training images, these.
-        workers: Processes that decode, of each rank; None: one for every core, up to eight.
-        device: As torch names it; None or ``"auto"``: a GPU if there is one.
+        images, model, weights, image_size: As in :func:`densefeat.extract`; the images must be readable by position.
+        out: The folder for all files.
+        labels: ``"folder"``, or a CSV file with ``path`` and ``label``; None: ``label_column``, or the folders of a folder.
+        label_column: A column of the CSV file or of Parquet files, or the extension of a tar's members.
+        task: ``"single"``, ``"multi"``, or ``"auto"``: decide by the labels.
+        split_column, group_column: Columns of the CSV file, as in :func:`densefeat.probe.job.probe`.
+        test: Images, or a store of them, to test on; None: 20 % of the images, stratified.
+        pools: ``"avg"``, ``"max"``, ``"gem"``, or several, each of which makes candidates.
+        epochs: Passes over the training images.
+        batch_size: Images a step, of all processes together; fewer if there are fewer training images.
+        workers: Processes that decode, for each rank; None: one for every core, up to eight.
+        device: A device as torch names it; None or ``"auto"``: a GPU if there is one.
 
     Raises:
-        UsageError: Images, labels or splits that do not serve, numbers to predict; ``out`` holds something else.
-        OutputError: ``out`` cannot be written, or is being written to.
+        UsageError: Images, labels or splits cannot be used, labels are numbers, or ``out`` holds something else.
+        OutputError: ``out`` cannot be written, or another process writes to it.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 asked to stop; everything is saved.
     """
     out, device = Path(out), None if device == "auto" else device
     reading = source_options(images, labels, label_column)
-    making: dict[str, Any] = dict(model=model, weights=weights, pool=pools, image_size=image_size)
-    places = extract_images(images, test, out, labels, **reading, **making, device=device or "auto", workers=workers or None)
+    network: dict[str, Any] = dict(model=model, weights=weights, image_size=image_size)
+    stores = extract_images(
+        images, test, out, labels, **reading, **network, pool=pools, device=device or "auto", workers=workers or None
+    )
     with ExitStack() as stack:
         world = stack.enter_context(join_world(device))
         if world.first:
             stack.enter_context(hold_lock(out / ".lock"))
-        world.wait_for_all()  # until all ranks have written what they extracted
-        stores = [open_store(place) for place in places]
+        world.wait_for_all()  # until every rank has written what it extracted
         columns = label_options(labels, label_column) | {"split_column": split_column, "group_column": group_column}
-        found = load_data(stores, **columns, task=task, seed=seed)
-        asked = _make_request(found, epochs, batch_size, seed, world)
-        if (before := read_finished(out, asked)) is not None:
-            return Probed(out, before, done_before=True)
-        extractor = FeatureExtractor(
-            model, "all", pools, weights=weights, device=str(world.device), image_size=image_size
-        )  # fmt: skip
-        workers = min(_WORKERS, os.cpu_count() or 1) if workers is None else workers
-        source, size = open_source(images, **reading), asked.protocol["batch_size"]
-        known, train = found.labelled, found.parts == TRAIN
-        lesson = open_training_stream(
-            source, known.targets, known.paths, train, extractor, epochs, size, workers, seed, world
-        )  # fmt: skip
-        fits = BlockFitter("sgd", found.columns, known.targets, known.rows, found.parts, seed, lambda _: None)
-        heads = _train_heads(lesson, extractor, fits, asked, out, world)
-        results = _write_results(heads, fits, asked, out) if world.first else {}
+        data = load_data([open_store(store) for store in stores], **columns, task=task, seed=seed)
+        labelled = data.labelled
+        batch_size = limit_batch_size(batch_size, data.sizes()["train"], world)
+        request = make_request(data, _describe_protocol(labelled.targets.task, epochs, batch_size), seed)
+        if (results := read_finished(out, request)) is not None:
+            return Probed(out, results, done_before=True)
+
+        extractor = FeatureExtractor(blocks="all", pool=pools, device=str(world.device), **network)
+        workers = min(_MAX_WORKERS, os.cpu_count() or 1) if workers is None else workers
+        source, train = open_source(images, **reading), data.parts == TRAIN
+        stream = open_training_stream(
+            source, labelled.targets, labelled.paths, train, extractor, epochs, batch_size, workers, seed, world
+        )
+        fitter = BlockFitter("sgd", data.columns, labelled.targets, labelled.rows, data.parts, seed, lambda _: None)
+        heads = _train(stream, extractor, fitter, request, out, world)
+        results = _write_results(heads, fitter, request, out) if world.first else {}
         world.wait_for_all()
         return Probed(out, results)
 
 
-def _make_request(found: ProbeData, epochs: int, batch_size: int, seed: int, world: World) -> ProbeRequest:
-    """What the report tells of it; the same on every rank."""
-    size = fit_batch_size(batch_size, found.sizes()["train"], world)
-    return make_request(found, _describe_protocol(found.labelled.targets.task, epochs, size), seed)
-
-
-def _train_heads(
-    lesson: TrainingStream, extractor: FeatureExtractor, fits: BlockFitter, asked: ProbeRequest, out: Path, world: World
+def _train(
+    stream: TrainingStream, extractor: FeatureExtractor, fitter: BlockFitter, request: ProbeRequest, out: Path, world: World
 ) -> ParallelHeads:
-    targets, size = fits.targets, lesson.sampler.batch_size
-    names = {name: fits.columns.width(wanted) for name, wanted in _candidate_columns(fits.columns).items()}
-    heads = ParallelHeads.start(names, len(targets.classes), targets.task, size, fits.seed, world.device)
-    text = json.dumps(to_json(identity(vars(asked))), sort_keys=True)
+    targets, batch_size = fitter.targets, stream.sampler.batch_size
+    sizes = {name: fitter.columns.width(columns) for name, columns in _candidate_columns(fitter.columns).items()}
+    heads = ParallelHeads.start(sizes, len(targets.classes), targets.task, batch_size, fitter.seed, world.device)
+    identity = json.dumps(to_json(request.identity()), sort_keys=True)
     with (
         stop_on_signal(*PREEMPTION_SIGNALS) as stop,
-        progress_bar("learning", lesson.steps * size, show=world.first) as advance,
+        progress_bar("learning", stream.steps * batch_size, show=world.first) as advance,
     ):
-        train_heads(heads, lesson, extractor, out / _CHECKPOINTS, text, world, stop, advance)
+        train_heads(heads, stream, extractor, out / _CHECKPOINTS, identity, world, stop, advance)
     return heads
 
 
-def _write_results(heads: ParallelHeads, fits: BlockFitter, asked: ProbeRequest, out: Path) -> dict[str, Any]:
-    val, test = (fits.targets.take(fits.parts == part) for part in (VAL, TEST))
-    found = select_candidate(_make_candidates(heads, fits), val, test, fits.seed)
-    if highest := [outcome.name for outcome in found.outcomes if outcome.chosen["lr"] == RATES[-1]]:
-        told = f"the highest learning rate was the best for {', '.join(highest)}: more epochs may serve better"
-        asked = replace(asked, notes=(*asked.notes, told))
-    results = write_report(out, found, asked)
+def _write_results(heads: ParallelHeads, fitter: BlockFitter, request: ProbeRequest, out: Path) -> dict[str, Any]:
+    val, test = (fitter.targets.take(fitter.parts == part) for part in (VAL, TEST))
+    selection = select_candidate(_make_candidates(heads, fitter), val, test, fitter.seed)
+    if highest := [report.name for report in selection.reports if report.chosen["lr"] == RATES[-1]]:
+        note = f"the highest learning rate was the best for {', '.join(highest)}: more epochs may give better heads"
+        request = replace(request, notes=(*request.notes, note))
+    results = write_report(out, selection, request)
     shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)  # the same call now finds the results
     return results
 
 
 def _candidate_columns(columns: Columns) -> dict[str, tuple[str, ...]]:
-    """Each column alone, and all side by side."""
+    """Name the candidates: each column alone, and all side by side."""
     alone = {name: (name,) for name in columns.widths}
     return alone | ({ALL: tuple(alone)} if len(alone) > 1 else {})
 
 
-def _make_candidates(heads: ParallelHeads, fits: BlockFitter) -> Iterator[Candidate]:
-    """Of each the rate that is best on the validation images. DensefeatError where all rates diverged."""
-    for name, wanted in _candidate_columns(fits.columns).items():
-        yield fits.candidate(name, wanted, _choose_rate(heads, name, fits, wanted))
+def _make_candidates(heads: ParallelHeads, fitter: BlockFitter) -> Iterator[Candidate]:
+    for name, columns in _candidate_columns(fitter.columns).items():
+        yield fitter.candidate(name, columns, _choose_rate(heads, name, fitter, columns))
 
 
-def _choose_rate(heads: ParallelHeads, name: str, fits: BlockFitter, wanted: tuple[str, ...]) -> ProbeFit:
-    val = fits.parts == VAL
-    x = fits.columns.read(wanted, fits.rows[val])
-    choice, (head, _) = choose("lr", _score_rates(heads, name, x), lambda pair: pair[1], fits.targets.take(val), lambda _: None)
+def _choose_rate(heads: ParallelHeads, name: str, fitter: BlockFitter, columns: tuple[str, ...]) -> ProbeFit:
+    """Choose the rate that is best on the validation images. Raises DensefeatError if the heads of all rates diverged."""
+    val = fitter.parts == VAL
+    x, targets = fitter.columns.read(columns, fitter.rows[val]), fitter.targets.take(val)
+    choice, (head, _) = choose("lr", _score_rates(heads, name, x), lambda pair: pair[1], targets, lambda _: None)
     return ProbeFit(head, choice.chosen, choice.tried, choice.val_scores)
 
 
 def _score_rates(heads: ParallelHeads, name: str, x: np.ndarray) -> Iterator[tuple[float, tuple[Linear, np.ndarray]]]:
-    """Rates, heads and their scores, but for those that diverged. DensefeatError where all did."""
+    """Yield rates with their heads and scores, without those that diverged."""
     all_diverged = True
     for place, rate in enumerate(RATES):
         head = heads.linear(name, place)
@@ -191,7 +185,10 @@ def _score_rates(heads: ParallelHeads, name: str, x: np.ndarray) -> Iterator[tup
 
 
 def _describe_protocol(task: Task, epochs: int, batch_size: int) -> dict[str, Any]:
-    """What makes figures comparable with published ones, as JSON. UsageError for numbers to predict."""
+    """Describe the protocol as results.json has it. Raises UsageError for numbers to predict.
+
+    The texts identify finished probes and checkpoints of unfinished ones: with another wording these no longer match.
+    """
     if task == "regression":
         raise UsageError("protocol 'sgd' predicts classes, these labels are numbers: use ridge")
     loss = "cross entropy" if task == "single" else "binary cross entropy of each class, summed"

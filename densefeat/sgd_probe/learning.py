@@ -1,4 +1,4 @@
-"""Parallel heads learn from augmented images that pass a frozen network once a step."""
+"""Training of parallel heads on augmented images, which pass the frozen network once a step."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -31,12 +31,15 @@ from densefeat.training import (
     save_checkpoint,
 )
 
-_POLL_GPU = 10  # steps between looks at whether to stop
+_GPU_POLL_STEPS = 10  # steps between checks for a stop request: each waits for the GPU
 
 
 @dataclass(frozen=True)
 class TrainingStream:
-    """What the heads learn from. ``targets``: int64 ``(n,)`` or bool ``(n, K)``; the labels of a part are places in it."""
+    """Batches of augmented training images. ``part``: this rank's share of each; ``steps``: of all epochs together.
+
+    ``targets``: int64 ``(n,)`` or bool ``(n, K)``; the labels of a batch are positions in it.
+    """
 
     images: WorkerImages
     sampler: Sampler
@@ -45,7 +48,7 @@ class TrainingStream:
     steps: int
 
     def parts(self, start: int) -> Iterator[MicroBatch]:
-        """This rank's share of each batch from step ``start`` on."""
+        """Yield this rank's share of each batch from step ``start`` on."""
         for parts in self.images.train_batches(self.sampler, [self.part], "", start, self.steps):
             yield from parts
 
@@ -62,19 +65,19 @@ def open_training_stream(
     seed: int,
     world: World,
 ) -> TrainingStream:
-    """``targets``, ``paths``: of n images; ``train``: bool ``(n,)``, those to learn from; ``batch_size``: of all ranks.
+    """Open the training images, augmented as in DINOv2's linear evaluation: random crops of 8 % to 100 %, mirrored or not.
 
-    Augmented as in DINOv2's linear evaluation: a random part of 8 % to 100 % of the area, mirrored or not. Raises UsageError
-    for an input that cannot be read by position, or has fewer training images than ranks.
+    ``targets``, ``paths``: of n images; ``train``: bool ``(n,)``, the images to learn from; ``batch_size``: of all ranks.
+    Raises UsageError for an input that cannot be read by position.
     """
     encoded = _match_images(source, paths, train)
     if encoded.groups is not None and encoded.groups.max() > MAX_GROUP:
         raise UsageError(
-            f"row groups of {encoded.groups.max():,} images, at most {MAX_GROUP:,}: write with row_group_size=1000"
+            f"row groups of {encoded.groups.max():,} images: write the file with at most {MAX_GROUP:,}, as row_group_size=1000"
         )
     size = extractor.preprocessing.size
     images = ImageDataset(encoded, extractor.preprocessing, "none", seed)
-    # the protocol's own: the recipes' crops are milder, or come with changes of colour
+    # not one of the recipes' augmentations: their crops are milder, or come with changes of colour
     images.augmentation = create_transform(
         (3, size, size), is_training=True, color_jitter=0.0, interpolation="bicubic", normalize=False
     )
@@ -86,77 +89,80 @@ def open_training_stream(
 
 
 def _match_images(source: Source, paths: list[str], train: np.ndarray) -> Encoded:
-    """Labels are places in ``paths``; -1 for images that are not to be learnt from."""
+    """Label each image with its position in ``paths``, or -1 if it is not to be learnt from."""
     if not isinstance(source, Indexed | Tables | Saved):
         raise UsageError("protocol 'sgd' reads images by position: give a folder, a list, Parquet files or tar files")
     groups = np.array(group_sizes(source)) if isinstance(source, Tables) else None
     places = {paths[row]: int(row) for row in np.flatnonzero(train)}
     labels = np.array([places.pop(printable_key(os.fsdecode(key)), -1) for key in source.keys().to_pylist()], np.int64)
     if places:
-        raise DensefeatError(f"{len(places):,} images are not there any more, {next(iter(places))!r} first: extract them again")
+        raise DensefeatError(f"{len(places):,} images are missing now, {next(iter(places))!r} first: extract them again")
     return Encoded(source, labels, [], groups)
 
 
-def fit_batch_size(batch_size: int, images: int, world: World) -> int:
-    """``batch_size``, or less where there are fewer images: a multiple of the ranks. UsageError where there are too few."""
+def limit_batch_size(batch_size: int, images: int, world: World) -> int:
+    """Reduce a batch size to the number of images, and to a multiple of the ranks. Raises UsageError for too few images."""
     size = min(batch_size, images) // world.size * world.size
     if not size:
-        raise UsageError(f"{images} training images and a batch of {batch_size} for {world.size} processes: give more")
+        raise UsageError(
+            f"{images} training images and a batch of {batch_size} for {world.size} processes: each process needs an image a step"
+        )
     return size
 
 
 def train_heads(
     heads: ParallelHeads,
-    lesson: TrainingStream,
+    stream: TrainingStream,
     extractor: FeatureExtractor,
     folder: Path,
-    asked: str,
+    identity: str,
     world: World,
     stop: StopRequest,
     advance: Callable[[int], None],
 ) -> None:
-    """From the newest checkpoint in ``folder`` (or the start) to the last step; a checkpoint after each epoch.
+    """Train to the last step, from the newest checkpoint in ``folder`` if there is one; save one after each epoch.
 
-    ``asked``: what the run was to be, in one text. Raises UsageError where the checkpoint is of another run, Interrupted (after
-    a checkpoint) where a signal asked to stop, DensefeatError where the ranks see other images or none can be read.
+    ``identity``: a text that tells this probe from others. Raises UsageError if the checkpoint belongs to another probe,
+    Interrupted (after a checkpoint) if a signal asked to stop, DensefeatError if the ranks see different images, or none can
+    be read.
     """
-    if len(set(world.gather_objects(asked))) > 1:
+    if len(set(world.gather_objects(identity))) > 1:
         raise DensefeatError("the ranks do not see the same images or labels: check that all can read them")
-    _resume(heads, folder, asked, world)
-    advance(heads.step * lesson.sampler.batch_size)
-    poll_every = _POLL_GPU if world.device.type == "cuda" else 1
-    read = heads.step  # steps with an image that can be read
-    for x, rows in lesson.parts(heads.step):
+    _resume(heads, folder, identity, world)
+    advance(heads.step * stream.sampler.batch_size)
+    poll_every = _GPU_POLL_STEPS if world.device.type == "cuda" else 1
+    steps_with_images = heads.step
+    for x, rows in stream.parts(heads.step):
         known = rows >= 0
-        read += int(known.any())
+        steps_with_images += int(known.any())
         features = _select_features(extractor.forward(x[known]), heads) if known.any() else _empty_features(heads)
-        heads.learn(features, lesson.targets[rows[known]], lesson.sampler.batch_size, lesson.steps, world)
-        advance(lesson.sampler.batch_size)
-        asked_to = 0
+        heads.learn(features, stream.targets[rows[known]], stream.sampler.batch_size, stream.steps, world)
+        advance(stream.sampler.batch_size)
+        stop_signal = 0
         if heads.step % poll_every == 0:
-            asked_to = int(world.max([float(stop.signal or 0)])[0])
-        if world.first and (asked_to or heads.step % lesson.sampler.steps_per_epoch == 0):
-            save_checkpoint(folder, heads.state_dict() | {"asked": asked})
-        if asked_to:
-            raise Interrupted(f"stopped after step {heads.step}; the same command goes on from there", 128 + asked_to)
-    if not world.max([float(read)])[0]:
-        key, reason = min(lesson.images.failures)
+            stop_signal = int(world.max([float(stop.signal or 0)])[0])
+        if world.first and (stop_signal or heads.step % stream.sampler.steps_per_epoch == 0):
+            save_checkpoint(folder, heads.state_dict() | {"asked": identity})
+        if stop_signal:
+            raise Interrupted(f"stopped after step {heads.step}; the same command continues from there", 128 + stop_signal)
+    if not world.max([float(steps_with_images)])[0]:
+        key, reason = min(stream.images.failures)
         raise DensefeatError(f"none of the training images can be read, the first: {printable_key(key)}: {reason}")
 
 
-def _resume(heads: ParallelHeads, folder: Path, asked: str, world: World) -> None:
+def _resume(heads: ParallelHeads, folder: Path, identity: str, world: World) -> None:
     path, _ = newest_checkpoint(folder) if world.first else (None, [])
     name = world.broadcast(path.name if path else None)
     if name is None:
         return
     saved = load_checkpoint(folder / name)
-    if saved["asked"] != asked:
-        raise UsageError(f"output {str(folder.parent)!r} holds the beginnings of another probe: name another --out")
+    if saved["asked"] != identity:
+        raise UsageError(f"output {str(folder.parent)!r} holds another unfinished probe: choose another --out")
     heads.load_state_dict(saved)
 
 
 def _select_features(features: dict[str, torch.Tensor], heads: ParallelHeads) -> dict[str, torch.Tensor]:
-    """Those that there are heads of; the candidate of all side by side, too."""
+    """Select the features that heads are for, and add those of all columns side by side if there are heads for them."""
     own = {name: features[name] for name in heads.weights if name != ALL}
     return own | ({ALL: torch.cat(list(own.values()), 1)} if ALL in heads.weights else {})
 

@@ -1,4 +1,4 @@
-"""Many linear heads learnt at once on the same features: every learning rate of a grid, in one pass over the images.
+"""Many linear heads trained at once on the same features: one for each learning rate of a grid.
 
 Source: DINOv2's linear evaluation (arXiv 2304.07193), with the numbers of the authors' ``dinov2/eval/linear.py``: heads that
 start from a normal distribution of std 0.01 and bias 0, SGD of momentum 0.9 without weight decay, rates for 256 images a
@@ -21,15 +21,15 @@ from densefeat.training import World
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 MOMENTUM, _START_STD = 0.9, 0.01
-_MAX_VALUES = 2**31  # of all heads' weights
+_MAX_WEIGHTS = 2**31  # of all heads together
 
 
 @dataclass
 class ParallelHeads:
-    """R heads of K classes for each feature; no head knows of another, so that each learns what it would alone.
+    """R heads of K classes for each candidate. Heads do not influence one another: each learns as it would alone.
 
-    ``weights[name]``: ``(R, K, D + 1)``, the bias last; ``speeds``: SGD's momentum of the same shape; ``rates``: ``(R,)``,
-    those of the first step. All are the same on every rank.
+    ``weights[name]``: ``(R, K, D + 1)``, the bias last; ``speeds``: SGD's momentum, of the same shape; ``rates``: ``(R,)``,
+    the learning rates of the first step. All are the same on every rank.
     """
 
     task: Task
@@ -49,11 +49,11 @@ class ParallelHeads:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> "ParallelHeads":
-        """``sizes``: D of each feature. UsageError where the heads would take more than ``MAX_VALUES`` weights."""
-        values = len(RATES) * num_classes * sum(size + 1 for size in sizes.values())
-        if values > _MAX_VALUES:
+        """Make heads with random weights. ``sizes``: D of each candidate. Raises UsageError for more than 2^31 weights."""
+        count = len(RATES) * num_classes * sum(size + 1 for size in sizes.values())
+        if count > _MAX_WEIGHTS:
             raise UsageError(
-                f"{len(RATES)} heads of {num_classes:,} classes a feature are {values:,} weights: name fewer blocks"
+                f"{len(RATES)} heads of {num_classes:,} classes for each block are {count:,} weights: probe fewer blocks"
             )
         generator = torch.Generator().manual_seed(seed)
         weights = {}
@@ -66,9 +66,9 @@ class ParallelHeads:
         return cls(task, weights, speeds, rates)
 
     def learn(self, features: Mapping[str, torch.Tensor], y: torch.Tensor, batch_size: int, steps: int, world: World) -> None:
-        """One step of ``steps``, on this rank's share of a batch of ``batch_size`` images.
+        """Take one of ``steps`` steps, with this rank's share of a batch of ``batch_size`` images.
 
-        ``features``: ``(n, D)`` each; ``y``: int64 ``(n,)``, or bool ``(n, K)``. What is left out of a batch counts as error 0.
+        ``features``: ``(n, D)`` each; ``y``: int64 ``(n,)``, or bool ``(n, K)``. Missing images count as error 0.
         """
         rates = self.rates * (0.5 * (1 + math.cos(math.pi * self.step / steps)))
         for name, weight in self.weights.items():
@@ -81,9 +81,9 @@ class ParallelHeads:
         self.step += 1
 
     def gradient(self, weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Of the loss, summed over images: ``(R, K, D + 1)``.
+        """Compute the gradient of the loss summed over images, ``(R, K, D + 1)``.
 
-        Cross entropy; of several labels, the sum over classes of each one's binary cross entropy.
+        The loss is cross entropy; for multi-label targets, the binary cross entropy summed over classes.
         """
         heads, classes, size = weight.shape
         logits = (x @ weight.view(-1, size).T).view(len(x), heads, classes)
@@ -95,7 +95,7 @@ class ParallelHeads:
         return (error.flatten(1).T @ x).view(heads, classes, size)
 
     def linear(self, name: str, rate: int) -> Linear:
-        """The head of a feature at a place of the grid."""
+        """Return the head of a candidate for the learning rate at a position of the grid."""
         weight = self.weights[name][rate].float().cpu().numpy()
         return Linear(np.ascontiguousarray(weight[:, :-1]), weight[:, -1].copy())
 
@@ -110,5 +110,5 @@ class ParallelHeads:
 
 
 def _append_one(x: torch.Tensor) -> torch.Tensor:
-    """``(n, D)`` with a column of ones, which the bias is the weight of."""
+    """Append a column of ones to ``(n, D)``: its weight is the bias."""
     return torch.cat([x, x.new_ones(len(x), 1)], 1)

@@ -1,4 +1,4 @@
-"""Labels of a store's rows: from wherever they are, with all that is odd about them told."""
+"""Labels of a store's rows, from the store or a CSV file, and remarks on what is odd about them."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ import pytest
 import densefeat
 from densefeat.errors import UsageError
 from densefeat.labels.label_file import LabelFile
-from densefeat.labels.labelled_rows import _number_groups, absent_classes, format_remarks, load_labels, lone_classes
+from densefeat.labels.labelled_rows import _number_groups, format_remarks, load_labels, lone_classes
 from densefeat.labels.splits import TEST, TRAIN, VAL
-from densefeat.labels.targets import Targets
+from densefeat.labels.targets import Targets, absent_classes
 from densefeat.store.reader import Store
 from support.probes import single, write_probe_store
 
@@ -29,7 +29,7 @@ def csv_of(folder: Path, content: str | bytes) -> LabelFile:
     return LabelFile(path)
 
 
-def test_of_the_store(tmp_path: Path) -> None:
+def test_labels_of_the_store(tmp_path: Path) -> None:
     found = load_labels([store_of(tmp_path, ["dog", None, "cat", " "])])
     assert found.targets.classes == ("cat", "dog")
     assert found.targets.values.tolist() == [1, 0]
@@ -41,14 +41,14 @@ def test_of_the_store(tmp_path: Path) -> None:
     ]
 
 
-def test_of_another_column_of_the_store(tmp_path: Path) -> None:
+def test_another_column_of_the_store(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="all labels are '1'"):
         load_labels([store_of(tmp_path)], column="width")
     with pytest.raises(UsageError, match="has no column 'block1', it has path, width, height"):
         load_labels([store_of(tmp_path)], column="block1")
 
 
-def test_of_a_csv_matched_by_path(tmp_path: Path) -> None:
+def test_csv_is_matched_by_path(tmp_path: Path) -> None:
     file = csv_of(
         tmp_path, '\ufeffname,path,label\nx,./b.jpg,dog\ny,a.jpg,"cat"\nz,"d, e.jpg", cat \nz,"d, e.jpg",cat\nq,no.jpg,cow\n'
     )
@@ -90,7 +90,7 @@ def test_two_stores_share_their_classes(tmp_path: Path) -> None:
     assert (found.rows.tolist(), found.report["labels_without_row"]["count"]) == ([0, 4], 0)
 
 
-def test_given_parts_and_groups(tmp_path: Path) -> None:
+def test_split_and_group_columns(tmp_path: Path) -> None:
     lines = 'path,label,part,patient\na.jpg,1,train,p\nb.jpg,2,TEST,q\né/c.jpg,1,val,p\n"d, e.jpg",2,validation,\n'
     found = load_labels([store_of(tmp_path)], csv_of(tmp_path, lines), split_column="part", group_column="patient")
     assert found.parts is not None
@@ -132,13 +132,13 @@ def test_classes_of_one_image() -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", "no header in it; give a CSV in UTF-8"),
-        (b"\n\n", "no header in it"),
+        (b"", "it has no header; give a CSV file in UTF-8"),
+        (b"\n\n", "it has no header"),
         (b"a.jpg,cat\nb.jpg,dog\n", "no column 'path': it has a.jpg, cat"),
         (b"path,path\na,b\n", "more than one column 'path'"),
         (b"\x89PNG\0\0path,\n\0", "a binary file"),
         ("path,label\na.jpg,b\n".encode("utf-16"), "a binary file"),
-        ("path,label\na.jpg,café\n".encode("latin-1"), "invalid UTF8 data; give a CSV in UTF-8"),
+        ("path,label\na.jpg,café\n".encode("latin-1"), "invalid UTF8 data; give a CSV file in UTF-8"),
         (b"path,label\na.jpg,1,2\n", "Expected 2 columns, got 3: a.jpg,1,2"),
         (b"path,label\na.jpg\n", "Expected 2 columns, got 1"),
         (b"x" * 500 + b",y\n1,2\n", "no column 'path': it has x{100,}…$"),
@@ -154,18 +154,18 @@ def test_broken_files(tmp_path: Path, content: bytes, match: str) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("path,name\na.jpg,x\n", "no column 'label': it has path, name"),
+        ("path,name\na.jpg,x\n", "no column 'label', only path, name"),
         ("path,label\na.jpg,1\nb.jpg,2\na.jpg,3\n", "'a.jpg' has two values of 'label', '1' and '3'"),
         ("path,label\na.jpg,\na.jpg,3\n", "'a.jpg' has two values of 'label', None and '3'"),
-        ('path,label\na.jpg,"cat\nb.jpg,dog\n', "'label' of 'a.jpg' goes over several lines: a quote that is not closed"),
-        ("path,label\nno.jpg,1\n", r"none for a row of .*; it has 'no.jpg', the rows 'a.jpg'"),
-        ("path,label\n", "it has 'nothing', the rows 'a.jpg'"),
+        ('path,label\na.jpg,"cat\nb.jpg,dog\n', "'label' of 'a.jpg' spans several lines: is a quote not closed"),
+        ("path,label\nno.jpg,1\n", r"no path in it is a row of .*; the file has 'no.jpg', the rows have 'a.jpg'"),
+        ("path,label\n", "the file has 'nothing', the rows have 'a.jpg'"),
         ("path,label\na.jpg,1.5\nb.jpg,x\n", None),
     ],
 )
-def test_labels_that_do_not_serve(tmp_path: Path, content: str, match: str | None) -> None:
+def test_unusable_labels(tmp_path: Path, content: str, match: str | None) -> None:
     if match is None:
-        with pytest.raises(UsageError, match="label 'x' of 'b.jpg' is no finite number"):
+        with pytest.raises(UsageError, match="label 'x' of 'b.jpg' is not a finite number"):
             load_labels([store_of(tmp_path)], csv_of(tmp_path, content), task="regression")
         return
     with pytest.raises(UsageError, match=match):
@@ -173,23 +173,23 @@ def test_labels_that_do_not_serve(tmp_path: Path, content: str, match: str | Non
 
 
 @pytest.mark.parametrize(("value", "shown"), [("train ing", "'train ing'"), ("", "None")])
-def test_parts_that_are_none(tmp_path: Path, value: str, shown: str) -> None:
+def test_unknown_part_names(tmp_path: Path, value: str, shown: str) -> None:
     file = csv_of(tmp_path, f"path,label,part\na.jpg,1,train\nb.jpg,2,{value}\n")
-    with pytest.raises(UsageError, match=f"'part' of 'b.jpg' is {shown}: train, val or test"):
+    with pytest.raises(UsageError, match=f"'part' of 'b.jpg' is {shown}: it must be train, val or test"):
         load_labels([store_of(tmp_path)], file, split_column="part")
 
 
-def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="no such file; give a CSV"):
+def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="no such file; give a CSV file"):
         LabelFile(tmp_path / "no.csv")
-    with pytest.raises(UsageError, match="a folder; give a CSV"):
+    with pytest.raises(UsageError, match="a folder; give a CSV file"):
         LabelFile(tmp_path)
     monkeypatch.setattr("densefeat.labels.label_file._MAX_BYTES", 10)
     with pytest.raises(UsageError, match="more than 10 bytes"):
         csv_of(tmp_path, "path,label\na.jpg,1\n")
 
 
-def test_stores_that_do_not_serve(tmp_path: Path) -> None:
+def test_unusable_stores(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no column 'label', it has path, width, height: give --labels FILE.csv"):
         load_labels([store_of(tmp_path)])
     with pytest.raises(UsageError, match="its column 'label' is empty; give --labels"):

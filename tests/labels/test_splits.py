@@ -19,7 +19,7 @@ def test_every_class_gives_its_share() -> None:
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_it_depends_on_the_seed_alone(grouped: bool) -> None:
+def test_split_depends_on_the_seed_alone(grouped: bool) -> None:
     targets = single(np.random.default_rng(0).integers(0, 5, 300))
     groups = np.random.default_rng(1).integers(0, 60, 300) if grouped else None
     first, again, other = (hold_out(targets, 0.3, seed, groups) for seed in (7, 7, 8))
@@ -28,7 +28,7 @@ def test_it_depends_on_the_seed_alone(grouped: bool) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 2, 50), (1, 1, 9), (3, 1, 1), (1, 1, 1, 1, 1, 1)])
-def test_small_classes_are_on_both_sides_if_they_can(sizes: tuple[int, ...]) -> None:
+def test_small_classes_are_on_both_sides_if_possible(sizes: tuple[int, ...]) -> None:
     targets = single(np.repeat(range(len(sizes)), sizes))
     held = hold_out(targets, 0.2, seed=0)
     assert 0 < held.sum() < len(held)
@@ -73,7 +73,7 @@ def test_two_groups_go_to_two_sides() -> None:
     assert held.sum() == 10
 
 
-def test_labels_by_their_rarest() -> None:
+def test_multi_labels_are_stratified_by_the_rarest() -> None:
     values = np.zeros((400, 3), bool)
     values[:, 0] = True
     values[:20, 2] = True
@@ -82,7 +82,7 @@ def test_labels_by_their_rarest() -> None:
     assert values[held].sum(0).tolist() == [40, 10, 2]
 
 
-def test_numbers_by_their_order() -> None:
+def test_numbers_are_stratified_by_tenths() -> None:
     values = np.random.default_rng(0).standard_normal(1000) ** 3
     held = hold_out(Targets("regression", (), values), 0.2, 0)
     assert held.sum() == 200
@@ -96,7 +96,7 @@ def test_numbers_by_their_order() -> None:
         (1, 0.2, None, "1 rows with a label cannot be split"),
         (10, 0.0, None, "share 0.0 to hold out"),
         (10, 1.0, None, "share 1.0 to hold out"),
-        (10, 0.2, np.zeros(10), "all 10 rows are of one group"),
+        (10, 0.2, np.zeros(10), "all 10 rows are in one group"),
     ],
 )
 def test_what_cannot_be_split(rows: int, share: float, groups: np.ndarray | None, match: str) -> None:
@@ -111,6 +111,14 @@ def test_three_parts() -> None:
     groups = np.arange(200) // 4
     grouped = split_rows(targets, 0, groups)
     assert all(len(set(grouped[groups == group])) == 1 for group in range(50))
+
+
+def test_same_splits_as_in_earlier_versions() -> None:
+    """Results of probes name the SHA-256 of their split: another split for the same seed would cut them off."""
+    targets = single(np.arange(100) % 7)
+    paths = [f"{i}.jpg" for i in range(100)]
+    assert split_sha256(paths, split_rows(targets, 3)) == "f73463fed120b828d41c1697ce0e18ca08721fbcb81ce0048ee13eeb31e87ca1"
+    assert split_sha256(paths, split_rows(targets, 3, np.arange(100) // 3)) == "dc369030d29351b867194b750660e7e9996217a175c8254be2f072636f05ed97"
 
 
 def test_validation_comes_out_of_the_training_rows() -> None:

@@ -1,4 +1,4 @@
-"""Labels as text to targets."""
+"""Labels as text, encoded as targets."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_order_of_classes(names: list[str], expected: list[str]) -> None:
         (["1.5|2", "1"], "multi"),
     ],
 )
-def test_the_task_that_labels_look_like(texts: list[str], task: str) -> None:
+def test_inferred_task(texts: list[str], task: str) -> None:
     assert infer_task(texts)[0] == task
 
 
@@ -56,20 +56,20 @@ def test_single_multi_and_numbers() -> None:
 @pytest.mark.parametrize(
     ("texts", "task", "match"),
     [
-        (["a", "a"], "single", "all labels are 'a': there is nothing to tell apart"),
+        (["a", "a"], "single", "all labels are 'a': labels of at least two classes are needed"),
         (["a", "|"], "multi", "all labels are 'a'"),
         (["|", "|"], "multi", "no label names a class"),
-        (["1", "x"], "regression", "label 'x' of 'p1' is no finite number"),
-        (["1", "nan"], "regression", "label 'nan' of 'p1' is no finite number"),
-        (["2.5", "2.50"], "regression", "all labels are 2.5"),
+        (["1", "x"], "regression", "label 'x' of 'p1' is not a finite number"),
+        (["1", "nan"], "regression", "label 'nan' of 'p1' is not a finite number"),
+        (["2.5", "2.50"], "regression", "all labels are 2.5: a regression needs at least two different numbers"),
     ],
 )
-def test_labels_that_do_not_serve(texts: list[str], task: str, match: str) -> None:
+def test_unusable_labels(texts: list[str], task: str, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         encode_labels(texts, task, ["p0", "p1"])  # type: ignore[arg-type]
 
 
-def test_too_many_classes_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_classes_for_multi_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("densefeat.labels.targets._MAX_MULTI", 5)
     with pytest.raises(UsageError, match="3 classes for 2 rows are too many"):
         encode_labels(["a|b", "c"], "multi", ["", ""])
