@@ -19,7 +19,7 @@ from densefeat.training.setup import TrainingSetup
 from densefeat.training.state import State, build_state
 from densefeat.training.world import World
 from support.helpers import relative_difference
-from support.runs import assert_same_training, newest_state, tensors_of, tiny_recipe
+from support.runs import assert_same_training, newest_state, find_tensors, tiny_recipe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICE = "cuda:0"
@@ -172,7 +172,7 @@ def test_it_learns(tmp_path: Path, changes: dict) -> None:
     assert result.scores is not None
     assert result.scores["val"]["top1"] > 50  # of ten colours
     saved = newest_state(tmp_path / "run")
-    assert not [name for name, tensor in tensors_of(saved).items() if not tensor.isfinite().all()]
+    assert not [name for name, tensor in find_tensors(saved).items() if not tensor.isfinite().all()]
     if changes.get("precision") == "fp16":
         assert saved["scaler"]["scale"] >= 1
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

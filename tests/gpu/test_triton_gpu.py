@@ -11,10 +11,10 @@ from torch import nn
 
 from densefeat import DelugeNet, DenseNet
 from densefeat.features.engines.engine import BlockOutput, EngineSpec
-from densefeat.features.engines.folded import Conv, Norm, fold
-from densefeat.features.engines.triton.engine import _GRAPHS, Graph, TritonEngine, triton_obstacle
+from densefeat.features.engines.folded import FoldedConv, FoldedNorm, fold_network
+from densefeat.features.engines.triton.engine import _GRAPHS, CapturedGraph, TritonEngine, find_triton_obstacle
 from densefeat.nets.zoo import VARIANTS
-from support.engines import perturbed
+from support.engines import perturb_norms
 from support.helpers import relative_difference
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -25,7 +25,7 @@ PRECISIONS = ("fp32", "bf16")
 def made(name: str) -> nn.Module:
     torch.manual_seed(0)
     cls, structure = VARIANTS[name]
-    return perturbed(cls(**structure, num_classes=2))
+    return perturb_norms(cls(**structure, num_classes=2))
 
 
 def images(model: nn.Module, count: int, seed: int = 0) -> torch.Tensor:
@@ -58,7 +58,7 @@ def autocast_maps(model: nn.Module, tap: str, x: torch.Tensor) -> list[torch.Ten
 
 
 def engine(model: nn.Module, precision: str, tap: str = "norm") -> TritonEngine:
-    return TritonEngine(fold(model), EngineSpec(tuple(range(len(model.block_taps[tap]))), tap, precision, DEVICE))
+    return TritonEngine(fold_network(model), EngineSpec(tuple(range(len(model.block_taps[tap]))), tap, precision, DEVICE))
 
 
 def assert_same(found: list[BlockOutput], expected: list[BlockOutput]) -> None:
@@ -85,7 +85,7 @@ def assert_accurate(model: nn.Module, found: list[BlockOutput], tap: str, precis
 
 
 def test_nothing_is_missing() -> None:
-    assert triton_obstacle(DEVICE) is None
+    assert find_triton_obstacle(DEVICE) is None
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -145,7 +145,7 @@ def test_a_graph_gives_what_the_first_call_gave(maps: bool) -> None:
         found = [run(x, True, maps) for x in inputs]  # all kept: a replay must not write into what was given before
         for one, other in zip(found, fresh, strict=True):
             assert_same(one, other)
-    assert [type(graph) for graph in run.graphs.values()] == [Graph]
+    assert [type(graph) for graph in run.graphs.values()] == [CapturedGraph]
     assert_same(first, fresh[0])
 
 
@@ -171,7 +171,7 @@ def test_threads_on_streams_of_their_own(engines: int) -> None:
 
 
 def test_sizes_come_and_go() -> None:
-    model = perturbed(DenseNet(12, (3, 4), stem_type="cifar", num_classes=2))
+    model = perturb_norms(DenseNet(12, (3, 4), stem_type="cifar", num_classes=2))
     run = engine(model, "fp32")
     sizes = [(count, 3, height, 20) for count in (1, 8, 37) for height in (16, 23)]
     inputs = [torch.randn(size, generator=torch.Generator().manual_seed(1)).to(DEVICE) for size in sizes]
@@ -188,7 +188,7 @@ def test_sizes_come_and_go() -> None:
 
 
 def test_a_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = perturbed(DelugeNet((16, 24), (3, 3), "cifar", num_classes=2))
+    model = perturb_norms(DelugeNet((16, 24), (3, 3), "cifar", num_classes=2))
     x = images(model, 37)
     whole = engine(model, "fp32")(x, True, True)
     monkeypatch.setattr("densefeat.features.engines.triton.engine._ELEMENTS_AT_ONCE", 1_000_000)
@@ -202,15 +202,15 @@ def test_maps_of_more_than_two_to_the_31_values() -> None:
 
     images_, height, width, channels = 4200, 64, 64, 128
     assert images_ * height * width * channels > 2**31
-    x = ops.Maps.empty(images_, height, width, channels, torch.empty(0, dtype=torch.bfloat16, device=DEVICE))
+    x = ops.PixelRows.empty(images_, height, width, channels, torch.empty(0, dtype=torch.bfloat16, device=DEVICE))
     x.rows.zero_()
     x.rows[-height * width :].normal_(generator=torch.Generator(DEVICE).manual_seed(0))
     last = x.nchw()[-1:].float()
-    norm = Norm(torch.ones(channels).double(), torch.full((channels,), -0.5).double())
+    norm = FoldedNorm(torch.ones(channels).double(), torch.full((channels,), -0.5).double())
     affine = ops.ScaleShift.of(norm, DEVICE)
-    out = ops.Maps.empty(images_, height, width, 16, x.rows)
+    out = ops.PixelRows.empty(images_, height, width, 16, x.rows)
     for kernel, run in ((1, ops.pointwise), (3, ops.conv3x3)):
-        conv = Conv(torch.randn(16, channels, kernel, kernel).double() / 30, None, 1, kernel // 2, False)
+        conv = FoldedConv(torch.randn(16, channels, kernel, kernel).double() / 30, None, 1, kernel // 2, False)
         run(x, ops.Filters.of(conv, DEVICE, torch.bfloat16), out, affine)
         expected = F.conv2d(F.relu(last.cpu().double() - 0.5), conv.weight, padding=kernel // 2)
         assert relative_difference(out.nchw()[-1:].float().cpu(), expected) < 1e-2

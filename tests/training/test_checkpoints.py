@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there; damage is noticed; nothing is unpickled."""
+"""Checkpoints are complete or absent, damage is noticed, and no code in them runs."""
 
 import os
 from pathlib import Path
@@ -14,14 +14,14 @@ def state(step: int) -> dict:
     return {"step": step, "weights": torch.full((3,), float(step))}
 
 
-def test_the_newest_are_kept(tmp_path: Path) -> None:
+def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 900, 100_000_000):
         save_checkpoint(tmp_path, state(step))
     assert len(list_checkpoints(tmp_path)) == _MAX_KEPT
-    path, problems = newest_checkpoint(tmp_path)
+    path, messages = newest_checkpoint(tmp_path)
     assert path is not None
     assert load_checkpoint(path)["weights"].tolist() == [100_000_000.0] * 3
-    assert not problems
+    assert not messages
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -33,22 +33,22 @@ def test_damage_is_noticed(tmp_path: Path, harm: str) -> None:
     if harm == "flip":
         content[700] ^= 4
     newest.write_bytes({"flip": content, "cut": content[:-1], "empty": b"", "grow": content + b"x"}[harm])
-    path, problems = newest_checkpoint(tmp_path)
+    path, messages = newest_checkpoint(tmp_path)
     assert path is not None
     assert load_checkpoint(path)["step"] == 1
-    assert problems == [f"checkpoint {newest.name} is damaged: left aside"]
+    assert messages == [f"checkpoint {newest.name} is damaged and was renamed to .damaged"]
 
 
 def test_all_damaged_or_none(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nowhere") == (None, [])
     save_checkpoint(tmp_path, state(1)).write_bytes(b"")
-    (tmp_path / "step-00000009.pt").write_bytes(b"of somebody else")
-    path, problems = newest_checkpoint(tmp_path)
+    (tmp_path / "step-00000009.pt").write_bytes(b"another file")
+    path, messages = newest_checkpoint(tmp_path)
     assert path is None
-    assert len(problems) == 1
+    assert len(messages) == 1
 
 
-def test_the_first_stays_and_tried_ones_go(tmp_path: Path) -> None:
+def test_the_first_stays_and_rejected_ones_go(tmp_path: Path) -> None:
     first = save_checkpoint(tmp_path, state(0))
     names = [save_checkpoint(tmp_path, state(step)).name for step in (4, 8, 12)]
     assert [path.name for path in list_checkpoints(tmp_path)] == [names[2], names[1], first.name]

@@ -1,4 +1,4 @@
-"""What a recipe trains on and is judged by."""
+"""The images that a run trains on, and those that it is evaluated on."""
 
 import pickle
 import re
@@ -44,7 +44,7 @@ LOADERS = pytest.mark.parametrize("loader", ["device", "workers"])
 
 
 @LOADERS
-def test_everything(loader: str, files: dict[str, Path], pieces: np.ndarray) -> None:
+def test_batches_and_splits(loader: str, files: dict[str, Path], pieces: np.ndarray) -> None:
     found = data(recipe(files, loader=loader))
     assert isinstance(found.images, DeviceImages if loader == "device" else WorkerImages)
     labelled = np.delete(np.arange(30), [3, 17])
@@ -89,7 +89,7 @@ def test_held_out_images_are_not_augmented(loader: str, files: dict[str, Path], 
 
 @LOADERS
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_share_everything_out(loader: str, ranks: int, files: dict[str, Path]) -> None:
+def test_ranks_share_all_images(loader: str, ranks: int, files: dict[str, Path]) -> None:
     wanted = recipe(files, loader=loader, holdout=6, batch_size=8)
     alone, each = data(wanted), [data(wanted, rank, ranks) for rank in range(ranks)]
     for split in ("val", "test"):
@@ -133,7 +133,7 @@ def test_float64(files: dict[str, Path]) -> None:
         ({"holdout": 28}, "^holdout 28: there are 28 training images$"),
         ({"holdout": 25}, "^3 training images are less than one batch of 4$"),
         ({"batch_size": 29}, "^28 training images are less than one batch of 29$"),
-        ({"batch_size": 5, "accumulation": 2}, "^batch_size 5: not to be shared out between 1 processes with accumulation 2"),
+        ({"batch_size": 5, "accumulation": 2}, "^batch_size 5 does not divide evenly between 1 processes with accumulation 2"),
         ({"label_column": "kind"}, "no column 'kind': it has image, label$"),
     ],
 )
@@ -158,7 +158,7 @@ def test_decoded_arrays(pieces: np.ndarray, tmp_path: Path) -> None:
     assert y.tolist() == [0, 1, 2, 3, 4]
     pixels = torch.from_numpy(pieces[12:17].transpose(0, 3, 1, 2).copy())
     torch.testing.assert_close(x, found.preprocessing.normalize(pixels), rtol=0, atol=1e-5)
-    with pytest.raises(UsageError, match=re.escape("/train holds decoded images, for loader=device")):
+    with pytest.raises(UsageError, match=re.escape("/train holds decoded images: use loader=device")):
         data(recipe({"train": tmp_path, "val": tmp_path}, data="cifar100", loader="workers"))
     with pytest.raises(UsageError, match="image_size 40: the images of .*/train have 32 pixels"):
         data(recipe({"train": tmp_path, "val": tmp_path}, data="cifar100", image_size=40))

@@ -1,4 +1,4 @@
-"""Images decoded once: their pixels, what cannot be read, batches of any parts."""
+"""Images decoded once and kept on the device: pixels, failures, batches, and augmentation in one gather."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from timm.data import create_transform
 
@@ -13,12 +14,13 @@ from densefeat import UsageError
 from densefeat.images.transforms import Preprocessing
 from densefeat.training import device_data
 from densefeat.training.classic import Arrays
-from densefeat.training.device_data import DeviceImages, decode_all, draw, gather_augmented
+from densefeat.training.device_data import _CUT, _PAD, DeviceImages, Draws, decode_all, draw, gather_augmented
 from densefeat.training.labelled import open_labelled
 from densefeat.training.sampling import Sampler, micro_batch_slices
 
 MakeFolder = MakeParquet = Callable[..., Path]
 MEAN, STD = (0.49, 0.48, 0.44), (0.24, 0.25, 0.26)
+MEANS, STDS = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
 CPU = torch.device("cpu")
 
 
@@ -55,7 +57,7 @@ def test_other_sizes_go_through_timms_transform(photo_folder: Path) -> None:
     assert np.array_equal(images, wanted)
 
 
-def test_what_cannot_be_read_has_no_label_and_is_named(make_folder: MakeFolder, pieces: np.ndarray) -> None:
+def test_unreadable_images_have_no_label_and_are_named(make_folder: MakeFolder, pieces: np.ndarray) -> None:
     folder = make_folder({"a": 3, "b": 2})
     good = (folder / "a/001.png").read_bytes()
     (folder / "a/001.png").write_bytes(good[: len(good) // 2])
@@ -68,7 +70,7 @@ def test_what_cannot_be_read_has_no_label_and_is_named(make_folder: MakeFolder, 
     assert not images[[1, 3]].any()
 
 
-def test_decoding_leaves_the_labels_of_the_source_alone(make_folder: MakeFolder) -> None:
+def test_decoding_does_not_change_the_labels_of_the_source(make_folder: MakeFolder) -> None:
     folder = make_folder({"a": 2})
     (folder / "a/001.png").write_bytes(b"")
     found = open_labelled(str(folder), True)
@@ -88,10 +90,10 @@ def test_refused(make_folder: MakeFolder, pieces: np.ndarray, monkeypatch: pytes
         decode_all(open_labelled(str(make_folder({"a": 5})), True), preprocessing(), lambda _: None)
 
 
-def test_batches_are_the_same_in_any_parts_and_from_any_step(pieces: np.ndarray) -> None:
+def test_batches_are_the_same_in_any_micro_batches_and_from_any_step(pieces: np.ndarray) -> None:
     images = DeviceImages.from_arrays(pieces, np.arange(40), preprocessing(), CPU, torch.float32)
     sampler = Sampler(np.arange(40), None, 12, seed=2)
-    whole = [step[0] for step in images.batches(sampler, [slice(0, 12)], "cutout", 0, 7)]
+    whole = [step[0] for step in images.train_batches(sampler, [slice(0, 12)], "cutout", 0, 7)]
     assert len(whole) == 7
     for step, (x, y) in enumerate(whole):
         assert x.shape == (12, 3, 32, 32)
@@ -100,7 +102,7 @@ def test_batches_are_the_same_in_any_parts_and_from_any_step(pieces: np.ndarray)
         assert torch.equal(x, gather_augmented(images.images, y, draws, images.mean, images.std, torch.float32))
     for ranks, accumulation in ((1, 3), (2, 2), (3, 1)):
         by_rank = [
-            list(images.batches(sampler, micro_batch_slices(12, accumulation, rank, ranks), "cutout", 2, 7))
+            list(images.train_batches(sampler, micro_batch_slices(12, accumulation, rank, ranks), "cutout", 2, 7))
             for rank in range(ranks)
         ]
         for step in range(2, 7):
@@ -110,10 +112,8 @@ def test_batches_are_the_same_in_any_parts_and_from_any_step(pieces: np.ndarray)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_plain_images_are_normalised_as_by_timm(
-    dtype: torch.dtype, pieces: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_data, "_EVALUATED", 16)
+def test_images_are_normalised_as_by_timm(dtype: torch.dtype, pieces: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_data, "_EVAL_BATCH", 16)
     images = DeviceImages.from_arrays(pieces, np.arange(40), preprocessing(), CPU, dtype)
     positions = np.arange(0, 40)[::-1].copy()
     parts = list(images.eval_batches(positions))
@@ -123,3 +123,94 @@ def test_plain_images_are_normalised_as_by_timm(
     transform = create_transform((3, 32, 32), interpolation="bicubic", crop_pct=1.0, mean=MEAN, std=STD)
     wanted = torch.stack([transform(Image.fromarray(pieces[position])) for position in positions])
     torch.testing.assert_close(x.float(), wanted, rtol=0, atol=1e-5)
+
+
+def random_images(count: int, size: int = 32) -> torch.Tensor:
+    return torch.randint(0, 256, (count, size, size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def normalise(image: torch.Tensor) -> torch.Tensor:
+    """Convert uint8 ``(H, W, 3)`` to float64 ``(3, H, W)``."""
+    return (image.permute(2, 0, 1) - 255 * MEANS[:, None, None]) * (1 / (255 * STDS))[:, None, None]
+
+
+def augment_one(image: torch.Tensor, down: int, right: int, mirror: int, cut_y: int, cut_x: int) -> torch.Tensor:
+    """Augment as the papers do: normalise, mirror, pad with zeros, crop; then blank a square around the cut's centre."""
+    x = normalise(image)
+    x = x.flip(2) if mirror else x
+    size = x.shape[1]
+    x = F.pad(x, [_PAD] * 4)[:, _PAD + down :, _PAD + right :][:, :size, :size].clone()
+    if cut_y >= 0:
+        x[:, max(cut_y - _CUT // 2, 0) : cut_y + _CUT // 2, max(cut_x - _CUT // 2, 0) : cut_x + _CUT // 2] = 0
+    return x
+
+
+@pytest.mark.parametrize("augment", ["none", "shift-mirror", "cutout"])
+@pytest.mark.parametrize("size", [8, 32])
+def test_equals_one_image_at_a_time(augment: str, size: int) -> None:
+    images, rows = random_images(50, size), torch.randperm(50, generator=torch.Generator().manual_seed(1))[:40]
+    draws = draw(40, size, augment, seed=3, step=5)
+    found = gather_augmented(images, rows, draws, MEANS, STDS, torch.float64)
+    assert found.shape == (40, 3, size, size)
+    assert found.dtype == torch.float64
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    drawn = torch.stack(list(vars(draws).values()), 1).tolist()
+    wanted = torch.stack([augment_one(images[row], *values) for row, values in zip(rows.tolist(), drawn, strict=True)])
+    assert torch.equal(found, wanted)
+    if augment != "none":
+        assert len(set(map(tuple, drawn))) > 30
+
+
+@pytest.mark.parametrize("down", [-_PAD, 0, _PAD])
+@pytest.mark.parametrize("right", [-_PAD, 1, _PAD])
+@pytest.mark.parametrize("mirror", [0, 1])
+@pytest.mark.parametrize("cut", [(-_CUT, -_CUT), (0, 31), (31, 0), (16, 15)])
+def test_every_corner(down: int, right: int, mirror: int, cut: tuple[int, int]) -> None:
+    image = random_images(1)
+    draws = Draws(*(torch.tensor([value]) for value in (down, right, mirror, *cut)))
+    found = gather_augmented(image, torch.zeros(1, dtype=torch.int64), draws, MEANS, STDS, torch.float64)
+    assert torch.equal(found[0], augment_one(image[0], down, right, mirror, *cut))
+
+
+def test_none_is_normalisation_alone() -> None:
+    images = random_images(6)
+    still = draw(6, 32, "none", 0, 0)
+    found = gather_augmented(images, torch.arange(6), still, MEANS.float(), STDS.float(), torch.float32)
+    assert found.dtype == torch.float32
+    wanted = (images.permute(0, 3, 1, 2) / 255 - MEANS[:, None, None]) / STDS[:, None, None]
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-6)
+
+
+def test_draws_lie_in_their_ranges_and_reach_the_ends() -> None:
+    draws = draw(5000, 32, "cutout", seed=0, step=0)
+    for values, low, high in ((draws.down, -_PAD, _PAD), (draws.right, -_PAD, _PAD), (draws.mirror, 0, 1), (draws.cut_y, 0, 31), (draws.cut_x, 0, 31)):  # fmt: skip
+        assert values.dtype == torch.int64
+        counts = torch.bincount(values - low)
+        assert len(counts) == high - low + 1  # no value above
+        assert counts.min() > 0.6 * 5000 / len(counts)  # all, about equally often
+
+
+def test_draws_by_seed_and_step() -> None:
+    def drawn(seed: int, step: int) -> list[list[int]]:
+        return [values.tolist() for values in vars(draw(64, 32, "cutout", seed, step)).values()]
+
+    assert drawn(1, 2) == drawn(1, 2)
+    different = [drawn(seed, step) for seed in range(3) for step in range(3)]
+    assert all(one != other for i, one in enumerate(different) for other in different[:i])
+
+
+def test_drawing_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    draw(64, 32, "cutout", 0, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_micro_batches_are_slices_of_the_batch() -> None:
+    """Each image gets the same draws, however a batch is divided."""
+    images, rows = random_images(24), torch.arange(24)
+    draws = draw(24, 32, "cutout", seed=0, step=9)
+    whole = gather_augmented(images, rows, draws, MEANS, STDS, torch.float64)
+    parts = [slice(0, 6), slice(6, 7), slice(7, 24)]
+    found = [gather_augmented(images, rows[part], draws.select(part, CPU), MEANS, STDS, torch.float64) for part in parts]
+    assert torch.equal(torch.cat(found), whole)

@@ -1,4 +1,4 @@
-"""A run, whole and in pieces: the folder it leaves, exact resume, divergence."""
+"""A run: the folder it writes, resuming exactly, divergence."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def test_a_run_in_pieces_is_the_same_run(tmp_path: Path, changes: dict) -> None:
     train(recipe, tmp_path / "straight", "cpu")
     for steps in (1, 3, 1, 2):
         train(recipe, tmp_path / "pieces", "cpu", steps)
-        torch.manual_seed(99)  # the next call must not go on from a generator of this process
+        torch.manual_seed(99)  # the next call must not use this process's generator
     train(recipe, tmp_path / "pieces", "cpu")
     assert_same_training(tmp_path / "straight", tmp_path / "pieces")
     weights = [load_file(tmp_path / run / "model.safetensors") for run in ("straight", "pieces")]
@@ -81,12 +81,12 @@ def test_it_learns(tmp_path: Path) -> None:
     assert result.scores["val"]["top1"] > 50  # of ten colours
 
 
-def test_accumulated_parts_are_the_whole_batch(tmp_path: Path) -> None:
-    for parts in (1, 4):
-        recipe = tiny_recipe(tmp_path, accumulation=parts, precision="float64", lr=1e-9, freeze_norm=True, augment="none",
+def test_accumulated_micro_batches_equal_the_batch(tmp_path: Path) -> None:
+    for count in (1, 4):
+        recipe = tiny_recipe(tmp_path, accumulation=count, precision="float64", lr=1e-9, freeze_norm=True, augment="none",
                              proj_drop_rate=0.0)  # fmt: skip
-        train(recipe, tmp_path / f"run{parts}", "cpu", 3)
-    one, four = (newest_state(tmp_path / f"run{parts}")["model"] for parts in (1, 4))
+        train(recipe, tmp_path / f"run{count}", "cpu", 3)
+    one, four = (newest_state(tmp_path / f"run{count}")["model"] for count in (1, 4))
     assert max((one[name] - four[name]).abs().max() for name in one) < 1e-10
 
 
@@ -121,13 +121,13 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, capsy
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     train(recipe, tmp_path / "run", "cpu")
-    said = capsys.readouterr().err
-    assert f"{newest.name} is damaged" in said.replace("\n", "")
-    assert "going on from step 4" in said
+    output = capsys.readouterr().err
+    assert f"{newest.name} is damaged" in output.replace("\n", "")
+    assert "resuming from step 4" in output
     assert_same_training(tmp_path / "straight", tmp_path / "run")
 
 
-def test_divergence_stops_with_what_is_known(tmp_path: Path) -> None:
+def test_divergence_stops_with_a_report(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"diverged at step \d+: loss .*; gradient norms: features\.conv0 .*classifier"):
         train(tiny_recipe(tmp_path, lr=1e20, warmup_epochs=0), tmp_path / "run", "cpu")
     report = json.loads((tmp_path / "run/divergence.json").read_text())
@@ -137,26 +137,26 @@ def test_divergence_stops_with_what_is_known(tmp_path: Path) -> None:
 
 
 def test_retreat_goes_back_at_half_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    recipe = tiny_recipe(tmp_path, lr=1e6, warmup_epochs=0, retreats=1, checkpoint_steps=1)
+    recipe = tiny_recipe(tmp_path, lr=1e12, warmup_epochs=0, retreats=1, checkpoint_steps=1)
     with pytest.raises(DivergedError):
         train(recipe, tmp_path / "run", "cpu")
-    said = capsys.readouterr().err
-    assert said.count("back to step") == 1
-    assert "at 0.5 of the learning rate" in said
-    recipe = tiny_recipe(tmp_path, lr=1e6, warmup_epochs=0, retreats=40, checkpoint_steps=1)
+    output = capsys.readouterr().err
+    assert output.count("back to step") == 1
+    assert "at 0.5 of the learning rate" in output
+    recipe = tiny_recipe(tmp_path, lr=1e12, warmup_epochs=0, retreats=60, checkpoint_steps=1)
     assert train(recipe, tmp_path / "healed", "cpu").step == 8
     rates = [line["lr"] for line in untimed(tmp_path / "healed") if line["event"] == "train"]
-    assert rates[0] < 5e5
+    assert rates[0] < 5e11
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (dict(model="densefeat_densenet40"), "unknown model 'densefeat_densenet40'.*did you mean"),
-        (dict(model="densefeat_delugenet146"), "does not take what the recipe gives it"),
+        (dict(model="densefeat_delugenet146"), "does not accept an option of the recipe"),
         (dict(optimizer="sgdd"), "optimizer 'sgdd': timm has sgd, "),
         (dict(batch_size=100), "66 training images are less than one batch of 100"),
-        (dict(accumulation=3), "batch_size 8: not to be shared out between 1 processes with accumulation 3"),
+        (dict(accumulation=3), "batch_size 8 does not divide evenly between 1 processes with accumulation 3"),
         (dict(data="cifar100"), "data 'cifar100' has 100 classes, .* has 10"),
         (dict(train="nowhere/"), "no such folder or file"),
         (dict(holdout=66), "holdout 66: there are 66 training images"),
@@ -174,7 +174,7 @@ def test_wrong_recipes(tmp_path: Path, changes: dict, message: str) -> None:
         train(tiny_recipe(tmp_path, **changes), tmp_path / "run", "cpu")
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_refused(tmp_path: Path) -> None:
     train(tiny_recipe(tmp_path), tmp_path / "run", "cpu", 1)
     with pytest.raises(UsageError, match=r"another recipe \(lr 0.05, now 0.1\): name another --out"):
         train(tiny_recipe(tmp_path, lr=0.1), tmp_path / "run", "cpu", 1)
@@ -194,7 +194,7 @@ def test_a_wrong_recipe_does_not_claim_the_folder(tmp_path: Path) -> None:
 def test_other_images_are_refused(tmp_path: Path) -> None:
     train(tiny_recipe(tmp_path), tmp_path / "run", "cpu", 1)
     write_table(tmp_path / "train.parquet", 66, seed=7)
-    with pytest.raises(UsageError, match="are not those that this run began with"):
+    with pytest.raises(UsageError, match="are not those that this run started with"):
         train(tiny_recipe(tmp_path), tmp_path / "run", "cpu", 1)
 
 
@@ -205,7 +205,7 @@ def test_a_scaler_survives_retreats(tmp_path: Path) -> None:
         train(recipe, tmp_path / "run", "cpu")
 
 
-def test_images_that_workers_cannot_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_images_that_workers_cannot_read_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recipe = tiny_recipe(tmp_path, loader="workers", log_steps=2)
     table = pq.read_table(tmp_path / "train.parquet")
     rows = table.to_pylist()
@@ -213,8 +213,8 @@ def test_images_that_workers_cannot_read_are_told(tmp_path: Path, capsys: pytest
         row["image"]["bytes"] = row["image"]["bytes"][:100]
     pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / "train.parquet", row_group_size=16)
     train(recipe, tmp_path / "run", "cpu")
-    said = capsys.readouterr().err.replace("\n", "")
-    assert "images could not be read and count nowhere, the first: train.parquet#" in said
+    output = capsys.readouterr().err.replace("\n", "")
+    assert "images could not be read and count nowhere, the first: train.parquet#" in output
     lines = [line for line in untimed(tmp_path / "run") if line["event"] == "train"]
     assert 3 <= lines[-1]["unread"] <= 5  # two images of the epoch fill no batch
     for row in rows:
@@ -224,7 +224,7 @@ def test_images_that_workers_cannot_read_are_told(tmp_path: Path, capsys: pytest
         train(recipe, tmp_path / "all", "cpu")
 
 
-def test_row_groups_without_end_are_refused(tmp_path: Path) -> None:
+def test_huge_row_groups_are_refused(tmp_path: Path) -> None:
     row = pq.read_table(write_table(tmp_path / "small.parquet", 1))
     huge = pa.concat_tables([row] * 20_001).combine_chunks()
     pq.write_table(huge, tmp_path / "huge.parquet")

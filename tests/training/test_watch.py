@@ -1,4 +1,4 @@
-"""The first step that went wrong, by loss or by gradients, with the norms of each block."""
+"""Divergence: the first step with a bad loss or gradient, and the gradient norms of each block."""
 
 import math
 
@@ -20,7 +20,7 @@ def model() -> nn.Module:
 
 
 def test_norms_by_block(model: nn.Module) -> None:
-    watch = Watch(model, math.log(10), gradients=True)
+    watch = Watch(model, math.log(10), check_gradients=True)
     norms = dict(zip(watch.blocks, watch.gradient_norms().tolist(), strict=True))
     assert list(norms) == [
         "features.conv0", "features.denseblock1", "features.transition1", "features.denseblock2", "features.transition2",
@@ -31,8 +31,8 @@ def test_norms_by_block(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1000.0])
-def test_the_first_bad_step_is_told(model: nn.Module, bad: float) -> None:
-    watch = Watch(model, math.log(10), gradients=True)
+def test_the_first_bad_step_is_reported(model: nn.Module, bad: float) -> None:
+    watch = Watch(model, math.log(10), check_gradients=True)
     for step, loss in enumerate((2.3, 40.0, bad, float("nan"), 2.3), 7):
         watch.record(step, torch.tensor(loss))
     report = watch.find_divergence()
@@ -43,8 +43,8 @@ def test_the_first_bad_step_is_told(model: nn.Module, bad: float) -> None:
     assert watch.find_divergence() is None
 
 
-def test_a_high_first_loss_is_this_network_s_own(model: nn.Module) -> None:
-    watch = Watch(model, math.log(10), gradients=True)
+def test_a_high_first_loss_raises_the_limit(model: nn.Module) -> None:
+    watch = Watch(model, math.log(10), check_gradients=True)
     watch.record(0, torch.tensor(1e4))
     watch.record(1, torch.tensor(1e5))
     assert watch.find_divergence() is None
@@ -52,9 +52,9 @@ def test_a_high_first_loss_is_this_network_s_own(model: nn.Module) -> None:
     assert watch.find_divergence() is not None
 
 
-def test_infinite_gradients_are_a_scaler_s_business(model: nn.Module) -> None:
+def test_infinite_gradients_are_allowed_with_a_scaler(model: nn.Module) -> None:
     next(model.parameters()).grad[0] = float("inf")  # type: ignore[index]
-    for gradients in (True, False):
-        watch = Watch(model, math.log(10), gradients)
+    for check in (True, False):
+        watch = Watch(model, math.log(10), check)
         watch.record(3, torch.tensor(2.0))
-        assert (watch.find_divergence() is None) is not gradients
+        assert (watch.find_divergence() is None) is not check

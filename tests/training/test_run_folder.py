@@ -1,4 +1,4 @@
-"""The picture of a run."""
+"""The folder of a run: the curves."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     assert draw_curves(train + val, tmp_path / "curves.png")
     assert draw_curves([], tmp_path / "empty.png")
     full, empty = (np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in ("curves.png", "empty.png"))
-    assert full.shape == empty.shape == (400, 1100, 3)
+    assert full.shape == empty.shape == (480, 1320, 3)
     coloured = (np.ptp(full, axis=2) > 60).sum()
     assert coloured > 500
     assert (np.ptp(empty, axis=2) > 60).sum() == 0

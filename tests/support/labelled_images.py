@@ -1,4 +1,4 @@
-"""Small labelled images in every layout."""
+"""Fixtures: small labelled images in every layout."""
 
 import io
 import json
@@ -19,8 +19,8 @@ MakeTar = Callable[[str, Iterable[tuple[str, bytes]]], Path]
 STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
 
-def encoded(pixels: np.ndarray) -> bytes:
-    """uint8 ``(H, W, 3)`` as PNG, which loses nothing."""
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Encode uint8 ``(H, W, 3)`` without loss."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
     return file.getvalue()
@@ -28,7 +28,7 @@ def encoded(pixels: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="session")
 def pieces(photographs: list[Image.Image]) -> np.ndarray:
-    """uint8 ``(40, 32, 32, 3)``: places of the photographs, each another."""
+    """uint8 ``(40, 32, 32, 3)``: different parts of the photographs."""
     places = [(64 * i, 64 * j) for j in range(2) for i in range(10)]
     boxes = [(x, y, x + 64, y + 64) for x, y in places]
     return np.stack(
@@ -38,12 +38,12 @@ def pieces(photographs: list[Image.Image]) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def pngs(pieces: np.ndarray) -> list[bytes]:
-    return [encoded(piece) for piece in pieces]
+    return [encode_png(piece) for piece in pieces]
 
 
 @pytest.fixture
 def make_folder(tmp_path: Path, pngs: list[bytes]) -> MakeFolder:
-    """Class names to counts of images, ``CLASS/000.png``, of the pieces one after the other."""
+    """A function of class names and counts that writes ``CLASS/000.png``, from the pieces in order."""
 
     def make(counts: dict[str, int], name: str = "in") -> Path:
         images = iter(pngs)
@@ -58,7 +58,7 @@ def make_folder(tmp_path: Path, pngs: list[bytes]) -> MakeFolder:
 
 @pytest.fixture
 def make_parquet(tmp_path: Path, pngs: list[bytes]) -> MakeParquet:
-    """A file in datasets' layout with a row for each label, images of the pieces from ``first`` on."""
+    """A function that writes a file in the datasets layout, a row for each label, with the pieces from ``first`` on."""
 
     def make(
         name: str, labels: Sequence[Any], names: list[str] | None = None, first: int = 0, column: str = "label", **options: Any
