@@ -1,36 +1,36 @@
-"""A store as a map: its rows as points, each block's projection, on one page; and the same as Parquet."""
+"""The job of ``densefeat map``: the rows of a store as points on one page, and the same points as Parquet."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from densefeat.base import atomic_file, output_errors, progress_bar
 from densefeat.errors import UsageError
 from densefeat.images import one_array
-from densefeat.labels import LABEL, LabelFile, values_of
-from densefeat.map.colours import Colouring, by_cluster, by_values, predictions_of
-from densefeat.map.page import LONGEST, Content, Fact, page
-from densefeat.map.projection import TITLES, check_method, clusters, project
-from densefeat.map.rows import Shown, columns_of_blocks, shown_rows
-from densefeat.map.table import write_table
-from densefeat.map.thumbnails import Sheets, no_sheets, sheets_of
+from densefeat.labels import LABEL, LabelFile, read_text_column
+from densefeat.map.colours import Colouring, colour_by_cluster, colour_by_values, predict_points
+from densefeat.map.page import LONGEST_LABEL, MapContent, PointFact, render_map
+from densefeat.map.projection import TITLES, check_method, find_clusters, project
+from densefeat.map.rows import MapRows, choose_block_columns, read_map_rows
+from densefeat.map.thumbnails import Sheets, empty_sheets, make_sheets
 from densefeat.probe import Probe, load_probe
-from densefeat.search import Entry, place_fields
-from densefeat.store import Store, check_output, points_beside
+from densefeat.store import MAP_KEY, ImageEntry, Store, check_output, entry_columns, points_beside
 
 _PAGE_BYTES = 25_000_000
+_NOTE_BYTES = 10_000  # kept free for the notes on thumbnails and size
 _CLUSTERS = 10
-_ENCODED = ("utf-8", "backslashreplace")  # of folders whose names are no text
-_NOTE_BYTES = 10_000  # for the notes on thumbnails and size
-_ELSEWHERE = re.compile(r"^hf:|://|[*?\[{]")  # of images: an address, or a pattern
+_ENCODING = ("utf-8", "backslashreplace")  # names of files may not be UTF-8
+_NOT_LOCAL = re.compile(r"^hf:|://|[*?\[{]")  # an address, or a pattern
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """What was written: ``notes`` are those of the page."""
+class MapResult:
+    """The files that were written. ``notes`` are those of the page."""
 
     page: Path
     table: Path
@@ -39,17 +39,13 @@ class Mapped:
 
 
 @dataclass(frozen=True)
-class Described:
-    """What is known of the points, beside where they are. ``values``: columns of the table."""
+class PointDetails:
+    """What is known of the points besides their places. ``values`` are columns of the table."""
 
-    facts: list[Fact]
-    colourings: list[Colouring]
-    values: dict[str, Sequence[str | None] | np.ndarray]
-    notes: list[str]
-
-    @property
-    def labelled(self) -> bool:
-        return "label" in self.values
+    facts: list[PointFact] = field(default_factory=list)
+    colourings: list[Colouring] = field(default_factory=list)
+    values: dict[str, Sequence[str | None] | np.ndarray] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def write_map(
@@ -64,168 +60,198 @@ def write_map(
     cluster_count: int = _CLUSTERS,
     pool: str | None = None,
     progress: bool = False,
-) -> Mapped:
-    """One page at ``out``, at most 25 MB unless paths and labels alone are more, and beside it the points as Parquet; each
-    whole or not at all.
+) -> MapResult:
+    """Write a page at ``out``, and beside it the points as Parquet, each whole or not at all.
+
+    The page has at most 25 MB, unless paths and labels alone are more.
 
     Args:
-        method: pca, umap or tsne, for every block.
-        images: Where the images are. None: where the store's job found them, unless that is on a network.
-        probe: Folder or file of a probe fitted on this store's features.
-        labels: A CSV of path and label. None: the store's own, where it has any. label_column: other than ``label``.
-        cluster_count: Of k-means on the last block's features.
-        pool: Of a store with several. None: its first.
-        progress: Shown on a terminal.
+        method: ``"pca"``, ``"umap"`` or ``"tsne"``, for every block.
+        images: Where the images are. None stands for where the store's job found them, unless that is on a network.
+        probe: The folder or file of a probe that was fitted on this store's features.
+        labels: A CSV file of path and label. None stands for the store's own labels, if it has any.
+        label_column: The column with the labels, if it is not ``label``.
+        cluster_count: The number of clusters of the last block's features.
+        pool: The pooling to show, for a store with several. None stands for its first.
+        progress: Whether to show progress on a terminal.
 
     Raises:
-        UsageError: No rows, no pooled features, no such column or method, a probe of other features; a page that is not
-            .html, or inside a store; a file beside it that is no map's. OutputError.
+        UsageError: The store has no rows, no pooled features or no such column; the method is not available; the probe is for
+            other features; the page's name does not end in .html, or lies in a store; the file beside it is not a map's.
+        OutputError: A file cannot be written.
     """
     check_method(method)
-    table = _table_beside(out)
-    _check_there(images, probe)
+    table = _choose_table(out)
+    _check_inputs(images, probe)
     fitted = None if probe is None else load_probe(probe)
-    texts = _label_texts(store, labels, label_column)
-    columns = columns_of_blocks(store, pool)
-    more = [] if fitted is None else _columns_of_probe(store, fitted)
-    with progress_bar("reading", len({*columns.values(), *more}), "columns", progress) as done:
-        shown = shown_rows(store, columns, more, done)
-    points, told = _projected(shown, method, progress)
-    with progress_bar("predictions and clusters", 1, "steps", progress) as done:
-        known = _described(shown, texts, label_column or LABEL, fitted, cluster_count)
-        done(1)
-    entries = _entries_of(shown)
-    content = Content(
-        f"Map of {store.path}",
-        [entry.name for entry in entries],
-        points,
-        told,
-        known.facts,
-        known.colourings,
-        known.labelled,
+    texts = _read_labels(store, labels, label_column)
+    columns = choose_block_columns(store, pool)
+    more = [] if fitted is None else _find_probe_columns(store, fitted)
+    with progress_bar("reading", len({*columns.values(), *more}), "columns", progress) as advance:
+        rows = read_map_rows(store, columns, more, advance)
+    points, projections = _project_blocks(rows, method, progress)
+    with progress_bar("predictions and clusters", 1, "steps", progress) as advance:
+        details = _collect_details(rows, texts, label_column or LABEL, fitted, cluster_count)
+        advance(1)
+    entries = _read_entries(rows)
+    content = MapContent(
+        title=f"Map of {store.path}",
+        names=[entry.name for entry in entries],
+        points=points,
+        projections=projections,
+        facts=details.facts,
+        colourings=details.colourings,
+        labelled="label" in details.values,
     )
-    write_table(table, shown, points, known.values)
-    notes = [_first_note(shown, told, method), *shown.notes, *known.notes]
-    return Mapped(out, table, len(entries), tuple(_write_page(out, content, shown, entries, notes, images, progress)))
+    _write_table(table, rows, points, details.values)
+    notes = [_summarize(rows, projections, method), *rows.notes, *details.notes]
+    notes = _write_page(out, content, rows, entries, notes, images, progress)
+    return MapResult(out, table, len(entries), tuple(notes))
 
 
-def _table_beside(out: Path) -> Path:
-    """Of a page that may be written, as :mod:`densefeat.store.outputs` has it."""
+def _choose_table(out: Path) -> Path:
+    """Check where the page goes, and return the path of the table beside it."""
     if out.suffix.lower() != ".html":
         raise UsageError(f"output {str(out)!r}: the page's name must end in .html; its points go beside it, as .parquet")
     check_output(out)
     return points_beside(out)
 
 
-def _check_there(images: str | None, probe: Path | None) -> None:
-    """UsageError for a probe or images that are named and are not there; addresses and patterns are not asked."""
+def _check_inputs(images: str | None, probe: Path | None) -> None:
+    """Raise UsageError for a local probe or local images that do not exist."""
     if probe is not None and not probe.exists():
-        raise UsageError(f"probe {str(probe)!r}: no such file or folder; give what `densefeat probe --out` was given")
-    if images is not None and not _ELSEWHERE.search(images) and not Path(images).exists():
+        raise UsageError(f"probe {str(probe)!r}: no such file or folder; give the --out of `densefeat probe`")
+    if images is not None and not _NOT_LOCAL.search(images) and not Path(images).exists():
         raise UsageError(f"images {images!r}: no such folder or file")
 
 
-def _columns_of_probe(store: Store, probe: Probe) -> list[str]:
-    """UsageError where the store has not all of them."""
+def _find_probe_columns(store: Store, probe: Probe) -> list[str]:
     columns = list(probe.columns)
     if missing := [name for name in columns if name not in store.shapes]:
         raise UsageError(f"{store.path} has no features {', '.join(missing)} for this probe: it takes {', '.join(columns)}")
     return columns
 
 
-def _label_texts(store: Store, file: Path | None, column: str | None) -> list[str | None] | None:
-    """Of all rows; None where there are none and none were asked for."""
+def _read_labels(store: Store, file: Path | None, column: str | None) -> list[str | None] | None:
+    """Read the labels of all rows; return None if the store has none and no file or column was named."""
     if file is None and column is None and LABEL not in store.schema.names:
         return None
     keys = one_array(store.column("path")).cast("large_string")
-    return values_of([store], None if file is None else LabelFile(file), column or LABEL, keys, needed=True)
+    return read_text_column([store], None if file is None else LabelFile(file), column or LABEL, keys, labels=True)
 
 
-def _projected(shown: Shown, method: str, progress: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Points, and how they were made, by block."""
-    points, told = {}, {}
-    with progress_bar(f"projecting by {TITLES[method]}", len(shown.columns), "blocks", progress) as done:
-        for block, column in shown.columns.items():
-            points[block], told[block] = project(shown.features[column], method)
-            done(1)
-    return points, told
+def _project_blocks(rows: MapRows, method: str, progress: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return for each block its points, and how they were made, in words."""
+    points, projections = {}, {}
+    with progress_bar(f"projecting by {TITLES[method]}", len(rows.columns), "blocks", progress) as advance:
+        for block, column in rows.columns.items():
+            points[block], projections[block] = project(rows.features[column], method)
+            advance(1)
+    return points, projections
 
 
-def _described(shown: Shown, texts: list[str | None] | None, name: str, probe: Probe | None, count: int) -> Described:
-    """``texts``: labels of all rows; ``name``: what they are called; ``count``: of clusters."""
-    known = Described([], [], {}, [])
-    labels = [None] * len(shown.rows) if texts is None else [texts[row] for row in shown.rows.tolist()]
+def _collect_details(
+    rows: MapRows, texts: list[str | None] | None, name: str, probe: Probe | None, cluster_count: int
+) -> PointDetails:
+    """Collect labels, predictions and clusters. ``texts`` are the labels of all rows of the store, called ``name``."""
+    details = PointDetails()
+    labels = [None] * len(rows.rows) if texts is None else [texts[row] for row in rows.rows.tolist()]
     if any(label is not None for label in labels):
-        known.facts.append(Fact(name, labels))
-        known.colourings.append(by_values(name, labels))
-        known.values["label"] = labels
+        details.facts.append(PointFact(name, labels))
+        details.colourings.append(colour_by_values(name, labels))
+        details.values["label"] = labels
     if probe is not None:
-        _add_probe(known, shown, labels, probe)
-    last = list(shown.columns)[-1]
-    found = clusters(shown.features[shown.columns[last]], count)
-    known.facts.append(Fact("cluster", [str(number + 1) for number in found.tolist()]))
-    known.colourings.append(by_cluster(f"cluster of {last}", found))
-    known.values["cluster"] = (found + 1).astype(np.int32)
-    known.notes.append(f"Clusters: {found.max() + 1} by k-means on {shown.columns[last]}, numbered from the largest.")
-    if any(text is not None and len(text) > LONGEST for fact in known.facts for text in fact.texts):
-        known.notes.append(f"Labels of more than {LONGEST} characters are cut on the page.")
-    return known
+        _add_predictions(details, rows, labels, probe)
+    last, column = list(rows.columns.items())[-1]
+    clusters = find_clusters(rows.features[column], cluster_count)
+    details.facts.append(PointFact("cluster", [str(number + 1) for number in clusters.tolist()]))
+    details.colourings.append(colour_by_cluster(f"cluster of {last}", clusters))
+    details.values["cluster"] = (clusters + 1).astype(np.int32)
+    details.notes.append(f"Clusters: {clusters.max() + 1} by k-means on {column}, numbered from the largest.")
+    if any(text is not None and len(text) > LONGEST_LABEL for fact in details.facts for text in fact.texts):
+        details.notes.append(f"Labels of more than {LONGEST_LABEL} characters are cut on the page.")
+    return details
 
 
-def _add_probe(known: Described, shown: Shown, labels: Sequence[str | None], probe: Probe) -> None:
-    """Its failures are what the page shows first."""
-    made = predictions_of(probe, shown, labels)
-    known.facts.append(Fact("predicted", made.texts))
-    known.colourings.append(by_values("predicted", made.texts))
+def _add_predictions(details: PointDetails, rows: MapRows, labels: Sequence[str | None], probe: Probe) -> None:
+    """Add a probe's predictions. Where there are labels, the page first shows which predictions are wrong."""
+    predictions = predict_points(probe, rows, labels)
+    details.facts.append(PointFact("predicted", predictions.texts))
+    details.colourings.append(colour_by_values("predicted", predictions.texts))
     if any(label is not None for label in labels):
-        known.colourings.insert(0, made.failure)
-    known.values["predicted"] = made.texts
-    known.notes.append(f"Predictions: {probe.path}; it may have learnt from some of these rows.")
+        details.colourings.insert(0, predictions.outcome)
+    details.values["predicted"] = predictions.texts
+    details.notes.append(f"Predictions: {probe.path}; it may have been trained on some of these rows.")
 
 
-def _entries_of(shown: Shown) -> list[Entry]:
-    names = [name for name in place_fields(shown.store) if name != "label"]
-    columns = [shown.store.column(name).take(shown.rows).to_pylist() for name in names]
-    return [Entry(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
+def _read_entries(rows: MapRows) -> list[ImageEntry]:
+    names = [name for name in entry_columns(rows.store) if name != "label"]
+    columns = [rows.store.column(name).take(rows.rows).to_pylist() for name in names]
+    return [ImageEntry(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
-def _first_note(shown: Shown, told: Mapping[str, str], method: str) -> str:
-    """``told``: how each block's points were made, which may be by PCA where ``method`` needs more points or dimensions."""
-    model, count = shown.store.provenance.get("model", "a network"), len(shown.rows)
-    ways: dict[str, list[str]] = {}
-    for block, column in shown.columns.items():
-        title = TITLES[method] if told[block].startswith(TITLES[method]) else f"PCA, which stands in for {TITLES[method]}"
-        ways.setdefault(title, []).append(column)
-    made = "; ".join(f"{', '.join(some)} by {title}" for title, some in ways.items())
-    return f"{count:,} point{'' if count == 1 else 's'} of {model}: {made}."
+def _write_table(
+    path: Path, rows: MapRows, points: Mapping[str, np.ndarray], values: Mapping[str, Sequence[str | None] | np.ndarray]
+) -> None:
+    """Write the points as Parquet, which embedding-atlas and others open.
+
+    Columns: ``path``, ``x`` and ``y`` of a tile, then ``values`` by name, then for each block BLOCK_x and BLOCK_y, float32. The
+    schema's metadata marks the file as a map's.
+    """
+    columns = {
+        name: rows.store.column(name).take(rows.rows) for name in entry_columns(rows.store) if name not in ("label", *values)
+    }
+    columns |= {name: pa.array(column) for name, column in values.items()}
+    for block, places in points.items():
+        columns |= {f"{block}_{axis}": pa.array(places[:, number]) for number, axis in enumerate("xy")}
+    with atomic_file(path) as beside, output_errors(path):
+        pq.write_table(pa.table(columns).replace_schema_metadata({MAP_KEY: b"1"}), beside, compression="zstd")
+
+
+def _summarize(rows: MapRows, projections: Mapping[str, str], method: str) -> str:
+    """Say in a sentence what is shown, and for which blocks PCA took the place of another method."""
+    model, count = rows.store.provenance.get("model", "a network"), len(rows.rows)
+    columns: dict[str, list[str]] = {}
+    for block, column in rows.columns.items():
+        as_requested = projections[block].startswith(TITLES[method])
+        title = TITLES[method] if as_requested else f"PCA, in place of {TITLES[method]}"
+        columns.setdefault(title, []).append(column)
+    methods = "; ".join(f"{', '.join(names)} by {title}" for title, names in columns.items())
+    return f"{count:,} point{'' if count == 1 else 's'} of {model}: {methods}."
 
 
 def _write_page(
-    out: Path, content: Content, shown: Shown, entries: list[Entry], notes: list[str], images: str | None, progress: bool
+    out: Path,
+    content: MapContent,
+    rows: MapRows,
+    entries: list[ImageEntry],
+    notes: list[str],
+    images: str | None,
+    progress: bool,
 ) -> list[str]:
-    """Returns the page's notes, with the one on thumbnails."""
-    plain = len(page(content, no_sheets(len(entries)), notes).encode(*_ENCODED))
+    """Write the page with as many thumbnails as fit; return its notes, the one on thumbnails among them."""
+    plain = len(render_map(content, empty_sheets(len(entries)), notes).encode(*_ENCODING))
     room = _PAGE_BYTES - plain - _NOTE_BYTES
-    with progress_bar("thumbnails", len(entries), "images", progress) as done:
-        sheets = sheets_of(shown.store.provenance, entries, room, images, done)
-    notes = notes + _thumbnail_notes(sheets, len(entries))
+    with progress_bar("thumbnails", len(entries), "images", progress) as advance:
+        sheets = make_sheets(rows.store.provenance, entries, room, images, advance)
+    notes = notes + _note_thumbnails(sheets, len(entries))
     if plain > _PAGE_BYTES:
-        notes.append(
-            f"The page has {plain / 1e6:.0f} MB rather than at most {_PAGE_BYTES // 10**6}: its paths and labels are long."
-        )
+        limit = _PAGE_BYTES // 10**6
+        notes.append(f"The page has {plain / 1e6:.0f} MB rather than at most {limit}: its paths and labels are long.")
     with atomic_file(out) as beside, output_errors(out):
-        beside.write_text(page(content, sheets, notes), *_ENCODED)
+        beside.write_text(render_map(content, sheets, notes), *_ENCODING)
     return notes
 
 
-def _thumbnail_notes(sheets: Sheets, points: int) -> list[str]:
-    there = int(np.count_nonzero(sheets.squares >= 0))
-    if there == points:
+def _note_thumbnails(sheets: Sheets, points: int) -> list[str]:
+    """Say how many points have no thumbnail, and why; nothing if all have one."""
+    count = int(np.count_nonzero(sheets.squares >= 0))
+    if count == points:
         return []
     if sheets.problem:
-        why = sheets.problem
+        reason = sheets.problem
     elif sheets.full:
-        why = f"chosen evenly, more would make the page larger than {_PAGE_BYTES // 10**6} MB"
+        reason = f"chosen evenly, more would make the page larger than {_PAGE_BYTES // 10**6} MB"
     else:
-        why = "the other images were not found or could not be decoded"
-    return [f"Thumbnails of {there:,} of {points:,} points: {why}."]
+        reason = "the other images were not found or could not be decoded"
+    return [f"Thumbnails of {count:,} of {points:,} points: {reason}."]

@@ -1,4 +1,4 @@
-"""Which rows and columns of a store a map shows."""
+"""The rows and columns of a store that a map shows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,17 +6,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from densefeat.errors import UsageError
-from densefeat.store import Store, pools_of
+from densefeat.store import Store, parse_columns
 
-_POINTS = 20_000  # that a browser moves smoothly
+_MOST_POINTS = 20_000  # a browser moves so many smoothly
 _READ_BYTES = 2**27
 _SEED = 0
 
 
 @dataclass(frozen=True)
-class Shown:
-    """``rows``: int64 ``(n,)``, positions in the store, ascending; ``columns``: by block, in order; ``features``: float32
-    ``(n, C)`` by column; ``notes``: what was left out.
+class MapRows:
+    """The rows of a store that are points of the map.
+
+    Attributes:
+        rows: int64 ``(n,)``, their positions in the store, ascending.
+        columns: The column of each block, in the network's order.
+        features: float32 ``(n, C)`` for each column.
+        notes: What was left out, in words.
     """
 
     store: Store
@@ -26,30 +31,30 @@ class Shown:
     notes: tuple[str, ...] = ()
 
 
-def shown_rows(store: Store, columns: dict[str, str], more: Sequence[str], progress: Callable[[int], None]) -> Shown:
-    """At most 20,000 rows, spread evenly over the store, without those that have NaN or infinite features.
+def read_map_rows(store: Store, columns: dict[str, str], more: Sequence[str], progress: Callable[[int], None]) -> MapRows:
+    """Read at most 20,000 rows, spread evenly over the store, without those that have NaN or infinite features.
 
-    ``columns``: by block; ``more``: those to be read beside them; ``progress``: called with 1 for each that is read.
-    Raises UsageError where no row is left.
+    ``columns`` are the blocks' columns, ``more`` others to read beside them. ``progress`` is called with 1 for each column
+    read. Raises UsageError if no row is left.
     """
     notes = [] if store.complete else [f"{store.path} is not finished: {len(store):,} rows are there."]
-    rows = _sampled(len(store), _POINTS)
+    rows = _sample_rows(len(store), _MOST_POINTS)
     if len(rows) < len(store):
-        notes.append(f"{len(rows):,} of {len(store):,} rows: one at random of each {len(store) / _POINTS:.3g} in turn.")
+        notes.append(f"{len(rows):,} of {len(store):,} rows: one at random of each {len(store) / _MOST_POINTS:.3g} in turn.")
     features = {}
     for name in dict.fromkeys([*columns.values(), *more]):
         features[name] = _read_rows(store, name, rows)
         progress(1)
-    sound = np.logical_and.reduce([np.isfinite(values).all(1) for values in features.values()])
-    if not sound.all():
-        notes.append(f"{np.count_nonzero(~sound):,} rows with NaN or infinite features are left out: extract them again.")
-        rows, features = rows[sound], {name: values[sound] for name, values in features.items()}
+    finite = np.logical_and.reduce([np.isfinite(values).all(1) for values in features.values()])
+    if not finite.all():
+        notes.append(f"{np.count_nonzero(~finite):,} rows with NaN or infinite features are left out: extract them again.")
+        rows, features = rows[finite], {name: values[finite] for name, values in features.items()}
     if not len(rows):
         raise UsageError(f"{store.path}: all rows have NaN or infinite features: extract it again")
-    return Shown(store, rows, columns, features, tuple(notes))
+    return MapRows(store, rows, columns, features, tuple(notes))
 
 
-def columns_of_blocks(store: Store, pool: str | None = None) -> dict[str, str]:
+def choose_block_columns(store: Store, pool: str | None = None) -> dict[str, str]:
     """The column of pooled features of each block, in order; of several the one of ``pool``, None: the first.
 
     Raises UsageError: no rows, no pooled features, no such pool.
@@ -58,33 +63,24 @@ def columns_of_blocks(store: Store, pool: str | None = None) -> dict[str, str]:
         raise UsageError(f"{store.path} has no rows to show")
     vectors = [name for name, shape in store.shapes.items() if len(shape) == 1]
     if not vectors:
-        told = f"maps alone ({', '.join(store.shapes)}): extract with --pool avg, or avg,none" if store.shapes else "no vectors"
-        raise UsageError(f"{store.path} has {told}")
-    specs = pools_of(store.provenance) if store.provenance.get("pool") else []
-    pools = [spec.partition(":")[0] for spec in specs]
+        kinds = f"only maps ({', '.join(store.shapes)}): extract with --pool avg, or avg,none" if store.shapes else "no vectors"
+        raise UsageError(f"{store.path} has {kinds}")
+    parsed = parse_columns(vectors, store.provenance)
     columns: dict[str, str] = {}
-    for name in vectors:
-        block, own = _split_name(name, pools)
-        if pool is None or own == pool:
-            columns.setdefault(block, name)
+    for column in parsed:
+        if pool is None or (column.pool or "").partition(":")[0] == pool:
+            columns.setdefault(column.block, column.name)
     if not columns:
+        pools = dict.fromkeys(column.pool.partition(":")[0] for column in parsed if column.pool)
         there = ", ".join(name for name in pools if name != "none") or "no record of any"
         raise UsageError(f"{store.path} has no features of pool {pool!r}: it has {there}")
     return columns
 
 
-def _split_name(column: str, pools: Sequence[str]) -> tuple[str, str | None]:
-    """The block and the pool of a column; of a store with one pool the columns are called as the blocks."""
-    block, _, pool = column.rpartition("_")
-    if len(pools) > 1 and pool in pools:
-        return block, pool
-    return column, pools[0] if len(pools) == 1 else None
+def _sample_rows(rows: int, most: int) -> np.ndarray:
+    """Return positions, int64 and ascending: all, or ``most`` of them, one at random from each of as many equal ranges.
 
-
-def _sampled(rows: int, most: int) -> np.ndarray:
-    """int64, ascending: all positions, or ``most`` of them, one at random from each of as many equal stretches.
-
-    Parts, folders and classes that stand together keep their shares, and no period of the list is missed or met.
+    In this way parts, folders and classes that lie together keep their shares.
     """
     if rows <= most:
         return np.arange(rows)
@@ -93,7 +89,7 @@ def _sampled(rows: int, most: int) -> np.ndarray:
 
 
 def _read_rows(store: Store, name: str, rows: np.ndarray) -> np.ndarray:
-    """float32 ``(len(rows), C)`` of a column, a part of it in memory at a time; ``rows``: ascending."""
+    """Return a column's ``rows``, which ascend, as float32 ``(len(rows), C)``; a piece of it is in memory at a time."""
     width = int(np.prod(store.shapes[name]))
     out = np.empty((len(rows), width), np.float32)
     step = max(1, _READ_BYTES // (4 * width))

@@ -1,13 +1,11 @@
 from .card import read_card
-from .journal import 
+from .judging import Journal
 from .model_page import html_page, markdown_page, points_for
+from .pruning import PRUNING_COLUMNS, Pruning, count_work, prune, write_pruning_csv
 from .pruning_chart import draw_pruning
-from .pruning import PRUNING_COLUMNS, Pruning, prune, count_work, write_pruning_csv
 from .reuse import REUSE_COLUMNS, Finding, feature_reuse, load_plain, observations, write_reuse_csv
 from .reuse_chart import draw_reuse
 from .sample import load_sample
-
-from .judging import Journal
 
 __all__ = [
     "PRUNING_COLUMNS",
@@ -15,6 +13,7 @@ __all__ = [
     "Finding",
     "Journal",
     "Pruning",
+    "count_work",
     "draw_pruning",
     "draw_reuse",
     "feature_reuse",
@@ -26,7 +25,6 @@ __all__ = [
     "points_for",
     "prune",
     "read_card",
-    "count_work",
     "write_pruning_csv",
     "write_reuse_csv",
 ]

@@ -63,7 +63,7 @@ class Pruning:
         chosen_on, drawn_on: Numbers of images: single connections are judged on the first half, the curves on the second.
         whole: Top-1 of the whole network on the two halves, per cent.
         removed: The connections, those that break the fewest images first.
-        curves: For each order, the top-1 on the second half, per cent, after the first ``shares`` of the connections are removed.
+        curves: For each order, the top-1 on the second half, per cent, without the first ``shares`` of the connections.
     """
 
     chosen_on: int

@@ -72,7 +72,7 @@ class Point:
 
 
 def published_points(stem: str) -> list[Point]:
-    """Return the papers' points for networks with a stem, ``"cifar"`` or ``"imagenet"``, with the size of densefeat's networks."""
+    """Return the papers' points for networks with a stem, ``"cifar"`` or ``"imagenet"``, with the sizes counted here."""
     return [
         _published_point(name, data, errors[data]) for data in _DATA[stem] for name, errors in _ERRORS.items() if data in errors
     ]

@@ -168,7 +168,10 @@ def _transition_spread(columns: list[ReuseColumn], _: int) -> float | None:
 
 
 def _share_of_least(columns: list[ReuseColumn], number: int) -> float | None:
-    """Return the share of the layers that give the block's input the least; None for the first block, which has no transition before it."""
+    """Return the share of the layers that give the block's input the least.
+
+    The result is None for the first block, whose input comes from no transition.
+    """
     layers = _select_layers(columns)
     if number == 1 or not layers:
         return None

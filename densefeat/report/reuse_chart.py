@@ -23,8 +23,8 @@ def draw_reuse(reuse: Reuse, title: str) -> Figure:
 
     Colours are mean |weight| over the largest, on one scale from 0 to 1. For a DenseNet the largest is that of the block, as in
     the paper's figure, so that the cells of a block can be compared; a transition or classifier whose kernel differs from the
-    layers' has weights of another size, so its column is scaled by its own largest. For a DelugeNet each column is scaled by its
-    own largest, because a layer of n sources starts at 1/n and the norm after it cancels any factor of a whole column.
+    layers' has weights of another size, so its column is scaled by its own largest. For a DelugeNet every column is scaled by
+    its own largest, because a layer of n sources starts at 1/n and the norm after it cancels any factor of a whole column.
     Transitions and classifiers are framed. The CSV has the values.
     """
     triangles = [reuse.triangle(number) for number in range(1, reuse.blocks + 1)]

@@ -12,14 +12,14 @@ from densefeat.map.colours import (
     _RIGHT,
     _WRONG,
     REST,
-    Classes,
-    Numbers,
-    by_cluster,
-    by_values,
-    predictions_of,
+    ClassColouring,
+    NumberColouring,
+    colour_by_cluster,
+    colour_by_values,
+    predict_points,
 )  # fmt: skip
-from densefeat.map.rows import Shown
-from densefeat.probe.linear import Linear
+from densefeat.map.rows import MapRows
+from densefeat.probe.fitting import Linear
 from densefeat.probe.probe_file import Probe
 from densefeat.store.reader import open_store
 from support.probes import write_probe_store
@@ -27,9 +27,9 @@ from support.probes import write_probe_store
 FEATURES = np.eye(3, dtype=np.float32)
 
 
-def classes(texts: list[str | None]) -> Classes:
-    found = by_values("label", texts)
-    assert isinstance(found, Classes)
+def classes(texts: list[str | None]) -> ClassColouring:
+    found = colour_by_values("label", texts)
+    assert isinstance(found, ClassColouring)
     return found
 
 
@@ -60,53 +60,53 @@ def test_several_labels_are_a_class_together() -> None:
 
 
 def test_numbers() -> None:
-    found = by_values("age", ["0.5", None, "3"])
-    assert isinstance(found, Numbers)
+    found = colour_by_values("age", ["0.5", None, "3"])
+    assert isinstance(found, NumberColouring)
     assert np.array_equal(found.values, np.array([0.5, np.nan, 3], np.float32), equal_nan=True)
 
 
 def test_numbers_that_are_too_large_for_their_colours_have_none() -> None:
-    found = by_values("age", ["0.5", "1e300", "-1e300"])
+    found = colour_by_values("age", ["0.5", "1e300", "-1e300"])
     assert np.array_equal(found.values, np.array([0.5, np.nan, np.nan], np.float32), equal_nan=True)
 
 
 def test_clusters_are_counted_from_one() -> None:
-    found = by_cluster("cluster", np.arange(12))
+    found = colour_by_cluster("cluster", np.arange(12))
     assert [name for name, *_ in found.entries] == [*map(str, range(1, 11)), "2 others"]
 
 
 @pytest.fixture
-def shown(tmp_path: Path) -> Shown:
+def shown(tmp_path: Path) -> MapRows:
     store = open_store(write_probe_store(tmp_path / "s.parquet", None, {"block1": FEATURES}, weights={"sha256": "1"}))
-    return Shown(store, np.arange(3), {"block1": "block1"}, {"block1": FEATURES})
+    return MapRows(store, np.arange(3), {"block1": "block1"}, {"block1": FEATURES})
 
 
-def probe_of(shown: Shown, task: str, names: tuple[str, ...], weight: np.ndarray) -> Probe:
+def probe_of(shown: MapRows, task: str, names: tuple[str, ...], weight: np.ndarray) -> Probe:
     head = Linear(weight.astype(np.float32), np.zeros(len(weight), np.float32), squeeze=task == "regression")
     return Probe(task, names, ("block1",), shown.store.provenance, head)  # type: ignore[arg-type]
 
 
-def test_right_and_wrong(shown: Shown) -> None:
-    made = predictions_of(probe_of(shown, "single", ("a", "b", "c"), np.eye(3)), shown, ["a", "c", None])
+def test_right_and_wrong(shown: MapRows) -> None:
+    made = predict_points(probe_of(shown, "single", ("a", "b", "c"), np.eye(3)), shown, ["a", "c", None])
     assert made.texts == ["a", "b", "c"]
-    assert made.failure.entries == (("wrong", _WRONG, 1), ("right", _RIGHT, 1), ("no label", REST, 1))
-    assert made.failure.codes.tolist() == [1, 0, 2]
+    assert made.outcome.entries == (("wrong", _WRONG, 1), ("right", _RIGHT, 1), ("no label", REST, 1))
+    assert made.outcome.codes.tolist() == [1, 0, 2]
 
 
-def test_several_labels_are_right_in_any_order(shown: Shown) -> None:
+def test_several_labels_are_right_in_any_order(shown: MapRows) -> None:
     probe = probe_of(shown, "multi", ("a", "b"), np.array([[1, 1, -1], [1, -1, -1]]))
-    made = predictions_of(probe, shown, ["b | a", "a|b", "|"])
+    made = predict_points(probe, shown, ["b | a", "a|b", "|"])
     assert made.texts == ["a|b", "a", "|"]
-    assert made.failure.codes.tolist() == [1, 0, 1]
+    assert made.outcome.codes.tolist() == [1, 0, 1]
 
 
-def test_errors_of_numbers(shown: Shown) -> None:
-    made = predictions_of(probe_of(shown, "regression", (), np.array([[1.0, 2, 3]])), shown, ["1.5", "2", None])
+def test_errors_of_numbers(shown: MapRows) -> None:
+    made = predict_points(probe_of(shown, "regression", (), np.array([[1.0, 2, 3]])), shown, ["1.5", "2", None])
     assert made.texts == ["1", "2", "3"]
-    assert np.array_equal(made.failure.values, np.array([0.5, 0, np.nan], np.float32), equal_nan=True)
+    assert np.array_equal(made.outcome.values, np.array([0.5, 0, np.nan], np.float32), equal_nan=True)
 
 
-def test_a_probe_of_another_network(shown: Shown) -> None:
+def test_a_probe_of_another_network(shown: MapRows) -> None:
     probe = replace(probe_of(shown, "single", ("a", "b", "c"), np.eye(3)), provenance={"model": "made-up", "weights": "2"})
-    with pytest.raises(UsageError, match=r"of features of made-up \(sha256 2\), .* those of made-up \(sha256 1\)"):
-        predictions_of(probe, shown, ["a", "b", "c"])
+    with pytest.raises(UsageError, match=r"for features of made-up \(sha256 2\), and .* has those of made-up \(sha256 1\)"):
+        predict_points(probe, shown, ["a", "b", "c"])

@@ -50,7 +50,7 @@ def map_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=[True, False], ids=["gpu", "no gpu"])
 def seen(browser: Browser, map_file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
-    """Whatever a test does: nothing may have been asked for, complained about, or run that is not the page's."""
+    """After every test, check that the page requested nothing, reported no error and ran only its own scripts."""
     with opened(browser, map_file, gpu=request.param) as made:
         yield made
         assert made.requests == [map_file.as_uri()]
@@ -149,10 +149,10 @@ def test_block_and_colour_are_chosen(seen: Opened) -> None:
 
 
 def download(page: Page, tmp_path: Path) -> list[str]:
-    with page.expect_download() as told:
+    with page.expect_download() as download:
         page.click("#download")
-    told.value.save_as(tmp_path / "list.txt")
-    assert told.value.suggested_filename == "selected.txt"
+    download.value.save_as(tmp_path / "list.txt")
+    assert download.value.suggested_filename == "selected.txt"
     return (tmp_path / "list.txt").read_text().splitlines()
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 import densefeat.map.job
 import densefeat.map.rows
 from densefeat.errors import OutputError, UsageError
-from densefeat.map.job import Mapped, write_map
+from densefeat.map.job import MapResult, write_map
 from densefeat.probe.job import probe
 from densefeat.store.reader import open_store
 from support.probes import class_store, codes_of, features_of, write_probe_store
@@ -38,12 +38,12 @@ class Parsed(HTMLParser):
         self.feed(path.read_text("utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
+        attributes = dict(attrs)
         if tag == "script":
-            self.inside = given.get("id") or str(len(self.scripts))
+            self.inside = attributes.get("id") or str(len(self.scripts))
             self.scripts[self.inside] = ""
-        if given.get("http-equiv") == "Content-Security-Policy":
-            self.policy = str(given["content"])
+        if attributes.get("http-equiv") == "Content-Security-Policy":
+            self.policy = str(attributes["content"])
 
     def handle_endtag(self, tag: str) -> None:
         self.inside = None
@@ -66,18 +66,18 @@ def texts_of(fact: dict) -> list[str | None]:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Mapped:
+def made(tmp_path: Path) -> MapResult:
     write_store(tmp_path / "store")
     return write_map(open_store(tmp_path / "store"), tmp_path / "map.html", cluster_count=3)
 
 
-def test_page_and_table_tell_the_same(made: Mapped, tmp_path: Path) -> None:
+def test_page_and_table_tell_the_same(made: MapResult, tmp_path: Path) -> None:
     store, data, table = open_store(tmp_path / "store"), data_of(made.page), pq.read_table(made.table)
     assert table.column_names == ["path", "label", "cluster", "block1_x", "block1_y", "block2_x", "block2_y"]
     assert data["names"] == table["path"].to_pylist() == store.keys.tolist()
     for block in data["blocks"]:
         assert np.array_equal(numbers(block["x"], "<f4"), table[block["name"] + "_x"].to_numpy())
-        assert re.fullmatch(r"PCA, \d+ % of the variance", block["told"])
+        assert re.fullmatch(r"PCA, \d+ % of the variance", block["projection"])
     label, cluster = data["facts"]
     assert texts_of(label) == table["label"].to_pylist() == store.labels.tolist()
     assert list(map(int, texts_of(cluster))) == table["cluster"].to_pylist()
@@ -85,7 +85,7 @@ def test_page_and_table_tell_the_same(made: Mapped, tmp_path: Path) -> None:
     assert (made.page, made.table, made.points) == (tmp_path / "map.html", tmp_path / "map.parquet", 30)
 
 
-def test_only_its_own_scripts_may_run(made: Mapped) -> None:
+def test_only_its_own_scripts_may_run(made: MapResult) -> None:
     parsed = Parsed(made.page)
     hashes = re.findall(r"'sha256-([^']+)'", parsed.policy)
     ours = [text for name, text in parsed.scripts.items() if name.isdigit()]
@@ -102,7 +102,7 @@ def test_names_cannot_end_the_data(tmp_path: Path) -> None:
     assert texts_of(data_of(made.page)["facts"][0]) == [label.strip() for label in HOSTILE]
 
 
-def test_again_the_same_bytes(made: Mapped, tmp_path: Path) -> None:
+def test_again_the_same_bytes(made: MapResult, tmp_path: Path) -> None:
     ids = re.compile(rb'"(p\d+|[0-9a-f-]{36})"')
     again = write_map(open_store(tmp_path / "store"), tmp_path / "again.html", cluster_count=3)
     assert again.table.read_bytes() == made.table.read_bytes()
@@ -133,7 +133,7 @@ def test_a_page_keeps_its_budget(photo_folder: Path, tmp_path: Path, monkeypatch
 
 
 def test_more_rows_than_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(densefeat.map.rows, "_POINTS", 20)
+    monkeypatch.setattr(densefeat.map.rows, "_MOST_POINTS", 20)
     write_store(tmp_path / "store")
     made = write_map(open_store(tmp_path / "store"), tmp_path / "map.html")
     assert made.notes[1] == "20 of 30 rows: one at random of each 1.5 in turn."
@@ -168,7 +168,10 @@ def test_failures_of_a_probe(tmp_path: Path) -> None:
     codes = numbers(data["colourings"][0]["codes"], "<i4")
     assert np.array_equal(codes == 1, right)
     assert [entry[2] for entry in data["colourings"][0]["entries"]] == [(~right).sum(), right.sum()]
-    assert f"Predictions: {tmp_path / 'probe' / 'probe.safetensors'}; it may have learnt from some of these rows." in made.notes
+    assert (
+        f"Predictions: {tmp_path / 'probe' / 'probe.safetensors'}; it may have been trained on some of these rows."
+        in made.notes
+    )
 
 
 def test_labels_from_a_file(tmp_path: Path) -> None:
@@ -186,20 +189,20 @@ def test_without_labels(tmp_path: Path) -> None:
     made = write_map(open_store(store), tmp_path / "map.html")
     assert data_of(made.page)["labelled"] is False
     assert "label" not in pq.read_table(made.table).column_names
-    assert made.notes[-1] == "Thumbnails of 0 of 3 points: the store does not tell where its images are: give --images."
+    assert made.notes[-1] == "Thumbnails of 0 of 3 points: the store does not say where its images are: give --images."
 
 
 def test_wrong_use(tmp_path: Path) -> None:
     store = open_store(class_store(tmp_path / "s.parquet"))
-    for problem, kind, given in [
+    for problem, kind, options in [
         ("method 'lda'", UsageError, {"method": "lda"}),
         ("no column 'age'", UsageError, {"label_column": "age"}),
         ("no features of pool 'max'", UsageError, {"pool": "max"}),
         ("images .*none.: no such folder or file", UsageError, {"images": str(tmp_path / "none")}),
-        ("no such file or folder; give what", UsageError, {"probe": tmp_path / "none"}),
+        ("no such file or folder; give the --out of", UsageError, {"probe": tmp_path / "none"}),
     ]:
         with pytest.raises(kind, match=problem):
-            write_map(store, tmp_path / "map.html", **given)
+            write_map(store, tmp_path / "map.html", **options)
     for name in ("map.parquet", "map", "map.htm"):
         with pytest.raises(UsageError, match="must end in .html; its points go beside it"):
             write_map(store, tmp_path / name)
@@ -258,8 +261,8 @@ def test_labels_that_no_row_has(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "wanted"),
-    [(1, "1 point of made-up: block1, block2 by PCA, which stands in for t-SNE."),
-     (12, "12 points of made-up: block1 by PCA, which stands in for t-SNE; block2 by t-SNE.")],
+    [(1, "1 point of made-up: block1, block2 by PCA, in place of t-SNE."),
+     (12, "12 points of made-up: block1 by PCA, in place of t-SNE; block2 by t-SNE.")],
 )  # fmt: skip
 def test_how_points_were_made(tmp_path: Path, rows: int, wanted: str) -> None:
     generator = np.random.default_rng(0)
@@ -281,25 +284,25 @@ def atlas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., obje
     """Runs ``embedding-atlas`` up to its server; returns the server's application."""
     import embedding_atlas.cli
 
-    given: dict[str, object] = {}
+    started: dict[str, object] = {}
 
     def run(*arguments: object) -> object:
-        monkeypatch.setattr("embedding_atlas.cli.uvicorn.run", lambda app, **_: given.update(app=app))
+        monkeypatch.setattr("embedding_atlas.cli.uvicorn.run", lambda app, **_: started.update(app=app))
         monkeypatch.setattr("embedding_atlas.cache.user_cache_path", lambda name: tmp_path / name)
         CliRunner().invoke(embedding_atlas.cli.main, [*map(str, arguments)], catch_exceptions=False)
-        return given["app"]
+        return started["app"]
 
     return run
 
 
 @pytest.mark.filterwarnings("ignore")  # its own
-def test_embedding_atlas_opens_the_table(made: Mapped, atlas: Callable[..., object]) -> None:
+def test_embedding_atlas_opens_the_table(made: MapResult, atlas: Callable[..., object]) -> None:
     """It computes no projection: its server has ours."""
     from fastapi.testclient import TestClient
 
     app = atlas(made.table, "--x", "block2_x", "--y", "block2_y", "--text", "path")
     with TestClient(app) as client:
-        told = client.get("/data/metadata.json").json()["props"]["data"]
-        assert (told["projection"]["x"], told["projection"]["y"]) == ("block2_x", "block2_y")
+        properties = client.get("/data/metadata.json").json()["props"]["data"]
+        assert (properties["projection"]["x"], properties["projection"]["y"]) == ("block2_x", "block2_y")
         query = {"type": "json", "sql": "SELECT count(*) n, count(label) m FROM dataset WHERE block2_x IS NOT NULL"}
         assert client.post("/data/query", json=query).json() == [{"n": 30, "m": 24}]

@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 from densefeat.errors import UsageError
-from densefeat.map.projection import _METHODS, _principal, check_method, clusters, project
+from densefeat.map.projection import _METHODS, _principal_components, check_method, find_clusters, project
 
 
 def groups(rows: int = 90, width: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -24,7 +24,7 @@ def test_pca_is_scikit_learns(rows: int) -> None:
     features, _ = groups(rows)
     model = PCA(50 if rows > 50 else 29).fit(features)
     wanted = model.transform(features)
-    made, share = _principal(features, 50)
+    made, share = _principal_components(features, 50)
     assert made.shape == (rows, 50)
     count = wanted.shape[1]
     assert np.allclose(np.abs(made[:, :count]), np.abs(wanted), atol=1e-3)
@@ -34,63 +34,69 @@ def test_pca_is_scikit_learns(rows: int) -> None:
 
 def test_axes_point_one_way() -> None:
     features, _ = groups()
-    first, second = (_principal(given, 2)[0] for given in (features, features[:, ::-1]))
+    first, second = (_principal_components(order, 2)[0] for order in (features, features[:, ::-1]))
     assert np.allclose(first, second, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", _METHODS)
+# UMAP compiles itself for a minute at its first call
+EVERY_METHOD = pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow if name == "umap" else ()) for name in _METHODS]
+)
+
+
+@EVERY_METHOD
 def test_neighbours_stay_neighbours_and_again_the_same(method: str) -> None:
     features, codes = groups()
-    points, told = project(features, method)
+    points, words = project(features, method)
     assert (points.shape, points.dtype) == ((90, 2), np.float32)
     distances = np.linalg.norm(points[:, None] - points, axis=2) + np.where(np.eye(90), np.inf, 0)
     assert np.array_equal(codes[distances.argmin(1)], codes)
     assert np.array_equal(project(features, method)[0], points)
     assert (
-        told
+        words
         == {
-            "pca": told,
+            "pca": words,
             "umap": "UMAP of the first 50 principal components",
             "tsne": "t-SNE of the first 50 principal components",
         }[method]
     )
 
 
-@pytest.mark.parametrize("method", _METHODS)
+@EVERY_METHOD
 @pytest.mark.parametrize("shape", [(1, 5), (2, 5), (7, 5), (9, 1), (9, 2), (12, 40)])
 def test_little_to_project(method: str, shape: tuple[int, int]) -> None:
-    points, told = project(np.random.default_rng(0).standard_normal(shape).astype(np.float32), method)
+    points, words = project(np.random.default_rng(0).standard_normal(shape).astype(np.float32), method)
     assert points.shape == (shape[0], 2)
     assert np.isfinite(points).all()
     fallback = method != "pca" and (shape[0] < 8 or shape[1] < 2)
-    assert told.startswith("PCA") == (method == "pca" or fallback)
-    assert ("too few" in told or "fewer than two" in told) == fallback
+    assert words.startswith("PCA") == (method == "pca" or fallback)
+    assert ("too few" in words or "fewer than two" in words) == fallback
 
 
-@pytest.mark.parametrize("method", _METHODS)
+@EVERY_METHOD
 def test_constant_features(method: str) -> None:
-    points, told = project(np.full((20, 4), 0.1, np.float32), method)
+    points, words = project(np.full((20, 4), 0.1, np.float32), method)
     assert not points.any()
-    assert told.startswith("PCA, 0 % of the variance")
+    assert words.startswith("PCA, 0 % of the variance")
 
 
 def test_clusters_are_the_groups() -> None:
     features, codes = groups()
-    found = clusters(features, 3)
+    found = find_clusters(features, 3)
     assert adjusted_rand_score(codes, found) == 1
-    assert np.array_equal(found, clusters(features, 3))
+    assert np.array_equal(found, find_clusters(features, 3))
 
 
 def test_clusters_are_counted_from_the_largest() -> None:
     features, codes = groups()
-    found = clusters(np.concatenate([features, features[codes == 1]]), 3)
+    found = find_clusters(np.concatenate([features, features[codes == 1]]), 3)
     assert np.bincount(found).tolist() == [60, 30, 30]
 
 
 @pytest.mark.parametrize(("rows", "distinct"), [(1, 1), (2, 2), (20, 4)])
 def test_no_more_clusters_than_points(rows: int, distinct: int) -> None:
     features = np.random.default_rng(0).standard_normal((distinct, 6)).astype(np.float32)
-    assert set(clusters(np.resize(features, (rows, 6)), 10).tolist()) == set(range(distinct))
+    assert set(find_clusters(np.resize(features, (rows, 6)), 10).tolist()) == set(range(distinct))
 
 
 def test_methods() -> None:

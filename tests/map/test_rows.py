@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from densefeat.errors import UsageError
-from densefeat.map.rows import _read_rows, _sampled, columns_of_blocks, shown_rows
+from densefeat.map.rows import _read_rows, _sample_rows, choose_block_columns, read_map_rows
 from densefeat.store.reader import open_store
 from support.probes import write_probe_store
 from support.stores import made_up, write_store
@@ -29,50 +29,50 @@ def pooled_store(path: Path, names: list[str], pools: list[str], shape: tuple[in
 )
 def test_a_column_of_each_block(tmp_path: Path, names: list[str], pools: list[str], pool: str | None, wanted: dict) -> None:
     store = open_store(pooled_store(tmp_path / "s.parquet", names, pools))
-    assert list(columns_of_blocks(store, pool).items()) == list(wanted.items())
+    assert list(choose_block_columns(store, pool).items()) == list(wanted.items())
 
 
 def test_no_such_pool(tmp_path: Path) -> None:
     store = open_store(pooled_store(tmp_path / "s.parquet", ["block1_avg", "block1_max"], ["avg", "max", "none"]))
     with pytest.raises(UsageError, match="no features of pool 'gem': it has avg, max"):
-        columns_of_blocks(store, "gem")
+        choose_block_columns(store, "gem")
 
 
 def test_maps_alone(tmp_path: Path) -> None:
     store = open_store(pooled_store(tmp_path / "s.parquet", ["block1"], ["none"], (3, 2, 2)))
-    with pytest.raises(UsageError, match=r"has maps alone \(block1\): extract with --pool avg"):
-        columns_of_blocks(store)
+    with pytest.raises(UsageError, match=r"has only maps \(block1\): extract with --pool avg"):
+        choose_block_columns(store)
 
 
 def test_maps_beside_are_left_out(tmp_path: Path) -> None:
     features = made_up(4, {"block1_avg": (3,), "block1_none": (3, 2, 2)})
     store = open_store(write_probe_store(tmp_path / "s.parquet", None, features, pool=["avg", "none"]))
-    assert columns_of_blocks(store) == {"block1": "block1_avg"}
+    assert choose_block_columns(store) == {"block1": "block1_avg"}
 
 
 def test_no_rows(tmp_path: Path) -> None:
     write_store(tmp_path / "s", finished=0)
     with pytest.raises(UsageError, match="has no rows to show"):
-        columns_of_blocks(open_store(tmp_path / "s"))
+        choose_block_columns(open_store(tmp_path / "s"))
 
 
 @pytest.mark.parametrize(("rows", "most"), [(5, 5), (5, 9), (1, 1)])
 def test_all_that_fit(rows: int, most: int) -> None:
-    assert _sampled(rows, most).tolist() == list(range(rows))
+    assert _sample_rows(rows, most).tolist() == list(range(rows))
 
 
 @pytest.mark.parametrize(("rows", "most"), [(6, 5), (1000, 7), (10**9, 100)])
 def test_a_sample_is_spread(rows: int, most: int) -> None:
-    found = _sampled(rows, most)
+    found = _sample_rows(rows, most)
     assert len(found) == most
     starts = np.arange(most + 1) * rows // most
     assert ((starts[:-1] <= found) & (found < starts[1:])).all()
-    assert np.array_equal(found, _sampled(rows, most))
+    assert np.array_equal(found, _sample_rows(rows, most))
 
 
 def test_a_period_does_not_bias_it() -> None:
     """Classes that take turns, as many as the stretches are long."""
-    counts = np.bincount(_sampled(10_000, 1000) % 10, minlength=10)
+    counts = np.bincount(_sample_rows(10_000, 1000) % 10, minlength=10)
     assert counts.min() > 60
 
 
@@ -88,7 +88,7 @@ def test_rows_without_sound_features_are_left_out(tmp_path: Path) -> None:
     features["block2"][4, 0] = np.inf
     store = open_store(write_probe_store(tmp_path / "s.parquet", None, features))
     done: list[int] = []
-    shown = shown_rows(store, columns_of_blocks(store), ["block2"], done.append)
+    shown = read_map_rows(store, choose_block_columns(store), ["block2"], done.append)
     assert shown.rows.tolist() == [0, 1, 3, 5]
     assert np.array_equal(shown.features["block2"], features["block2"][[0, 1, 3, 5]])
     assert shown.notes == ("2 rows with NaN or infinite features are left out: extract them again.",)
@@ -98,12 +98,12 @@ def test_rows_without_sound_features_are_left_out(tmp_path: Path) -> None:
 def test_no_sound_row(tmp_path: Path) -> None:
     store = open_store(write_probe_store(tmp_path / "s.parquet", None, {"block1": np.full((2, 3), np.nan, np.float32)}))
     with pytest.raises(UsageError, match="all rows have NaN or infinite features"):
-        shown_rows(store, columns_of_blocks(store), [], print)
+        read_map_rows(store, choose_block_columns(store), [], print)
 
 
 def test_an_unfinished_store(tmp_path: Path) -> None:
     write_store(tmp_path / "s", finished=2)
     store = open_store(tmp_path / "s")
-    assert shown_rows(store, columns_of_blocks(store), [], print).notes == (
+    assert read_map_rows(store, choose_block_columns(store), [], print).notes == (
         f"{store.path} is not finished: 20 rows are there.",
     )

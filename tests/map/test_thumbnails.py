@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densefeat.map.thumbnails import ACROSS, Sheets, _evenly, _pack, _within, sheets_of
-from densefeat.search.results import Entry
+from densefeat.map.thumbnails import ACROSS, Sheets, _keep_within, _pack_sheets, _spread_order, make_sheets
+from densefeat.store.entries import ImageEntry
 
 ROOM = 10**9
 
 
-def write_images(folder: Path, count: int, size: tuple[int, int] = (90, 45)) -> list[Entry]:
+def write_images(folder: Path, count: int, size: tuple[int, int] = (90, 45)) -> list[ImageEntry]:
     """Of one colour each, the number of the file in its blue."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         Image.new("RGB", size, (200, 100, i % 256)).save(folder / f"{i:04}.png")
-    return [Entry(f"{i:04}.png") for i in range(count)]
+    return [ImageEntry(f"{i:04}.png") for i in range(count)]
 
 
 def thumbnail(sheets: Sheets, place: int) -> Image.Image:
@@ -31,8 +31,8 @@ def thumbnail(sheets: Sheets, place: int) -> Image.Image:
     return Image.open(io.BytesIO(data)).crop((left, top, left + width, top + height))
 
 
-def made(entries: list[Entry], folder: Path, room: int = ROOM) -> Sheets:
-    return sheets_of({"images": str(folder)}, entries, room, None, lambda done: None)
+def made(entries: list[ImageEntry], folder: Path, room: int = ROOM) -> Sheets:
+    return make_sheets({"images": str(folder)}, entries, room, None, lambda done: None)
 
 
 def test_every_image_is_where_it_should_be(tmp_path: Path) -> None:
@@ -71,12 +71,12 @@ def test_rows_of_one_image_share_its_square(tmp_path: Path) -> None:
 def test_fewer_where_there_is_little_room(tmp_path: Path) -> None:
     """Whole sheets, of images that are spread over all rows; and not many more are read than fit."""
     generator = np.random.default_rng(0)
-    entries = [Entry(f"{i:03}.png") for i in range(900)]
+    entries = [ImageEntry(f"{i:03}.png") for i in range(900)]
     for entry in entries:
         Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / entry.path)
     each = sum(map(len, made(entries, tmp_path).uris)) / 900
     read: list[int] = []
-    sheets = sheets_of({"images": str(tmp_path)}, entries, int(620 * each), None, read.append)
+    sheets = make_sheets({"images": str(tmp_path)}, entries, int(620 * each), None, read.append)
     assert sum(map(len, sheets.uris)) <= 620 * each
     there = np.flatnonzero(sheets.squares >= 0)
     assert sheets.full
@@ -91,23 +91,23 @@ def test_no_room_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("provenance", "told"),
+    ("provenance", "reason"),
     [
-        ({}, "does not tell where its images are: give --images"),
+        ({}, "does not say where its images are: give --images"),
         ({"images": "s3://bucket/x"}, "the images were at s3://bucket/x: give --images to fetch them"),
         ({"images": "hf:x:train"}, "the images were at hf:x:train: give --images to fetch them"),
         ({"images": "/no/such/place"}, "/no/such/place"),
     ],
 )
-def test_why_there_are_none(provenance: dict, told: str) -> None:
-    sheets = sheets_of(provenance, [Entry("a.png")], ROOM, None, lambda done: None)
-    assert told in str(sheets.problem)
+def test_why_there_are_none(provenance: dict, reason: str) -> None:
+    sheets = make_sheets(provenance, [ImageEntry("a.png")], ROOM, None, lambda done: None)
+    assert reason in str(sheets.problem)
     assert sheets.squares.tolist() == [-1]
 
 
 def test_images_that_have_moved(tmp_path: Path) -> None:
     entries = write_images(tmp_path / "here", 2)
-    sheets = sheets_of({"images": "s3://bucket/x"}, entries, ROOM, str(tmp_path / "here"), lambda done: None)
+    sheets = make_sheets({"images": "s3://bucket/x"}, entries, ROOM, str(tmp_path / "here"), lambda done: None)
     assert (sheets.squares >= 0).all()
 
 
@@ -117,8 +117,8 @@ def test_tiles(tmp_path: Path) -> None:
     image.paste((0, 0, 250), (32, 0, 64, 32))
     image.save(tmp_path / "a.png")
     provenance = {"images": str(tmp_path), "tiles": {"tile": 32, "stride": 32}}
-    entries = [Entry("a.png", x=32, y=0), Entry("a.png", x=0, y=0)]
-    sheets = sheets_of(provenance, entries, ROOM, None, lambda done: None)
+    entries = [ImageEntry("a.png", x=32, y=0), ImageEntry("a.png", x=0, y=0)]
+    sheets = make_sheets(provenance, entries, ROOM, None, lambda done: None)
     colours = [thumbnail(sheets, place).getpixel((16, 16)) for place in (0, 1)]
     assert colours[0][2] > 200 > colours[0][0]
     assert colours[1][0] > 200 > colours[1][2]
@@ -126,7 +126,7 @@ def test_tiles(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 10, 1000])
 def test_any_beginning_is_spread(count: int) -> None:
-    order = _evenly(count)
+    order = _spread_order(count)
     assert sorted(order.tolist()) == list(range(count))
     for taken in (count // 3, count // 2):
         gaps = np.diff(np.sort(order[:taken]))
@@ -134,6 +134,6 @@ def test_any_beginning_is_spread(count: int) -> None:
 
 
 def test_within_counts_whole_sheets() -> None:
-    assert _within(["aaa", "bb", "c"], 5) == ["aaa", "bb"]
-    assert _within([], 5) == []
-    assert _pack([], 64) == []
+    assert _keep_within(["aaa", "bb", "c"], 5) == ["aaa", "bb"]
+    assert _keep_within([], 5) == []
+    assert _pack_sheets([], 64) == []

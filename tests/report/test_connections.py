@@ -12,8 +12,10 @@ from support.small_nets import deluge, dense
 
 def test_readers_of_a_densenet() -> None:
     readers = find_readers(dense())
-    told = [(reader.block, reader.place, reader.name, [tuple(weight.shape) for weight in reader.weights]) for reader in readers]
-    assert told == [
+    found = [
+        (reader.block, reader.place, reader.name, [tuple(weight.shape) for weight in reader.weights]) for reader in readers
+    ]
+    assert found == [
         (1, 0, "1", [(16, 8, 1, 1)]),
         (1, 1, "2", [(16, 8, 1, 1), (16, 4, 1, 1)]),
         (1, 2, "transition", [(8, 8, 1, 1), (8, 4, 1, 1), (8, 4, 1, 1)]),
@@ -33,8 +35,8 @@ def test_readers_of_a_plain_densenet_read_by_their_only_convolution() -> None:
 def test_readers_of_a_delugenet() -> None:
     """The first layer of block 2 reads one output, without a weight; in block 1 that layer is the opener."""
     readers = find_readers(deluge())
-    told = [(reader.block, reader.place, reader.name, len(reader.weights)) for reader in readers]
-    assert told == [(1, 1, "2", 2), (1, 2, "transition", 3), (2, 1, "2", 2), (2, 2, "3", 3), (2, 3, "classifier", 4)]
+    found = [(reader.block, reader.place, reader.name, len(reader.weights)) for reader in readers]
+    assert found == [(1, 1, "2", 2), (1, 2, "transition", 3), (2, 1, "2", 2), (2, 2, "3", 3), (2, 3, "classifier", 4)]
     assert {tuple(weight.shape) for weight in readers[-1].weights} == {(12,)}
 
 
@@ -49,11 +51,11 @@ def test_weights_are_views_that_write_through(model: nn.Module) -> None:
 
 
 def test_timm_has_the_same_readers() -> None:
-    def told(name: str) -> list:
+    def list_shapes(name: str) -> list:
         return [(reader.block, reader.name, [weight.shape for weight in reader.weights])
                 for reader in find_readers(timm.create_model(name))]  # fmt: skip
 
-    assert told("densenet121") == told("densefeat_densenet121")
+    assert list_shapes("densenet121") == list_shapes("densefeat_densenet121")
 
 
 def test_a_network_without_a_classifier_has_no_such_column() -> None:
@@ -61,12 +63,12 @@ def test_a_network_without_a_classifier_has_no_such_column() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "match"),
     [
         (timm.create_model("resnet18"), "ResNet: its connections are not known: take a DenseNet or DelugeNet"),
         (dense(global_pool="catavgmax"), "classifier of 40 features on 20 channels: these are pooled in several ways"),
     ],
 )
-def test_other_networks_are_refused(model: nn.Module, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_other_networks_are_refused(model: nn.Module, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
         find_readers(model)

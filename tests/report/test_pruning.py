@@ -12,9 +12,8 @@ from torch import nn
 
 from densefeat.errors import UsageError
 from densefeat.report.connections import find_readers
-from densefeat.report.journal import Journal
-from densefeat.report.judging import judge, without
-from densefeat.report.pruning import _SHARES, BROKEN, LOST, RANDOM, WEIGHT, Rest, prune, work_of, write_pruning_csv
+from densefeat.report.judging import Journal, judge, zero_weights
+from densefeat.report.pruning import _SHARES, BROKEN, LOST, RANDOM, WEIGHT, BlockTail, count_work, prune, write_pruning_csv
 from densefeat.report.sample import Sample
 from support.small_nets import deluge, dense
 
@@ -56,7 +55,7 @@ def logits_hooked(model: nn.Module, block: int, place: int, source: int, images:
 def test_every_connection_of_a_densenet_against_hooks(name: str) -> None:
     model, images = MODELS[name](), sample()
     for reader in find_readers(model):
-        each = Rest(model, reader.block, images).judge_without(reader)
+        each = BlockTail(model, reader.block, images).judge_without(reader)
         for source, one in enumerate(each):
             logits = logits_hooked(model, reader.block, reader.place, source, images.images)
             np.testing.assert_array_equal(one.right, (logits.argmax(1) == images.labels).numpy())
@@ -68,7 +67,7 @@ def test_every_connection_of_a_delugenet_against_the_whole_network() -> None:
     model, images = deluge(), sample()
     parameters = dict(model.named_parameters())
     for reader in find_readers(model):
-        for source, one in enumerate(Rest(model, reader.block, images).judge_without(reader)):
+        for source, one in enumerate(BlockTail(model, reader.block, images).judge_without(reader)):
             owner = f"layers.{reader.place}." if not reader.leaves else ""
             weight = parameters[f"features.block{reader.block}.{owner}aggregate.norms.{source}.weight"]
             before = weight.detach().clone()
@@ -86,7 +85,7 @@ def test_the_whole_list(name: str) -> None:
     steps: list[int] = []
     pruning = prune(model, images, fresh(), steps.append)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert sum(steps) == work_of(model)
+    assert sum(steps) == count_work(model)
     assert (pruning.chosen_on, pruning.drawn_on) == (21, 21)
     assert pruning.whole == (
         judge(model, images.part(slice(0, None, 2))).top1,
@@ -107,7 +106,7 @@ def test_figures_of_one_connection() -> None:
     whole = judge(model, chosen)
     reader = find_readers(model)[-1]
     found = next(each for each in prune(model, images, fresh()).removed if (each.target, each.source) == ("classifier", 0))
-    with without([reader.weights[0]]):
+    with zero_weights([reader.weights[0]]):
         one = judge(model, chosen)
     assert found.accuracy_lost == pytest.approx(whole.top1 - one.top1)
     assert found.loss_rise == pytest.approx(one.loss - whole.loss)
@@ -125,7 +124,7 @@ def test_curves_are_the_network_without_the_first_of_each_order() -> None:
     by_weight = sorted(pruning.removed, key=lambda each: each.mean_abs_weight)
     for share, top1 in zip(_SHARES, pruning.curves[WEIGHT], strict=True):
         gone = by_weight[: round(share * len(by_weight))]
-        with without([views[each.block, each.target, each.source] for each in gone]):
+        with zero_weights([views[each.block, each.target, each.source] for each in gone]):
             assert judge(model, images.part(slice(1, None, 2))).top1 == top1
 
 
@@ -133,7 +132,7 @@ def test_weights_are_put_back_after_an_error() -> None:
     model = dense()
     weight = find_readers(model)[0].weights[0]
     before = weight.clone()
-    with pytest.raises(KeyboardInterrupt), without([weight]):
+    with pytest.raises(KeyboardInterrupt), zero_weights([weight]):
         assert not weight.any()
         raise KeyboardInterrupt
     assert torch.equal(weight, before)
@@ -168,20 +167,20 @@ def test_the_same_call_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "match"),
     [
         (
             '{"model": "other", "weights": "x", "more": 1}\n',
-            "is of other work .model, more differ.: remove it, or name another --out",
+            "belongs to other work .model, more differ.: remove it, or name another --out",
         ),
-        ("not JSON", "is in the way, and holds nothing to go on from"),
-        ("", "is in the way, and holds nothing to go on from"),
-        ('{"model": "small", "weights": "x"}\n{"key": 1}\n', "is in the way, and holds nothing to go on from"),
+        ("not JSON", "exists and is not a journal to resume from"),
+        ("", "exists and is not a journal to resume from"),
+        ('{"model": "small", "weights": "x"}\n{"key": 1}\n', "exists and is not a journal to resume from"),
     ],
 )
-def test_other_work_is_refused(tmp_path: Path, text: str, told: str) -> None:
+def test_other_work_is_refused(tmp_path: Path, text: str, match: str) -> None:
     (tmp_path / "done.jsonl").write_text(text)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=match):
         Journal(tmp_path / "done.jsonl", {"model": "small", "weights": "x"})
 
 
@@ -197,14 +196,14 @@ def test_the_csv(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "images", "told"),
+    ("model", "images", "match"),
     [
-        (dense(num_classes=0), sample(), "DenseNet: no linear classifier of its own"),
-        (nn.Identity(), sample(), "Identity: no linear classifier of its own"),
+        (dense(num_classes=0), sample(), "DenseNet has no linear classifier whose"),
+        (nn.Identity(), sample(), "Identity has no linear classifier whose"),
         (timm.create_model("resnet18", num_classes=5), sample(), "ResNet: its connections are not known"),
         (dense(), sample(1), "1 labelled images: at least 2 are needed"),
     ],
 )
-def test_what_cannot_be_pruned(model: nn.Module, images: Sample, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_what_cannot_be_pruned(model: nn.Module, images: Sample, match: str) -> None:
+    with pytest.raises(UsageError, match=match):
         prune(model, images, fresh())

@@ -1,4 +1,4 @@
-"""Mean absolute weights against plain loops over the parameters, and the statistics on weights made up to be told apart."""
+"""Mean absolute weights against plain loops over the parameters, and the statistics on weights made up so that they differ."""
 
 import csv
 from pathlib import Path

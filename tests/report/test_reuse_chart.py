@@ -12,11 +12,11 @@ from torch import nn
 
 from densefeat.base.pictures import save_picture
 from densefeat.errors import OutputError, UsageError
-from densefeat.report.journal import Journal
-from densefeat.report.prune_chart import _lost_triangles, draw_pruning
+from densefeat.report.judging import Journal
 from densefeat.report.pruning import prune
+from densefeat.report.pruning_chart import _lost_triangles, draw_pruning
 from densefeat.report.reuse import feature_reuse
-from densefeat.report.reuse_chart import _ticks, draw_reuse, how_to_read
+from densefeat.report.reuse_chart import _ticks, draw_reuse, format_guide
 from densefeat.report.sample import Sample
 from support.small_nets import deluge, dense
 
@@ -39,15 +39,15 @@ def test_colours_are_over_the_largest_of_a_block(trained: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "match"),
     [
         (dense(), "weights over the largest of their block; classifier: of their column"),
         (dense(bottleneck=False), "weights over the largest of their block; transition and classifier: of their column"),
         (deluge(), "weights over the largest of their column"),
     ],
 )
-def test_what_colours_are_over_is_told(model: nn.Module, told: str) -> None:
-    assert how_to_read(feature_reuse(model)).splitlines()[1] == told
+def test_the_guide_says_what_colours_are_over(model: nn.Module, match: str) -> None:
+    assert format_guide(feature_reuse(model)).splitlines()[1] == match
 
 
 def test_a_delugenets_are_over_the_largest_of_a_column() -> None:
@@ -102,9 +102,9 @@ def test_ticks_are_few(count: int, first: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "told"),
+    ("name", "kind", "match"),
     [("reuse.gif", UsageError, "must end in .png or .svg"), ("none/reuse.png", OutputError, "cannot be written")],
 )
-def test_names_of_pictures(name: str, kind: type[Exception], told: str, tmp_path: Path) -> None:
-    with pytest.raises(kind, match=told):
+def test_names_of_pictures(name: str, kind: type[Exception], match: str, tmp_path: Path) -> None:
+    with pytest.raises(kind, match=match):
         save_picture(draw_reuse(feature_reuse(dense()), ""), tmp_path / name)

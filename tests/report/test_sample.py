@@ -55,8 +55,11 @@ def test_networks_are_checked_before_images(tmp_path: Path) -> None:
     network = HeadedNet(timm.create_model(BUNDLED, num_classes=0), "mlp", 16, 3)
     folder = RunFolder(tmp_path)
     folder.export(network, Preprocessing.of(network), ["a", "b", "c"], "single")
-    for model, told in [(str(tmp_path), "its head is 'mlp', no linear classifier"), ("resnet18", "ResNet: its connections")]:
-        with pytest.raises(UsageError, match=told):
+    for model, match in [
+        (str(tmp_path), "its head is 'mlp', and not a linear classifier"),
+        ("resnet18", "ResNet: its connections"),
+    ]:
+        with pytest.raises(UsageError, match=match):
             load_sample(model, None, str(tmp_path / "nothing"), 12)
 
 
@@ -81,20 +84,20 @@ def test_images_that_cannot_be_read_do_not_count(data: Path) -> None:
 
 def test_tiles_are_refused(data: Path, tmp_path: Path) -> None:
     densefeat.extract(str(data), tmp_path / "tiles", model=BUNDLED, tile=32, device="cpu")
-    with pytest.raises(UsageError, match="of tiles, which have no labels of their own"):
+    with pytest.raises(UsageError, match="has tiles, which have no labels"):
         load_sample(BUNDLED, None, str(tmp_path / "tiles"), 12)
 
 
 @pytest.mark.parametrize(
-    ("model", "images", "told"),
+    ("model", "images", "match"),
     [
         ("densnet", "{data}", "unknown model 'densnet'"),
         (BUNDLED, "{data}/nothing", "nothing"),
         (BUNDLED, "{others}", "label 'cat' is none of the 200 classes that are known"),
     ],
 )
-def test_errors(data: Path, tmp_path: Path, model: str, images: str, told: str) -> None:
+def test_errors(data: Path, tmp_path: Path, model: str, images: str, match: str) -> None:
     (tmp_path / "others/cat").mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(tmp_path / "others/cat/1.png")
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=match):
         load_sample(model, None, images.format(data=data, others=tmp_path / "others"), 12)

@@ -70,7 +70,7 @@
     const colouring = data.colourings[byId("colour").selectedIndex];
     const colour = isFaint() ? Array(block.x.length).fill(FAINT) : coloursOf(colouring);
     source.data = { x: block.x, y: block.y, colour };
-    byId("told").textContent = block.told;
+    byId("projection").textContent = block.projection;
     showLegend(colouring);
   }
 
