@@ -1,4 +1,4 @@
-"""Which engine computes a network's features: the one asked for, or the fastest there is here."""
+"""Choose the backend that computes a network's features: the requested one, or the fastest that can run here."""
 
 import logging
 
@@ -8,60 +8,66 @@ from densefeat.errors import BackendError
 from densefeat.features.engines.cpu.engine import BufferEngine
 from densefeat.features.engines.engine import Engine, EngineSpec
 from densefeat.features.engines.foldable import NotFoldable, check_foldable
-from densefeat.features.engines.folded import fold
-from densefeat.features.engines.openvino.engine import OpenVinoEngine, openvino_obstacle
-from densefeat.features.engines.triton.engine import TritonEngine, triton_obstacle
+from densefeat.features.engines.folded import fold_network
+from densefeat.features.engines.openvino.engine import OpenVinoEngine, find_openvino_obstacle
+from densefeat.features.engines.triton.engine import TritonEngine, find_triton_obstacle
 from densefeat.nets import StagedNet
 
 _BACKENDS = ("auto", "reference", "buffer", "openvino", "triton")
 LOG = logging.getLogger("densefeat")
 
 
-def choose(backend: str, model: nn.Module, wanted: EngineSpec) -> str:
-    """The name of an engine that can run this network here. For ``"auto"`` a line is logged, except for networks of others.
+def choose_backend(backend: str, model: nn.Module, spec: EngineSpec) -> str:
+    """Return the name of a backend that can run this network here.
 
-    Raises BackendError.
+    ``"auto"`` logs one line with its choice, except for networks that are not densefeat's: they always run as they are.
+
+    Raises:
+        BackendError: ``backend`` is unknown or cannot run this network here.
     """
     if backend not in _BACKENDS:
         raise BackendError(f"backend {backend!r}: choose one of {', '.join(_BACKENDS)}")
     if backend != "auto":
-        if reason := _obstacle(backend, model, wanted):
+        if reason := _find_obstacle(backend, model, spec):
             raise BackendError(f"backend {backend!r}: {reason}")
         return backend
     if not isinstance(model, StagedNet):
         return "reference"
-    candidates = ("openvino", "buffer") if wanted.device.type == "cpu" else ("triton",)
-    obstacles = {name: _obstacle(name, model, wanted) for name in candidates}
-    chosen = next((name for name, reason in obstacles.items() if not reason), "reference")
-    if chosen == "reference":
+    candidates = ("openvino", "buffer") if spec.device.type == "cpu" else ("triton",)
+    obstacles = {name: _find_obstacle(name, model, spec) for name in candidates}
+    choice = next((name for name, reason in obstacles.items() if not reason), "reference")
+    if choice == "reference":
         LOG.warning("backend: reference (%s)", obstacles[candidates[-1]])
     else:
-        LOG.info("backend: %s", chosen)
-    return chosen
+        LOG.info("backend: %s", choice)
+    return choice
 
 
-def _obstacle(backend: str, model: nn.Module, wanted: EngineSpec) -> str:
-    """Why an engine cannot run this network here; ``""`` where it can."""
+def _find_obstacle(backend: str, model: nn.Module, spec: EngineSpec) -> str | None:
+    """Say why a backend cannot run this network here; None if it can."""
     if backend == "reference":
-        return ""
-    if backend != "triton" and wanted.device.type != "cpu":
-        return f"it runs on the CPU, not on {wanted.device}"
+        return None
+    if backend != "triton" and spec.device.type != "cpu":
+        return f"it runs on the CPU, not on {spec.device}"
     try:
         check_foldable(model)
     except NotFoldable as error:
         return str(error)
     if backend == "openvino":
-        return openvino_obstacle() or ""
+        return find_openvino_obstacle()
+    return find_triton_obstacle(spec.device) if backend == "triton" else None
+
+
+def build_engine(backend: str, model: nn.Module, spec: EngineSpec) -> Engine:
+    """Build the engine of a backend from the model's current weights.
+
+    Raises:
+        NotFoldable: The network has parts that engines do not know.
+        BackendError: The backend cannot run in this process.
+    """
+    network = fold_network(model)
+    if backend == "openvino":
+        return OpenVinoEngine(network, spec)
     if backend == "triton":
-        return triton_obstacle(wanted.device) or ""
-    return ""
-
-
-def build(name: str, model: nn.Module, wanted: EngineSpec) -> Engine:
-    """The engine of that name, from the model's weights as they are now. Raises NotFoldable."""
-    network = fold(model)
-    if name == "openvino":
-        return OpenVinoEngine(network, wanted)
-    if name == "triton":
-        return TritonEngine(network, wanted)
-    return BufferEngine(network, wanted)
+        return TritonEngine(network, spec)
+    return BufferEngine(network, spec)

@@ -1,4 +1,4 @@
-"""What every engine is made from, takes and gives."""
+"""The interface of all engines: how one is built, what it is called with and what it returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import torch
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What an engine is built for.
+    """The features that an engine is built to compute, and where.
 
     Args:
-        blocks: Numbers from 0, ascending; the engine runs no further than the last.
+        blocks: Block indices from 0, ascending. The engine stops after the last of them.
         tap: ``"norm"`` or ``"raw"``, as in :class:`densefeat.FeatureExtractor`.
-        precision: ``"fp32"`` or ``"bf16"``: of weights and maps; sums are float32.
-        device: Where images are and features stay.
+        precision: ``"fp32"`` or ``"bf16"``, of weights and maps. Sums are always float32.
+        device: The device of the images and of the features.
     """
 
     blocks: tuple[int, ...]
@@ -30,29 +30,40 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class BlockOutput:
-    """Of one block, as asked: ``mean (N, C)``, float32, over the map's pixels; ``maps (N, C, H, W)``, float32 or bfloat16."""
+    """The features of one block; those that were not requested are None.
+
+    Args:
+        mean: ``(N, C)``, float32: the mean of each map over its pixels.
+        maps: ``(N, C, H, W)``, float32 or bfloat16.
+    """
 
     mean: torch.Tensor | None
     maps: torch.Tensor | None
 
 
-def joined_outputs(parts: Sequence[BlockOutput]) -> BlockOutput:
-    """Of one block: what was given for some images each, as for all of them."""
-    means = [part.mean for part in parts if part.mean is not None]
-    maps = [part.maps for part in parts if part.maps is not None]
-    return BlockOutput(joined(means) if means else None, joined(maps) if maps else None)
-
-
-def joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """``torch.cat``, but no copy of a single one."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
 class Engine(Protocol):
-    """Made from a folded network and what is wanted of it: ``SomeEngine(network, wanted)``."""
+    """A callable network, made by ``SomeEngine(network, spec)`` from a folded network and a spec."""
 
     def __call__(self, x: torch.Tensor, mean: bool, maps: bool) -> list[BlockOutput]:
-        """Prepared images ``(N, C, H, W)``, float32, of any strides and size, to one output a block wanted, in order.
+        """Compute the features of normalised images.
 
-        What is given back is the caller's: later calls do not write into it.
+        Args:
+            x: ``(N, C, H, W)``, float32, of any size and any strides.
+            mean: Whether to return the mean of each map.
+            maps: Whether to return the maps.
+
+        Returns:
+            One output for each block of the spec, in the same order. Later calls do not write into these tensors.
         """
+
+
+def concat_outputs(parts: Sequence[BlockOutput]) -> BlockOutput:
+    """Concatenate the outputs of one block for several groups of images."""
+    means = [part.mean for part in parts if part.mean is not None]
+    maps = [part.maps for part in parts if part.maps is not None]
+    return BlockOutput(concat_images(means) if means else None, concat_images(maps) if maps else None)
+
+
+def concat_images(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Concatenate along the first dimension, without a copy where there is a single part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

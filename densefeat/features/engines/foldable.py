@@ -1,4 +1,4 @@
-"""Whether a network is what engines take it for: every part in its place, as the networks' own code makes it."""
+"""Check that a network has exactly the parts that densefeat's own code gives it: engines compute these and nothing else."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,36 +25,36 @@ _Rule = Callable[[Any], bool]
 
 
 class NotFoldable(Exception):
-    """The network has a part that engines do not know; the message says which."""
+    """The network has a part that engines do not know; the message names it."""
 
 
 def check_foldable(model: nn.Module) -> None:
-    """Raise NotFoldable where the network is none of ours, or has parts that are not its own."""
+    """Raise NotFoldable if the network is not a DenseNet or DelugeNet of densefeat, or if it has hooks or other parts."""
     if type(model) is not DenseNet and type(model) is not DelugeNet:
-        raise NotFoldable(f"{type(model).__name__} is no DenseNet or DelugeNet of densefeat's own")
+        raise NotFoldable(f"{type(model).__name__} is neither densefeat's DenseNet nor its DelugeNet")
     features: Any = model.features
     if has_hooks(model, *features.modules()):
         raise NotFoldable("hooks are registered on it")
     types = {parameter.dtype for parameter in features.parameters()}
     if types != {torch.float32}:
-        raise NotFoldable(f"its parameters are {', '.join(sorted(map(str, types)))}, not torch.float32 alone")
-    _check_parts("features", features, _stages(model))
+        raise NotFoldable(f"its parameters are {', '.join(sorted(map(str, types)))}: engines take only torch.float32")
+    _check_parts("features", features, _list_feature_rules(model))
 
 
 def _check_parts(name: str, module: nn.Module, rules: dict[str, _Rule]) -> None:
-    """Raise NotFoldable where a module has other parts than these, or they do not follow their rules, all the way down."""
+    """Raise NotFoldable if a module's parts are not those that have rules, or break them; check their own parts likewise."""
     if list(module._modules) != list(dict.fromkeys(rule.split(".")[0] for rule in rules)):
-        raise NotFoldable(f"{name} ({type(module).__name__}) does not have the network's own parts")
+        raise NotFoldable(f"{name} ({type(module).__name__}) does not have the original parts")
     for part, rule in rules.items():
         child = module.get_submodule(part)
         if not rule(child) or "forward" in vars(child):
-            raise NotFoldable(f"{name}.{part} ({type(child).__name__}) is none of the network's own parts")
-        if (inner := _parts(child)) is not None:
+            raise NotFoldable(f"{name}.{part} ({type(child).__name__}) is not the original part")
+        if (inner := _list_rules(child)) is not None:
             _check_parts(f"{name}.{part}", child, inner)
 
 
-def _stages(model: DenseNet | DelugeNet) -> dict[str, _Rule]:
-    """The rules of what ``features`` is made of."""
+def _list_feature_rules(model: DenseNet | DelugeNet) -> dict[str, _Rule]:
+    """Return a rule for each part of ``features``."""
     names = [name for name, _ in model.features.named_children()]
     imagenet = "norm0" in names
     rules = {"conv0": _is_conv(7, 2, 3) if imagenet else _is_conv(3, 1, 1)}
@@ -71,8 +71,8 @@ def _stages(model: DenseNet | DelugeNet) -> dict[str, _Rule]:
     return rules | {"norm5": _is_norm_relu}
 
 
-def _parts(module: Any) -> dict[str, _Rule] | None:
-    """The rules of what a module is made of; None for one that has no parts."""
+def _list_rules(module: Any) -> dict[str, _Rule] | None:
+    """Return a rule for each part of a module; None for a module that has no parts."""
     if isinstance(module, DenseBlock):
         return {name: _is_a(DenseLayer) for name in module}
     if isinstance(module, DenseLayer) and module.bottleneck:
@@ -94,7 +94,7 @@ def _parts(module: Any) -> dict[str, _Rule] | None:
             "act1": _is_a(nn.ReLU), "conv1": _is_conv(1, 1, 0), "norm2": _is_norm_relu, "conv2": _is_conv(3, 1, 1),
             "norm3": _is_norm_relu, "conv3": _is_conv(1, 1, 0),
         }  # fmt: skip
-    if type(module) is nn.Sequential:  # an opener
+    if type(module) is nn.Sequential:  # the opener of a CIFAR DelugeNet
         return {"norm": _is_norm, "bottleneck": _is_a(Bottleneck)}
     return None
 
@@ -116,7 +116,7 @@ def _has_statistics(norm: nn.BatchNorm2d) -> bool:
 
 
 def _is_conv(kernel: int, stride: int, padding: int) -> _Rule:
-    """Square, dense, without bias."""
+    """Make a rule for square convolutions without dilation, groups or bias."""
     numbers = ((kernel, kernel), (stride, stride), (padding, padding), (1, 1), 1)
 
     def rule(module: Any) -> bool:

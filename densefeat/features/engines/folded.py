@@ -1,7 +1,7 @@
-"""A network as inference sees it: each BatchNorm the affine map that it is in eval mode, in the convolution before it if any.
+"""A network as inference sees it: in eval mode a BatchNorm is an affine map, which is folded into the convolution before it.
 
-What engines are built from, so that each of them reads as the network does. All tensors are detached copies, on the CPU, in
-float64: engines round once, to what they compute in.
+Every engine is built from these dataclasses. All tensors are detached copies in float64 on the CPU, so that an engine rounds
+only once, to the type it computes in.
 """
 
 from collections.abc import Iterable
@@ -16,16 +16,16 @@ from densefeat.nets import DelugeBlock, DenseBlock, DenseNet
 
 
 @dataclass(frozen=True)
-class Norm:
-    """``x * scale + shift`` for each channel ``(C,)``: a BatchNorm in eval mode."""
+class FoldedNorm:
+    """A BatchNorm in eval mode: ``x * scale + shift`` for each channel ``(C,)``."""
 
     scale: torch.Tensor
     shift: torch.Tensor
 
 
 @dataclass(frozen=True)
-class Conv:
-    """A convolution with ``weight (O, I, kH, kW)``, and what follows it: ``bias (O,)``, then ReLU where ``relu``."""
+class FoldedConv:
+    """A convolution with ``weight (O, I, kH, kW)``, then ``bias (O,)`` if there is one, then ReLU if ``relu``."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -35,149 +35,162 @@ class Conv:
 
 
 @dataclass(frozen=True)
-class Stem:
-    """``conv``, then where ``pool`` a 3×3 max pool of stride 2 and padding 1."""
+class FoldedStem:
+    """A convolution, then if ``pool`` a 3×3 max pool with stride 2 and padding 1."""
 
-    conv: Conv
+    conv: FoldedConv
     pool: bool
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Of a dense block: ReLU of ``norm`` over all channels so far, then ``convs``: 1×1 (norm2, ReLU) and 3×3, or 3×3 alone."""
+class FoldedDenseLayer:
+    """A layer of a dense block: ``norm`` and ReLU of all channels so far, then ``convs``.
 
-    norm: Norm
-    convs: tuple[Conv, ...]
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A dense block, and what reads it: ReLU of ``norm``, ``transition`` (1×1, then 2×2 average pool; None after the last).
-
-    The average pool commutes with the 1×1 convolution: engines pool first, a quarter of the arithmetic.
+    These are a 1×1 convolution with ReLU (the bottleneck) and a 3×3 convolution, or a 3×3 convolution alone.
     """
 
-    channels: int
-    layers: tuple[Layer, ...]
-    norm: Norm
-    transition: Conv | None
+    norm: FoldedNorm
+    convs: tuple[FoldedConv, ...]
 
 
 @dataclass(frozen=True)
-class Sum:
-    """``Σ_i weights[i, c] · x_i[c] + bias[c]``, ``weights (n, C)``: a cross-layer depthwise layer with all its norms."""
+class FoldedDenseBlock:
+    """A dense block with the ``norm`` and ReLU that read it, and the ``transition`` after these (None after the last block).
+
+    A transition is a 1×1 convolution, then a 2×2 average pool. The two commute: engines may pool first, which leaves a
+    quarter of the arithmetic.
+    """
+
+    layers: tuple[FoldedDenseLayer, ...]
+    norm: FoldedNorm
+    transition: FoldedConv | None
+
+
+@dataclass(frozen=True)
+class FoldedSum:
+    """A cross-layer depthwise layer with all its norms: ``Σ_i weights[i, c] · x_i[c] + bias[c]``, ``weights (n, C)``."""
 
     weights: torch.Tensor
     bias: torch.Tensor
 
 
 @dataclass(frozen=True)
-class Composite:
-    """Of a DelugeNet block: ReLU of ``aggregate`` over the outputs so far, ``convs``: 1×1 and 3×3 with ReLU, 1×1 without."""
+class FoldedCompositeLayer:
+    """A composite layer of a DelugeNet: ReLU of the ``aggregate`` of all outputs so far, then ``convs``.
 
-    aggregate: Sum
-    convs: tuple[Conv, ...]
+    These are a 1×1 and a 3×3 convolution, both with ReLU, and a 1×1 convolution without.
+    """
+
+    aggregate: FoldedSum
+    convs: tuple[FoldedConv, ...]
 
 
 @dataclass(frozen=True)
-class Deluge:
-    """``opener`` makes the first output of the list, each layer one more; ``aggregate`` of all is what the next block reads.
+class FoldedDelugeBlock:
+    """A DelugeNet block: ``opener`` makes the first output and each layer one more; the next block reads their ``aggregate``.
 
-    After the last block a ReLU follows: ``relu``.
+    ``relu``: whether a ReLU follows the aggregate, as it does after the last block.
     """
 
-    opener: Conv | Composite
-    layers: tuple[Composite, ...]
-    aggregate: Sum
+    opener: FoldedConv | FoldedCompositeLayer
+    layers: tuple[FoldedCompositeLayer, ...]
+    aggregate: FoldedSum
     relu: bool
 
 
 @dataclass(frozen=True)
-class Network:
-    """A stem, and blocks all of one kind."""
+class FoldedNetwork:
+    """A stem and its blocks, which are all of one kind."""
 
-    stem: Stem
-    blocks: tuple[Dense | Deluge, ...]
+    stem: FoldedStem
+    blocks: tuple[FoldedDenseBlock | FoldedDelugeBlock, ...]
 
 
-def fold(model: nn.Module) -> Network:
-    """A DenseNet or DelugeNet, from its parameters and statistics as they are now. Raises NotFoldable."""
+def fold_network(model: nn.Module) -> FoldedNetwork:
+    """Fold a DenseNet or DelugeNet, from its current parameters and statistics.
+
+    Raises:
+        NotFoldable: The network has parts that engines do not know.
+    """
     check_foldable(model)
     features: Any = model.features
     if isinstance(model, DenseNet):
-        return Network(_stem(features), tuple(_dense_blocks(features)))
-    return Network(_stem(features), tuple(_deluge_blocks(features)))
+        return FoldedNetwork(_fold_stem(features), tuple(_fold_dense_blocks(features)))
+    return FoldedNetwork(_fold_stem(features), tuple(_fold_deluge_blocks(features)))
 
 
-def _stem(features: Any) -> Stem:
+def _fold_stem(features: Any) -> FoldedStem:
     if hasattr(features, "norm0"):
-        return Stem(_conv(features.conv0, _norm(features.norm0), relu=True), pool=True)
-    return Stem(_conv(features.conv0), pool=False)
+        return FoldedStem(_fold_conv(features.conv0, _fold_norm(features.norm0), relu=True), pool=True)
+    return FoldedStem(_fold_conv(features.conv0), pool=False)
 
 
-def _dense_blocks(features: Any) -> Iterable[Dense]:
+def _fold_dense_blocks(features: Any) -> Iterable[FoldedDenseBlock]:
     count = sum(isinstance(module, DenseBlock) for module in features.children())
     for i in range(1, count + 1):
-        block = features.get_submodule(f"denseblock{i}")
-        layers = tuple(_dense_layer(layer) for layer in block.children())
-        transition = features.get_submodule(f"transition{i}") if i < count else None
-        end = _norm(features.get_submodule("norm5") if transition is None else transition.get_submodule("norm"))
-        compressing = None if transition is None else _conv(transition.get_submodule("conv"))
-        yield Dense(len(layers[0].norm.scale), layers, end, compressing)
+        layers = tuple(_fold_dense_layer(layer) for layer in features.get_submodule(f"denseblock{i}").children())
+        if i == count:
+            yield FoldedDenseBlock(layers, _fold_norm(features.norm5), None)
+        else:
+            transition = features.get_submodule(f"transition{i}")
+            yield FoldedDenseBlock(layers, _fold_norm(transition.norm), _fold_conv(transition.conv))
 
 
-def _dense_layer(layer: Any) -> Layer:
+def _fold_dense_layer(layer: Any) -> FoldedDenseLayer:
     if not layer.bottleneck:
-        return Layer(_norm(layer.norm1), (_conv(layer.conv1),))
-    return Layer(_norm(layer.norm1), (_conv(layer.conv1, _norm(layer.norm2), relu=True), _conv(layer.conv2)))
+        return FoldedDenseLayer(_fold_norm(layer.norm1), (_fold_conv(layer.conv1),))
+    bottleneck = _fold_conv(layer.conv1, _fold_norm(layer.norm2), relu=True)
+    return FoldedDenseLayer(_fold_norm(layer.norm1), (bottleneck, _fold_conv(layer.conv2)))
 
 
-def _deluge_blocks(features: Any) -> Iterable[Deluge]:
+def _fold_deluge_blocks(features: Any) -> Iterable[FoldedDelugeBlock]:
     blocks = [module for module in features.children() if isinstance(module, DelugeBlock)]
     for block in blocks:
         opener = block.opener
-        first = _conv(opener) if isinstance(opener, nn.Conv2d) else _opening_layer(opener)
-        layers = tuple(Composite(_total(layer.aggregate), _bottleneck(layer.bottleneck)) for layer in block.layers)
-        yield Deluge(first, layers, _total(block.aggregate), relu=block is blocks[-1])
+        first = _fold_conv(opener) if isinstance(opener, nn.Conv2d) else _fold_opening_layer(opener)
+        layers = tuple(
+            FoldedCompositeLayer(_fold_sum(layer.aggregate), _fold_bottleneck(layer.bottleneck)) for layer in block.layers
+        )
+        yield FoldedDelugeBlock(first, layers, _fold_sum(block.aggregate), relu=block is blocks[-1])
 
 
-def _opening_layer(layer: Any) -> Composite:
-    """The CIFAR networks' first composite layer: its norm is a sum over one input."""
-    only = _norm(layer.norm)
-    return Composite(Sum(only.scale[None], only.shift), _bottleneck(layer.bottleneck))
+def _fold_opening_layer(layer: Any) -> FoldedCompositeLayer:
+    """Fold the first composite layer of the CIFAR networks: its norm is a sum over one input."""
+    norm = _fold_norm(layer.norm)
+    return FoldedCompositeLayer(FoldedSum(norm.scale[None], norm.shift), _fold_bottleneck(layer.bottleneck))
 
 
-def _bottleneck(convs: Any) -> tuple[Conv, ...]:
+def _fold_bottleneck(convs: Any) -> tuple[FoldedConv, ...]:
     return (
-        _conv(convs.conv1, _norm(convs.norm2), relu=True),
-        _conv(convs.conv2, _norm(convs.norm3), relu=True),
-        _conv(convs.conv3),
+        _fold_conv(convs.conv1, _fold_norm(convs.norm2), relu=True),
+        _fold_conv(convs.conv2, _fold_norm(convs.norm3), relu=True),
+        _fold_conv(convs.conv3),
     )
 
 
-def _total(layer: Any) -> Sum:
-    """All n + 1 norms of a cross-layer depthwise layer as one weighted sum."""
-    outer = _norm(layer.norm)
+def _fold_sum(layer: Any) -> FoldedSum:
+    """Fold the n + 1 norms of a cross-layer depthwise layer into one weighted sum of its n inputs."""
+    outer = _fold_norm(layer.norm)
     if layer.num_inputs == 1:
-        return Sum(outer.scale[None], outer.shift)
-    inner = [_norm(each) for each in layer.norms]
-    weights = torch.stack([each.scale for each in inner]) * outer.scale
-    bias = torch.stack([each.shift for each in inner]).sum(0) * outer.scale + outer.shift
-    return Sum(weights, bias)
+        return FoldedSum(outer.scale[None], outer.shift)
+    inner = [_fold_norm(norm) for norm in layer.norms]
+    weights = torch.stack([norm.scale for norm in inner]) * outer.scale
+    bias = torch.stack([norm.shift for norm in inner]).sum(0) * outer.scale + outer.shift
+    return FoldedSum(weights, bias)
 
 
-def _norm(module: Any) -> Norm:
-    scale = _wide(module.weight) * torch.rsqrt(_wide(module.running_var) + module.eps)
-    return Norm(scale, _wide(module.bias) - _wide(module.running_mean) * scale)
+def _fold_norm(module: Any) -> FoldedNorm:
+    scale = _copy_as_float64(module.weight) * torch.rsqrt(_copy_as_float64(module.running_var) + module.eps)
+    return FoldedNorm(scale, _copy_as_float64(module.bias) - _copy_as_float64(module.running_mean) * scale)
 
 
-def _conv(module: Any, after: Norm | None = None, relu: bool = False) -> Conv:
-    """``after``: the norm that follows, folded in."""
-    weight, bias = _wide(module.weight), None
-    if after is not None:
-        weight, bias = weight * after.scale[:, None, None, None], after.shift
-    return Conv(weight, bias, module.stride[0], module.padding[0], relu)
+def _fold_conv(module: Any, norm: FoldedNorm | None = None, relu: bool = False) -> FoldedConv:
+    """Fold a convolution together with the norm and ReLU that follow it."""
+    weight, bias = _copy_as_float64(module.weight), None
+    if norm is not None:
+        weight, bias = weight * norm.scale[:, None, None, None], norm.shift
+    return FoldedConv(weight, bias, module.stride[0], module.padding[0], relu)
 
 
-def _wide(values: torch.Tensor) -> torch.Tensor:
+def _copy_as_float64(values: torch.Tensor) -> torch.Tensor:
     return values.detach().to("cpu", torch.float64, copy=True)

@@ -1,4 +1,4 @@
-"""Both engines of the CPU: what the plain network computes, whatever the images, the batch and what is asked."""
+"""Both engines for the CPU compute what the plain network does, for any images, batches, blocks and outputs."""
 
 import threading
 from collections.abc import Callable
@@ -9,22 +9,22 @@ from torch import nn
 
 from densefeat.features.engines.cpu.engine import BufferEngine
 from densefeat.features.engines.engine import Engine
-from densefeat.features.engines.folded import fold
+from densefeat.features.engines.folded import fold_network
 from densefeat.features.engines.openvino.engine import OpenVinoEngine
 from densefeat.nets.zoo import VARIANTS
-from support.engines import check_equal, deluge, dense, images, perturbed, plain, wanted
+from support.engines import assert_close_outputs, compute_reference, deluge, dense, make_images, make_spec, perturb_norms
 
 Make = Callable[..., Engine]
 
 
 @pytest.fixture(params=[BufferEngine, OpenVinoEngine])
 def engine_for(request: pytest.FixtureRequest) -> Make:
-    """Of a model, with what is wanted of it."""
-    return lambda model, *asked: request.param(fold(model), wanted(*asked))
+    """Make an engine for a model, with the options of ``make_spec``."""
+    return lambda model, *options: request.param(fold_network(model), make_spec(*options))
 
 
 def check_network(engine_for: Make, model: nn.Module, x: torch.Tensor, tap: str, blocks: tuple[int, ...]) -> None:
-    check_equal(engine_for(model, blocks, tap)(x, True, True), plain(model, x, blocks, tap))
+    assert_close_outputs(engine_for(model, blocks, tap)(x, True, True), compute_reference(model, x, blocks, tap))
 
 
 @pytest.mark.parametrize("tap", ["norm", "raw"])
@@ -33,18 +33,18 @@ def test_every_variant_with_few_layers(engine_for: Make, name: str, tap: str) ->
     cls, structure = VARIANTS[name]
     count = len(structure["block_config"])
     torch.manual_seed(0)
-    model = perturbed(cls(**(structure | dict(block_config=(3,) * count))))
-    check_network(engine_for, model, images(2, 64, 64) if count == 4 else images(2, 32, 32), tap, tuple(range(count)))
+    model = perturb_norms(cls(**(structure | dict(block_config=(3,) * count))))
+    check_network(engine_for, model, make_images(2, 64, 64) if count == 4 else make_images(2, 32, 32), tap, tuple(range(count)))
 
 
 @pytest.mark.parametrize("make", [dense, deluge])
 @pytest.mark.parametrize("tap", ["norm", "raw"])
-def test_odd_sizes_and_numbers_of_images(engine_for: Make, make: type, tap: str) -> None:
+def test_odd_sizes_and_batches(engine_for: Make, make: type, tap: str) -> None:
     model = make()
     engine = engine_for(model, (0, 1), tap)
     for number, height, width in ((1, 97, 131), (2, 64, 64), (3, 97, 131), (7, 33, 48), (1, 224, 32)):
-        x = images(number, height, width)
-        check_equal(engine(x, True, True), plain(model, x, tap=tap))
+        x = make_images(number, height, width)
+        assert_close_outputs(engine(x, True, True), compute_reference(model, x, tap=tap))
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,17 @@ def test_structures(engine_for: Make, model: nn.Module) -> None:
 
 @pytest.mark.parametrize("blocks", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1, 2)])
 @pytest.mark.parametrize("tap", ["norm", "raw"])
-def test_blocks_asked_for(engine_for: Make, blocks: tuple[int, ...], tap: str) -> None:
-    check_network(engine_for, dense(), images(2, 48, 48), tap, blocks)
+def test_selected_blocks(engine_for: Make, blocks: tuple[int, ...], tap: str) -> None:
+    check_network(engine_for, dense(), make_images(2, 48, 48), tap, blocks)
 
 
-def test_only_what_is_asked_is_made(engine_for: Make) -> None:
-    engine, x = engine_for(dense()), images(2)
+def test_only_requested_outputs_are_computed(engine_for: Make) -> None:
+    engine, x = engine_for(dense()), make_images(2)
     both = engine(x, True, True)
     for mean, maps in ((True, False), (False, True)):
-        for one, all_of_it in zip(engine(x, mean, maps), both, strict=True):
-            assert (one.mean is None, one.maps is None) == (not mean, not maps)
-            torch.testing.assert_close(one.mean if mean else one.maps, all_of_it.mean if mean else all_of_it.maps)
+        for single, output in zip(engine(x, mean, maps), both, strict=True):
+            assert (single.mean is None, single.maps is None) == (not mean, not maps)
+            torch.testing.assert_close(single.mean if mean else single.maps, output.mean if mean else output.maps)
 
 
 @pytest.mark.parametrize("change", [
@@ -89,32 +89,32 @@ def test_only_what_is_asked_is_made(engine_for: Make) -> None:
 ])  # fmt: skip
 def test_strides(engine_for: Make, change: object) -> None:
     model = dense()
-    x = change(images(3, 48, 56))
+    x = change(make_images(3, 48, 56))
     before = x.detach().clone()
-    found = engine_for(model)(x, True, True)
-    assert not any(each.mean.requires_grad for each in found)
+    outputs = engine_for(model)(x, True, True)
+    assert not any(output.mean.requires_grad for output in outputs)
     assert torch.equal(x, before)
-    check_equal(found, plain(model, x.detach().contiguous()))
+    assert_close_outputs(outputs, compute_reference(model, x.detach().contiguous()))
 
 
 @pytest.mark.parametrize("make", [dense, deluge])
-def test_results_are_the_callers(engine_for: Make, make: type) -> None:
+def test_later_calls_do_not_change_results(engine_for: Make, make: type) -> None:
     engine = engine_for(make())
-    first = engine(images(3), True, True)
-    kept = [(each.mean.clone(), each.maps.clone()) for each in first]
-    engine(images(4), True, True)
-    engine(-images(3), True, True)
-    for each, (mean, maps) in zip(first, kept, strict=True):
-        assert torch.equal(each.mean, mean)
-        assert torch.equal(each.maps, maps)
-        each.mean.zero_()
-        each.maps.zero_()
-    assert torch.equal(engine(images(3), True, True)[0].mean, kept[0][0])
+    first = engine(make_images(3), True, True)
+    copies = [(output.mean.clone(), output.maps.clone()) for output in first]
+    engine(make_images(4), True, True)
+    engine(-make_images(3), True, True)
+    for output, (mean, maps) in zip(first, copies, strict=True):
+        assert torch.equal(output.mean, mean)
+        assert torch.equal(output.maps, maps)
+        output.mean.zero_()
+        output.maps.zero_()
+    assert torch.equal(engine(make_images(3), True, True)[0].mean, copies[0][0])
 
 
 def test_calls_from_several_threads(engine_for: Make) -> None:
     engine = engine_for(dense())
-    batches = [images(n) for n in (2, 3, 4, 5)]
+    batches = [make_images(n) for n in (2, 3, 4, 5)]
     expected = [engine(x, True, False)[1].mean for x in batches]
     equal: list[bool] = []
 
@@ -130,14 +130,14 @@ def test_calls_from_several_threads(engine_for: Make) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_broken_image_breaks_its_own_row(engine_for: Make, value: float) -> None:
-    engine, x = engine_for(dense()), images(3)
+def test_a_broken_image_breaks_only_its_row(engine_for: Make, value: float) -> None:
+    engine, x = engine_for(dense()), make_images(3)
     whole = engine(x, True, True)
     x[1, 0, 5, 5] = value
-    for found, before in zip(engine(x, True, True), whole, strict=True):
-        assert found.mean[1].isnan().all()
-        assert found.maps[1].isnan().all()
-        assert torch.equal(found.mean[[0, 2]], before.mean[[0, 2]])
+    for output, before in zip(engine(x, True, True), whole, strict=True):
+        assert output.mean[1].isnan().all()
+        assert output.maps[1].isnan().all()
+        assert torch.equal(output.mean[[0, 2]], before.mean[[0, 2]])
 
 
 @pytest.mark.parametrize("values", [(float("nan"), 1.0), (float("inf"), -float("inf"))])
@@ -148,18 +148,18 @@ def test_a_broken_image_breaks_its_own_row(engine_for: Make, value: float) -> No
 def test_broken_weights_break_the_blocks_that_read_them(
     engine_for: Make, module: str, tap: str, values: tuple[float, float]
 ) -> None:
-    model, x = dense(), images(2)
+    model, x = dense(), make_images(2)
     model.features.get_submodule(module).weight.data.flatten()[:2] = torch.tensor(values)
-    found, expected = engine_for(model, (0, 1, 2), tap)(x, True, False), plain(model, x, (0, 1, 2), tap)
-    broken = [not each.mean.isfinite().all() for each in found]
-    assert broken == [not each.mean.isfinite().all() for each in expected]
+    outputs, expected = engine_for(model, (0, 1, 2), tap)(x, True, False), compute_reference(model, x, (0, 1, 2), tap)
+    broken = [not output.mean.isfinite().all() for output in outputs]
+    assert broken == [not output.mean.isfinite().all() for output in expected]
     assert any(broken) or (module, tap) == ("norm5", "raw")
 
 
 @pytest.mark.parametrize("make", [dense, deluge])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_row_does_not_depend_on_its_batch(engine_for: Make, make: type, precision: str) -> None:
-    engine, x = engine_for(make(), (0, 1), "norm", precision), images(33)
+    engine, x = engine_for(make(), (0, 1), "norm", precision), make_images(33)
     whole = engine(x, True, False)[1].mean
     for number in (1, 2, 3, 5, 8, 17, 32):
         torch.testing.assert_close(engine(x[:number], True, False)[1].mean, whole[:number], rtol=1e-6, atol=1e-6)

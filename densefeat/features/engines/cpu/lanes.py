@@ -1,7 +1,7 @@
 """Threads that each run a network on images of their own.
 
-Of two ways to keep the cores of a CPU busy with a batch, to split each operation or to split the images, the second waits less:
-a network's thousand operations end at a thousand barriers, and a core that something else has taken for a while holds up all.
+A batch can keep the cores of a CPU busy in two ways: split each operation, or split the images. Splitting the images waits
+less: a network's thousand operations would end at a thousand barriers, where one core that is busy elsewhere holds up all.
 """
 
 import os
@@ -14,36 +14,39 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 _T = TypeVar("_T")
-_MOST = 8  # of more, too many would wait for Python's lock
+_MAX_LANES = 8  # more lanes would wait too often for Python's global lock
 
 
 class Lanes:
-    """As many threads as torch had when they were made, divided among up to :data:`_MOST` lanes."""
+    """Up to :data:`_MAX_LANES` lanes that share the threads that torch has when this object is made."""
 
     def __init__(self) -> None:
         self.threads = torch.get_num_threads()
-        self.most = self.count(_MOST)
+        self.limit = self.count(_MAX_LANES)
         self.pools: dict[int, ThreadPoolExecutor] = {}
         self.process = os.getpid()
 
     def count(self, images: int) -> int:
-        """Lanes that share the threads evenly, no more than there are images."""
-        return max(n for n in range(1, min(self.threads, images, _MOST) + 1) if self.threads % n == 0)
+        """Count the lanes for so many images: they share the threads evenly, and each has an image."""
+        return max(n for n in range(1, min(self.threads, images, _MAX_LANES) + 1) if self.threads % n == 0)
 
     def map(self, function: Callable[[int, torch.Tensor], _T], x: torch.Tensor) -> list[_T]:
-        """``function(lane, images)`` of a part of ``x`` for each lane, in order; in this thread where it is one."""
+        """Call ``function(lane, images)`` with each lane's share of ``x``; return the results in the order of the images.
+
+        A single lane runs in the calling thread.
+        """
         count = self.count(len(x))
         if count == 1:
             return [function(0, x)]
-        pool = self.pool(count)
+        pool = self.get_pool(count)
         futures = [pool.submit(function, lane, images) for lane, images in enumerate(x.tensor_split(count))]
         try:
             return [future.result() for future in futures]
         finally:
-            wait(futures)  # after an error or Ctrl-C the next call would share their memory with them
+            wait(futures)  # after an error or Ctrl-C too: the next call uses the same memory
 
-    def pool(self, count: int) -> ThreadPoolExecutor:
-        if self.process != os.getpid():  # forked: threads stayed behind
+    def get_pool(self, count: int) -> ThreadPoolExecutor:
+        if self.process != os.getpid():  # a fork has no copies of the threads
             self.pools, self.process = {}, os.getpid()
         if count not in self.pools:
             limit = partial(_limit_threads, self.threads // count)
@@ -52,7 +55,10 @@ class Lanes:
 
 
 def _limit_threads(threads: int) -> None:
-    """Of the calling thread's operations. ``torch.set_num_threads`` would speak for threads that others start later, too."""
-    torch.get_num_threads()  # sets this thread up; what comes later counts
+    """Limit the threads of the calling thread's operations.
+
+    ``torch.set_num_threads`` would also change threads that others start later.
+    """
+    torch.get_num_threads()  # torch initialises a thread at its first call, which would overwrite the limit
     for library in ThreadpoolController().select(user_api="openmp").lib_controllers:
         library.set_num_threads(threads)

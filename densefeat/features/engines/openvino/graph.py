@@ -1,8 +1,8 @@
-"""A folded network as an OpenVINO graph. Imported by the engine alone, after openvino itself: see its ``load``.
+"""A folded network as an OpenVINO graph. Only the engine imports this file, after ``load_openvino``.
 
-Weights are constants, norms a multiplication and an addition: the compiler fuses both with the ReLU after them, and a sum over
-earlier outputs with all of its terms. What a dense layer reads is one concatenation of all pieces: faster, with and without
-AMX, than a norm for each piece, and as fast as growing the concatenation by one piece a layer.
+Weights are constants, and a norm is a multiplication and an addition. The compiler fuses these two with the ReLU after them,
+and a weighted sum with all of its terms. A dense layer reads one concatenation of all earlier outputs: this is faster, with and
+without AMX, than a norm for each output, and as fast as one concatenation that grows from layer to layer.
 """
 
 from collections.abc import Sequence
@@ -14,92 +14,105 @@ import torch
 from openvino import opset13 as op
 
 from densefeat.features.engines.engine import EngineSpec
-from densefeat.features.engines.folded import Composite, Conv, Deluge, Dense, Network, Norm, Sum
+from densefeat.features.engines.folded import (
+    FoldedCompositeLayer,
+    FoldedConv,
+    FoldedDelugeBlock,
+    FoldedDenseBlock,
+    FoldedNetwork,
+    FoldedNorm,
+    FoldedSum,
+)
 
 
 @dataclass(frozen=True)
-class Graph:
-    """``images (N, C, H, W)``, float32, all but C open, to what is given of each block wanted: ``means (N, C)``, ``maps``."""
+class OpenVinoGraph:
+    """A graph of the input ``images (N, C, H, W)``, float32, of which only C is fixed, and the outputs of each block.
+
+    The outputs are ``means (N, C)`` and ``maps (N, C, H, W)``.
+    """
 
     images: ov.Node
     means: tuple[ov.Node, ...]
     maps: tuple[ov.Node, ...]
 
-    def model(self, mean: bool, maps: bool, shape: Sequence[int]) -> ov.Model:
-        """Of its own nodes, for images of ``shape``, -1 where open; outputs are the means, then the maps, of those asked."""
+    def make_model(self, mean: bool, maps: bool, shape: Sequence[int]) -> ov.Model:
+        """Make a model of copied nodes, for images of ``shape``, where -1 means any size.
+
+        Its outputs are all means, then all maps, each if requested.
+        """
         model = ov.Model([*(self.means if mean else ()), *(self.maps if maps else ())], [self.images], "densefeat").clone()
         model.reshape(ov.PartialShape(list(shape)))
         return model
 
 
-def _build(network: Network, wanted: EngineSpec) -> Graph:
-    """Up to the last block wanted."""
+def build_graph(network: FoldedNetwork, spec: EngineSpec) -> OpenVinoGraph:
+    """Build the graph of a network, up to the last block of the spec."""
     conv = network.stem.conv
     images = op.parameter(ov.PartialShape([-1, conv.weight.shape[1], -1, -1]), np.float32)
     x = _convolution(images, conv)
     if network.stem.pool:
-        x = op.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)  # output 1: indices
+        x = op.max_pool(x, [2, 2], [1, 1], [1, 1], [1, 1], [3, 3]).output(0)  # output 1 holds indices
     maps = []
-    blocks: Sequence[Dense | Deluge] = network.blocks
-    for i, block in enumerate(blocks[: wanted.blocks[-1] + 1]):
-        raw, norm, x = _dense_block(x, block) if isinstance(block, Dense) else _deluge_block(x, block)
-        if i in wanted.blocks:
-            maps.append(norm if wanted.tap == "norm" else raw)
-    means = (op.reduce_mean(each, [2, 3], False) for each in maps)
-    return Graph(images, tuple(means), tuple(maps))
+    for i, block in enumerate(network.blocks[: spec.blocks[-1] + 1]):
+        raw, norm, x = _dense_block(x, block) if isinstance(block, FoldedDenseBlock) else _deluge_block(x, block)
+        if i in spec.blocks:
+            maps.append(norm if spec.tap == "norm" else raw)
+    means = (op.reduce_mean(block_maps, [2, 3], False) for block_maps in maps)
+    return OpenVinoGraph(images, tuple(means), tuple(maps))
 
 
-def _dense_block(x: ov.Output, block: Dense) -> tuple[ov.Output, ov.Output, ov.Output]:
-    """Its own output, that after the norm, and what the next block reads."""
-    pieces = [x]
+def _dense_block(x: ov.Output, block: FoldedDenseBlock) -> tuple[ov.Output, ov.Output, ov.Output]:
+    """Return the block's maps for taps "raw" and "norm", and the next block's input."""
+    outputs = [x]
     for layer in block.layers:
-        x = _affine(_concatenated(pieces), layer.norm)
+        x = _norm_relu(_concat(outputs), layer.norm)
         for conv in layer.convs:
             x = _convolution(x, conv)
-        pieces.append(x)
-    raw = _concatenated(pieces)
-    norm = _affine(raw, block.norm)
+        outputs.append(x)
+    raw = _concat(outputs)
+    norm = _norm_relu(raw, block.norm)
     if block.transition is None:
         return raw, norm, norm
     pooled = op.avg_pool(norm, [2, 2], [0, 0], [0, 0], [2, 2], exclude_pad=True)
     return raw, norm, _convolution(pooled, block.transition)
 
 
-def _deluge_block(x: ov.Output, block: Deluge) -> tuple[ov.Output, ov.Output, ov.Output]:
-    """The last layer's output, the aggregate, and again the aggregate, which the next block reads."""
-    outputs = [_convolution(x, block.opener) if isinstance(block.opener, Conv) else _composite([x], block.opener)]
+def _deluge_block(x: ov.Output, block: FoldedDelugeBlock) -> tuple[ov.Output, ov.Output, ov.Output]:
+    """Return the block's maps for taps "raw" and "norm", and the next block's input, which is the latter."""
+    opener = block.opener
+    outputs = [_convolution(x, opener) if isinstance(opener, FoldedConv) else _composite_layer([x], opener)]
     for layer in block.layers:
-        outputs.append(_composite(outputs, layer))
-    aggregate = _total(outputs, block.aggregate)
+        outputs.append(_composite_layer(outputs, layer))
+    aggregate = _weighted_sum(outputs, block.aggregate)
     if block.relu:
         aggregate = op.relu(aggregate)
     return outputs[-1], aggregate, aggregate
 
 
-def _composite(outputs: Sequence[ov.Output], layer: Composite) -> ov.Output:
-    x = op.relu(_total(outputs, layer.aggregate))
+def _composite_layer(outputs: Sequence[ov.Output], layer: FoldedCompositeLayer) -> ov.Output:
+    x = op.relu(_weighted_sum(outputs, layer.aggregate))
     for conv in layer.convs:
         x = _convolution(x, conv)
     return x
 
 
-def _total(outputs: Sequence[ov.Output], layer: Sum) -> ov.Output:
+def _weighted_sum(outputs: Sequence[ov.Output], layer: FoldedSum) -> ov.Output:
     x = _per_channel(layer.bias)
     for output, weight in zip(outputs, layer.weights, strict=True):
         x = op.add(op.multiply(output, _per_channel(weight)), x)
     return x
 
 
-def _concatenated(pieces: Sequence[ov.Output]) -> ov.Output:
-    return op.concat(pieces, 1) if len(pieces) > 1 else pieces[0]
+def _concat(outputs: Sequence[ov.Output]) -> ov.Output:
+    return op.concat(outputs, 1) if len(outputs) > 1 else outputs[0]
 
 
-def _affine(x: ov.Output, norm: Norm) -> ov.Output:
-    """ReLU of it, too."""
+def _norm_relu(x: ov.Output, norm: FoldedNorm) -> ov.Output:
     return op.relu(op.add(op.multiply(x, _per_channel(norm.scale)), _per_channel(norm.shift)))
 
 
-def _convolution(x: ov.Output, conv: Conv) -> ov.Output:
+def _convolution(x: ov.Output, conv: FoldedConv) -> ov.Output:
     padding = [conv.padding] * 2
     y = op.convolution(x, _constant(conv.weight), [conv.stride] * 2, padding, padding, [1, 1])
     if conv.bias is not None:
@@ -112,6 +125,6 @@ def _per_channel(values: torch.Tensor) -> ov.Output:
 
 
 def _constant(values: torch.Tensor) -> ov.Output:
-    """By numpy: torch's threads wait for each other where the machine is busy, and this is called hundreds of times."""
+    """Convert to float32 with numpy: torch's threads wait for each other on a busy machine, in each of hundreds of calls."""
     with np.errstate(over="ignore"):
         return op.constant(values.numpy().astype(np.float32))

@@ -1,6 +1,6 @@
-"""Block sizes of the kernels: on a GPU the fastest of a few, timed once a process for each kind and size of call.
+"""Tile sizes of the kernels: on a GPU the fastest of a few, timed once a process for each kind and size of call.
 
-Candidates of a kernel differ in nothing that a result's bits depend on (see ``triton_kernels``).
+The candidates of a kernel differ only in what does not change a bit of a result (see ``kernels.py``).
 """
 
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from triton.runtime.errors import OutOfResources
 from densefeat.features.engines.triton.kernels import INTERPRETED
 
 _TIMED_CALLS = 10
-TRANSITION_TILE = 64  # of all candidates: sums over pixels are by the tile
+TRANSITION_TILE = 64  # pixels of all candidates, since their sums over pixels are one a tile
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """A tile of ``m`` pixels by ``n`` outputs, ``k`` channels a step, by ``warps`` warps with loads ``stages`` steps ahead."""
+class Tile:
+    """A tile of ``m`` pixels by ``n`` outputs, ``k`` channels a step, for ``warps`` warps that load ``stages`` steps ahead."""
 
     m: int
     n: int
@@ -27,11 +27,11 @@ class Blocks:
 
     @property
     def constants(self) -> dict[str, int]:
-        """As the kernels take them."""
+        """The kernels' arguments."""
         return dict(BLOCK_M=self.m, BLOCK_N=self.n, BLOCK_K=self.k, num_warps=self.warps, num_stages=self.stages)
 
 
-# of each kernel, for bfloat16 and for float32: (m, most of n, k, warps, stages), the most promising first, the smallest last
+# For each kernel, in bfloat16 and in float32: (m, largest n, k, warps, stages), the most promising first, the smallest last.
 _TILES = {
     "pointwise": (
         [(128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (128, 256, 64, 8, 3), (64, 256, 64, 8, 3), (64, 64, 64, 4, 2)],
@@ -53,43 +53,43 @@ _TILES = {
 }  # fmt: skip
 
 
-def power_of_two(value: int) -> int:
-    """The least that is not below ``value``, and at least 16, the shortest side of a matrix product."""
+def round_up_to_power(value: int) -> int:
+    """Round up to a power of two, to at least 16: the shortest side of a matrix product."""
     return max(16, 1 << (value - 1).bit_length())
 
 
-def _candidates(kernel: str, outputs: int, dtype: torch.dtype) -> list[Blocks]:
-    tiles = _TILES[kernel][dtype == torch.float32]
-    made = [Blocks(m, min(power_of_two(outputs), most), k, warps, stages) for m, most, k, warps, stages in tiles]
-    return list(dict.fromkeys(made))
+def _candidate_tiles(kernel: str, outputs: int, dtype: torch.dtype) -> list[Tile]:
+    rows = _TILES[kernel][dtype == torch.float32]
+    tiles = [Tile(m, min(round_up_to_power(outputs), largest_n), k, warps, stages) for m, largest_n, k, warps, stages in rows]
+    return list(dict.fromkeys(tiles))
 
 
 class Tuner:
-    """Remembers what was fastest for each kernel, type, and size of call (rows and channels to a power of two)."""
+    """A record of the fastest tile for each kernel, type and size of call (rows and channels rounded up to powers of two)."""
 
     def __init__(self) -> None:
-        self.chosen: dict[tuple[object, ...], Blocks] = {}
+        self.fastest: dict[tuple[object, ...], Tile] = {}
 
-    def blocks(
-        self, kernel: str, x: torch.Tensor, rows: int, channels: int, outputs: int, run: Callable[[Blocks], None]
-    ) -> Blocks:
-        """For a call on ``x`` that ``run`` makes, as often as asked: it overwrites its results, it does not add to them."""
-        tried = _candidates(kernel, outputs, x.dtype)
+    def choose_tile(
+        self, kernel: str, x: torch.Tensor, rows: int, channels: int, outputs: int, run: Callable[[Tile], None]
+    ) -> Tile:
+        """Choose the tile for a call on ``x``. ``run`` makes that call, repeatedly: it must overwrite its results, not add."""
+        tiles = _candidate_tiles(kernel, outputs, x.dtype)
         if INTERPRETED.value:
-            return tried[0]
-        key = (kernel, x.device, x.dtype, power_of_two(rows), power_of_two(channels), outputs)
-        if key not in self.chosen:
-            self.chosen[key] = min(tried, key=lambda blocks: _milliseconds(run, blocks))
-        return self.chosen[key]
+            return tiles[0]
+        key = (kernel, x.device, x.dtype, round_up_to_power(rows), round_up_to_power(channels), outputs)
+        if key not in self.fastest:
+            self.fastest[key] = min(tiles, key=lambda tile: _time_calls(run, tile))
+        return self.fastest[key]
 
 
-def _milliseconds(run: Callable[[Blocks], None], blocks: Blocks) -> float:
-    """Of some calls; infinite where the GPU has too little of what these blocks take."""
+def _time_calls(run: Callable[[Tile], None], tile: Tile) -> float:
+    """Time some calls, in ms; infinite if the GPU lacks the resources that this tile takes."""
     try:
-        run(blocks)  # compiles
+        run(tile)  # compiles
     except OutOfResources:
         return float("inf")
-    graph = _captured(run, blocks)  # one by one, small calls would take as long as their launches
+    graph = _capture_calls(run, tile)  # launched one by one, small calls would take as long as their launches
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     graph.replay()
     start.record()
@@ -99,15 +99,15 @@ def _milliseconds(run: Callable[[Blocks], None], blocks: Blocks) -> float:
     return start.elapsed_time(end)
 
 
-def _captured(run: Callable[[Blocks], None], blocks: Blocks) -> torch.cuda.CUDAGraph:
-    """Calls, which must allocate nothing. torch.cuda.graph would collect garbage and empty caches before each."""
+def _capture_calls(run: Callable[[Tile], None], tile: Tile) -> torch.cuda.CUDAGraph:
+    """Capture calls that allocate nothing. ``torch.cuda.graph`` would collect garbage and empty caches before each capture."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             for _ in range(_TIMED_CALLS):
-                run(blocks)
+                run(tile)
         finally:
             graph.capture_end()
     return graph

@@ -1,4 +1,4 @@
-"""Lanes: images are shared out in order, and each thread keeps to its share of the cores."""
+"""Lanes: each gets a share of the images, in order, and of the threads."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from densefeat.features.engines.cpu.lanes import _MOST, Lanes
+from densefeat.features.engines.cpu.lanes import _MAX_LANES, Lanes
 
 
 @pytest.fixture(params=[1, 2, 3, 4, 12])
@@ -22,30 +22,30 @@ def lanes(request: pytest.FixtureRequest) -> Lanes:
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 20])
-def test_every_image_once_in_order(lanes: Lanes, images: int) -> None:
+def test_each_image_runs_once_in_order(lanes: Lanes, images: int) -> None:
     parts = lanes.map(lambda _, x: x, torch.arange(images))
     assert torch.cat(parts).tolist() == list(range(images))
-    assert len(parts) == lanes.count(images) <= min(images, lanes.threads, _MOST)
+    assert len(parts) == lanes.count(images) <= min(images, lanes.threads, _MAX_LANES)
 
 
 def test_threads_are_divided(lanes: Lanes) -> None:
     count = lanes.count(20)
-    told = lanes.map(lambda lane, _: (lane, torch.get_num_threads()), torch.arange(20))
-    assert sorted(lane for lane, _ in told) == list(range(count))
+    results = lanes.map(lambda lane, _: (lane, torch.get_num_threads()), torch.arange(20))
+    assert sorted(lane for lane, _ in results) == list(range(count))
     if count > 1:
-        assert {threads for _, threads in told} == {lanes.threads // count}
+        assert {threads for _, threads in results} == {lanes.threads // count}
 
 
-def test_other_threads_keep_theirs(lanes: Lanes) -> None:
-    before, later = torch.get_num_threads(), []
+def test_other_threads_are_not_limited(lanes: Lanes) -> None:
+    before, later_thread = torch.get_num_threads(), []
     lanes.map(lambda _, x: x + x, torch.zeros(20, 1000, 1000))
-    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread = threading.Thread(target=lambda: later_thread.append(torch.get_num_threads()))
     thread.start()
     thread.join()
-    assert [torch.get_num_threads(), *later] == [before, before]
+    assert [torch.get_num_threads(), *later_thread] == [before, before]
 
 
-def test_errors_come_through(lanes: Lanes) -> None:
+def test_errors_reach_the_caller(lanes: Lanes) -> None:
     def fail(lane: int, x: torch.Tensor) -> None:
         raise RuntimeError(f"lane {lane}")
 
@@ -69,7 +69,7 @@ def test_an_error_waits_for_the_others() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_an_interrupt_waits_for_them() -> None:
+def test_an_interrupt_waits_for_the_lanes() -> None:
     lanes, ended = Lanes(), []
     lanes.threads = 2
 
