@@ -1,6 +1,7 @@
-from .engines.openvino.engine import find_openvino_obstacle
-from .extractor import FeatureExtractor, feature_name
-from .pooling import Pool, parse_pools, pool_specs
+from .engines.openvino.engine import find_openvino_obstacle, get_openvino_core, load_openvino
+from .engines.triton.engine import count_traffic
+from .extractor import FeatureExtractor
+from .pooling import Pool, parse_pools
 from .taps import Tap, all_taps, find_taps
 
 __all__ = [
@@ -8,10 +9,10 @@ __all__ = [
     "Pool",
     "Tap",
     "all_taps",
-    "feature_name",
+    "count_traffic",
     "find_openvino_obstacle",
     "find_taps",
+    "get_openvino_core",
     "load_openvino",
     "parse_pools",
-    "pool_specs",
 ]

@@ -1,4 +1,4 @@
-"""Where in a network features are read: names for the reader, modules for the hooks."""
+"""The places in a network where features are read: their names, and the modules that hooks are registered on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,25 +9,26 @@ from torch import nn
 
 from densefeat.errors import UsageError
 from densefeat.nets import StagedNet
+from densefeat.store import block_name
 
 TAPS = ("norm", "raw")
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A feature's name, and the module whose output it is."""
+    """The name of a feature, and of the module whose output it is."""
 
     name: str
     module: str
 
 
 def find_taps(model: nn.Module, blocks: str | int | Sequence[int], tap: str) -> list[Tap]:
-    """The taps of the blocks asked for, in the network's order.
+    """The taps of the requested blocks, in the network's order.
 
     Args:
         model: A network of ours (``block1``, ``block2``, …), or any with timm's ``feature_info`` (its modules' own names).
         blocks: ``"all"``, a number from 1, several, or them as text (``"2,4"``).
-        tap: ``"norm"`` or ``"raw"``; for networks of ours alone, others have one tap a block.
+        tap: ``"norm"`` or ``"raw"``, for networks of ours; other networks have one tap a block.
 
     Raises:
         UsageError: No such block or tap, or a model without ``feature_info``.
@@ -38,16 +39,17 @@ def find_taps(model: nn.Module, blocks: str | int | Sequence[int], tap: str) -> 
 
 
 def all_taps(model: nn.Module, tap: str) -> list[Tap]:
+    """The taps of all blocks, in the network's order. Arguments and errors as for :func:`find_taps`."""
     if tap not in TAPS:
         raise UsageError(f"tap {tap!r}: choose 'norm' (what the next stage reads) or 'raw' (the block's own output)")
     if isinstance(model, StagedNet):
-        taps = [Tap(f"block{i}", module) for i, module in enumerate(model.block_taps[tap], 1)]
+        taps = [Tap(block_name(i), module) for i, module in enumerate(model.block_taps[tap], 1)]
     else:
         taps = [Tap(module, module) for module in _feature_info_modules(model)]
     present = {name for name, _ in model.named_modules()}
     if absent := [entry.module for entry in taps if entry.module not in present]:
         raise UsageError(
-            f"{type(model).__name__} does not have {absent[0]!r}, which its features are read from; pass the whole model,"
+            f"{type(model).__name__} has no module {absent[0]!r}, which features are read from; pass the whole model,"
             " not a pruned one or one made with features_only"
         )
     return taps
@@ -57,19 +59,19 @@ def _feature_info_modules(model: nn.Module) -> list[str]:
     info: Any = getattr(model, "feature_info", None)
     if info is None:
         raise UsageError(
-            f"{type(model).__name__} has no feature_info: give a timm model, or set it to dict(num_chs, reduction, module)s"
+            f"{type(model).__name__} has no feature_info: pass a timm model, or set a list of dict(num_chs, reduction, module)"
         )
     entries: Any = info.get_dicts() if hasattr(info, "get_dicts") else info
     return [entry["module"] for entry in entries]
 
 
 def _block_numbers(blocks: str | int | Sequence[int], count: int) -> list[int]:
-    """Block numbers from 1, ascending, each once."""
+    """Parse the requested block numbers: from 1, ascending, each once."""
     if isinstance(blocks, str) and blocks == "all":
         return list(range(1, count + 1))
-    given: Any = blocks.split(",") if isinstance(blocks, str) else [blocks] if isinstance(blocks, Integral) else blocks
+    requested: Any = blocks.split(",") if isinstance(blocks, str) else [blocks] if isinstance(blocks, Integral) else blocks
     try:
-        numbers = {int(str(number)) for number in given}
+        numbers = {int(str(number)) for number in requested}
     except (TypeError, ValueError):
         numbers = set()
     if not numbers or not numbers <= set(range(1, count + 1)):

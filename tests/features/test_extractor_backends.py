@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from densefeat import FeatureExtractor, UsageError
-from support.engines import deluge, dense, images
+from support.engines import deluge, dense, make_images
 from support.helpers import BUNDLED, relative_difference
 
 BACKENDS = ["buffer", "openvino"]
@@ -31,7 +31,7 @@ def check_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 @pytest.mark.parametrize("pool", ["avg", "max", EVERY_POOL])
 @pytest.mark.parametrize("tap", ["norm", "raw"])
 def test_same_features(backend: str, make: type, pool: str | list[str], tap: str) -> None:
-    model, x = make(), images(11, 45, 64)
+    model, x = make(), make_images(11, 45, 64)
     made, expected = (
         FeatureExtractor(model, "all", pool, tap, device="cpu", backend=name)(x) for name in (backend, "reference")
     )
@@ -40,7 +40,7 @@ def test_same_features(backend: str, make: type, pool: str | list[str], tap: str
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pool_of_one_call(backend: str) -> None:
-    model, x = dense(), images(3)
+    model, x = dense(), make_images(3)
     made, expected = (
         FeatureExtractor(model, 2, device="cpu", backend=name)(x, pool=EVERY_POOL) for name in (backend, "reference")
     )
@@ -49,7 +49,7 @@ def test_pool_of_one_call(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_model_in_training_mode_is_left_in_it(backend: str) -> None:
-    model, x = dense().train(), images(3)
+    model, x = dense().train(), make_images(3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = FeatureExtractor(model, device="cpu", backend=backend)(x)
     assert model.training
@@ -65,7 +65,7 @@ def test_a_model_in_training_mode_is_left_in_it(backend: str) -> None:
     lambda model: setattr(model.features.denseblock1.denselayer1.norm1, "eps", 0.5),
 ], ids=["through-data", "statistics", "load_state_dict", "eps"])  # fmt: skip
 def test_changed_weights_change_the_features(backend: str, change: object) -> None:
-    model, x = dense(), images(3)
+    model, x = dense(), make_images(3)
     extractor = FeatureExtractor(model, device="cpu", backend=backend)
     before = extractor(x)
     change(model)
@@ -76,7 +76,7 @@ def test_changed_weights_change_the_features(backend: str, change: object) -> No
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_changed_weights_of_a_model_by_name(backend: str) -> None:
-    extractor, x = FeatureExtractor(BUNDLED, device="cpu", backend=backend), images(3, 32, 32)
+    extractor, x = FeatureExtractor(BUNDLED, device="cpu", backend=backend), make_images(3, 32, 32)
     before = extractor(x)
     with torch.no_grad():
         extractor.model.features.conv0.weight.mul_(2)
@@ -88,15 +88,15 @@ def test_changed_weights_of_a_model_by_name(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_engine_is_made_once(backend: str) -> None:
     extractor = FeatureExtractor(dense(), device="cpu", backend=backend)
-    extractor(images(2))
-    engine = extractor._built.engine
-    extractor(images(3, 40, 40))
-    assert extractor._built.engine is engine
+    extractor(make_images(2))
+    engine = extractor._cached_engine.engine
+    extractor(make_images(3, 40, 40))
+    assert extractor._cached_engine.engine is engine
 
 
 def test_hooks_that_come_later_are_not_ignored(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "densefeat")
-    model, x, called = dense(), images(1), []
+    model, x, called = dense(), make_images(1), []
     asked, auto = (FeatureExtractor(model, device="cpu", backend=backend) for backend in ("buffer", "auto"))
     before = [extractor(x) for extractor in (asked, auto)]
     model.features.norm5.register_forward_hook(lambda *_: called.append(1))
@@ -109,7 +109,7 @@ def test_hooks_that_come_later_are_not_ignored(caplog: pytest.LogCaptureFixture)
 
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_taps_that_are_set(backend: str) -> None:
-    extractor, x = FeatureExtractor(dense(), device="cpu", backend=backend), images(2)
+    extractor, x = FeatureExtractor(dense(), device="cpu", backend=backend), make_images(2)
     every = extractor(x)
     extractor.taps = [extractor.taps[2], extractor.taps[0]]
     check_same(extractor(x), {name: every[name] for name in ("block1", "block3")})
@@ -118,16 +118,16 @@ def test_taps_that_are_set(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 def test_no_images_have_no_features(backend: str) -> None:
     extractor = FeatureExtractor(dense(), device="cpu", backend=backend)
-    assert {name: tuple(values.shape) for name, values in extractor.forward(images(2)[:0]).items()} == {
+    assert {name: tuple(values.shape) for name, values in extractor.forward(make_images(2)[:0]).items()} == {
         "block1": (0, 60), "block2": (0, 54), "block3": (0, 63),
     }  # fmt: skip
     with pytest.raises(UsageError, match=r"images of shape \(3, 64, 64\): pass \(N, C, H, W\)"):
-        extractor.forward(images(1)[0])
+        extractor.forward(make_images(1)[0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_zeros_are_zeros_and_nothing_is_negative(backend: str, trained: nn.Module) -> None:
-    x = images(40, 32, 32)
+    x = make_images(40, 32, 32)
     found, expected = (FeatureExtractor(trained, device="cpu", backend=name)(x) for name in (backend, "reference"))
     zeros = expected["block3"] == 0
     assert zeros.any()
@@ -139,7 +139,7 @@ def test_zeros_are_zeros_and_nothing_is_negative(backend: str, trained: nn.Modul
 @pytest.mark.parametrize("bias", [-1.0, -2.0])
 def test_networks_whose_relus_are_mostly_off(backend: str, bias: float) -> None:
     """Thresholds far from what passes them: as close to float64 as the plain network is, but for a factor."""
-    model, x = dense(), images(8, 96, 96)
+    model, x = dense(), make_images(8, 96, 96)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.bias.data += bias
@@ -155,7 +155,7 @@ def test_networks_whose_relus_are_mostly_off(backend: str, bias: float) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_features_can_be_learnt_from(backend: str) -> None:
     """Also those made in inference mode, and in the caller's autocast."""
-    x = images(2)
+    x = make_images(2)
     extractor = FeatureExtractor(dense(), 3, device="cpu", backend=backend)
     extractor.model.requires_grad_(True)
     width = extractor(x)["block3"].shape[1]
@@ -174,7 +174,7 @@ def test_features_can_be_learnt_from(backend: str) -> None:
     "copied", [copy.deepcopy, lambda extractor: pickle.loads(pickle.dumps(extractor))], ids=["deepcopy", "pickle"]
 )
 def test_copies(backend: str, copied: object) -> None:
-    extractor, x = FeatureExtractor(BUNDLED, device="cpu", backend=backend), images(2, 32, 32)
+    extractor, x = FeatureExtractor(BUNDLED, device="cpu", backend=backend), make_images(2, 32, 32)
     features = extractor(x)
     check_same(copied(extractor)(x), features)
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from densefeat.base.signals import Interrupted, StopRequest
 from densefeat.errors import DensefeatError, UsageError
-from densefeat.features.extractor import FeatureExtractor
+from densefeat import FeatureExtractor
 from densefeat.images.sources import open_source
 from densefeat.labels.targets import Targets
 from densefeat.nets.dense_net import DenseNet
@@ -27,7 +27,7 @@ from densefeat.sgd_probe.job import _CHECKPOINTS, _choose_rate, probe_images
 from densefeat.sgd_probe.learning import TrainingStream, _match_images, fit_batch_size, open_training_stream, train_heads
 from densefeat.sgd_probe.parallel_heads import RATES, ParallelHeads
 from densefeat.store.reader import open_store
-from densefeat.training.checkpoints import _checkpoint_files
+from densefeat.training.checkpoints import list_checkpoints
 from densefeat.training.world import World
 from support.helpers import BUNDLED, randomize_statistics
 from support.probes import class_store
@@ -79,7 +79,7 @@ def learnt(
     stop: StopRequest | None = None,
     asked: str = "this",
 ) -> ParallelHeads:
-    heads = new_heads(extractor, len(_checkpoint_files(folder)))  # a checkpoint has to bring back the first ones
+    heads = new_heads(extractor, len(list_checkpoints(folder)))  # a checkpoint has to bring back the first ones
     train_heads(heads, lesson, extractor, folder, asked, ALONE, StopRequest() if stop is None else stop, advance)
     return heads
 
