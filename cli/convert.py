@@ -22,7 +22,7 @@ def convert_command(store: Path, to: str, out: Path, columns: str | None) -> Non
     Rows keep their order. Memory stays bounded, whatever the size of the store. OUT appears when it is complete.
     """
     opened = stores.open_store(store)
-    chosen = stores.chosen_vectors(opened, columns.split(",") if columns is not None else None)
+    chosen = stores.choose_columns(opened, columns.split(",") if columns is not None else None)
     with base.progress_bar("converting", len(opened) * len(chosen), "vectors") as advance:
         stores.convert(opened, to, out, chosen, advance)
     shapes = ", ".join(f"{name} {'×'.join(map(str, opened.shapes[name]))}" for name in chosen)

@@ -13,9 +13,9 @@ from densefeat.base import Ranks
 from densefeat.errors import UsageError
 from densefeat.extraction.decoding import Decoding, usable_cores
 from densefeat.extraction.limits import FailureLimit
-from densefeat.features import FeatureExtractor, pool_specs
+from densefeat.features import FeatureExtractor
 from densefeat.images import MAX_PIXELS, Source, TiledSource, is_remote
-from densefeat.store import PART_ROWS, embedding_schema
+from densefeat.store import PART_ROWS, embedding_schema, split_pools
 from densefeat.version import __version__
 
 PART_BYTES = 256 * 2**20  # of a part's vectors, before compression
@@ -133,7 +133,7 @@ class ExtractJob:
             "decoder": extractor.decoder,
             "blocks": [tap.name for tap in extractor.taps],
             "tap": extractor.tap,
-            "pool": pool_specs(extractor.pool),
+            "pool": split_pools(extractor.pool),
             "precision": extractor.precision,
             "backend": extractor.backend,
             "tiles": None if tiling.tile is None else asdict(tiling),

@@ -1,4 +1,4 @@
-"""A fitted probe as one safetensors file, with everything that is needed to use it: no pickle."""
+"""A fitted probe as one safetensors file, with everything needed to use it, and without pickle."""
 
 import json
 from collections.abc import Mapping
@@ -17,20 +17,20 @@ from densefeat.labels import Targets, Task
 from densefeat.probe.fitting import Linear
 from densefeat.probe.knn import Neighbours
 from densefeat.probe.protocols import Head
-from densefeat.search import extractor_by
+from densefeat.search import rebuild_extractor
 
 FILE = "probe.safetensors"
 _VERSION = 1
-_MAX_DESCRIBED = 2**26  # bytes of JSON
+_MAX_METADATA = 2**26  # characters of JSON
 _LINEAR, _NEIGHBOURS = "linear", "neighbours"
 _TASKS = ("single", "multi", "regression")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A head on columns of features, side by side in their order. ``told``: protocol, setting, metrics, as JSON.
+    """A head on columns of features, side by side in their order.
 
-    ``provenance``: of the features, as stores have it.
+    ``provenance``: of the features, as stores have it; ``told``: protocol, setting, and metrics of the fit, as JSON.
     """
 
     task: Task
@@ -42,9 +42,9 @@ class Probe:
     path: Path | None = None
 
     def scores(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 ``(n, K)``, of a regression ``(n,)``, from features by column, ``(n, C)`` each (what extractors give).
+        """Score features by column, ``(n, C)`` each, as an extractor returns them: float32 ``(n, K)``, regression ``(n,)``.
 
-        Raises UsageError where a column is missing, or of another size than the probe was fitted on.
+        Raises UsageError if a column is missing, or has another size than the probe was fitted on.
         """
         if missing := [name for name in self.columns if name not in features]:
             raise UsageError(f"no features {', '.join(missing)} for this probe: it takes {', '.join(self.columns)}")
@@ -52,14 +52,16 @@ class Probe:
         return self.head.scores(np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1))
 
     def extractor(self, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
-        """The network that makes this probe's features, up to its last block, with the recorded preprocessing.
+        """Load the network that makes this probe's features, up to its last block, with the recorded preprocessing.
 
-        ``weights``: a checkpoint, where the recorded one is elsewhere now; only the same file is taken.
-        Raises UsageError or WeightsError as :func:`densefeat.search.queries.extractor_by`.
+        ``weights``: a checkpoint, if the recorded one has been moved; it must be the same file.
+        Raises UsageError or WeightsError as :func:`densefeat.search.queries.rebuild_extractor`.
         """
         shown = f"probe {str(self.path)!r}" if self.path else "this probe"
         try:
-            return extractor_by(self.provenance, self.columns, shown, weights, device, "probe a store of densefeat extract")
+            return rebuild_extractor(
+                self.provenance, self.columns, shown, weights, device, "probe a store of densefeat extract"
+            )
         except DensefeatError:
             raise
         except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -67,9 +69,9 @@ class Probe:
 
 
 def save_probe(path: Path, probe: Probe) -> None:
-    """Whole or not at all. Raises OutputError where it cannot be written."""
+    """Write a probe atomically. Raises OutputError if it cannot be written."""
     head = probe.head
-    described: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "version": _VERSION,
         "task": probe.task,
         "classes": probe.classes,
@@ -79,66 +81,66 @@ def save_probe(path: Path, probe: Probe) -> None:
     }
     if isinstance(head, Linear):
         tensors = {"weight": head.weight, "bias": head.bias}
-        described |= {"head": _LINEAR, "squeeze": head.squeeze}
+        metadata |= {"head": _LINEAR, "squeeze": head.squeeze}
     else:
         values = head.targets.values
         tensors = {"features": head.features, "values": values.astype(np.uint8) if values.dtype == bool else values}
-        described |= {"head": _NEIGHBOURS, "k": head.k, "temperature": head.temperature}
-    metadata = {"densefeat_probe": json.dumps(described, ensure_ascii=False)}  # of several keys the order would be random
+        metadata |= {"head": _NEIGHBOURS, "k": head.k, "temperature": head.temperature}
+    metadata = {"densefeat_probe": json.dumps(metadata, ensure_ascii=False)}  # one key: several would come in random order
     with atomic_file(path) as beside:
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, beside, metadata)
 
 
 def load_probe(path: str | Path) -> Probe:
-    """A probe from its file, or from the folder that ``densefeat probe --out`` wrote.
+    """Load a probe from its file, or from the folder that ``densefeat probe --out`` wrote.
 
-    Raises WeightsError for a file that is missing, damaged, of a newer version, or no probe.
+    Raises WeightsError for a file that is missing, damaged, of a newer version, or not a probe.
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
     shown = f"probe {str(path)!r}"
     if not path.is_file():
-        raise WeightsError(f"{shown}: no such file; give what `densefeat probe --out` was given, or the {FILE} in it")
+        raise WeightsError(f"{shown}: no such file; give the folder of `densefeat probe --out`, or the {FILE} in it")
     try:
         with safe_open(path, "np") as file:
             text = (file.metadata() or {}).get("densefeat_probe")
-            if text is None or len(text) > _MAX_DESCRIBED:
-                raise WeightsError(f"{shown}: no probe of densefeat")
-            described = json.loads(text)
-            version = described["version"]
+            if text is None or len(text) > _MAX_METADATA:
+                raise WeightsError(f"{shown}: not a probe of densefeat")
+            metadata = json.loads(text)
+            version = metadata["version"]
             if not isinstance(version, int) or version > _VERSION:
-                raise WeightsError(f"{shown}: of version {version}, this densefeat reads up to {_VERSION}: update it")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
-        return _parse_probe(described, tensors, path)
+                raise WeightsError(f"{shown}: its version is {version}, this densefeat reads up to {_VERSION}: update densefeat")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        return _parse_probe(metadata, tensors, path)
     except DensefeatError:
         raise
-    except Exception as error:  # whatever a damaged file makes the readers say
+    except Exception as error:  # a damaged file can make the readers raise anything
         reason = (str(error).strip() or "no message").splitlines()[0]
-        raise WeightsError(f"{shown}: damaged, or no probe ({type(error).__name__}: {reason})") from error
+        raise WeightsError(f"{shown}: damaged, or not a probe ({type(error).__name__}: {reason})") from error
 
 
-def _parse_probe(described: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Probe:
-    """Raises ValueError, TypeError or KeyError where anything is not as :func:`save_probe` writes it."""
-    task, classes = described["task"], _parse_names(described["classes"])
-    columns = _parse_names(described["columns"])
+def _parse_probe(metadata: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Probe:
+    """Raise ValueError, TypeError or KeyError if anything is not as :func:`save_probe` writes it."""
+    task, classes = metadata["task"], _parse_names(metadata["classes"])
+    columns = _parse_names(metadata["columns"])
     if task not in _TASKS or not columns or (task == "regression") != (not classes) or len(classes) == 1:
         raise ValueError(f"task {task!r} of {len(classes)} classes, {len(columns)} columns")
     for name in ("provenance", "told"):
-        if not isinstance(described[name], dict):
-            raise TypeError(f"{name} is no object")
+        if not isinstance(metadata[name], dict):
+            raise TypeError(f"{name} is not an object")
     head: Head
-    if described["head"] == _LINEAR:
-        head = _parse_linear(tensors, len(classes), described["squeeze"])
-    elif described["head"] == _NEIGHBOURS:
-        head = _parse_neighbours(tensors, task, classes, described["k"], described["temperature"])
+    if metadata["head"] == _LINEAR:
+        head = _parse_linear(tensors, len(classes), metadata["squeeze"])
+    elif metadata["head"] == _NEIGHBOURS:
+        head = _parse_neighbours(tensors, task, classes, metadata["k"], metadata["temperature"])
     else:
-        raise ValueError(f"a head of kind {described['head']!r}")
-    return Probe(task, classes, columns, described["provenance"], head, described["told"], path)
+        raise ValueError(f"a head of kind {metadata['head']!r}")
+    return Probe(task, classes, columns, metadata["provenance"], head, metadata["told"], path)
 
 
 def _parse_names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value) or len(set(value)) < len(value):
-        raise ValueError("names that are no text, or stand twice")
+        raise ValueError("names that are not text, or repeated")
     return tuple(value)
 
 

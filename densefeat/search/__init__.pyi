@@ -1,12 +1,12 @@
 from .find import find_duplicates, find_neighbours
 from .page import write_page
-from .queries import extractor_by
+from .queries import rebuild_extractor
 from .results import Neighbours, Pairs
 
 __all__ = [
     "Neighbours",
     "Pairs",
-    "extractor_by",
+    "rebuild_extractor",
     "find_duplicates",
     "find_neighbours",
     "write_page",

@@ -1,5 +1,5 @@
-from .columns import BY_KEY, block_and_pool, choose_column, pools_of
-from .conversion import chosen_vectors, convert
+from .columns import block_name, choose_column, choose_columns, column_name, find_source, parse_columns, split_pools
+from .conversion import convert
 from .dataset import (
     all_failures,
     begin,
@@ -22,7 +22,6 @@ from .thumbnails import Decodable, make_file_thumbnail, make_pictures, make_thum
 from .writer import DTYPES, EmbeddingWriter, embedding_schema
 
 __all__ = [
-    "BY_KEY",
     "DTYPES",
     "MAP_KEY",
     "PART_ROWS",
@@ -37,12 +36,13 @@ __all__ = [
     "Store",
     "all_failures",
     "begin",
-    "block_and_pool",
+    "block_name",
     "check_folder",
     "check_output",
     "choose_column",
-    "chosen_vectors",
+    "choose_columns",
     "close",
+    "column_name",
     "convert",
     "count_failures",
     "csv_beside",
@@ -51,6 +51,7 @@ __all__ = [
     "embedding_schema",
     "entry_columns",
     "failures_file",
+    "find_source",
     "finish_part",
     "finished_parts",
     "have_outcome",
@@ -59,8 +60,8 @@ __all__ = [
     "make_pictures",
     "make_thumbnails",
     "open_store",
+    "parse_columns",
     "points_beside",
-    "pools_of",
     "read_entries",
     "read_manifest",
     "read_record",
@@ -68,5 +69,6 @@ __all__ = [
     "remove_work",
     "row_paths",
     "shrink_image",
+    "split_pools",
     "write_failures",
 ]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from densefeat.base import atomic_file, atomic_folder, output_errors
 from densefeat.errors import OutputError, UsageError
+from densefeat.store.columns import choose_columns
 from densefeat.store.reader import Store, open_store
 from densefeat.store.writer import vector_names
 
@@ -95,7 +95,7 @@ def convert(
         raise UsageError(f"format {to!r}: choose one of {', '.join(_FORMATS)}")
     opened = store if isinstance(store, Store) else open_store(store)
     _refuse_unfinished(opened)
-    job, out = Job(opened, chosen_vectors(opened, columns), advance), Path(out)
+    job, out = Job(opened, choose_columns(opened, columns), advance), Path(out)
     if os.path.lexists(out):
         raise OutputError(f"output {str(out)!r} exists: remove it or give another name")
     _FORMATS[to](job, out)
@@ -107,22 +107,6 @@ def _refuse_unfinished(store: Store) -> None:
         done, total = store.progress
         of = "" if total is None else f" of {total:,}"
         raise UsageError(f"store {str(store.path)!r} is unfinished, {done:,}{of} images done: finish its extraction first")
-
-
-def chosen_vectors(store: Store, columns: Sequence[str] | None) -> list[str]:
-    """In the store's order."""
-    names = vector_names(store.schema)
-    if columns is None:
-        return names
-    chosen = set()
-    for column in columns:
-        fitting = [name for name in names if name == column or re.fullmatch(rf"block{re.escape(column)}(_[a-z]+)?", name)]
-        if not fitting:
-            raise UsageError(f"{store.path} has no vectors {column!r}: it has {', '.join(names)}")
-        chosen.update(fitting)
-    if not chosen:
-        raise UsageError(f"no columns chosen: {store.path} has {', '.join(names)}")
-    return [name for name in names if name in chosen]
 
 
 def _to_npy(job: Job, out: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from densefeat.errors import DensefeatError
-from densefeat.images import Decoded, Files, LocalFolder, Selected, Source, TiledSource, is_remote, open_image, open_source
+from densefeat.images import Decoded, ImageFiles, LocalFolder, Selected, Source, TiledSource, is_remote, open_image, open_source
 from densefeat.store.entries import ImageEntry
 
 _EDGE = 160  # pixels
@@ -81,7 +81,7 @@ def _open_images(place: str, keys: set[str], options: dict[str, Any]) -> Source:
     """
     names = pa.array(sorted(key.encode() for key in keys), pa.large_binary())
     if os.path.isdir(place) and not os.path.exists(os.path.join(place, "dataset_info.json")):
-        return Files(LocalFolder(os.path.realpath(place), bool(options.get("follow_links"))), names)
+        return ImageFiles(LocalFolder(os.path.realpath(place), bool(options.get("follow_links"))), names)
     source = open_source(place, **options)
     positions = pc.index_in(names, source.keys()).drop_null()
     return Selected(source, np.sort(positions.to_numpy()))

@@ -78,7 +78,7 @@ def test_the_network_that_made_the_features(photo_folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("provenance", "error", "match"),
     [
-        ({}, UsageError, r"this probe does not tell what made it \(model, .* missing\): probe a store of densefeat extract"),
+        ({}, UsageError, r"this probe does not record what made it \(model, .* missing\): probe a store of densefeat extract"),
         ({"weights": []}, WeightsError, "its record of the network is damaged"),
         ({"blocks": 3}, WeightsError, "its record of the network is damaged"),
         ({"preprocessing": {"no": 1}}, WeightsError, "its record of the network is damaged"),

@@ -11,8 +11,12 @@ import densefeat
 from densefeat.errors import UsageError
 from densefeat.nets.weights import file_sha256
 from densefeat.search.find import find_row
-from densefeat.search.queries import _extractor_of, embed
+from densefeat.search.queries import embed, rebuild_extractor
 from support.helpers import BUNDLED, relative_difference
+
+
+def rebuild(store: densefeat.Store, weights: str | Path | None = None) -> densefeat.FeatureExtractor:
+    return rebuild_extractor(store.provenance, ["block1"], str(store.path), weights, "cpu", "query it by --key")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +37,7 @@ def test_a_query_is_embedded_as_its_row_was(photo_folder: Path, tmp_path: Path, 
 
 def test_only_what_the_column_needs_is_run(photo_folder: Path, tmp_path: Path) -> None:
     densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", workers=1, image_size=32)
-    extractor = _extractor_of(densefeat.open_store(tmp_path / "e.parquet"), "block1", device="cpu")
+    extractor = rebuild(densefeat.open_store(tmp_path / "e.parquet"))
     assert [tap.name for tap in extractor.taps] == ["block1"]
 
 
@@ -51,7 +55,7 @@ def of_checkpoint(tmp_path: Path, photo_folder: Path, bundled_file: Path) -> Pat
 
 
 def test_the_checkpoint_that_the_store_names_is_found(of_checkpoint: Path, tmp_path: Path) -> None:
-    extractor = _extractor_of(densefeat.open_store(of_checkpoint), "block1", device="cpu")
+    extractor = rebuild(densefeat.open_store(of_checkpoint))
     assert extractor.provenance["weights"]["source"] == str(tmp_path / "mine.safetensors")
 
 
@@ -60,17 +64,17 @@ def test_a_checkpoint_that_was_moved(of_checkpoint: Path, tmp_path: Path) -> Non
     store = densefeat.open_store(of_checkpoint)
     with pytest.raises(
         UsageError,
-        match=r"the weights of .*e.parquet were '.*mine.safetensors', not here now: --weights FILE \(sha256 [0-9a-f]{64}\)",
+        match=r"the weights of .*e.parquet were '.*mine.safetensors', which is not there now: --weights FILE \(sha256 [0-9a-f]{64}\)",
     ):
-        _extractor_of(store, "block1", device="cpu")
-    _extractor_of(store, "block1", tmp_path / "elsewhere.safetensors", "cpu")
+        rebuild(store)
+    rebuild(store, tmp_path / "elsewhere.safetensors")
 
 
 def test_other_weights_are_refused_before_they_are_read(of_checkpoint: Path, tmp_path: Path, bundled_file: Path) -> None:
     (tmp_path / "mine.safetensors").write_bytes(b"no checkpoint at all")
     here, there = file_sha256(tmp_path / "mine.safetensors"), file_sha256(bundled_file)
-    with pytest.raises(UsageError, match=rf"are others than those of .*e.parquet: sha256 {here}, its own \('.*'\) {there}"):
-        _extractor_of(densefeat.open_store(of_checkpoint), "block1", device="cpu")
+    with pytest.raises(UsageError, match=rf"are others than those of .*e.parquet: sha256 {here}, recorded {there}"):
+        rebuild(densefeat.open_store(of_checkpoint))
 
 
 MADE = {
@@ -87,17 +91,17 @@ MADE = {
 @pytest.mark.parametrize(
     ("provenance", "weights", "match"),
     [
-        ({}, None, r"does not tell what made it \(model, weights, .* missing\): query it by --key"),
+        ({}, None, r"does not record what made it \(model, weights, .* missing\): query it by --key"),
         (MADE | {"model": "Mine", "weights": {"source": "a model object", "sha256": "00"}}, None, r"a model object \(Mine\)"),
         (MADE | {"model": "densefeat_nonsense"}, None, "unknown model 'densefeat_nonsense'"),
         (MADE, "nowhere.pt", "weights 'nowhere.pt': no such file"),
-        (MADE, None, "sha256 [0-9a-f]{64}, its own .* 00"),
+        (MADE, None, "sha256 [0-9a-f]{64}, recorded 00"),
     ],
 )
 def test_stores_that_no_network_fits(make_store, provenance: dict, weights: str | None, match: str) -> None:
     store = make_store({"block1": np.ones((1, 216), np.float32)}, **provenance)
     with pytest.raises(UsageError, match=match):
-        _extractor_of(store, "block1", weights, "cpu")
+        rebuild(store, weights)
 
 
 @pytest.mark.parametrize(

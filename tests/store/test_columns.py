@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densefeat.errors import UsageError
-from densefeat.store.columns import _made_by, choose_column
+from densefeat.store.columns import choose_column, choose_columns, column_name, find_source
 
 ONE = np.ones((1, 2), np.float32)
 
@@ -52,11 +52,30 @@ def test_a_store_without_rows(make_store) -> None:
         ("block2_max", "avg,max", ("block2", "max")),
     ],
 )
-def test_what_made_a_column(make_store, column: str, pool: list[str] | str, expected: tuple[str, str]) -> None:
-    store = make_store({column: ONE}, blocks=["block1", "block2"], pool=pool)
-    assert _made_by(store, column) == expected
+def test_what_made_a_column(column: str, pool: list[str] | str, expected: tuple[str, str]) -> None:
+    source = find_source({"blocks": ["block1", "block2"], "pool": pool}, column, "unknown")
+    assert (source.block, source.pool) == expected
+    assert column_name(*expected, 1 if len(pool) == 1 else 2) == column
 
 
-def test_a_column_that_nothing_made(make_store) -> None:
-    with pytest.raises(UsageError, match="does not tell which block and pool made 'mine': query it by --key"):
-        _made_by(make_store({"mine": ONE}, blocks=["block1"], pool=["avg"]), "mine")
+def test_a_column_that_nothing_made() -> None:
+    with pytest.raises(UsageError, match="who made mine"):
+        find_source({"blocks": ["block1"], "pool": ["avg"]}, "mine", "who made mine")
+
+
+@pytest.mark.parametrize(
+    ("names", "pool", "columns", "chosen"),
+    [
+        (["block1", "block10"], ["avg"], ["1"], ["block1"]),
+        (["block1_avg", "block1_max", "block2_avg", "block2_max"], ["avg", "max"], ["2", "block1_max"], ["block1_max", "block2_avg", "block2_max"]),
+        (["layer1", "layer2"], ["avg"], ["2"], ["layer2"]),
+        (["stages.0_avg", "stages.0_gem", "stages.1_avg", "stages.1_gem"], ["avg", "gem:4"], ["2"], ["stages.1_avg", "stages.1_gem"]),
+    ],
+)  # fmt: skip
+def test_blocks_by_number_in_every_command(
+    make_store, names: list[str], pool: list[str], columns: list[str], chosen: list[str]
+) -> None:
+    store = make_store(dict.fromkeys(names, ONE), pool=pool)
+    assert choose_columns(store, columns) == chosen
+    if len(chosen) == 1:
+        assert choose_column(store, int(columns[0])) == chosen[0]
