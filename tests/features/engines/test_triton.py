@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from densefeat import DelugeNet, DenseNet
-from densefeat.features.engines.folded import fold_network
 from densefeat.features.engines.triton.engine import _find_compiler_obstacle, count_traffic, find_triton_obstacle
 
 CASES = Path(__file__).with_name("triton_cases.py")
@@ -63,23 +62,23 @@ def test_a_compiler_is_needed(
 
 
 def test_traffic_of_a_dense_network_counted_by_hand() -> None:
-    network = fold_network(DenseNet(4, (1, 2), 8, bn_size=2, num_classes=2))
+    model = DenseNet(4, (1, 2), 8, bn_size=2, num_classes=2)
     image = 4 * 3 * 20 * 24 + 2 * (3 * 20 * 24 + 3 * 26 * 30)  # read, then written and read with its padding
     stem = 2 * (2 * 8 * 10 * 12 + 8 * 5 * 6)
     block1 = 2 * 5 * 6 * ((8 + 2 * 8 + 4) + 12) + 2 * 2 * 3 * 6
     block2 = 2 * 2 * 3 * ((6 + 2 * 8 + 4) + (10 + 2 * 8 + 4) + 14)
-    assert count_traffic(network, 20, 24, torch.bfloat16) == image + stem + block1 + block2
+    assert count_traffic(model, 20, 24, torch.bfloat16) == image + stem + block1 + block2
 
 
 def test_traffic_of_a_deluge_network_counted_by_hand() -> None:
-    network = fold_network(DelugeNet((4, 6), (2, 2), "cifar", num_classes=2))
+    model = DelugeNet((4, 6), (2, 2), "cifar", num_classes=2)
     image = 4 * 3 * 7 * 8 + 4 * (3 * 7 * 8 + 3 * 9 * 10) + 4 * 4 * 7 * 8
     block1 = 4 * 7 * 8 * ((4 + 4 * 4 + 8) + (8 + 4 * 4 + 8) + 2 * 8 + 8)
     block2 = 4 * (8 * 7 * 8 + 4 * 4 * (12 + (12 + 4 * 6 + 12) + (2 * 12 + 4 * 6 + 12) + 3 * 12))
-    assert count_traffic(network, 7, 8, torch.float32) == image + block1 + block2
+    assert count_traffic(model, 7, 8, torch.float32) == image + block1 + block2
 
 
 def test_traffic_of_densenet121() -> None:
-    network = fold_network(DenseNet(num_classes=2))
-    assert count_traffic(network, 224, 224, torch.bfloat16) == pytest.approx(45.7e6, rel=0.01)
-    assert count_traffic(network, 224, 224, torch.float32) == pytest.approx(90.8e6, rel=0.01)
+    model = DenseNet(num_classes=2)
+    assert count_traffic(model, 224, 224, torch.bfloat16) == pytest.approx(45.7e6, rel=0.01)
+    assert count_traffic(model, 224, 224, torch.float32) == pytest.approx(90.8e6, rel=0.01)

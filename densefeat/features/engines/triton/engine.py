@@ -26,6 +26,7 @@ from math import ceil
 from typing import Any
 
 import torch
+from torch import nn
 
 from densefeat.errors import UsageError
 from densefeat.features.engines.engine import BlockOutput, EngineSpec, concat_outputs
@@ -35,6 +36,7 @@ from densefeat.features.engines.folded import (
     FoldedDelugeBlock,
     FoldedDenseBlock,
     FoldedNetwork,
+    fold_network,
 )
 
 _MAX_ELEMENTS = 1 << 29  # of the largest map of a pass: 2 GiB in float32
@@ -181,8 +183,13 @@ def _largest_map(network: FoldedNetwork, sizes: list[tuple[int, int]]) -> int:
     return max(values)
 
 
-def count_traffic(network: FoldedNetwork, height: int, width: int, dtype: torch.dtype) -> int:
-    """Count the bytes that are read and written for one image, up to the means of all blocks: see the top of this file."""
+def count_traffic(model: nn.Module, height: int, width: int, dtype: torch.dtype) -> int:
+    """Count the bytes that are read and written for one image, up to the means of all blocks: see the top of this file.
+
+    Raises:
+        NotFoldable: The network has parts that engines do not know.
+    """
+    network = fold_network(model)
     channels, border = network.stem.conv.weight.shape[1], 2 * network.stem.conv.padding
     stem, *pixels = (height * width for height, width in _map_sizes(network, height, width))
     written = len(network.stem.conv.weight)
