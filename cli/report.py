@@ -90,7 +90,7 @@ def _prune(
     table, place = stores.csv_beside(out, report.PRUNING_COLUMNS), str(base.choose_device(device))
     network, sample = report.load_sample(model, weights, images, limit or 1000, label_column, place)
     identity = {"weights": nets.state_sha256(network), "images": sample.sha256()}
-    print_note(f"{len(sample):,} of {sample.there:,} labelled images")
+    print_note(f"{len(sample):,} of {sample.available:,} labelled images")
     journal = report.Journal(out.with_suffix(".jsonl"), identity)
     with base.progress_bar("removing", report.count_work(network), unit="connections") as advance:
         pruning = report.prune(network, sample, journal, advance)

@@ -6,8 +6,8 @@ from .results import Neighbours, Pairs
 __all__ = [
     "Neighbours",
     "Pairs",
-    "rebuild_extractor",
     "find_duplicates",
     "find_neighbours",
+    "rebuild_extractor",
     "write_page",
 ]

@@ -69,7 +69,7 @@ def _build_index(store: Store, column: str, metric: str, progress: Progress | No
     return Index(index, np.concatenate(rows), metric)
 
 
-def _nearest(
+def nearest(
     store: Store,
     queries: np.ndarray,
     column: str,
@@ -94,7 +94,7 @@ def _nearest(
     return rows, np.where(rows < 0, np.float32("nan"), scores(closeness, metric))
 
 
-def _near_duplicates(
+def near_duplicates(
     store: Store,
     column: str,
     threshold: float,
@@ -102,7 +102,7 @@ def _near_duplicates(
     max_pairs: int = MAX_PAIRS,
     progress: Progress | None = None,
 ) -> Duplicates:
-    """As :func:`densefeat.search.exact._near_duplicates`, approximately. ``progress``: rows indexed, then rows compared."""
+    """As :func:`densefeat.search.exact.near_duplicates`, approximately. ``progress``: rows indexed, then rows compared."""
     check_threshold(threshold, metric, max_pairs)
     built = _build_index(store, column, metric, progress)
     least = np.float32(-threshold if metric == "euclidean" else threshold)

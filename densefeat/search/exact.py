@@ -105,7 +105,7 @@ def merge(rows: np.ndarray, closeness: np.ndarray, new_rows: np.ndarray, new_clo
     rows[:], closeness[:] = np.concatenate([rows, new_rows])[order], both[order]
 
 
-def _near_duplicates(
+def near_duplicates(
     store: Store,
     column: str,
     threshold: float,

@@ -2,9 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,11 @@ from densefeat.search.results import Neighbours, Pairs, Query
 from densefeat.store import Store, choose_column
 from densefeat.store.entries import ImageEntry, read_entries
 
-_ENGINES = {"exact": exact, "faiss": approximate}
+# for each engine its functions for neighbours and for pairs
+_ENGINES = {
+    "exact": (exact.nearest, exact.near_duplicates),
+    "faiss": (approximate.nearest, approximate.near_duplicates),
+}
 _CLOSE_MATCHES = 100_000  # keys that are compared with a misspelt one
 
 
@@ -45,7 +49,7 @@ def find_neighbours(
 
     Raises UsageError for what does not exist or cannot be read, WeightsError where the network's weights cannot be had.
     """
-    search = _engine_of(engine)
+    nearest, _ = _find_engine(engine)
     name = choose_column(store, block, column)
     if not images and not keys:
         raise UsageError("nothing to search for: give images or keys")
@@ -59,7 +63,7 @@ def find_neighbours(
     told = read_entries(store, np.array(rows, np.int64))
     queries = [Query(ImageEntry(str(image))) for image in images] + [Query(told[row], row) for row in rows]
     leave_out = [-1] * len(images) + rows
-    found = search.nearest(store, np.concatenate(vectors), name, k, metric, leave_out, progress)
+    found = nearest(store, np.concatenate(vectors), name, k, metric, leave_out, progress)
     return Neighbours(store, name, metric, tuple(queries), *found)
 
 
@@ -75,14 +79,14 @@ def find_duplicates(
 ) -> Pairs:
     """All pairs of rows at least as similar as ``threshold``, or at most as far apart, and the groups they form.
 
-    Arguments and errors as in :func:`find_neighbours` and :func:`densefeat.search.exact._near_duplicates`.
+    Arguments and errors as in :func:`find_neighbours` and :func:`densefeat.search.exact.near_duplicates`.
     """
-    search = _engine_of(engine)
+    _, near_duplicates = _find_engine(engine)
     name = choose_column(store, block, column)
-    return Pairs(store, name, metric, threshold, search.near_duplicates(store, name, threshold, metric, max_pairs, progress))
+    return Pairs(store, name, metric, threshold, near_duplicates(store, name, threshold, metric, max_pairs, progress))
 
 
-def _engine_of(engine: str) -> ModuleType:
+def _find_engine(engine: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     if engine not in _ENGINES:
         raise UsageError(f"engine {engine!r}: choose one of {', '.join(_ENGINES)}")
     return _ENGINES[engine]

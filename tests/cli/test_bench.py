@@ -101,11 +101,16 @@ def children(process: int) -> set[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 @pytest.mark.parametrize(
-    ("sent", "at", "code"),
-    [(signal.SIGTERM, 1, 143), pytest.param(signal.SIGINT, 2, 130, marks=pytest.mark.slow)],  # the second is the ceiling's
+    ("sent", "at", "code", "message"),
+    [
+        (signal.SIGTERM, 1, 143, "stopped by SIGTERM"),
+        pytest.param(signal.SIGINT, 2, 130, "interrupted", marks=pytest.mark.slow),
+    ],  # the second is the ceiling's
     ids=["SIGTERM while it builds", "Ctrl-C while it measures"],
 )
-def test_stopped_it_leaves_no_process_and_no_file(sent: signal.Signals, at: int, code: int, tmp_path: Path) -> None:
+def test_stopped_it_leaves_no_process_and_no_file(
+    sent: signal.Signals, at: int, code: int, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "temporary").mkdir()
     process = subprocess.Popen(
         command(*SMALL, "--rounds", 100_000, "--arms", "hooks", "--out", tmp_path / "speed.json"),
@@ -118,7 +123,7 @@ def test_stopped_it_leaves_no_process_and_no_file(sent: signal.Signals, at: int,
         time.sleep(0.05)
     process.send_signal(sent)
     _, said = process.communicate(timeout=120)
-    assert (process.returncode, said.strip()) == (code, "densefeat: interrupted")
+    assert (process.returncode, said.strip()) == (code, f"densefeat: {message}")
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
     assert os.listdir(tmp_path) == ["temporary"]
     assert os.listdir(tmp_path / "temporary") == []

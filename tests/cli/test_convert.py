@@ -1,39 +1,29 @@
-"""``densefeat convert``: what it writes and says, and its errors."""
+"""``densefeat convert``: what it writes and prints, and its errors."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from densefeat_cli.main import main
+from support.commands import run_command
 from support.stores import write_store
 
 
-def densefeat(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["densefeat", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-def test_blocks_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_blocks_by_number(tmp_path: Path) -> None:
     features = write_store(tmp_path / "s", shapes={"block1": (2,), "block2": (3,), "block3": (2, 4, 5)})
-    assert densefeat(monkeypatch, "convert", tmp_path / "s", "--to", "npy", "--out", tmp_path / "a", "--blocks", "1,3") == 0
-    told = capsys.readouterr()
-    assert told.out == f"wrote {tmp_path}/a: 30 rows (block1 2, block3 2×4×5)\n"
-    assert told.err == ""  # no terminal, no progress bar
+    finished = run_command("convert", tmp_path / "s", "--to", "npy", "--out", tmp_path / "a", "--blocks", "1,3", check=True)
+    assert finished.stdout == f"wrote {tmp_path}/a: 30 rows (block1 2, block3 2×4×5)\n"
+    assert finished.stderr == ""  # no terminal, no progress bar
     assert sorted(path.name for path in (tmp_path / "a").glob("*.npy")) == ["block1.npy", "block3.npy"]
     assert np.array_equal(np.load(tmp_path / "a/block3.npy"), features["block3"])
 
 
-def test_progress_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+def test_progress_on_a_terminal(tmp_path: Path) -> None:
     write_store(tmp_path / "s")
-    assert densefeat(monkeypatch, "convert", tmp_path / "s", "--to", "csv", "--out", tmp_path / "a.csv") == 0
-    told = capsys.readouterr().err
-    assert "converting" in told
-    assert "60/60" in told
+    terminal = {"TTY_COMPATIBLE": "1"}
+    finished = run_command("convert", tmp_path / "s", "--to", "csv", "--out", tmp_path / "a.csv", env=terminal, check=True)
+    assert "converting" in finished.stderr
+    assert "60/60" in finished.stderr
 
 
 @pytest.mark.parametrize(
@@ -47,17 +37,10 @@ def test_progress_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         (["half", "--to", "npy", "--out", "o"], 2, "store 'half' is unfinished, 10 of 30 images done: finish its extraction"),
     ],
 )
-def test_errors(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_errors(folder: Path, arguments: list[str], code: int, message: str) -> None:
     write_store(Path("s"))
     write_store(Path("half"), finished=1)
-    assert densefeat(monkeypatch, "convert", *arguments) == code
-    (line,) = capsys.readouterr().err.splitlines()
+    exit_code, _, stderr = run_command("convert", *arguments)
+    assert exit_code == code
+    (line,) = stderr.splitlines()
     assert line.startswith(f"densefeat: {message}")

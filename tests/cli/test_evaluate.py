@@ -1,7 +1,8 @@
 """``densefeat evaluate``: its table, JSON, and what it says of wrong use."""
 
 import json
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,23 +14,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from densefeat.evaluation.accuracy import evaluate as evaluate_network
-from densefeat_cli.main import main
+from support.commands import Finished, run_command
 from support.helpers import BUNDLED
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Runs the command in ``tmp_path``; returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["densefeat", "evaluate", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return run
+def run(folder: Path) -> Callable[..., Finished]:
+    """Run the command in an empty folder."""
+    return partial(run_command, "evaluate")
 
 
 @pytest.fixture
@@ -118,7 +110,7 @@ def test_names_of_classes_are_no_markup(run, tmp_path: Path, photographs: list[I
         ([BUNDLED, "--data", "data", "--crop-pct", "2"], 2, "crop_pct 2.0: give a share, above 0 and at most 1"),
         ([BUNDLED, "--data", "data", "--crop-pct", "0"], 2, "crop_pct 0.0: give a share, above 0 and at most 1"),
         ([BUNDLED, "--data", "data", "--device", "toaster"], 2, "device 'toaster': no such kind of device"),
-        ([BUNDLED, "--data", "data", "--device", "cuda:99"], 2, "device 'cuda:99': there are "),
+        ([BUNDLED, "--data", "data", "--device", "cuda:99"], 2, "device 'cuda:99' cannot be used; this machine has cpu"),
         ([BUNDLED, "--data", "data", "--label-column", "x"], 2, "images 'data': label_column 'x' is not for a folder of images"),
         ([BUNDLED, "--data", "data", "--weights", "none.pth"], 1, "weights none.pth: no such file"),
         (["data", "--data", "data"], 2, "model 'data': this folder holds no config.json"),

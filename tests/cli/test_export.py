@@ -1,4 +1,4 @@
-"""``densefeat export``: what it writes and says, and its errors."""
+"""``densefeat export``: what it writes and prints, and its errors."""
 
 import re
 import signal
@@ -9,23 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from densefeat_cli.main import main
+from support.commands import run_command
 from support.helpers import BUNDLED
 
 
-def densefeat(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["densefeat", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-def test_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_prints(tmp_path: Path) -> None:
     out = tmp_path / "network.onnx"
-    assert densefeat(monkeypatch, "export", BUNDLED, "--to", "onnx", "--out", out, "--blocks", "1,2") == 0
-    told = capsys.readouterr()
-    assert told.err == ""  # no terminal, no progress bar, nothing of torch's exporter
-    first, second, third = told.out.splitlines()
+    finished = run_command("export", BUNDLED, "--to", "onnx", "--out", out, "--blocks", "1,2", check=True)
+    assert finished.stderr == ""  # no terminal, no progress bar, nothing of torch's exporter
+    first, second, third = finished.stdout.splitlines()
     assert first == f"wrote {out}: {BUNDLED}.tin200 (block1 batch×216, block2 batch×300)"
     assert second == "input: float32 batch×3×height×width, sizes: any, from 32 pixels; opset 18"
     assert re.search(
@@ -34,12 +26,11 @@ def test_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     )
 
 
-def test_progress_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    assert densefeat(monkeypatch, "export", BUNDLED, "--to", "safetensors", "--out", tmp_path / "a.safetensors") == 0
-    told = capsys.readouterr().err
-    assert "exporting" in told
-    assert "4/4" in told
+def test_progress_on_a_terminal(tmp_path: Path) -> None:
+    command = ("export", BUNDLED, "--to", "safetensors", "--out", tmp_path / "a.safetensors")
+    finished = run_command(*command, env={"TTY_COMPATIBLE": "1"}, check=True)
+    assert "exporting" in finished.stderr
+    assert "4/4" in finished.stderr
 
 
 def test_after_sigterm_nothing_is_left(tmp_path: Path) -> None:
@@ -54,12 +45,11 @@ def test_after_sigterm_nothing_is_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_exists_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.onnx").write_text("mine")
-    monkeypatch.chdir(tmp_path)
-    assert densefeat(monkeypatch, "export", BUNDLED, "--to", "onnx", "--out", "a.onnx") == 2
-    assert capsys.readouterr().err == "densefeat: output 'a.onnx' exists: remove it or give another name\n"
-    assert (tmp_path / "a.onnx").read_text() == "mine"
+def test_an_existing_file_stays(folder: Path) -> None:
+    (folder / "a.onnx").write_text("mine")
+    finished = run_command("export", BUNDLED, "--to", "onnx", "--out", "a.onnx")
+    assert finished == (2, "", "densefeat: output 'a.onnx' exists: remove it or give another name\n")
+    assert (folder / "a.onnx").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -79,15 +69,6 @@ def test_what_exists_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         ),
     ],
 )
-def test_errors(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    code: int,
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert densefeat(monkeypatch, "export", *arguments) == code
-    assert capsys.readouterr().err == message
-    assert list(tmp_path.iterdir()) == []
+def test_errors(folder: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+    assert run_command("export", *arguments) == (code, "", message)
+    assert list(folder.iterdir()) == []

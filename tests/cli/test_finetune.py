@@ -1,13 +1,12 @@
 """``densefeat finetune`` and ``densefeat predict`` as a newcomer runs them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from densefeat.errors import UsageError
-from densefeat_cli.main import densefeat
+from support.commands import run_command
 from support.helpers import BUNDLED
 from support.runs import write_classes
 
@@ -15,9 +14,7 @@ QUICK = ["workers=0", "batch_size=8"]
 
 
 def call(*arguments: object) -> str:
-    result = CliRunner().invoke(densefeat, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return run_command(*arguments, check=True).stdout
 
 
 def test_from_a_folder_to_predictions(tmp_path: Path) -> None:
@@ -65,9 +62,9 @@ def test_another_head_first_learns_by_itself(tmp_path: Path, head: str) -> None:
 def test_wrong_use(tmp_path: Path, arguments: list[str], message: str) -> None:
     data = write_classes(tmp_path / "photos", 2, classes=2)
     command = ["finetune", "--data", str(data), "--out", str(tmp_path / "run"), "--model", BUNDLED, *arguments]
-    with pytest.raises(UsageError) as error:
-        CliRunner().invoke(densefeat, command, catch_exceptions=False)
-    assert message in str(error.value)
+    finished = run_command(*command)
+    assert finished.exit_code == 2
+    assert message in finished.stderr
 
 
 def test_names_that_yaml_would_read_otherwise(tmp_path: Path) -> None:
@@ -80,10 +77,12 @@ def test_names_that_yaml_would_read_otherwise(tmp_path: Path) -> None:
 def test_a_run_is_no_image(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "photos", 3, classes=2)
     command = ["finetune", "--data", str(data), "--model", BUNDLED, "--out", str(data / "run")]
-    with pytest.raises(UsageError, match="is in the folder of images .*: name another --out"):
-        CliRunner().invoke(densefeat, command, catch_exceptions=False)
+    finished = run_command(*command)
+    assert finished.exit_code == 2
+    assert re.search("is in the folder of images .*: name another --out", finished.stderr)
 
 
-def test_a_recipe_of_fine_tuning_is_none_for_training(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="recipe finetune_folder is for densefeat finetune, not for densefeat train"):
-        CliRunner().invoke(densefeat, ["train", "finetune_folder"], catch_exceptions=False)
+def test_train_refuses_a_recipe_of_fine_tuning() -> None:
+    finished = run_command("train", "finetune_folder")
+    assert finished.exit_code == 2
+    assert "recipe finetune_folder is for densefeat finetune, not for densefeat train" in finished.stderr

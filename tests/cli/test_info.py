@@ -2,15 +2,16 @@
 
 import json
 import os
-import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, read_manifest
-from densefeat_cli.main import main
+from support.commands import Finished, run_command
 from support.stores import made_up, write_rows, write_store
 
 HOSTILE = Failure("\x1b[2Jrød\r\n[bold]\u202e.jpg", "decode", "no image \x07")
@@ -18,18 +19,9 @@ FAILURES = (HOSTILE, Failure("tile.tif", "tile", "damaged", 64, 0), *(Failure(f"
 
 
 @pytest.fixture
-def info(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Runs the command in ``tmp_path``; returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["densefeat", "info", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return run
+def info(folder: Path) -> Callable[..., Finished]:
+    """Run the command in an empty folder."""
+    return partial(run_command, "info")
 
 
 def lines(text: str) -> list[str]:
@@ -79,7 +71,7 @@ def test_unfinished(info) -> None:
     said = lines(info("s")[1])
     assert said[:4] == [
         "store s (folder, parts: 2)",
-        "unfinished 20 of 30 done; the same densefeat extract goes on from there",
+        "unfinished 20 of 30 done; the same densefeat extract continues from there",
         "rows 20",
         "failures 7 (read 5, decode 1, tile 1)",
     ]
@@ -93,7 +85,7 @@ def test_of_unknown_length_and_just_begun(info) -> None:
     manifest = read_manifest(layout)
     replace(manifest, rounds=(replace(manifest.rounds[0], positions=None),)).save(layout)
     said = lines(info("s")[1])
-    assert "unfinished 0 done; the same densefeat extract goes on from there" in said
+    assert "unfinished 0 done; the same densefeat extract continues from there" in said
     assert "rows 0" in said
 
 

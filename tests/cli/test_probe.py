@@ -4,19 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 import densefeat
-from densefeat.errors import OutputError, UsageError
 from densefeat.probe.probe_file import load_probe
-from densefeat_cli.probe import probe
+from support.commands import Finished, run_command
 from support.helpers import BUNDLED
 from support.probes import class_store, codes_of, features_of, write_probe_store
 from support.runs import write_table
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(probe, list(map(str, arguments)), catch_exceptions=False)
+def run(*arguments: object) -> Finished:
+    return run_command("probe", *arguments)
 
 
 def test_of_a_store_and_again(tmp_path: Path) -> None:
@@ -101,7 +99,7 @@ def test_names_command_no_terminal(tmp_path: Path) -> None:
     store = write_probe_store(tmp_path / "s.parquet", labels, features_of(codes_of(60)), [f"\x1b]0;{i}" for i in range(60)])
     result = run(store, "--out", tmp_path / "out", "--protocol", "knn")
     assert result.exit_code == 0
-    assert "\x1b" not in result.output
+    assert "\x1b" not in result.stdout + result.stderr
     assert "left out: \\x1b]0;3" in result.stderr
 
 
@@ -109,8 +107,8 @@ def test_names_command_no_terminal(tmp_path: Path) -> None:
     ("arguments", "match"),
     [
         ([], "give a STORE of densefeat extract, or --images"),
-        (["s", "--model", "m"], "--model is for --images alone"),
-        (["s", "--batch-size", "3"], "--batch-size is for --images alone"),
+        (["s", "--model", "m"], "--model is only for --images"),
+        (["s", "--batch-size", "3"], "--batch-size is only for --images"),
         (["s", "--labels", "folder"], "--labels folder is for --images"),
         (["s", "--protocol", "sgd"], "--protocol sgd learns from augmented images"),
         (["--images", "i", "--protocol", "sgd", "--task", "regression"], "--task regression is not for --protocol sgd"),
@@ -129,15 +127,18 @@ def test_questions_that_make_no_sense(arguments: list[str], match: str, tmp_path
 def test_errors_come_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("")
-    with pytest.raises(UsageError, match=r"holds something else than a probe \('mine.txt'\)"):
-        run("--images", tmp_path, "--out", tmp_path / "out")
-    with pytest.raises(UsageError, match="no such file or folder"):
-        run(tmp_path / "no", "--out", tmp_path / "new")
+    finished = run("--images", tmp_path, "--out", tmp_path / "out")
+    assert finished.exit_code == 2
+    assert "holds something else than a probe ('mine.txt')" in finished.stderr
+    finished = run(tmp_path / "no", "--out", tmp_path / "new")
+    assert finished.exit_code == 2
+    assert "no such file or folder" in finished.stderr
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("protocol", ["knn", "sgd"])
-def test_a_place_that_cannot_be_written(tmp_path: Path, protocol: str) -> None:
+def test_a_folder_that_cannot_be_written(tmp_path: Path, protocol: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="file/out' cannot be written: Not a directory"):
-        run("--images", tmp_path, "--out", tmp_path / "file/out", "--protocol", protocol, "--device", "cpu")
+    finished = run("--images", tmp_path, "--out", tmp_path / "file/out", "--protocol", protocol, "--device", "cpu")
+    assert finished.exit_code == 1
+    assert "file/out' cannot be written: Not a directory" in finished.stderr

@@ -1,30 +1,22 @@
 """``densefeat recipes``: the table, one recipe, a copy of it to change."""
 
 import os
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from densefeat.training.recipe_files import load_recipe, recipe_names, recipe_text
-from densefeat_cli.main import main
+from support.commands import Finished, run_command
 
 NAME = "cifar10_densenet_bc100_k12"
 
 
 @pytest.fixture
-def recipes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Runs the command in ``tmp_path``; returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["densefeat", "recipes", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return run
+def recipes(folder: Path) -> Callable[..., Finished]:
+    """Run the command in an empty folder."""
+    return partial(run_command, "recipes")
 
 
 def test_table(recipes) -> None:

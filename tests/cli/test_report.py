@@ -2,30 +2,22 @@
 
 import csv
 import re
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from densefeat.loading.load import load_network
-from densefeat_cli.main import main
+from support.commands import Finished, run_command
 from support.helpers import BUNDLED
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Runs the command in ``tmp_path``; returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["densefeat", "report", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        told = capsys.readouterr()
-        return int(ended.value.code or 0), told.out, told.err
-
-    return run
+def run(folder: Path) -> Callable[..., Finished]:
+    """Run the command in an empty folder."""
+    return partial(run_command, "report")
 
 
 @pytest.fixture

@@ -4,15 +4,15 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 import densefeat
-from densefeat_cli.search import search
+from support.commands import Finished, run_command
 from support.helpers import BUNDLED
 
 
@@ -26,11 +26,11 @@ def store(photo_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(search, list(map(str, arguments)), catch_exceptions=False)
+def run(*arguments: object) -> Finished:
+    return run_command("search", *arguments)
 
 
-def test_in_a_shell(store: Path, photo_folder: Path, tmp_path: Path) -> None:
+def test_as_a_process(store: Path, photo_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "densefeat_cli.main", "search", store, "--image", photo_folder / "flower/copy.jpg", "-k", 3,
                "--block", 3, "--device", "cpu", "--html", tmp_path / "page.html"]  # fmt: skip
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, env=os.environ)
@@ -113,7 +113,7 @@ def test_a_table_is_not_endless(store: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         ([], "search for --image or --key, or for --all-pairs"),
         (["--key", "a", "--all-pairs"], "search for --image or --key, or for --all-pairs: not both"),
-        (["--all-pairs"], "--all-pairs needs a --threshold, as 0.95 for cosine"),
+        (["--all-pairs"], "--all-pairs needs a --threshold, such as 0.95 for cosine"),
         (["--key", "a", "--threshold", "1"], "--threshold is for --all-pairs; for neighbours: -k"),
         (["--key", "a", "-k", "0"], "Invalid value for '-k'"),
     ],
@@ -133,5 +133,6 @@ def test_wrong_use(arguments: list[str], message: str, tmp_path: Path) -> None:
     ],
 )
 def test_errors_of_the_library(store: Path, arguments: list[str], match: str) -> None:
-    with pytest.raises(densefeat.UsageError, match=match):
-        run(store, *arguments)
+    finished = run(store, *arguments)
+    assert finished.exit_code == 2
+    assert re.search(match, finished.stderr)

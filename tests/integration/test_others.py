@@ -1,5 +1,6 @@
 """Our networks inside other people's libraries: they learn there, and come back from their files as they were."""
 
+import os
 from pathlib import Path
 
 import datasets
@@ -115,8 +116,11 @@ def test_torchvision_cuts_the_network_itself() -> None:
     assert [map_.shape[-1] for map_ in backbone(images).values()] == [16, 8, 4, 2, 1]
 
 
-def test_datasets_map(photo_folder: Path, tmp_path: Path, small_extractor: densefeat.FeatureExtractor) -> None:
+def test_datasets_map(
+    photo_folder: Path, tmp_path: Path, small_extractor: densefeat.FeatureExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The images of a saved data set, in this process and then in two others."""
+    monkeypatch.setattr(os, "environ", os.environ)  # map replaces it by a copy; rich would go on reading the first object
     files = sorted(photo_folder.rglob("*.jpg"))
     made = datasets.Dataset.from_dict({"image": list(map(str, files))}).cast_column("image", datasets.Image())
     made.save_to_disk(tmp_path / "saved")

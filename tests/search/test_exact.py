@@ -8,7 +8,7 @@ from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
 from densefeat.errors import UsageError
-from densefeat.search.exact import _near_duplicates, nearest
+from densefeat.search.exact import near_duplicates, nearest
 
 SMALL = {"densefeat.search.blocks._BLOCK_BYTES": 4 * 24 * 300, "densefeat.search.exact.TILE_VALUES": 10_000}
 
@@ -97,7 +97,7 @@ def test_all_pairs_within_a_threshold(make_store, clustered: np.ndarray, metric:
     expected = {(i, j) for i, j in np.argwhere(within).tolist() if i < j}
     assert 500 < len(expected) < 100_000
     done: list[int] = []
-    found = _near_duplicates(make_store({"block1": clustered}), "block1", threshold, metric, progress=done.append)
+    found = near_duplicates(make_store({"block1": clustered}), "block1", threshold, metric, progress=done.append)
     assert set(zip(found.first.tolist(), found.second.tolist(), strict=True)) == expected
     assert len(found.first) == len(expected)
     assert found.complete
@@ -112,7 +112,7 @@ def test_equal_vectors_have_cosine_one(make_store, threshold: float) -> None:
     values = np.random.default_rng(0).random((300, 33), np.float32)
     values[200] = 7 * values[3]
     values[100] = values[50]
-    found = _near_duplicates(make_store({"block1": values}), "block1", threshold)
+    found = near_duplicates(make_store({"block1": values}), "block1", threshold)
     assert sorted(zip(found.first.tolist(), found.second.tolist(), strict=True)) == [(3, 200), (50, 100)]
     assert found.scores.tolist() == [1.0, 1.0]
 
@@ -120,20 +120,20 @@ def test_equal_vectors_have_cosine_one(make_store, threshold: float) -> None:
 def test_equal_vectors_have_distance_zero(make_store) -> None:
     values = 1000 + np.random.default_rng(0).random((300, 33), np.float32)  # where products of float32 say little
     values[100] = values[50]
-    found = _near_duplicates(make_store({"block1": values}), "block1", 0.0, "euclidean")
+    found = near_duplicates(make_store({"block1": values}), "block1", 0.0, "euclidean")
     assert (found.first.tolist(), found.second.tolist(), found.scores.tolist()) == ([50], [100], [0.0])
 
 
 def test_zero_vectors_are_in_no_pair(make_store) -> None:
     values = np.float32([[0, 0], [0, 0], [1, 1], [1, 1]])
-    found = _near_duplicates(make_store({"block1": values}), "block1", -1.0)
+    found = near_duplicates(make_store({"block1": values}), "block1", -1.0)
     assert (found.first.tolist(), found.second.tolist()) == ([2], [3])
 
 
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize(("max_pairs", "complete"), [(19_899, False), (19_900, True), (7, False)])
 def test_pairs_are_bounded(make_store, max_pairs: int, complete: bool) -> None:
-    found = _near_duplicates(make_store({"block1": np.ones((200, 24), np.float32)}), "block1", 0.5, max_pairs=max_pairs)
+    found = near_duplicates(make_store({"block1": np.ones((200, 24), np.float32)}), "block1", 0.5, max_pairs=max_pairs)
     assert (len(found.first), found.complete) == (max_pairs, complete)
 
 
@@ -149,7 +149,7 @@ def test_memory_is_bounded_by_the_blocks(make_store, monkeypatch: pytest.MonkeyP
         nearest(store, query, "block1")
         nearest_peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.reset_peak()
-        _near_duplicates(store, "block1", 0.9)
+        near_duplicates(store, "block1", 0.9)
         pairs_peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -186,4 +186,4 @@ def test_wrong_questions(make_store, arguments: dict, match: str) -> None:
 )
 def test_wrong_thresholds(make_store, arguments: dict, match: str) -> None:
     with pytest.raises(UsageError, match=match):
-        _near_duplicates(make_store({"block1": np.ones((3, 2), np.float32)}), "block1", **arguments)
+        near_duplicates(make_store({"block1": np.ones((3, 2), np.float32)}), "block1", **arguments)

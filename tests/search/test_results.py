@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from densefeat.search.exact import _near_duplicates, nearest
+from densefeat.search.exact import near_duplicates, nearest
 from densefeat.search.results import Neighbours, Pairs, Query
 from densefeat.store.entries import ImageEntry
 
@@ -34,7 +34,7 @@ def test_missing_neighbours_have_no_record(make_store) -> None:
 def test_pairs_as_records_and_groups(make_store) -> None:
     """0-2-5 hang together through 2; 1-4 are the other group, with a pair better than the last of the first."""
     store = make_store({"block1": VALUES})
-    found = Pairs(store, "block1", "cosine", 0.97, _near_duplicates(store, "block1", 0.97))
+    found = Pairs(store, "block1", "cosine", 0.97, near_duplicates(store, "block1", 0.97))
     assert found.fields == ["rank", "score", "group", "path", "other_path"]
     assert [list(map(record.get, found.fields)) for record in found.records()] == [
         [1, 0.9950372, 1, "0.jpg", "2.jpg"],
@@ -49,5 +49,5 @@ def test_pairs_as_records_and_groups(make_store) -> None:
 
 def test_no_pairs(make_store) -> None:
     store = make_store({"block1": VALUES[:2]})
-    found = Pairs(store, "block1", "cosine", 0.97, _near_duplicates(store, "block1", 0.97))
+    found = Pairs(store, "block1", "cosine", 0.97, near_duplicates(store, "block1", 0.97))
     assert (list(found.records()), list(found.groups())) == ([], [])
