@@ -1,4 +1,4 @@
-"""How well a network classifies labelled images, and what it predicts for others."""
+"""Accuracy of networks on labelled images, and their predictions for any images."""
 
 import lazy_loader
 

@@ -1,9 +1,9 @@
-from .accuracy import check_classes, evaluate, images_of
+from .accuracy import check_classes, evaluate, load_eval_images
 from .predictions import predict
 
 __all__ = [
     "check_classes",
     "evaluate",
-    "images_of",
+    "load_eval_images",
     "predict",
 ]

@@ -1,8 +1,8 @@
-"""How well a network classifies labelled images: top-1 and top-5, single crop or ten, each class by itself."""
+"""Accuracy of a network on labelled images: top-1 and top-5, with one crop or ten, and of each class."""
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from densefeat.training import (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``scores`` over ``classes``; ``unread``: key and reason of images that could not be read, which count nowhere."""
+    """The scores of a network. Images that could not be read (``unread``: key, reason) count nowhere."""
 
     model: str
     scores: AnyScores
@@ -46,7 +46,7 @@ class Evaluation:
     unread: list[tuple[str, str]]
 
     def to_json(self) -> dict[str, Any]:
-        """Per cent, but for auroc; ``per_class`` in the order of the network's outputs."""
+        """Convert to JSON: scores in per cent except auroc, ``per_class`` in the order of the network's outputs."""
         return {
             "model": self.model,
             "crops": self.crops,
@@ -61,13 +61,13 @@ class Evaluation:
 def _per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
     images, first, fifth = scores.counts.tolist()
     return [
-        {"class": name, "images": int(n), "top1": _share(one, n), "top5": _share(five, n)}
+        {"class": name, "images": int(n), "top1": _per_cent(one, n), "top5": _per_cent(five, n)}
         for name, n, one, five in zip(classes, images, first, fifth, strict=True)
     ]
 
 
 def _per_label(scores: LabelScores) -> list[dict[str, Any]]:
-    """Each label by itself, as if it were the only one."""
+    """Score each label as if it were the only one."""
     rows = []
     for column, name in enumerate(scores.targets.classes):
         alone = Targets("multi", (name,), scores.targets.values[:, [column]])
@@ -76,7 +76,7 @@ def _per_label(scores: LabelScores) -> list[dict[str, Any]]:
     return rows
 
 
-def _share(hits: float, images: float) -> float | None:
+def _per_cent(hits: float, images: float) -> float | None:
     return round(100 * hits / images, 4) if images else None
 
 
@@ -93,34 +93,33 @@ def evaluate(
     workers: int = 0,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Accuracy of a network on the labelled images at ``data``; of one for several labels an image, mean average precision.
+    """Measure the accuracy of a network on labelled images, or mean average precision with several labels an image.
 
     Args:
-        model: A name of timm's (with published weights, or with ``weights``), or the folder of a run.
-        data: As :func:`densefeat.training.labelled.open_labelled` takes it; of CIFAR's and SVHN's files the test images.
+        model: A model name of timm (with published weights, or with ``weights``), or the folder of a run.
+        data: The images, as :func:`densefeat.training.open_labelled` takes them; of CIFAR's and SVHN's files, the test images.
         crops: 1, or 10: corners and centre, each mirrored, their softmax averaged (1608.06993, table 3).
-        image_size: Pixels of a crop's side; None: the weights' own.
-        crop_pct: The crop's share of the resized image's short side; None: the weights' own, or for ten crops 0.875.
-        advance: Told of images done.
+        image_size: Pixels of a crop's side; None: as the weights expect.
+        crop_pct: The crop's share of the resized image's short side; None: as the weights expect, or for ten crops 0.875.
+        advance: Called with the number of images done since the last call.
 
     Raises:
-        UsageError: Unknown model or data, or classes that are not the network's.
-        WeightsError: Weights that cannot be had.
+        UsageError: The model or the data are unknown, or the classes are not the network's.
+        WeightsError: The weights cannot be loaded.
         DensefeatError: No image can be read.
     """
     if crops not in (1, 10):
         raise UsageError(f"crops {crops}: choose 1 or 10")
     loaded = load_network(model, weights, head=True)
     network, names, task = loaded.model, loaded.classes, loaded.task
-    preprocessing = _wanted_preprocessing(network, crops, image_size, crop_pct)
+    preprocessing = _choose_preprocessing(network, crops, image_size, crop_pct)
     if task == "multi" and crops != 1:
         raise UsageError(f"crops {crops}: {model!r} gives several labels an image: choose 1")
     labelled = open_labelled(data, train=False, label_column=label_column, classes=names, task=task)
     check_classes(data, labelled, network, names)
-    place = torch.device(device)
-    network = network.to(place).to(memory_format=torch.channels_last)
-    world = World(0, 1, place)
-    images, positions = images_of(labelled, preprocessing, crops, workers, place)
+    world = World(0, 1, torch.device(device))
+    network = network.to(world.device).to(memory_format=torch.channels_last)
+    images, positions = load_eval_images(labelled, preprocessing, crops, workers, world.device)
 
     def batches() -> Iterator[MicroBatch]:
         for x, y in images.eval_batches(positions):
@@ -131,7 +130,7 @@ def evaluate(
     if task == "multi":
         scores = score_labels(network, batches(), labelled.classes, world)
     else:
-        scores = score(network if crops == 1 else TenCrops(network), batches(), len(labelled.classes), world)
+        scores = score(network if crops == 1 else _TenCropAverage(network), batches(), len(labelled.classes), world)
     unread = sorted(images.failures) if isinstance(images, WorkerImages) else []
     if not scores.images:
         raise DensefeatError(f"{data!r}: none of its images can be read, the first: {unread[0][0]}: {unread[0][1]}")
@@ -140,7 +139,7 @@ def evaluate(
 
 
 def check_classes(data: str, labelled: Labelled, network: nn.Module, names: list[str] | None) -> None:
-    """UsageError where the classes of ``data`` are not the network's, or as many where its ``names`` are not known."""
+    """Raise UsageError if the classes of ``data`` are not the network's; without ``names``, compare their number."""
     if len(labelled.classes) != network.num_classes:
         raise UsageError(
             f"{data!r} has {len(labelled.classes)} classes, the network {network.num_classes}: they cannot be matched"
@@ -149,26 +148,26 @@ def check_classes(data: str, labelled: Labelled, network: nn.Module, names: list
         raise UsageError(f"{data!r}: its classes ({labelled.classes[0]}, …) are not the network's ({names[0]}, …)")
 
 
-def _wanted_preprocessing(network: nn.Module, crops: int, image_size: int | None, crop_pct: float | None) -> Preprocessing:
-    """The weights' own, but for what was asked; ten crops need something around the centre to be taken from."""
-    own = Preprocessing.of(network, image_size)
-    usual = own.crop_pct if crops == 1 or own.crop_pct < 1 else 0.875
-    share_kept = usual if crop_pct is None else crop_pct
-    if not 0 < share_kept <= 1:
+def _choose_preprocessing(network: nn.Module, crops: int, image_size: int | None, crop_pct: float | None) -> Preprocessing:
+    """Return the weights' preprocessing with the options applied; ten crops need a margin to shift in."""
+    default = Preprocessing.of(network, image_size)
+    usual_share = default.crop_pct if crops == 1 or default.crop_pct < 1 else 0.875
+    share = usual_share if crop_pct is None else crop_pct
+    if not 0 < share <= 1:
         raise UsageError(f"crop_pct {crop_pct}: give a share, above 0 and at most 1")
-    return Preprocessing(own.size, share_kept, own.crop_mode, own.interpolation, own.mean, own.std)
+    return replace(default, crop_pct=share)
 
 
-def images_of(
+def load_eval_images(
     labelled: Labelled, preprocessing: Preprocessing, crops: int, workers: int, device: torch.device
 ) -> tuple[DeviceImages | WorkerImages, Any]:
-    """Images as the network wants them, and the positions of those with a label."""
+    """Return preprocessed images, and the positions of those with a label."""
     positions, size = labelled_positions(labelled.labels), preprocessing.size
     if isinstance(labelled, Arrays):
         if labelled.images.shape[1] != size or crops != 1:
             raise UsageError(
                 f"image size {size}, crops {crops}: the images of {labelled.name} have {labelled.images.shape[1]} pixels "
-                "and are taken whole"
+                "and can only be used uncropped"
             )
         return DeviceImages.from_arrays(labelled.images, labelled.labels, preprocessing, device, torch.float32), positions
     ten = TenCropGeometry(math.floor(size / preprocessing.crop_pct), size, preprocessing.interpolation) if crops == 10 else None
@@ -176,13 +175,16 @@ def images_of(
     return WorkerImages(images, preprocessing, workers, device, torch.float32, set()), positions
 
 
-class TenCrops(nn.Module):
-    """Log of the mean softmax over ten crops, ``(N, 10, 3, S, S)`` to ``(N, C)``; one crop of all images at a time."""
+class _TenCropAverage(nn.Module):
+    """A network that averages softmax over ten crops, one crop of all images at a time.
+
+    ``(N, 10, 3, S, S)`` to log probabilities ``(N, C)``.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        chances = [self.network(crop.contiguous(memory_format=torch.channels_last)).softmax(1) for crop in x.unbind(1)]
-        return torch.stack(chances).mean(0).clamp_min(1e-30).log()
+        probabilities = [self.network(crop.contiguous(memory_format=torch.channels_last)).softmax(1) for crop in x.unbind(1)]
+        return torch.stack(probabilities).mean(0).clamp_min(1e-30).log()

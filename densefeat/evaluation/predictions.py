@@ -1,4 +1,4 @@
-"""What a trained network, or a probe, says of images: scores as a store, and a table of predictions that people read."""
+"""Predictions of a trained network or a probe: a store of scores, and a table for people."""
 
 import csv
 from collections import Counter
@@ -22,16 +22,15 @@ from densefeat.probe import FILE, Probe, format_probabilities, load_probe, predi
 from densefeat.store import Store, open_store
 
 _SCORES, _TABLE = "scores", "predictions.csv"
-_COLUMN = "scores"  # of the store
+_COLUMN = "scores"  # in the store
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """``table``: a CSV with ``path``, ``predicted`` and ``score`` (:func:`densefeat.probe.predictions.format_probabilities`).
+    """The files that :func:`predict` wrote.
 
-    ``store``: all scores, one row an image.
-
-    ``counts``: images by what they were predicted as, most first; empty for a regression.
+    ``table``: a CSV with ``path``, ``predicted`` and ``score`` (:func:`densefeat.probe.predictions.format_probabilities`).
+    ``store``: all scores, one row an image. ``counts``: images by predicted class, most frequent first; empty for a regression.
     """
 
     table: Path
@@ -43,15 +42,17 @@ class Predicted:
 
 
 class Scorer(nn.Module):
-    """A network's scores, as the one map of a timm model: what an extraction can pool, write and resume.
+    """A network whose scores look like the only feature map of a timm model, so that an extraction writes and resumes them.
 
-    ``(N, 3, H, W)`` to ``(N, K)``. ``made_by``: what the store calls it. ``classes``: K names; none of a regression.
-    ``network``: such a network, or the probe's.
+    ``(N, 3, H, W)`` to ``(N, K)``. ``recorded_name``: the model's name in the store. ``classes``: K names; none for a
+    regression.
     """
 
-    def __init__(self, made_by: str, network: nn.Module, classes: list[str], task: Task, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, recorded_name: str, network: nn.Module, classes: list[str], task: Task, preprocessing: Preprocessing
+    ) -> None:
         super().__init__()
-        self.made_by, self.network, self.classes, self.task = made_by, network, classes, task
+        self.recorded_name, self.network, self.classes, self.task = recorded_name, network, classes, task
         self.scores = nn.Identity()
         facts = preprocessing.to_json()
         size = facts.pop("size")
@@ -63,13 +64,14 @@ class Scorer(nn.Module):
 
 
 class ProbeNet(nn.Module):
-    """A probe with the network whose features it reads: images ``(N, 3, H, W)`` to ``(N, K)``."""
+    """A probe behind the network whose features it reads: images ``(N, 3, H, W)`` to scores ``(N, K)``."""
 
     def __init__(self, probe: Probe, file: Path, weights: str | Path | None, device: str) -> None:
         super().__init__()
         self.extractor, self.probe = probe.extractor(weights, device), probe
         self.model = self.extractor.model
-        sha256 = bytearray.fromhex(file_sha256(file))  # a store of scores is known by its network's tensors: other probe, other
+        # a store is identified by the tensors of its network: this one makes the stores of two probes differ
+        sha256 = bytearray.fromhex(file_sha256(file))
         self.register_buffer("identity", torch.frombuffer(sha256, dtype=torch.uint8).float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -90,21 +92,21 @@ def predict(
     overwrite: bool = False,
     **reading: Any,
 ) -> Predicted:
-    """Predict every image's class (or labels, or value), in the order of the input; the same call goes on where it stopped.
+    """Predict every image's class (or labels, or value), in the order of the input; the same call resumes.
 
     Args:
-        model: The folder of a run or of a probe, a probe's file, or a name of timm's with published weights.
+        model: The folder of a run or of a probe, a probe's file, or a model name of timm with published weights.
         images, batch_size, workers, reading: As in :func:`densefeat.extract`; one row an image, failures beside them.
         out: A folder: ``scores/`` is a store with the column ``scores`` ``(rows, K)``, logits or a probe's own scores;
-            ``predictions.csv`` appears when all is done.
-        overwrite: Start over where ``out`` has predictions of another model, or of other images.
-        weights: A checkpoint file instead of those of a named network; or that of a probe's network, which is elsewhere now.
+            ``predictions.csv`` is written at the end.
+        overwrite: Start over if ``out`` has predictions of another model, or of other images.
+        weights: A checkpoint file to use instead of a named network's weights; or the new place of a probe's weights.
 
-    Raises as :func:`densefeat.extract`; UsageError for a model that is none, WeightsError where its files do not fit.
+    Raises as :func:`densefeat.extract` does; UsageError for an unknown model, WeightsError where its files do not fit.
     """
     out = Path(out)
     if out.is_dir() and any(entry.name not in (_SCORES, _TABLE) and entry.name[0] != "." for entry in out.iterdir()):
-        raise UsageError(f"output {str(out)!r} holds something else than predictions: name another folder")
+        raise UsageError(f"output {str(out)!r} holds other files than predictions: name another folder")
     scorer, decoder, precision = _open_scorer(model, weights, device)
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -118,13 +120,13 @@ def predict(
 
 
 def _open_scorer(model: str, weights: str | Path | None, device: str) -> tuple[Scorer, str, str]:
-    """The scorer of a model, and the decoder and the precision that it was made with."""
+    """Return the scorer of a model, and the decoder and precision to extract with."""
     path = Path(model)
     if path.is_file() or (path / FILE).is_file():
         probe = load_probe(path)
         net = ProbeNet(probe, path if path.is_file() else path / FILE, weights, device)
         scorer = Scorer(str(path.resolve()), net, list(probe.classes), probe.task, net.extractor.preprocessing)
-        return scorer, net.extractor.decoder, "fp32"  # the extractor inside has the precision that was recorded
+        return scorer, net.extractor.decoder, "fp32"  # the probe's extractor has its recorded precision inside
     network = load_network(model, weights, head=True)
     if not network.num_classes:
         raise UsageError(f"model {model!r} has no classifier: fine-tune it, or give a probe")
@@ -134,23 +136,23 @@ def _open_scorer(model: str, weights: str | Path | None, device: str) -> tuple[S
 
 
 def _write_table(path: Path, store: Store, task: Task, classes: list[str]) -> dict[str, int]:
-    """The predictions of a store's scores as CSV; how many images were predicted as what."""
+    """Write the predictions of a store's scores as CSV; return the number of images by predicted class."""
     counts: Counter[str] = Counter()
-    own = [name for name in ("path", "x", "y", "label") if name in store.schema.names]
+    copied = [name for name in ("path", "x", "y", "label") if name in store.schema.names]
     with atomic_file(path) as beside, output_errors(path), open(beside, "w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow([*own, "predicted", "score"])
-        for columns, scores in _pieces(store, own):
-            names, sure = predict_labels(task, classes, scores[:, 0] if task == "regression" else scores)
+        writer = csv.writer(file)
+        writer.writerow([*copied, "predicted", "score"])
+        for columns, scores in _read_scores(store, copied):
+            names, probabilities = predict_labels(task, classes, scores[:, 0] if task == "regression" else scores)
             counts.update(names)
-            for place, name, score in zip(
-                zip(*columns, strict=True), names, format_probabilities(task, scores, sure), strict=True
+            for row, name, score in zip(
+                zip(*columns, strict=True), names, format_probabilities(task, scores, probabilities), strict=True
             ):
-                lines.writerow(["" if value is None else value for value in place] + [name, score])
+                writer.writerow(["" if value is None else value for value in row] + [name, score])
     return {} if task == "regression" else dict(counts.most_common())
 
 
-def _pieces(store: Store, names: list[str]) -> Iterator[tuple[list[list[Any]], np.ndarray]]:
+def _read_scores(store: Store, names: list[str]) -> Iterator[tuple[list[list[Any]], np.ndarray]]:
     for batch in store.record_batches([*names, _COLUMN]):
         values = batch.column(_COLUMN).flatten().to_numpy().reshape(len(batch), -1)
         yield [batch.column(name).to_pylist() for name in names], values

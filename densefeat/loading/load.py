@@ -82,7 +82,7 @@ def load_network(model: str | nn.Module, weights: str | Path | None = None, head
     if isinstance(model, nn.Module):
         if weights is not None:
             raise UsageError("weights are for a model given by name: load them into your own with densefeat.load_weights")
-        return LoadedNetwork(model, getattr(model, "made_by", type(model).__name__), "a model object")
+        return LoadedNetwork(model, getattr(model, "recorded_name", type(model).__name__), "a model object")
     if is_run_folder(model):
         return _load_run(model, weights, head)
     return _load_by_name(model, weights, head)

@@ -3,12 +3,11 @@ from .classic import Arrays
 from .data import MAX_GROUP, Split, TrainingData, labelled_positions, load_images, row_groups
 from .device_data import DeviceImages, Failures, MicroBatch
 from .job import Trained, format_result, run_training, train
-from .labelled import Encoded, Labelled, group_sizes, open_labelled
+from .labelled import Encoded, Labelled, open_labelled
 from .losses import Loss
 from .progress import Progress
 from .recipe import Recipe, Run, check_run, refuse
 from .recipe_files import load_recipe, read_recipe, recipe_names, recipe_text
-from .run_folder import RECIPE, RESULTS
 from .sampling import Sampler, micro_batch_slices
 from .scores import AnyScores, LabelScores, Scores, score, score_labels
 from .setup import TrainingSetup
@@ -18,8 +17,6 @@ from .world import World, join_world
 
 __all__ = [
     "MAX_GROUP",
-    "RECIPE",
-    "RESULTS",
     "AnyScores",
     "Arrays",
     "DeviceImages",
@@ -46,7 +43,6 @@ __all__ = [
     "World",
     "check_run",
     "format_result",
-    "group_sizes",
     "join_world",
     "labelled_positions",
     "load_checkpoint",

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from densefeat.base import PREEMPTION_SIGNALS, StopRequest, hold_lock, output_errors, progress_bar, stop_on_signal
 from densefeat.errors import DensefeatError, OutputError
-from densefeat.loading import WEIGHTS
+from densefeat.loading import RESULTS, WEIGHTS
 from densefeat.training.checkpoints import load_checkpoint, newest_checkpoint
 from densefeat.training.data import TrainingData
 from densefeat.training.loop import fit, save_state, score_split, validate
 from densefeat.training.progress import Progress, training_progress
 from densefeat.training.recipe import Recipe
-from densefeat.training.run_folder import RESULTS, RunFolder
+from densefeat.training.run_folder import RunFolder
 from densefeat.training.setup import TrainingSetup
 from densefeat.training.state import Setup, State, build_state
 from densefeat.training.watch import DivergedError

@@ -123,7 +123,7 @@ def test_what_is_no_model(data: Path, run: Path, tmp_path: Path) -> None:
         with pytest.raises(kind, match=message):
             predict(model, data, tmp_path / "out", device="cpu")
         assert not (tmp_path / "out").exists()
-    with pytest.raises(UsageError, match="holds something else than predictions"):
+    with pytest.raises(UsageError, match="holds other files than predictions"):
         predict(str(run), data, tmp_path, device="cpu")
 
 

@@ -1,4 +1,4 @@
-"""People's own images: where train and val are found, what is held out, how often rare classes come."""
+"""Images for fine-tuning: where train and val are found, what is held out, how often rare classes are drawn."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ from support.helpers import BUNDLED
 from support.runs import tiny_finetuning, write_classes, write_table
 
 
-def opened(folder: Path, rank: int = 0, ranks: int = 1, **changes: Any) -> TrainingData:
+def open_data(folder: Path, rank: int = 0, ranks: int = 1, **changes: Any) -> TrainingData:
     preprocessing = FeatureExtractor(BUNDLED, device="cpu").preprocessing
     return open_finetuning_data(tiny_finetuning(folder, **changes), preprocessing, World(rank, ranks, torch.device("cpu")))
 
@@ -31,25 +31,25 @@ def keys(data: TrainingData, positions: np.ndarray) -> list[str]:
 
 
 def test_one_folder_is_split_class_by_class(tmp_path: Path) -> None:
-    data = opened(tmp_path, train=str(write_classes(tmp_path / "in", 10)))
+    data = open_data(tmp_path, train=str(write_classes(tmp_path / "in", 10)))
     train, val = keys(data, data.sampler.positions), keys(data, data.val.positions)
     assert Counter(key.partition("/")[0] for key in val) == {"class 0": 2, "class 1": 2, "class 2": 2}
     assert sorted(train + val) == sorted(str(file.relative_to(tmp_path / "in")) for file in (tmp_path / "in").rglob("*.png"))
     targets = Targets("single", ("class 0", "class 1", "class 2"), np.repeat(np.arange(3), 10))
     assert val == keys(data, np.flatnonzero(hold_out(targets, 0.2, 0)))  # as the probe splits
-    halves = [opened(tmp_path, rank, 2, train=str(tmp_path / "in")) for rank in (0, 1)]
+    halves = [open_data(tmp_path, rank, 2, train=str(tmp_path / "in")) for rank in (0, 1)]
     assert sorted(key for half in halves for key in keys(half, half.val.positions)) == sorted(val)
 
 
-def test_folders_that_are_split_already(tmp_path: Path) -> None:
+def test_folders_that_are_already_split(tmp_path: Path) -> None:
     write_classes(tmp_path / "in/train", 4)
     write_classes(tmp_path / "in/val", 2, seed=1)
-    data = opened(tmp_path, train=str(tmp_path / "in"))
+    data = open_data(tmp_path, train=str(tmp_path / "in"))
     assert (len(data.sampler.positions), len(data.val.positions)) == (12, 6)
     (tmp_path / "in/val").rename(tmp_path / "elsewhere")
-    data = opened(tmp_path, train=str(tmp_path / "in"))
+    data = open_data(tmp_path, train=str(tmp_path / "in"))
     assert (len(data.sampler.positions), len(data.val.positions)) == (9, 3)
-    data = opened(tmp_path, train=str(tmp_path / "in/train"), val=str(tmp_path / "elsewhere"))
+    data = open_data(tmp_path, train=str(tmp_path / "in/train"), val=str(tmp_path / "elsewhere"))
     assert (len(data.sampler.positions), len(data.val.positions)) == (12, 6)
 
 
@@ -58,7 +58,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
         write_classes(tmp_path / "other" / name, 5, classes=1)
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "other" / name / "class 0").rename(tmp_path / "in" / name)
-    assert opened(tmp_path, train=str(tmp_path / "in"), batch_size=4).labelled.classes == ["train", "tram"]
+    assert open_data(tmp_path, train=str(tmp_path / "in"), batch_size=4).labelled.classes == ["train", "tram"]
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
@@ -68,25 +68,25 @@ def test_names_of_the_validation_folder(tmp_path: Path, name: str) -> None:
     for folder in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "test"):
         (tmp_path / "in" / folder).mkdir()
     for val in (None, str(tmp_path / "in" / name)):
-        data = opened(tmp_path, train=str(tmp_path / "in"), val=val)
+        data = open_data(tmp_path, train=str(tmp_path / "in"), val=val)
         assert data.labelled.classes == ["class 0", "class 1", "class 2"]
         assert (len(data.sampler.positions), len(data.val.positions)) == (12, 6)
     (tmp_path / "in/more/a").mkdir(parents=True)
     with pytest.raises(UsageError, match="holds train/ with folders in it, and 'more' beside it: give"):
-        opened(tmp_path, train=str(tmp_path / "in"))
+        open_data(tmp_path, train=str(tmp_path / "in"))
     (tmp_path / "in/more").rename(tmp_path / "in" / ("valid" if name == "val" else "val"))
     with pytest.raises(UsageError, match="name one of them with --val"):
-        opened(tmp_path, train=str(tmp_path / "in"))
+        open_data(tmp_path, train=str(tmp_path / "in"))
 
 
-def test_what_is_told_of_labels(tmp_path: Path) -> None:
+def test_remarks_on_labels(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "in", 6)
     for file in sorted((folder / "class 1").iterdir())[1:]:
         file.unlink()
     lines = [f"in/{file.relative_to(folder)},{file.parent.name}" for file in sorted(folder.rglob("*.png"))]
     lines[2] = lines[2].partition(",")[0] + ","
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines))
-    data = opened(tmp_path, train=str(tmp_path / "list.csv"), batch_size=4)
+    data = open_data(tmp_path, train=str(tmp_path / "list.csv"), batch_size=4)
     place = str(tmp_path / "list.csv")
     assert data.notes == [
         f"1 images of {place!r} have no label and are left out, 'in/class 0/002.png' first",
@@ -94,13 +94,13 @@ def test_what_is_told_of_labels(tmp_path: Path) -> None:
     ]
 
 
-def test_numbers_are_no_classes(tmp_path: Path) -> None:
+def test_numbers_are_refused_as_classes(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "in", 2)
     lines = [f"in/{file.relative_to(folder)},{i + 0.5}" for i, file in enumerate(sorted(folder.rglob("*.png")))]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines))
     with pytest.raises(UsageError, match=r"its labels are numbers \(0.5, 1.5, 2.5, …\), which only probes predict"):
-        opened(tmp_path, train=str(tmp_path / "list.csv"))
-    assert len(opened(tmp_path, train=str(tmp_path / "list.csv"), task="single", batch_size=2).labelled.classes) == 6
+        open_data(tmp_path, train=str(tmp_path / "list.csv"))
+    assert len(open_data(tmp_path, train=str(tmp_path / "list.csv"), task="single", batch_size=2).labelled.classes) == 6
 
 
 def test_validation_images_that_all_have_the_same_labels(tmp_path: Path) -> None:
@@ -115,14 +115,14 @@ def test_validation_images_that_all_have_the_same_labels(tmp_path: Path) -> None
         lines = [f"in/{file.relative_to(folder)},{tag}" for file, tag in zip(files, tags, strict=True)]
         (tmp_path / f"{name}.csv").write_text("path,label\n" + "\n".join(lines))
     for name in ("val", "none"):
-        data = opened(
+        data = open_data(
             tmp_path, train=str(tmp_path / "train.csv"), val=str(tmp_path / f"{name}.csv"), task="multi", batch_size=2
         )
         assert data.labelled.classes == ["a", "b", "c"]
         labels = np.concatenate([y.numpy() for _, y in data.val.batches()])
         assert labels.sum(0).tolist() == [6 * (name == "val"), 0, 0]
     with pytest.raises(UsageError, match=r"new.csv': label 'd' is none of the 3 classes that are known, a, b, c"):
-        opened(tmp_path, train=str(tmp_path / "train.csv"), val=str(tmp_path / "new.csv"), task="multi")
+        open_data(tmp_path, train=str(tmp_path / "train.csv"), val=str(tmp_path / "new.csv"), task="multi")
 
 
 def test_every_kind_of_input_gives_the_same(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_every_kind_of_input_gives_the_same(tmp_path: Path) -> None:
     saved.to_parquet(str(tmp_path / "hub/train.parquet"))
     saved.to_parquet(str(tmp_path / "one.parquet"))
     found = [
-        opened(tmp_path, train=str(tmp_path / place) if "hf:" not in place else place)
+        open_data(tmp_path, train=str(tmp_path / place) if "hf:" not in place else place)
         for place in ("in", "list.csv", "saved", "one.parquet", f"hf:{tmp_path / 'hub'}:train")
     ]
     first = next(found[0].batches(0, 1))[0]
@@ -149,12 +149,12 @@ def test_every_kind_of_input_gives_the_same(tmp_path: Path) -> None:
         assert data.fingerprint() == found[0].fingerprint()
         assert np.array_equal(data.val.positions, found[0].val.positions)
         x, y = next(data.batches(0, 1))[0]
-        if data.labelled.groups is None:  # else what is read together comes together
+        if data.labelled.groups is None:  # row groups change the order
             assert torch.equal(x, first[0])
             assert torch.equal(y, first[1])
 
 
-def test_rare_classes_are_drawn_as_often(tmp_path: Path) -> None:
+def test_rare_classes_are_drawn_as_often_as_others(tmp_path: Path) -> None:
     chances = _balanced_chances(np.array([0] * 8 + [1] * 2))
     assert chances.sum() == pytest.approx(1)
     assert chances[:8].sum() == pytest.approx(0.5)
@@ -163,7 +163,7 @@ def test_rare_classes_are_drawn_as_often(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "in", 12, classes=2)
     for file in sorted((folder / "class 1").iterdir())[3:]:
         file.unlink()
-    data = opened(tmp_path, train=str(folder), sampling="balanced", batch_size=4)
+    data = open_data(tmp_path, train=str(folder), sampling="balanced", batch_size=4)
     drawn = np.concatenate([data.sampler.batch(step) for step in range(100 * data.sampler.steps_per_epoch)])
     assert 0.45 < (data.labelled.labels[drawn] == 1).mean() < 0.55
 
@@ -171,29 +171,29 @@ def test_rare_classes_are_drawn_as_often(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("path,label\nin/class 0/000.png,a\nin/class 0/001.png,a\n", "all images are 'a': there is nothing to tell apart"),
+        ("path,label\nin/class 0/000.png,a\nin/class 0/001.png,a\n", "all images are 'a': training needs two classes or more"),
         ("path,label\nin/class 0/000.png,\n", "no image with a label in it"),
         ("path,other\nin/class 0/000.png,a\n", "no column 'label'"),
         ("path,label\nin/class 0/000.png,a\nin/class 1/001.png,b\n", "1 training images, and every step needs 2"),
         ("", "list.csv"),
     ],
 )
-def test_lists_that_are_not_enough(tmp_path: Path, content: str, message: str) -> None:
+def test_unusable_lists(tmp_path: Path, content: str, message: str) -> None:
     write_classes(tmp_path / "in", 2)
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(UsageError, match=re.escape(message)):
-        opened(tmp_path, train=str(tmp_path / "list.csv"), mixup=0.5)
+        open_data(tmp_path, train=str(tmp_path / "list.csv"), mixup=0.5)
 
 
 def test_val_has_a_class_that_train_lacks(tmp_path: Path) -> None:
     write_classes(tmp_path / "in/train", 4, classes=2)
     write_classes(tmp_path / "in/val", 2, classes=3)
     with pytest.raises(UsageError, match="label 'class 2' is none of the 2 classes that are known"):
-        opened(tmp_path, train=str(tmp_path / "in"), batch_size=4)
+        open_data(tmp_path, train=str(tmp_path / "in"), batch_size=4)
 
 
 def test_small_row_groups_are_read_together(tmp_path: Path) -> None:
-    data = opened(tmp_path, train=str(write_table(tmp_path / "x.parquet", 40)), batch_size=8)
+    data = open_data(tmp_path, train=str(write_table(tmp_path / "x.parquet", 40)), batch_size=8)
     assert data.sampler.groups is not None
     x, y = next(data.batches(0, 1))[0]
     assert (tuple(x.shape), tuple(y.shape)) == ((8, 3, 32, 32), (8,))

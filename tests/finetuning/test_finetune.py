@@ -1,4 +1,4 @@
-"""Fine-tuning, whole: what moves and what does not, runs in pieces, every head, and what reads the run afterwards."""
+"""Fine-tuning: which parameters change, resuming exactly, every head, and programs that read the run."""
 
 import json
 from dataclasses import replace
@@ -21,18 +21,18 @@ from densefeat.finetuning.recipe import load_finetuning
 from densefeat.finetuning.setup import finetune
 from densefeat.training.job import format_result
 from densefeat.training.recipe_files import recipe_names
-from support.helpers import BUNDLED
 from support.runs import assert_same_training, newest_state, tiny_finetuning, untimed, write_classes, write_table
+from support.tiny_net import TINY, tiny_state, write_tiny_weights
 
 BACKBONE = "features."
 
 
 def original() -> dict[str, torch.Tensor]:
-    return timm.create_model(BUNDLED, pretrained=True).state_dict()
+    return tiny_state()
 
 
-def moved(run: Path) -> set[str]:
-    """Names of the tensors that are no longer those of the bundled weights; the classifier aside."""
+def changed_tensors(run: Path) -> set[str]:
+    """Find the tensors, except the classifier's, that differ from the initial weights."""
     before, after = original(), newest_state(run)["model"]
     names = [name.removeprefix("backbone.") for name in after]
     features = {name: value for name, value in zip(names, after.values(), strict=True) if name.startswith(BACKBONE)}
@@ -52,7 +52,7 @@ def test_a_frozen_backbone_stays_bit_for_bit(tmp_path: Path, head: str, freeze_n
         tmp_path, mode="head", head=head, head_start=start, head_width=16, freeze_norm=freeze_norm, ema=0.9, weight_decay=0.1
     )
     finetune(recipe, tmp_path / "run", "cpu")
-    assert not moved(tmp_path / "run")
+    assert not changed_tensors(tmp_path / "run")
     exported = load_file(tmp_path / "run/model.safetensors")
     before = original()
     kept = {name.removeprefix("backbone."): value for name, value in exported.items()}
@@ -67,26 +67,26 @@ def test_a_frozen_backbone_stays_bit_for_bit(tmp_path: Path, head: str, freeze_n
         ("blocks:3", "features.transition2"),
     ],
 )
-def test_what_a_mode_moves(tmp_path: Path, mode: str, first: str) -> None:
+def test_modes(tmp_path: Path, mode: str, first: str) -> None:
     finetune(tiny_finetuning(tmp_path, mode=mode, freeze_norm=False, patience=None), tmp_path / "run", "cpu")
     names = [name for name in original() if name.startswith(BACKBONE)]
     start = next(place for place, name in enumerate(names) if name.startswith(first))
-    assert moved(tmp_path / "run") == set(names[start:])
+    assert changed_tensors(tmp_path / "run") == set(names[start:])
 
 
-def test_frozen_norms_are_a_choice_of_their_own(tmp_path: Path) -> None:
+def test_freeze_norm_keeps_statistics_alone(tmp_path: Path) -> None:
     finetune(tiny_finetuning(tmp_path, mode="full", freeze_norm=True), tmp_path / "run", "cpu")
     names = {name for name in original() if name.startswith(BACKBONE)}
-    assert moved(tmp_path / "run") == {name for name in names if not is_statistic(name)}
+    assert changed_tensors(tmp_path / "run") == {name for name in names if not is_statistic(name)}
 
 
-def test_the_head_alone_learns_first(tmp_path: Path) -> None:
+def test_head_epochs_train_the_head_alone(tmp_path: Path) -> None:
     recipe = tiny_finetuning(tmp_path, head_start="random", head_epochs=1, freeze_norm=False, patience=None)
     finetune(recipe, tmp_path / "run", "cpu", steps=3)
-    assert not moved(tmp_path / "run")
+    assert not changed_tensors(tmp_path / "run")
     first = newest_state(tmp_path / "run")["model"]["classifier.weight"]
     finetune(recipe, tmp_path / "run", "cpu", steps=1)
-    assert moved(tmp_path / "run") == {name for name in original() if name.startswith(BACKBONE)}
+    assert changed_tensors(tmp_path / "run") == {name for name in original() if name.startswith(BACKBONE)}
     assert not torch.equal(first, newest_state(tmp_path / "run")["model"]["classifier.weight"])
 
 
@@ -113,7 +113,7 @@ def test_a_run_in_pieces_is_the_same_run(tmp_path: Path, changes: dict[str, Any]
     assert results[0] == results[1]
 
 
-def test_the_probe_that_a_run_starts_from(tmp_path: Path) -> None:
+def test_the_head_starts_as_a_probe(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "classes", 10)
     for split in ("train", "val"):
         for label in range(3):
@@ -123,7 +123,7 @@ def test_the_probe_that_a_run_starts_from(tmp_path: Path) -> None:
                     file.rename(tmp_path / "split" / split / f"class {label}" / file.name)
     recipe = tiny_finetuning(tmp_path, train=str(tmp_path / "split"), mode="head", lr=1e-30, weight_decay=0)
     finetune(recipe, tmp_path / "run", "cpu", steps=1)
-    extractor = densefeat.FeatureExtractor(BUNDLED, blocks=3, device="cpu", decoder="pillow")
+    extractor = densefeat.FeatureExtractor(TINY, weights=recipe.weights, blocks=3, device="cpu", decoder="pillow")
     features, labels = {}, {}
     for split in ("train", "val"):
         files = sorted((tmp_path / "split" / split).rglob("*.png"))
@@ -131,8 +131,7 @@ def test_the_probe_that_a_run_starts_from(tmp_path: Path) -> None:
         labels[split] = np.array([int(file.parent.name[-1]) for file in files])
     head = newest_state(tmp_path / "run")["model"]
     logits = features["val"] @ head["classifier.weight"].numpy().T + head["classifier.bias"].numpy()
-    told = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
-    first = json.loads(told[0])
+    first = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
     assert (first["event"], first["step"]) == ("val", 0)
     assert first["top1"] == pytest.approx(100 * np.mean(logits.argmax(1) == labels["val"]))
     best_of_any = min(
@@ -152,19 +151,19 @@ def test_patience_ends_a_run_and_keeps_the_best(tmp_path: Path) -> None:
     assert result.scores is not None
     assert result.scores["val"]["top1"] == values[0]["top1"]
     assert result.chosen == 0
-    assert "those it started from: none of the later ones were better" in format_result(result)[0]
+    assert "the weights before the first step: no later ones were better" in format_result(result)[0]
     again = finetune(recipe, tmp_path / "run", "cpu")
     assert again == result
     assert [line for line in untimed(tmp_path / "run") if line["event"] == "val"] == values
 
 
-def test_a_run_that_may_retreat_is_begun_once(tmp_path: Path) -> None:
+def test_a_run_that_may_retreat_starts_once(tmp_path: Path) -> None:
     recipe = tiny_finetuning(tmp_path, retreats=1, patience=1, lr=1e-12, epochs=9)
     straight = finetune(recipe, tmp_path / "straight", "cpu")
     assert (straight.step, newest_state(tmp_path / "straight")["step"]) == (3, 3)
     finetune(recipe, tmp_path / "pieces", "cpu", steps=1)
     for file in (tmp_path / "pieces/checkpoints").glob("step-00000001-*"):
-        file.unlink()  # as if it had ended right after the first one
+        file.unlink()  # as if it had stopped right after the first one
     finetune(recipe, tmp_path / "pieces", "cpu")
     assert_same_training(tmp_path / "straight", tmp_path / "pieces")
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "pieces")]
@@ -179,7 +178,7 @@ def test_too_few_images_for_a_probe(tmp_path: Path) -> None:
 
 
 def test_a_class_without_training_images(tmp_path: Path) -> None:
-    """Named by the data set, or in the validation images alone: unlikely, not impossible."""
+    """A class of the data set, or of the validation images alone, is unlikely, not impossible."""
     table = write_table(tmp_path / "train.parquet", 40, classes=3)
     rows = pq.read_table(table)
     pq.write_table(rows.filter(pc.not_equal(rows["label"], 2)), table)
@@ -202,7 +201,7 @@ def test_few_images_make_a_smaller_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head", ["linear", "cross-layer"])
-def test_what_reads_a_run(tmp_path: Path, head: str) -> None:
+def test_programs_that_read_a_run(tmp_path: Path, head: str) -> None:
     start = "probe" if head == "linear" else "random"
     data = write_classes(tmp_path / "classes", 10)
     val = write_classes(tmp_path / "val", 4, seed=5)
@@ -229,8 +228,10 @@ def test_what_reads_a_run(tmp_path: Path, head: str) -> None:
         wanted = backbone.forward_features(extractor.prepare(files)).mean((2, 3))
     assert torch.allclose(last, wanted, atol=1e-5)
     assert extractor.weights_sha256 == densefeat.nets.weights.file_sha256(tmp_path / "run/model.safetensors")
-    goes_on = tiny_finetuning(tmp_path, model=run, head_start="probe", train=str(data), epochs=1, warmup_epochs=0, mode="head")
-    assert finetune(goes_on, tmp_path / "next", "cpu").scores is not None
+    next_recipe = tiny_finetuning(
+        tmp_path, model=run, head_start="probe", train=str(data), epochs=1, warmup_epochs=0, mode="head"
+    )
+    assert finetune(next_recipe, tmp_path / "next", "cpu").scores is not None
 
 
 def test_several_labels(tmp_path: Path) -> None:
@@ -267,7 +268,13 @@ def test_every_recipe(tmp_path: Path, name: str) -> None:
     lines = [f"{file.relative_to(tmp_path)},{file.parent.name}|{i % 2}" for i, file in enumerate(files)]
     (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(lines))
     place = tmp_path / ("labels.csv" if "csv" in name else "classes")
-    values = [f"model={BUNDLED}", f"train={json.dumps(str(place))}", "batch_size=8", "workers=1"]
+    values = [
+        f"model={TINY}",
+        f"weights={write_tiny_weights(tmp_path)}",
+        f"train={json.dumps(str(place))}",
+        "batch_size=8",
+        "workers=1",
+    ]
     recipe = load_finetuning(name, values)
     assert finetune(recipe, tmp_path / "run", "cpu", steps=2).step == 2
     result = finetune(replace(recipe, epochs=0.9), tmp_path / "whole", "cpu")
@@ -291,13 +298,13 @@ def test_wrong_recipes(tmp_path: Path, changes: dict[str, Any], message: str) ->
     assert not (tmp_path / "run/recipe.yaml").exists()
 
 
-def test_one_class_is_nothing_to_learn(tmp_path: Path) -> None:
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "one", 4, classes=1)
-    with pytest.raises(UsageError, match="all images are 'class 0': there is nothing to tell apart"):
+    with pytest.raises(UsageError, match="all images are 'class 0': training needs two classes or more"):
         finetune(tiny_finetuning(tmp_path, train=str(data)), tmp_path / "run", "cpu")
 
 
-def test_broken_images_cost_themselves_alone(tmp_path: Path) -> None:
+def test_damaged_images_are_left_out(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "classes", 10)
     for label in range(3):
         (data / f"class {label}" / "000.png").write_bytes(b"nothing")

@@ -1,4 +1,4 @@
-"""Networks cut into stages: every block's modules together, rates that fall towards the stem."""
+"""Networks split into stages: the modules of each block together, learning rates that fall towards the stem."""
 
 import pytest
 import timm
@@ -29,15 +29,15 @@ def test_stages(model: str, stages: int, places: dict[str, int]) -> None:
     network = timm.create_model(model)
     found = split_into_stages(network)
     assert found.head == stages
-    assert {name: found.of_module[name] for name in places} == places
-    order = [found.of(name) for name, _ in network.named_parameters()]
+    assert {name: found.by_module[name] for name in places} == places
+    order = [found.find(name) for name, _ in network.named_parameters()]
     assert order == sorted(order)
     headed = HeadedNet(timm.create_model(model, num_classes=0), "cross-layer", 8, 3)
     inside = split_into_stages(headed)
-    assert {name: inside.of_module[f"backbone.{name}"] for name in places if name not in ("classifier", "fc", "head.fc")} == {
+    assert {name: inside.by_module[f"backbone.{name}"] for name in places if name not in ("classifier", "fc", "head.fc")} == {
         name: stage for name, stage in places.items() if stage < stages
     }
-    assert inside.of("head.classifier.weight") == stages
+    assert inside.find("head.classifier.weight") == stages
 
 
 def test_rates_fall_by_block(tmp_path) -> None:
@@ -55,7 +55,7 @@ def test_rates_fall_by_block(tmp_path) -> None:
     assert {group["lr_scale"] for group in every} == {0.75, 1.0}
 
 
-def test_what_is_frozen_is_in_eval_mode(tmp_path) -> None:
+def test_frozen_modules_are_in_eval_mode(tmp_path) -> None:
     network = timm.create_model(BUNDLED)
     stages = split_into_stages(network)
     recipe = tiny_finetuning(tmp_path, mode="blocks:2-3")
@@ -65,7 +65,7 @@ def test_what_is_frozen_is_in_eval_mode(tmp_path) -> None:
     }  # fmt: skip
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            assert module.training == (stages.of_module[name] > 1)
+            assert module.training == (stages.by_module[name] > 1)
     set_trainable(network, stages, trainable_stages(recipe, stages, head_only=True), freeze_norm=False)
     assert [name for name, p in network.named_parameters() if p.requires_grad] == ["classifier.weight", "classifier.bias"]
     with pytest.raises(UsageError, match="mode 'blocks:3-9': the network has blocks 1 to 3"):
