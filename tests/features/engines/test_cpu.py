@@ -89,9 +89,9 @@ def test_memory_does_not_grow(make: type) -> None:
         for i in range(times):
             engine(make_images(1 + i % 9, 48 + i % 5), True, bool(i % 2))
 
-    calls(100)
+    calls(40)
     before = resident_bytes()
-    calls(400)
+    calls(120)
     assert resident_bytes() - before < 16 * 2**20
 
 

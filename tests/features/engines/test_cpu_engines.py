@@ -27,8 +27,13 @@ def check_network(engine_for: Make, model: nn.Module, x: torch.Tensor, tap: str,
     assert_close_outputs(engine_for(model, blocks, tap)(x, True, True), compute_reference(model, x, blocks, tap))
 
 
+QUICK_VARIANTS = {"densefeat_densenet121", "densefeat_densenet40_k12", "densefeat_densenet_bc100_k12", "densefeat_delugenet146"}
+
+
 @pytest.mark.parametrize("tap", ["norm", "raw"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK_VARIANTS else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+)
 def test_every_variant_with_few_layers(engine_for: Make, name: str, tap: str) -> None:
     cls, structure = VARIANTS[name]
     count = len(structure["block_config"])
@@ -140,7 +145,7 @@ def test_a_broken_image_breaks_only_its_row(engine_for: Make, value: float) -> N
         assert torch.equal(output.mean[[0, 2]], before.mean[[0, 2]])
 
 
-@pytest.mark.parametrize("values", [(float("nan"), 1.0), (float("inf"), -float("inf"))])
+@pytest.mark.parametrize("values", [(float("nan"), 1.0), pytest.param((float("inf"), -float("inf")), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("tap", ["norm", "raw"])
 @pytest.mark.parametrize(
     "module", ["denseblock1.denselayer2.norm2", "denseblock2.denselayer1.conv1", "transition1.conv", "norm5"]
@@ -161,5 +166,5 @@ def test_broken_weights_break_the_blocks_that_read_them(
 def test_a_row_does_not_depend_on_its_batch(engine_for: Make, make: type, precision: str) -> None:
     engine, x = engine_for(make(), (0, 1), "norm", precision), make_images(33)
     whole = engine(x, True, False)[1].mean
-    for number in (1, 2, 3, 5, 8, 17, 32):
+    for number in (1, 2, 5, 17, 32):
         torch.testing.assert_close(engine(x[:number], True, False)[1].mean, whole[:number], rtol=1e-6, atol=1e-6)
