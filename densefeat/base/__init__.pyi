@@ -6,7 +6,7 @@ from .progress import RateColumn, progress_bar
 from .ranks import Ranks
 from .rendezvous import enter_after_rank_0, open_shared_store
 from .signals import PREEMPTION_SIGNALS, Interrupted, StopRequest, raise_on_sigterm, stop_on_signal
-from .text import printable
+from .text import describe_error, printable
 
 __all__ = [
     "PREEMPTION_SIGNALS",
@@ -24,6 +24,7 @@ __all__ = [
     "check_target",
     "choose_device",
     "current_umask",
+    "describe_error",
     "enter_after_rank_0",
     "hold_lock",
     "open_shared_store",

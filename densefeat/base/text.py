@@ -10,3 +10,10 @@ def printable(text: str, replacement: str | None = None) -> str:
         character if character.isprintable() else ascii(character)[1:-1] if replacement is None else replacement
         for character in text
     )
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe an exception of another library in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,12 +1,10 @@
 from .addresses import is_remote
-from .columns import check_column
 from .decode import MAX_PIXELS, ImageLike, check_decoder, decode_image, decode_pixels, open_image
-from .files import Files, Indexed, LocalFolder, reason_of
-from .hub import Saved, open_saved, open_split
-from .lists import BOM, DELIMITERS, PATH, TEXTS, normalised, one_array
-from .sources import check_input, open_source
-from .stream import Decoded, ImageItem, Item, Selected, Source, printable_key
-from .tables import Tables
+from .files import BOM, DELIMITERS, PATH, ImageFiles, normalise_paths
+from .folders import LocalFolder
+from .rows import check_column, join_chunks
+from .sources import check_input, open_for_training, open_source
+from .stream import Decoded, ImageItem, Item, RandomAccess, Reader, Selected, Source, printable_key
 from .tiles import TiledSource
 from .transforms import Geometry, Preprocessing
 
@@ -15,20 +13,18 @@ __all__ = [
     "DELIMITERS",
     "MAX_PIXELS",
     "PATH",
-    "TEXTS",
     "Decoded",
-    "Files",
     "Geometry",
+    "ImageFiles",
     "ImageItem",
     "ImageLike",
-    "Indexed",
     "Item",
     "LocalFolder",
     "Preprocessing",
-    "Saved",
+    "RandomAccess",
+    "Reader",
     "Selected",
     "Source",
-    "Tables",
     "TiledSource",
     "check_column",
     "check_decoder",
@@ -36,12 +32,10 @@ __all__ = [
     "decode_image",
     "decode_pixels",
     "is_remote",
-    "normalised",
-    "one_array",
+    "join_chunks",
+    "normalise_paths",
+    "open_for_training",
     "open_image",
-    "open_saved",
     "open_source",
-    "open_split",
     "printable_key",
-    "reason_of",
 ]

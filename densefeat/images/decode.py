@@ -98,7 +98,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def _rgb_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """:func:`decode_image` for what Pillow has opened already; whether its file was complete is left to Pillow."""
     with readable():
-        check_size(*image.size, max_pixels)
+        check_image_size(*image.size, max_pixels)
         image.load()
         pixels = to_rgb(image)
         turn = _TURNS.get(orientation(image))
@@ -136,7 +136,7 @@ def _open_header(data: bytes, max_pixels: int) -> Image.Image:
         try:
             if accepts is None or accepts(data[:16]) is True:  # else False, or a text on why not
                 image: Image.Image = opener(io.BytesIO(data), "")
-                check_size(*image.size, max_pixels)
+                check_image_size(*image.size, max_pixels)
                 return image
         except (SyntaxError, IndexError, TypeError, struct.error) as error:  # a plugin's ways to say: none of my files
             reason = reason or f" ({error})"
@@ -260,7 +260,7 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
+def check_image_size(width: int, height: int, max_pixels: int) -> None:
     """Raise DecodeError for what must not be decoded, before any pixel is allocated."""
     if width < 1 or height < 1:
         raise DecodeError(f"{width}×{height} pixels")

@@ -1,227 +1,239 @@
-"""Files below one folder, read safely, and a source whose keys are held in memory."""
+"""Image files as a source: all those in a folder, or those that a list (text, CSV, TSV, Parquet) names in its order."""
 
 import os
-import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import posixpath
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import BinaryIO, NoReturn, Protocol
+from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 
-from densefeat.errors import DecodeError
-from densefeat.images.stream import ImageItem, fingerprint_of
+from densefeat.base import describe_error
+from densefeat.errors import DecodeError, UsageError
+from densefeat.images.folders import MAX_BYTES, Folder
+from densefeat.images.rows import check_column, format_labels, is_label, is_text, join_chunks, read_class_names
+from densefeat.images.stream import ImageItem, IndexedSource, find_repeats, printable_key
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svs")  # .svs: slides, a tiled TIFF
-MAX_BYTES = 2**30  # of one encoded image
-ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
-_CHUNK = 1024  # keys turned into Python strings at a time
-
-
-class Folder(Protocol):
-    """Where files are read from. Names are relative, with forward slashes; one that leaves the folder is refused."""
-
-    def read(self, name: str) -> bytes:
-        """A whole file of at most ``MAX_BYTES``, or DecodeError (stage ``read``). May be called from several threads."""
-
-    def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """``size`` bytes from ``offset``, or DecodeError (stage ``read``). May be called from several threads."""
-
-    def open(self, name: str) -> BinaryIO:
-        """For reading and seeking, whatever the size; DecodeError (stage ``read``)."""
-
-    def size(self, name: str) -> int:
-        """In bytes; DecodeError (stage ``read``)."""
-
-    def path(self, name: str) -> str | None:
-        """Of a file on this machine that may be read; else None, and ``read`` tells why."""
-
-    def below(self, name: str) -> "Folder":
-        """The folder that the file ``name`` lies in, links out of it not followed."""
-
-    def find(self) -> Iterator[tuple[bytes, int | None]]:
-        """All files below, in any order: name, and size where listing tells. A folder that cannot be listed ends in a slash."""
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svs")  # .svs: a slide, which is a tiled TIFF
+_ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
+_CONTAINERS = (b".parquet", b".tar")
+TEXTS = (".txt", ".lst")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+PATH = "path"  # the column with paths, where no other is named
+_MAX_LIST_BYTES = 2**33
+_BLOCK = 65536  # names gathered before they are packed into an array
+BOM = b"\xef\xbb\xbf"
+# a path that is not in its shortest form, or may leave the folder
+_ODD = r"^/|^[A-Za-z]:|//|(^|/)\.{1,2}(/|$)|/$|\\"
 
 
-@dataclass(frozen=True, slots=True)
-class LocalFolder:
-    """``root``: absolute, its own links resolved. ``follow_links``: also where they lead out of it."""
-
-    root: str
-    follow_links: bool = False
-
-    def read(self, name: str) -> bytes:
-        with self.open(name) as file, read_errors():
-            check_size(os.fstat(file.fileno()).st_size)
-            return file.read()
-
-    def read_range(self, name: str, offset: int, size: int) -> bytes:
-        check_size(size)
-        with self.open(name) as file, read_errors():
-            file.seek(offset)
-            return whole(file.read(size), size)
-
-    def open(self, name: str) -> BinaryIO:
-        with read_errors():
-            path = self.checked(name)
-            mode = os.stat(path).st_mode
-            if not stat.S_ISREG(mode):
-                raise DecodeError("a folder that cannot be listed" if stat.S_ISDIR(mode) else "not a regular file", "read")
-            return open(path, "rb")
-
-    def size(self, name: str) -> int:
-        with self.open(name) as file:
-            return os.fstat(file.fileno()).st_size
-
-    def path(self, name: str) -> str | None:
-        try:
-            return self.checked(name)
-        except (DecodeError, OSError, ValueError):
-            return None
-
-    def checked(self, name: str) -> str:
-        """The path; DecodeError where it leads out of the folder."""
-        check_name(name)
-        path = os.path.join(self.root, name)
-        if not self.follow_links and not Path(os.path.realpath(path)).is_relative_to(self.root):
-            raise DecodeError("a symbolic link out of the folder", "read")
-        return path
-
-    def below(self, name: str) -> "LocalFolder":
-        return LocalFolder(os.path.realpath(os.path.join(self.root, os.path.dirname(name))))
-
-    def find(self) -> Iterator[tuple[bytes, None]]:
-        root = os.fsencode(self.root)
-        unlisted: list[bytes] = []
-        for directory, folders, names in os.walk(
-            root, onerror=lambda error: unlisted.append(error.filename), followlinks=self.follow_links
-        ):
-            relative = os.path.relpath(directory, root).replace(os.sep.encode(), b"/")
-            prefix = b"" if relative == b"." else relative + b"/"
-            yield from ((prefix + name, None) for name in names)
-            if self.follow_links:
-                folders[:] = [name for name in folders if not _leads_back(os.path.join(directory, name), root)]
-        for directory in unlisted:
-            yield os.path.relpath(directory, root).replace(os.sep.encode(), b"/") + b"/", None
-
-
-@dataclass(frozen=True)
-class Indexed:
-    """A source whose keys, labels (None: no item has one) and known failures (by position) are all in memory."""
-
-    folder: Folder
-    names: pa.LargeBinaryArray = field(repr=False)
-    labels: pa.Array | None = field(default=None, repr=False)
-    failures: dict[int, str] = field(default_factory=dict, repr=False)
-
-    @property
-    def length(self) -> int:
-        return len(self.names)
-
-    @property
-    def labelled(self) -> bool:
-        return self.labels is not None
-
-    def items(self, start: int, stop: int) -> Iterator[ImageItem]:
-        for first in range(start, min(stop, self.length), _CHUNK):
-            last = min(first + _CHUNK, stop)
-            keys = self.names[first:last].to_pylist()
-            labels = [None] * len(keys) if self.labels is None else self.labels[first:last].to_pylist()
-            for position, (key, label) in enumerate(zip(map(os.fsdecode, keys), labels, strict=True), first):
-                reason = self.failures.get(position)
-                if reason is not None:
-                    yield failing(key, label, reason)
-                else:
-                    yield self.item(position, key, label)
-
-    def item(self, position: int, key: str, label: str | None) -> ImageItem:
-        """The one at a position that has no known failure."""
-        raise NotImplementedError
-
-    def keys(self) -> pa.LargeBinaryArray:
-        return self.names
-
-    def fingerprint(self) -> str:
-        return fingerprint_of(self.names, self.labels)
-
-
-class Files(Indexed):
-    """An :class:`Indexed` source of files whose names are their keys."""
+class ImageFiles(IndexedSource):
+    """Files whose names are their keys."""
 
     def item(self, position: int, key: str, label: str | None) -> ImageItem:  # noqa: ARG002  (of the superclass)
         folder = self.folder
         return ImageItem(key, label, partial(folder.read, key), partial(folder.path, key), partial(folder.open, key))
 
 
-def _leads_back(folder: bytes, root: bytes) -> bool:
-    """Whether ``folder``, below ``root``, is a link to one of the folders on the way to it: following it would never end."""
-    if not os.path.islink(folder):
-        return False
-    way = folder
-    while way != root:
-        way = os.path.dirname(way)
-        if os.path.samefile(folder, way):
-            return True
-    return False
+def open_folder(folder: Folder, images: str, labels: str | None = None) -> ImageFiles:
+    """Open all files below a folder with an image's extension (any case), sorted by key: the same order on every machine.
 
-
-def failing(key: str, label: str | None, reason: str) -> ImageItem:
-    """An item that is known not to be readable."""
-    return ImageItem(key, label, partial(_fail, reason))
-
-
-def _fail(reason: str) -> NoReturn:
-    raise DecodeError(reason, "read")
-
-
-def given(data: bytes) -> Callable[[], bytes]:
-    """A ``read`` for bytes at hand, that pickles."""
-    return partial(bytes, data)
-
-
-def check_name(name: str) -> None:
-    """DecodeError for a name that is no text, or leaves its folder."""
+    Linked folders are entered only where ``folder`` follows links. A folder that cannot be listed is an item that cannot be
+    read. ``labels="folder"``: the label is the first folder of each key. ``images``: what the user named, for errors.
+    Raises UsageError where the folder cannot be listed, or holds no such file.
+    """
+    listing = _Listing()
     try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise DecodeError("the name is not valid UTF-8", "read") from None
-    if not name:
-        raise DecodeError("no path", "read")
-    if escapes(name):
-        raise DecodeError("outside of the folder", "read")
-
-
-def escapes(name: str) -> bool:
-    """Whether a path is absolute, an address, or goes up; on paper: links are seen when it is opened."""
-    return os.path.isabs(name) or name.startswith("/") or "://" in name or ".." in name.replace(os.sep, "/").split("/")
-
-
-def check_size(size: int) -> None:
-    if size > MAX_BYTES:
-        raise DecodeError(f"{size:,} bytes are more than the limit of {MAX_BYTES:,}", "read")
-
-
-def whole(data: bytes, size: int) -> bytes:
-    if len(data) != size:
-        raise DecodeError(f"{len(data):,} bytes where {size:,} were expected", "read")
-    return data
-
-
-@contextmanager
-def read_errors() -> Iterator[None]:
-    """Whatever a file system raises as DecodeError (stage ``read``): the kinds of error differ from one to the next."""
-    try:
-        yield
-    except DecodeError:
-        raise
+        blocks = [pa.array(block, pa.large_binary()) for block in listing.blocks(folder)]
     except Exception as error:
-        raise DecodeError(reason_of(error), "read") from error
+        raise UsageError(f"images {images!r}: {describe_error(error)}") from error
+    if not blocks:
+        what = f"no file with an image's extension ({', '.join(EXTENSIONS)}) in it"
+        if listing.container is not None:
+            what = f"no images in it as files: pass {images.rstrip('/') + '/' + listing.container!r}"
+        raise UsageError(f"images {images!r}: {what}")
+    keys = pa.concat_arrays(blocks)
+    keys = keys.take(pc.array_sort_indices(keys))
+    positions = pc.index_in(pa.array(listing.too_large, pa.large_binary()), keys).to_pylist()
+    failures = {
+        position: f"{size:,} bytes are more than the limit of {MAX_BYTES:,}"
+        for position, size in zip(positions, listing.too_large.values(), strict=True)
+    }
+    return ImageFiles(folder, keys, _label_by_folder(keys) if labels else None, failures)
 
 
-def reason_of(error: Exception) -> str:
-    """One line on an error of someone else's."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+class _Listing:
+    """One pass over the names below a folder, and what it has found out."""
+
+    def __init__(self) -> None:
+        self.too_large: dict[bytes, int] = {}  # size by name, where the listing has sizes
+        self.container: str | None = None  # a glob for the first files that may hold images
+
+    def blocks(self, folder: Folder) -> Iterator[list[bytes]]:
+        """List the keys, some thousands at a time."""
+        block: list[bytes] = []
+        for name, size in folder.find():
+            if name.lower().endswith(_ENDINGS) or name.endswith(b"/"):
+                block.append(name.rstrip(b"/"))
+                if size is not None and size > MAX_BYTES:
+                    self.too_large[name] = size
+                if len(block) == _BLOCK:
+                    yield block
+                    block = []
+            elif self.container is None and name.lower().endswith(_CONTAINERS):
+                head, slash, last = _format_name(name).rpartition("/")
+                self.container = f"{head}{slash}*.{last.rpartition('.')[2]}"
+        if block:
+            yield block
+
+
+def _label_by_folder(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:
+    """Return the first folder of each key; null for a file beside the folders."""
+    blocks = []
+    for start in range(0, len(keys), _BLOCK):
+        parts = (key.partition(b"/") for key in keys[start : start + _BLOCK].to_pylist())
+        blocks.append(pa.array([_format_name(head) if slash else None for head, slash, _ in parts], pa.large_string()))
+    return pa.concat_arrays(blocks)
+
+
+def _format_name(name: bytes) -> str:
+    return printable_key(name.decode("utf-8", "surrogateescape"))
+
+
+def open_list(
+    home: Folder,
+    name: str,
+    images: str,
+    base: Folder,
+    prefixes: list[str],
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageFiles:
+    """Open the files that the list ``name`` in the folder ``home`` names, in its order.
+
+    Paths are relative to ``base``, or begin with one of ``prefixes``, the ways to write its name. A path that leaves it, and a
+    path that occurs twice, is an item that cannot be read. ``images``: what the user named, for errors.
+    Raises UsageError: no list, no path in it, no such column.
+    """
+    try:
+        if home.size(name) > _MAX_LIST_BYTES:
+            raise UsageError(f"images {images!r}: a list of more than {_MAX_LIST_BYTES:,} bytes")
+        with home.open(name) as file:
+            entries, labels = _read_list(file, name, images, image_column, label_column)
+    except DecodeError as error:
+        raise UsageError(f"images {images!r}: {error}") from error
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UsageError(f"images {images!r}: {describe_error(error)}") from error
+    if not len(entries):
+        raise UsageError(f"images {images!r}: no path in this list")
+    keys = normalise_paths(entries, [os.fsencode(prefix) for prefix in prefixes])
+    return ImageFiles(base, keys, labels, _describe_repeats(keys))
+
+
+def _read_list(
+    file: BinaryIO, name: str, images: str, image_column: str | None, label_column: str | None
+) -> tuple[pa.LargeBinaryArray, pa.LargeStringArray | None]:
+    """Read the paths as they are written, and the labels."""
+    suffix = os.path.splitext(name.lower())[1]
+    if suffix in TEXTS:
+        if image_column or label_column:
+            raise UsageError(f"images {images!r}: a text file has no columns, such as {image_column or label_column!r}")
+        return pa.concat_arrays([pa.array([], pa.large_binary()), *_read_lines(file)]), None
+    path = image_column or PATH
+    if suffix in DELIMITERS:
+        return _read_csv(file, DELIMITERS[suffix], images, path, label_column)
+    return _read_parquet(file, images, path, label_column)
+
+
+def _read_lines(file: BinaryIO) -> Iterator[pa.LargeBinaryArray]:
+    """Read the lines that are not blank, some thousands at a time."""
+    block: list[bytes] = []
+    for number, line in enumerate(file):
+        if number == 0:
+            line = line.removeprefix(BOM)
+        if line.strip():
+            block.append(line.rstrip(b"\r\n"))
+        if len(block) == _BLOCK:
+            yield pa.array(block, pa.large_binary())
+            block = []
+    yield pa.array(block, pa.large_binary())
+
+
+def _read_csv(
+    file: BinaryIO, delimiter: str, images: str, path: str, label: str | None
+) -> tuple[pa.LargeBinaryArray, pa.LargeStringArray | None]:
+    """Read both columns as they are written; an empty field means that there is no label."""
+    parse = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    with pa_csv.open_csv(file, parse_options=parse) as head:
+        for column in (path, label):
+            check_column(head.schema, column, images)
+    file.seek(0)
+    types = {path: pa.large_binary()} | ({label: pa.large_string()} if label else {})
+    convert = pa_csv.ConvertOptions(
+        column_types=types,
+        include_columns=list(types),
+        null_values=[""],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=True,
+    )
+    table = pa_csv.read_csv(file, parse_options=parse, convert_options=convert)
+    return join_chunks(table.column(path)), join_chunks(table.column(label)) if label else None
+
+
+def _read_parquet(
+    file: BinaryIO, images: str, path: str, label: str | None
+) -> tuple[pa.LargeBinaryArray, pa.LargeStringArray | None]:
+    with pq.ParquetFile(file, read_dictionary=[path]) as table:
+        schema = table.schema_arrow
+        for column, fits in ((path, is_text), (label, is_label)):
+            check_column(schema, column, images)
+            if column is not None and not fits(schema.field(column).type):
+                raise UsageError(f"images {images!r}: column {column!r} holds {schema.field(column).type}")
+        paths, labels, size = [pa.array([], pa.large_binary())], [pa.array([], pa.large_string())], 0
+        for batch in table.iter_batches(_BLOCK, columns=[path] if label is None else [path, label]):
+            paths.append(format_labels(batch.column(path), None).cast(pa.large_binary()))
+            if label is not None:
+                labels.append(format_labels(batch.column(label), read_class_names(schema, label)))
+            size += paths[-1].nbytes
+            if size > _MAX_LIST_BYTES:
+                raise UsageError(f"images {images!r}: a list of more than {_MAX_LIST_BYTES:,} bytes")
+    return pa.concat_arrays(paths), None if label is None else pa.concat_arrays(labels)
+
+
+def normalise_paths(entries: pa.LargeBinaryArray, prefixes: list[bytes]) -> pa.LargeBinaryArray:
+    """Make paths relative to the folder that ``prefixes`` name, in their shortest form; a null becomes empty."""
+    entries = entries.fill_null(b"")
+    odd = np.flatnonzero(pc.match_substring_regex(entries, _ODD).to_numpy(zero_copy_only=False))
+    if not len(odd):
+        return entries
+    mask = np.zeros(len(entries), bool)
+    mask[odd] = True
+    short = [_normalise_path(entry, prefixes) for entry in entries.take(pa.array(odd)).to_pylist()]
+    return pc.replace_with_mask(entries, pa.array(mask), pa.array(short, pa.large_binary()))
+
+
+def _normalise_path(entry: bytes, prefixes: list[bytes]) -> bytes:
+    """Shorten one path; ``prefixes`` end in a slash."""
+    for prefix in prefixes:
+        if b"://" in prefix and entry.startswith(prefix):
+            entry = entry[len(prefix) :]
+    if b"://" in entry:
+        return entry
+    path = posixpath.normpath(entry.replace(os.sep.encode(), b"/"))
+    for prefix in prefixes:
+        if path.startswith(prefix):
+            return path[len(prefix) :]
+    return path
+
+
+def _describe_repeats(keys: pa.LargeBinaryArray) -> dict[int, str]:
+    """Say, by position, why the later ones of equal keys are not read."""
+    later = np.flatnonzero(find_repeats(keys))
+    if not len(later):
+        return {}
+    first = pc.index_in(keys.take(pa.array(later)), keys).to_pylist()
+    return {int(position): f"repeated: the same as position {place}" for position, place in zip(later, first, strict=True)}

@@ -1,78 +1,244 @@
-"""A folder as an ordered list of image files."""
+"""Folders of files, on this machine or on any file system that fsspec opens, read without leaving them."""
 
+import os
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
+from densefeat.base import describe_error
+from densefeat.errors import DecodeError, UsageError
 
-from densefeat.errors import UsageError
-from densefeat.images.files import ENDINGS, EXTENSIONS, MAX_BYTES, Files, Folder, reason_of
-from densefeat.images.stream import printable_key
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
-_BLOCK = 65536  # names gathered before they are laid out compactly
-_CONTAINERS = (b".parquet", b".tar")
+MAX_BYTES = 2**30  # of one encoded image
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # densefeat's extra that a protocol needs
 
 
-def open_folder(folder: Folder, images: str, labels: str | None = None) -> Files:
-    """All files below with an image's extension (any case), sorted by key: the same order on every machine.
+class Folder(Protocol):
+    """A folder that files are read from. Names are relative, with forward slashes; a name that leaves the folder is refused."""
 
-    Linked folders are entered only where ``folder`` follows links. A folder that cannot be listed stands in the list itself,
-    and fails to be read. ``labels="folder"``: the first folder of each key. ``images``: what the user called it.
-    Raises UsageError where it cannot be listed, or holds no such file.
+    def read(self, name: str) -> bytes:
+        """Read a whole file of at most ``MAX_BYTES``. Raises DecodeError (stage ``read``). Safe in threads."""
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Read ``size`` bytes from ``offset``. Raises DecodeError (stage ``read``). Safe in threads."""
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file of any size for reading and seeking. Raises DecodeError (stage ``read``)."""
+
+    def size(self, name: str) -> int:
+        """Return a file's size in bytes. Raises DecodeError (stage ``read``)."""
+
+    def path(self, name: str) -> str | None:
+        """Return the path of a file on this machine; None where there is none that may be read: ``read`` then says why."""
+
+    def below(self, name: str) -> "Folder":
+        """Return the folder that holds the file ``name``; links out of it are not followed."""
+
+    def find(self) -> Iterator[tuple[bytes, int | None]]:
+        """List all files below, in any order: name, and size where the listing has it.
+
+        A folder that cannot be listed is itself in the list, its name with a slash at the end.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder:
+    """A folder on this machine. ``root``: absolute, its own links resolved; ``follow_links``: also links that leave it."""
+
+    root: str
+    follow_links: bool = False
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file, _read_errors():
+            _check_byte_count(os.fstat(file.fileno()).st_size)
+            return file.read()
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        _check_byte_count(size)
+        with self.open(name) as file, _read_errors():
+            file.seek(offset)
+            return _check_length(file.read(size), size)
+
+    def open(self, name: str) -> BinaryIO:
+        with _read_errors():
+            path = self._check(name)
+            mode = os.stat(path).st_mode
+            if not stat.S_ISREG(mode):
+                raise DecodeError("a folder that cannot be listed" if stat.S_ISDIR(mode) else "not a regular file", "read")
+            return open(path, "rb")
+
+    def size(self, name: str) -> int:
+        with self.open(name) as file:
+            return os.fstat(file.fileno()).st_size
+
+    def path(self, name: str) -> str | None:
+        try:
+            return self._check(name)
+        except (DecodeError, OSError, ValueError):
+            return None
+
+    def _check(self, name: str) -> str:
+        """Return the path of a file. Raises DecodeError where it leads out of the folder."""
+        _check_name(name)
+        path = os.path.join(self.root, name)
+        if not self.follow_links and not Path(os.path.realpath(path)).is_relative_to(self.root):
+            raise DecodeError("a symbolic link out of the folder", "read")
+        return path
+
+    def below(self, name: str) -> "LocalFolder":
+        return LocalFolder(os.path.realpath(os.path.join(self.root, os.path.dirname(name))))
+
+    def find(self) -> Iterator[tuple[bytes, None]]:
+        root = os.fsencode(self.root)
+        unlisted: list[bytes] = []
+        for directory, folders, names in os.walk(
+            root, onerror=lambda error: unlisted.append(error.filename), followlinks=self.follow_links
+        ):
+            relative = os.path.relpath(directory, root).replace(os.sep.encode(), b"/")
+            prefix = b"" if relative == b"." else relative + b"/"
+            yield from ((prefix + name, None) for name in names)
+            if self.follow_links:
+                folders[:] = [name for name in folders if not _is_loop(os.path.join(directory, name), root)]
+        for directory in unlisted:
+            yield os.path.relpath(directory, root).replace(os.sep.encode(), b"/") + b"/", None
+
+
+def _is_loop(folder: bytes, root: bytes) -> bool:
+    """Check whether ``folder``, below ``root``, is a link to a folder that contains it: following it would never end."""
+    if not os.path.islink(folder):
+        return False
+    ancestor = folder
+    while ancestor != root:
+        ancestor = os.path.dirname(ancestor)
+        if os.path.samefile(folder, ancestor):
+            return True
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFolder:
+    """A folder on another file system.
+
+    ``address``: a name that determines the file system; ``root``: the folder's path there; ``listed``: all files were listed,
+    and those that are too large are known.
     """
-    found = Listing()
+
+    address: str
+    root: str
+    listed: bool = False
+
+    @property
+    def _fs(self) -> "AbstractFileSystem":
+        return file_system(self.address)[0]
+
+    def _check(self, name: str) -> str:
+        _check_name(name)
+        return f"{self.root}/{name}"
+
+    def read(self, name: str) -> bytes:
+        path = self._check(name)
+        with _read_errors():
+            if self.listed:
+                return self._fs.cat_file(path)
+            size = self._fs.info(path).get("size")
+            _check_byte_count(size or 0)
+            if size is not None:
+                return self._fs.cat_file(path)
+            with self._fs.open(path, "rb") as file:  # without a size: read no more than is allowed
+                data = file.read(MAX_BYTES + 1)
+            _check_byte_count(len(data))
+            return data
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        path = self._check(name)
+        _check_byte_count(size)
+        with _read_errors():
+            return _check_length(self._fs.cat_file(path, start=offset, end=offset + size) if size else b"", size)
+
+    def open(self, name: str) -> BinaryIO:
+        path = self._check(name)
+        with _read_errors():
+            return self._fs.open(path, "rb")
+
+    def size(self, name: str) -> int:
+        path = self._check(name)
+        with _read_errors():
+            return int(self._fs.info(path)["size"])
+
+    def path(self, name: str) -> None:  # noqa: ARG002  (of the protocol)
+        return None
+
+    def below(self, name: str) -> "RemoteFolder":
+        return RemoteFolder(self.address, "/".join([self.root, *name.split("/")[:-1]]))
+
+    def find(self) -> Iterator[tuple[bytes, int | None]]:
+        for path, info in self._fs.find(self.root, detail=True).items():
+            if not path.endswith("/"):  # in object stores an empty object may stand for a folder
+                yield os.fsencode(path[len(self.root) :].lstrip("/")), info.get("size")
+
+
+def file_system(address: str) -> tuple["AbstractFileSystem", str]:
+    """Return the file system of an address, and its path there. Raises UsageError for an unknown one or a missing package."""
+    return _file_system(address, os.getpid())
+
+
+@lru_cache(64)
+def _file_system(address: str, process: int) -> tuple["AbstractFileSystem", str]:  # noqa: ARG001  (a forked process needs connections of its own)
+    from fsspec.core import url_to_fs
+
+    protocol = address.partition("://")[0]
     try:
-        blocks = [pa.array(block, pa.large_binary()) for block in found.blocks(folder)]
+        return url_to_fs(address)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        hint = f"pip install 'densefeat[{extra}]'" if extra else describe_error(error)
+        raise UsageError(f"images {address!r}: {protocol}:// needs a package that is not installed: {hint}") from error
     except Exception as error:
-        raise UsageError(f"images {images!r}: {reason_of(error)}") from error
-    if not blocks:
-        what = f"no file with an image's extension ({', '.join(EXTENSIONS)}) in it"
-        if found.container is not None:
-            what = f"no images in it as files: pass {images.rstrip('/') + '/' + found.container!r}"
-        raise UsageError(f"images {images!r}: {what}")
-    keys = pa.concat_arrays(blocks)
-    keys = keys.take(pc.array_sort_indices(keys))
-    positions = pc.index_in(pa.array(found.too_large, pa.large_binary()), keys).to_pylist()
-    failures = {
-        position: f"{size:,} bytes are more than the limit of {MAX_BYTES:,}"
-        for position, size in zip(positions, found.too_large.values(), strict=True)
-    }
-    return Files(folder, keys, _folder_labels(keys) if labels else None, failures)
+        raise UsageError(f"images {address!r}: {describe_error(error)}") from error
 
 
-class Listing:
-    """One pass over the names below a folder, with what was noted on the way."""
-
-    def __init__(self) -> None:
-        self.too_large: dict[bytes, int] = {}  # sizes, where listing tells them
-        self.container: str | None = None  # a glob for the first file that is known to hold images
-
-    def blocks(self, folder: Folder) -> Iterator[list[bytes]]:
-        """Keys, some thousands at a time."""
-        block: list[bytes] = []
-        for name, size in folder.find():
-            if name.lower().endswith(ENDINGS) or name.endswith(b"/"):
-                block.append(name.rstrip(b"/"))
-                if size is not None and size > MAX_BYTES:
-                    self.too_large[name] = size
-                if len(block) == _BLOCK:
-                    yield block
-                    block = []
-            elif self.container is None and name.lower().endswith(_CONTAINERS):
-                head, slash, last = _printable_name(name).rpartition("/")
-                self.container = f"{head}{slash}*.{last.rpartition('.')[2]}"
-        if block:
-            yield block
+def _check_name(name: str) -> None:
+    """Raise DecodeError for a name that is not UTF-8, is empty or leaves its folder."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DecodeError("the name is not valid UTF-8", "read") from None
+    if not name:
+        raise DecodeError("no path", "read")
+    if leaves_folder(name):
+        raise DecodeError("outside of the folder", "read")
 
 
-def _folder_labels(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:
-    """The first folder of each key; None for a file beside the folders."""
-    blocks = []
-    for start in range(0, len(keys), _BLOCK):
-        parts = (key.partition(b"/") for key in keys[start : start + _BLOCK].to_pylist())
-        blocks.append(pa.array([_printable_name(head) if slash else None for head, slash, _ in parts], pa.large_string()))
-    return pa.concat_arrays(blocks)
+def leaves_folder(name: str) -> bool:
+    """Check by its text whether a path is absolute, an address, or goes up; links are checked when a file is opened."""
+    return os.path.isabs(name) or name.startswith("/") or "://" in name or ".." in name.replace(os.sep, "/").split("/")
 
 
-def _printable_name(name: bytes) -> str:
-    return printable_key(name.decode("utf-8", "surrogateescape"))
+def _check_byte_count(size: int) -> None:
+    """Raise DecodeError where a file is too large for an encoded image."""
+    if size > MAX_BYTES:
+        raise DecodeError(f"{size:,} bytes are more than the limit of {MAX_BYTES:,}", "read")
+
+
+def _check_length(data: bytes, size: int) -> bytes:
+    """Return ``data``. Raises DecodeError where it is not ``size`` bytes long."""
+    if len(data) != size:
+        raise DecodeError(f"{len(data):,} bytes where {size:,} were expected", "read")
+    return data
+
+
+@contextmanager
+def _read_errors() -> Iterator[None]:
+    """Raise any error of a file system, which differ from one to the next, as DecodeError (stage ``read``)."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(describe_error(error), "read") from error

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from densefeat.base import describe_error
 from densefeat.errors import DecodeError, DensefeatError, UsageError
-from densefeat.images.columns import Columns, choose_columns, class_names, labels_of
-from densefeat.images.files import LocalFolder, reason_of
-from densefeat.images.remote import RemoteFolder, file_system
-from densefeat.images.rows import Rows, row_items, row_keys
-from densefeat.images.stream import ImageItem, fingerprint_of
+from densefeat.images.folders import LocalFolder, RemoteFolder, file_system
+from densefeat.images.rows import Columns, choose_columns, format_labels, read_class_names, row_items, row_keys
+from densefeat.images.stream import ImageItem, RandomAccess, SequentialSource, hash_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-_BATCH_ROWS = 32  # of images of any size
-_TIMEOUT = 10  # seconds until the Hub has to answer
+_BATCH_ROWS = 32  # read at a time, for images of any size
+_TIMEOUT = 10  # seconds in which the Hub has to answer
 
 
-class Saved(Rows):
-    """Rows on this machine's disk, at any position at once: of a folder that ``save_to_disk`` wrote, or of a split that was
-    fetched whole. Keys ``NAME#17``. ``read_path``: where a row names a file.
+class SavedRows(SequentialSource, RandomAccess):
+    """The rows of a data set on this machine's disk: a folder that ``save_to_disk`` wrote, or a split that was downloaded.
+
+    Keys are ``NAME#17``. ``read_path``: reads the file of a row that has only a path.
     """
 
     def __init__(self, name: str, dataset: "Dataset", columns: Columns, read_path: Callable[[str], bytes]) -> None:
@@ -42,7 +42,7 @@ class Saved(Rows):
 
     def rows(self, start: int) -> Iterator[ImageItem]:
         tables = self.dataset.with_format("arrow")
-        names = class_names(self.dataset.features.arrow_schema, self.columns.label)
+        names = read_class_names(self.dataset.features.arrow_schema, self.columns.label)
         for first in range(start, self.length, _BATCH_ROWS):
             for batch in tables[first : first + _BATCH_ROWS].to_batches():
                 yield from row_items(batch, self.columns, names, self.name, first, self.read_path)
@@ -51,24 +51,25 @@ class Saved(Rows):
     def keys(self) -> pa.LargeBinaryArray:
         return row_keys(self.name, self.length)
 
+    def key(self, position: int) -> str:
+        return f"{self.name}#{position}"
+
     def label_values(self) -> pa.LargeStringArray:
-        """The label of each position, null where it has none; UsageError where no column of labels was named."""
         if self.columns.label is None:
-            raise UsageError("no column of labels was named")
+            return pa.nulls(self.length, pa.large_string())
         column = self.dataset.select_columns([self.columns.label]).with_format("arrow")[:].column(self.columns.label)
-        return labels_of(column.combine_chunks(), self.class_names())
+        return format_labels(column.combine_chunks(), self.class_names())
 
     def class_names(self) -> list[str] | None:
-        """Of the labels in their order, where they are a ClassLabel."""
-        return class_names(self.dataset.features.arrow_schema, self.columns.label)
+        return read_class_names(self.dataset.features.arrow_schema, self.columns.label)
 
     def fingerprint(self) -> str:
         labels = self.label_values() if self.labelled else None
-        return fingerprint_of(self.keys(), labels, self.columns.names())
+        return hash_columns(self.keys(), labels, self.columns.names())
 
 
-class Streamed(Rows):
-    """The rows of a split, read as they come, with keys ``NAME:SPLIT#17``. ``home``: what paths in it must begin with."""
+class StreamedRows(SequentialSource):
+    """The rows of a split, read as they arrive, with keys ``NAME:SPLIT#17``. ``home``: where the files of rows must lie."""
 
     def __init__(self, name: str, split: str, dataset: "IterableDataset", columns: Columns, home: str) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class Streamed(Rows):
 
     @property
     def length(self) -> int | None:
-        """As the data set's own description tells."""
+        """The number of rows that the data set's description states."""
         splits = self.dataset.info.splits or {}
         return splits[self.split].num_examples or None if self.split in splits else None
 
@@ -85,7 +86,7 @@ class Streamed(Rows):
         return self.columns.label is not None
 
     def rows(self, start: int) -> Iterator[ImageItem]:
-        names = class_names(self.dataset.features.arrow_schema, self.columns.label)
+        names = read_class_names(self.dataset.features.arrow_schema, self.columns.label)
         read_path = partial(_read_inside, self.home)
         first = start
         try:
@@ -95,7 +96,7 @@ class Streamed(Rows):
                     first += len(batch)
         except Exception as error:
             raise DensefeatError(
-                f"images 'hf:{self._key}': the stream broke off at row {first:,}: {reason_of(error)}"
+                f"images 'hf:{self._key}': the stream broke off at row {first:,}: {describe_error(error)}"
             ) from error
 
     @property
@@ -108,13 +109,16 @@ class Streamed(Rows):
         return row_keys(self._key, self.length)
 
     def fingerprint(self) -> str:
-        """Of what is known of the rows before they are read: their number, their columns, and which images they are."""
-        described = (self._key, self.length, self.columns, str(self.dataset.features))
-        return hashlib.sha256(repr(described).encode()).hexdigest()
+        """Hash what is known of the rows before they are read: the data set, their number and their columns."""
+        facts = (self._key, self.length, self.columns, str(self.dataset.features))
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def open_saved(folder: str, images: str, image_column: str | None = None, label_column: str | None = None) -> Saved:
-    """``folder``: what ``save_to_disk`` wrote of one split. UsageError where it cannot be read, or has no such columns."""
+def open_saved(folder: str, images: str, image_column: str | None = None, label_column: str | None = None) -> SavedRows:
+    """Open a folder that ``save_to_disk`` wrote of one split; ``images``: what the user named, for errors.
+
+    Raises UsageError where it cannot be read, or has no such columns.
+    """
     with _datasets_errors(images):
         from datasets import Image, load_from_disk
 
@@ -125,12 +129,12 @@ def open_saved(folder: str, images: str, image_column: str | None = None, label_
     with _datasets_errors(images):
         home = os.path.realpath(folder)
         encoded = dataset.cast_column(columns.image, Image(decode=False))
-        return Saved(os.path.basename(home), encoded, columns, LocalFolder(home).read)
+        return SavedRows(os.path.basename(home), encoded, columns, LocalFolder(home).read)
 
 
-def open_split(address: str, image_column: str | None = None, label_column: str | None = None) -> Saved:
-    """``hf:NAME:SPLIT`` as :func:`open_hub`, but fetched whole, for reading at any position."""
-    name, split = _name_and_split(address)
+def download_split(address: str, image_column: str | None = None, label_column: str | None = None) -> SavedRows:
+    """Download the split ``hf:NAME:SPLIT`` and open it for reading at any position; errors as in :func:`stream_split`."""
+    name, split = _parse_split(address)
     local = os.path.isdir(name)
     with _datasets_errors(address):
         from datasets import Image, config, load_dataset
@@ -144,10 +148,11 @@ def open_split(address: str, image_column: str | None = None, label_column: str 
             raise UsageError(f"images {address!r}: no rows in it")
         encoded = dataset.cast_column(columns.image, Image(decode=False))
     homes = (os.path.realpath(name),) if local else (HF_HUB_CACHE, str(config.HF_DATASETS_CACHE))
-    return Saved(f"{name}:{split}", encoded, columns, partial(_read_from, homes))
+    return SavedRows(f"{name}:{split}", encoded, columns, partial(_read_from, homes))
 
 
-def _name_and_split(address: str) -> tuple[str, str]:
+def _parse_split(address: str) -> tuple[str, str]:
+    """Return NAME and SPLIT of ``hf:NAME:SPLIT``. Raises UsageError for text of another form."""
     name, colon, split = address.removeprefix("hf:").rpartition(":")
     if not (name and colon and split):
         raise UsageError(f"images {address!r}: write hf:NAME:SPLIT, such as hf:cifar10:test")
@@ -155,16 +160,16 @@ def _name_and_split(address: str) -> tuple[str, str]:
 
 
 def _read_from(homes: tuple[str, ...], path: str) -> bytes:
-    """A file below the first of some folders that has it below."""
+    """Read a file that must be in one of several folders."""
     return _read_inside(next((home for home in homes if path.startswith(home + os.sep)), homes[0]), path)
 
 
-def open_hub(address: str, image_column: str | None = None, label_column: str | None = None) -> Streamed:
-    """``address``: ``hf:NAME:SPLIT``; NAME of a data set on the Hub, or a folder that datasets reads.
+def stream_split(address: str, image_column: str | None = None, label_column: str | None = None) -> StreamedRows:
+    """Open the split ``hf:NAME:SPLIT`` of a data set on the Hub, or of a folder that datasets reads, to be read as it arrives.
 
-    Raises UsageError where it is not there, cannot be reached, or has no such columns. No code of the data set is run.
+    Raises UsageError where it does not exist, cannot be reached, or has no such columns. No code of the data set is run.
     """
-    name, split = _name_and_split(address)
+    name, split = _parse_split(address)
     local = os.path.isdir(name)
     with _datasets_errors(address):
         from datasets import Image, load_dataset
@@ -176,11 +181,11 @@ def open_hub(address: str, image_column: str | None = None, label_column: str | 
         raise UsageError(f"images {address!r}: its columns are not described")
     columns = choose_columns(dataset.features.arrow_schema, image_column, label_column, address)
     home = os.path.realpath(name) if local else f"hf://datasets/{name}"
-    return Streamed(name, split, dataset.cast_column(columns.image, Image(decode=False)), columns, home)
+    return StreamedRows(name, split, dataset.cast_column(columns.image, Image(decode=False)), columns, home)
 
 
 def _check_reachable(name: str) -> None:
-    """One question to the Hub: datasets itself would ask for half a minute before it gave up."""
+    """Ask the Hub once: datasets itself would try for half a minute before it gives up."""
     from huggingface_hub import HfApi
 
     HfApi().dataset_info(name, timeout=_TIMEOUT)
@@ -188,7 +193,7 @@ def _check_reachable(name: str) -> None:
 
 @contextmanager
 def _datasets_errors(images: str) -> Iterator[None]:
-    """Its many errors as UsageError."""
+    """Raise any error of the datasets library as UsageError."""
     try:
         yield
     except UsageError:
@@ -196,11 +201,11 @@ def _datasets_errors(images: str) -> Iterator[None]:
     except ImportError as error:
         raise UsageError(f"images {images!r} needs the package datasets: pip install datasets") from error
     except Exception as error:
-        raise UsageError(f"images {images!r}: {reason_of(error)}") from error
+        raise UsageError(f"images {images!r}: {describe_error(error)}") from error
 
 
 def _read_inside(home: str, path: str) -> bytes:
-    """A file that a row names by its path, which must be below ``home``, or be a member of an archive there."""
+    """Read the file that a row names, which must be in the folder ``home``, or a member of an archive there."""
     member, _, container = path.rpartition("::")
     if ".." in path.split("/") or not container.startswith((home + "/", home + "@")) or "::" in member:
         raise DecodeError("outside of the data set", "read")

@@ -1,50 +1,137 @@
-"""Rows of tables as items, and a source that is read from front to back."""
+"""Tables of images: which columns hold images and labels, and rows as items."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from threading import Lock
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.types as types
 
-from densefeat.images.columns import Columns, labels_of
-from densefeat.images.files import MAX_BYTES, failing, given
-from densefeat.images.stream import ImageItem
+from densefeat.errors import UsageError
+from densefeat.images.folders import MAX_BYTES
+from densefeat.images.stream import ImageItem, unreadable_item
 
 _NO_IMAGE = "neither bytes nor a path in this row"
+_LABEL = "label"  # the column that is read where none is named
+_UNLABELLED = "-1"  # what datasets writes where the classes of a test split are not published
 
 
-class Rows:
-    """A source that costs something to enter: a range that begins where the last one ended goes on reading there.
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The names of the columns with images and with labels."""
 
-    Subclasses give ``rows``.
+    image: str
+    label: str | None
+
+    def names(self) -> pa.StringArray:
+        """Return both names for a fingerprint: the same rows with the images of another column are another input."""
+        return pa.array([self.image, self.label], pa.string())
+
+
+def choose_columns(schema: pa.Schema, image_column: str | None, label_column: str | None, images: str) -> Columns:
+    """Choose the columns of a table that hold images and labels; ``images``: what the user named, for errors.
+
+    Raises UsageError where a column is missing or of another type, or where the user has to choose one of several.
     """
+    for column in (image_column, label_column):
+        check_column(schema, column, images)
+    label = label_column
+    if label is None and _LABEL in schema.names and is_label(schema.field(_LABEL).type):
+        label = _LABEL
+    if label is not None and not is_label(schema.field(label).type):
+        raise UsageError(
+            f"images {images!r}: column {label!r} holds {schema.field(label).type}, no labels: strings or integers"
+        )
+    if image_column is None:
+        image_column = _only_image(schema, images)
+    if not is_image(schema.field(image_column).type):
+        raise UsageError(
+            f"images {images!r}: column {image_column!r} holds {schema.field(image_column).type}, no encoded images"
+        )
+    return Columns(image_column, label)
 
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._left: tuple[int, int, Iterator[ImageItem]] | None = None  # process, position, rows from there
 
-    def rows(self, start: int) -> Iterator[ImageItem]:
-        """Items from a position to the end."""
-        raise NotImplementedError
+def check_column(schema: pa.Schema, column: str | None, images: str) -> None:
+    """Raise UsageError unless exactly one column has this name."""
+    if column is not None and schema.get_field_index(column) < 0:
+        what = "more than one column" if column in schema.names else "no column"
+        raise UsageError(f"images {images!r}: {what} {column!r}: it has {', '.join(schema.names)}")
 
-    def items(self, start: int, stop: int) -> Iterator[ImageItem]:
-        with self._lock:
-            left, self._left = self._left, None
-        rows = left[2] if left is not None and left[:2] == (os.getpid(), start) else self.rows(start)
-        yield from islice(rows, max(stop - start, 0))
-        with self._lock:
-            self._left = os.getpid(), max(start, stop), rows
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_left")}
+def _only_image(schema: pa.Schema, images: str) -> str:
+    """Return the column that is declared as an image, else the only one of a fitting type."""
+    possible = image_columns(schema)
+    declared = [name for name in possible if _read_feature(schema, name).get("_type") == "Image"]
+    candidates = declared or possible
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        raise UsageError(f"images {images!r}: more than one column of images: choose one of {', '.join(candidates)}")
+    raise UsageError(f"images {images!r}: no column of encoded images: it has {', '.join(schema.names)}")
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        Rows.__init__(self)
-        self.__dict__.update(state)
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """List the columns that can hold encoded images."""
+    return [field.name for field in schema if is_image(field.type)]
+
+
+def is_image(dtype: pa.DataType) -> bool:
+    """Check for binary data, or datasets' struct of ``bytes`` and ``path``."""
+    if types.is_struct(dtype):
+        return dtype.get_field_index("bytes") >= 0 and is_image(dtype.field("bytes").type)
+    return types.is_binary(dtype) or types.is_large_binary(dtype)
+
+
+def is_text(dtype: pa.DataType) -> bool:
+    dtype = dtype.value_type if types.is_dictionary(dtype) else dtype
+    return types.is_string(dtype) or types.is_large_string(dtype)
+
+
+def is_label(dtype: pa.DataType) -> bool:
+    dtype = dtype.value_type if types.is_dictionary(dtype) else dtype
+    return is_text(dtype) or types.is_integer(dtype) or types.is_boolean(dtype)
+
+
+def _read_feature(schema: pa.Schema, column: str) -> dict:
+    """Read what datasets has written about a column; empty where there is nothing, or nothing of a known form."""
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return feature if isinstance(feature, dict) else {}
+
+
+def read_class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
+    """Read the class names of datasets' ClassLabel; None for a column of another kind."""
+    names = _read_feature(schema, column).get("names") if column else None
+    return list(map(str, names)) if isinstance(names, list) else None
+
+
+def format_labels(values: pa.Array, names: list[str] | None) -> pa.LargeStringArray:
+    """Turn labels into text: integers into the names of their classes if there are ``names``; null stays null."""
+    if types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    text = _decode_text(values)
+    if names is None or not types.is_integer(values.type):
+        return text
+    numbers = pa.array(map(str, range(len(names))), pa.large_string())
+    named = pa.array(names, pa.large_string()).take(pc.index_in(text, numbers))
+    return pc.coalesce(named, pc.if_else(pc.equal(text, _UNLABELLED), None, text))
+
+
+def _decode_text(values: pa.Array) -> pa.LargeStringArray:
+    """Turn values into text, with escapes for bytes that are not UTF-8, which Parquet files may contain."""
+    if not is_text(values.type):
+        return values.cast(pa.large_string())
+    data = values.cast(pa.large_binary())
+    try:
+        return data.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        texts = (value and value.decode("utf-8", "backslashreplace") for value in data.to_pylist())
+        return pa.array(texts, pa.large_string())
 
 
 def row_items(
@@ -55,36 +142,44 @@ def row_items(
     first: int,
     read_path: Callable[[str], bytes],
 ) -> Iterator[ImageItem]:
-    """Items ``key#first``, ``key#first + 1``, …; ``names``: of the label's classes; ``read_path``: where only a path is."""
+    """Make the items ``key#first``, ``key#first + 1``, … of rows.
+
+    ``names``: of the label's classes; ``read_path``: reads the file of a row that has only a path.
+    """
     data, paths = _image_arrays(batch.column(columns.image))
     labels = [None] * len(batch)
     if columns.label is not None:
-        labels = labels_of(batch.column(columns.label), names).to_pylist()
+        labels = format_labels(batch.column(columns.label), names).to_pylist()
     for row, label in enumerate(labels):
         name = f"{key}#{first + row}"
         encoded = data[row].as_py()
         path = None if paths is None else paths[row].as_py()
         if encoded is not None and len(encoded) > MAX_BYTES:
-            yield failing(name, label, f"{len(encoded):,} bytes are more than the limit of {MAX_BYTES:,}")
+            yield unreadable_item(name, label, f"{len(encoded):,} bytes are more than the limit of {MAX_BYTES:,}")
         elif encoded is not None:
-            yield ImageItem(name, label, given(encoded))
+            yield ImageItem(name, label, partial(bytes, encoded))
         elif path is not None:
             yield ImageItem(name, label, partial(read_path, os.fsdecode(path)))
         else:
-            yield failing(name, label, _NO_IMAGE)
+            yield unreadable_item(name, label, _NO_IMAGE)
 
 
 def _image_arrays(image: pa.Array) -> tuple[pa.Array, pa.Array | None]:
-    """Bytes, and paths where there are any."""
+    """Return a column's bytes, and its paths if it has any."""
     if not isinstance(image, pa.StructArray):
         return image, None
-    parts = dict(zip((field.name for field in image.type), image.flatten(), strict=True))
-    path = parts.get("path")
-    return parts["bytes"], path if path is None else path.cast(pa.large_binary())  # of which not all is UTF-8
+    fields = dict(zip((field.name for field in image.type), image.flatten(), strict=True))
+    path = fields.get("path")
+    return fields["bytes"], path if path is None else path.cast(pa.large_binary())  # they need not be UTF-8
 
 
 def row_keys(key: str, count: int) -> pa.LargeBinaryArray:
-    """``key#0``, ``key#1``, …"""
+    """Make the keys ``key#0``, ``key#1``, … of ``count`` rows."""
     numbers = pa.array(range(count), pa.int64()).cast(pa.large_string()).cast(pa.large_binary())
     head = pa.scalar(os.fsencode(key + "#"), pa.large_binary())
     return pc.binary_join_element_wise(head, numbers, pa.scalar(b"", pa.large_binary()))
+
+
+def join_chunks(column: pa.ChunkedArray) -> pa.Array:
+    """Copy a column into one array; pyarrow's own combine_chunks returns several where the text is long."""
+    return pa.concat_arrays([pa.array([], column.type), *column.chunks])

@@ -1,4 +1,4 @@
-"""Where images come from: whatever the user names, opened as one ordered source."""
+"""Open whatever the user names as one ordered source of images."""
 
 import json
 import os
@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densefeat.errors import UsageError
-from densefeat.images.addresses import Address, address_of
-from densefeat.images.columns import check_column, image_columns, is_text
-from densefeat.images.files import LocalFolder
-from densefeat.images.folders import open_folder
-from densefeat.images.hub import open_hub, open_saved
-from densefeat.images.lists import DELIMITERS, TEXTS, open_list
-from densefeat.images.stream import Source
+from densefeat.images.addresses import Address, is_remote, parse_address
+from densefeat.images.files import DELIMITERS, TEXTS, open_folder, open_list
+from densefeat.images.folders import LocalFolder
+from densefeat.images.hub import download_split, open_saved, stream_split
+from densefeat.images.rows import check_column, image_columns, is_text
+from densefeat.images.stream import RandomAccess, Source
 from densefeat.images.tables import open_tables, read_footer
 from densefeat.images.tars import open_tars
 
@@ -22,19 +21,23 @@ _KINDS = "a folder, a list (.txt, .lst, .csv, .tsv, .parquet), Parquet files, ta
 
 @dataclass(frozen=True)
 class Options:
-    """What :func:`open_source` was given besides the input."""
+    """The options of :func:`open_source`; ``training``: labels are found by default, and images can be read in any order."""
 
     labels: str | None = None
     label_column: str | None = None
     image_column: str | None = None
     base: str | Path | None = None
     follow_links: bool = False
+    training: bool = False
 
-    def only(self, images: str, kind: str, *allowed: str) -> None:
-        """UsageError for an option that does nothing for this kind of input."""
+    def allow(self, images: str, kind: str, *names: str) -> None:
+        """Raise UsageError for an option other than ``names``, which has no meaning for this kind of input."""
         for name, value in vars(self).items():
-            if value and name not in allowed:
+            if value and name not in (*names, "training"):
                 raise UsageError(f"images {images!r}: {name} {str(value)!r} is not for {kind}")
+
+    def choose_label_column(self, default: str = "label") -> str | None:
+        return self.label_column or (default if self.training else None)
 
 
 def open_source(
@@ -45,7 +48,7 @@ def open_source(
     base: str | Path | None = None,
     follow_links: bool = False,
 ) -> Source:
-    """Any input as one ordered source of images.
+    """Open any input as one ordered source of images.
 
     Args:
         images: A folder; a list of paths (.txt, .lst, .csv, .tsv, .parquet); Parquet files with images in them; a folder that
@@ -54,36 +57,48 @@ def open_source(
         labels: ``"folder"``: the label is the first folder of each key. For a folder.
         label_column: The column with labels; for tar files the extension of the members that hold them.
         image_column: The column with images, or with the paths of a list (``path`` by default).
-        base: The folder that a list's paths are relative to, by default its own.
+        base: The folder that a list's paths are relative to, by default the list's folder.
         follow_links: Follow symbolic links, also out of the folder. For a folder or a list.
 
-    Raises UsageError where the input is missing or of no known kind, where an option does not belong to it, or where it holds
-    no image. An image that cannot be read is an item that fails.
+    Raises UsageError where the input is missing or of no known kind, where an option has no meaning for it, or where it holds
+    no image. An image that cannot be read is an item that raises DecodeError when it is read.
     """
-    options = Options(labels, label_column, image_column, base, follow_links)
     if labels not in (None, "folder"):
         raise UsageError(f"labels {labels!r}: only 'folder' is known, the first folder of each key")
-    text = os.fspath(images)
+    return _open(os.fspath(images), Options(labels, label_column, image_column, base, follow_links))
+
+
+def open_for_training(images: str | Path, label_column: str | None = None) -> RandomAccess:
+    """Open any input with its labels, for reading in any order.
+
+    Without ``label_column`` labels are the first folder of each key, the column ``label``, or a tar's members with the
+    extension ``cls``. A split on the Hub is downloaded. Raises UsageError as :func:`open_source` does.
+    """
+    source = _open(os.fspath(images), Options(label_column=label_column, training=True))
+    assert isinstance(source, RandomAccess)
+    return source
+
+
+def _open(text: str, options: Options) -> Source:
     _check_not_empty(text)
-    if _names_hub(text):
-        options.only(text, "a data set", "label_column", "image_column")
-        return open_hub(text, image_column, label_column)
-    address = address_of(text)
-    if address.is_folder():
-        return _source_of_folder(address, options)
-    return _source_of_files(address, options)
+    if _names_split(text):
+        options.allow(text, "a data set", "label_column", "image_column")
+        open_split = download_split if options.training else stream_split
+        return open_split(text, options.image_column, options.choose_label_column())
+    address = parse_address(text)
+    return _open_folder(address, options) if address.is_folder() else _open_files(address, options)
 
 
 def check_input(images: str | Path) -> None:
     """Raise the UsageError of :func:`open_source` at once where a local input does not exist or its kind is not known.
 
-    Cheap: nothing is listed or read. Inputs elsewhere are left to :func:`open_source`.
+    This is cheap: nothing is listed or read. Inputs on a network are left to :func:`open_source`.
     """
     text = os.fspath(images)
     _check_not_empty(text)
-    if _names_hub(text) or "://" in text:
+    if is_remote(text):
         return
-    address = address_of(text)
+    address = parse_address(text)
     if address.is_folder():
         return
     _check_kind(address)
@@ -98,7 +113,7 @@ def _check_not_empty(text: str) -> None:
         raise UsageError("images '': the name of the input is empty")
 
 
-def _names_hub(text: str) -> bool:
+def _names_split(text: str) -> bool:
     return text.startswith("hf:") and not text.startswith("hf://")
 
 
@@ -111,25 +126,25 @@ def _check_kind(address: Address) -> None:
     if name.endswith(_COMPRESSED):
         raise UsageError(f"images {address.text!r}: a compressed tar file has no places to read at: gunzip it")
     if not _is_text_list(address) and not name.endswith((".parquet", ".tar")):
-        what = f"neither {_KINDS}" if address.exists() else f"no such folder or file; give {_KINDS}"
-        raise UsageError(f"images {address.text!r}: {what}")
+        problem = f"neither {_KINDS}" if address.exists() else f"no such folder or file; give {_KINDS}"
+        raise UsageError(f"images {address.text!r}: {problem}")
 
 
-def _source_of_folder(address: Address, options: Options) -> Source:
+def _open_folder(address: Address, options: Options) -> Source:
     if address.local and address.has("dataset_dict.json"):
-        raise UsageError(f"images {address.text!r}: more than one split was saved here: name one, {_splits_of(address)}")
+        raise UsageError(f"images {address.text!r}: more than one split was saved here: name one, {_list_splits(address)}")
     if address.local and address.has("state.json") and address.has("dataset_info.json"):
-        options.only(address.text, "a saved data set", "label_column", "image_column")
-        return open_saved(address.path, address.text, options.image_column, options.label_column)
-    options.only(address.text, "a folder of images", "labels", "follow_links")
+        options.allow(address.text, "a saved data set", "label_column", "image_column")
+        return open_saved(address.path, address.text, options.image_column, options.choose_label_column())
+    options.allow(address.text, "a folder of images", "labels", "follow_links")
     folder = address.folder(follow_links=options.follow_links, listed=True)
     if isinstance(folder, LocalFolder) and not os.access(folder.root, os.R_OK | os.X_OK):
         raise UsageError(f"images {address.text!r}: no permission to read this folder")
-    return open_folder(folder, address.text, options.labels)
+    return open_folder(folder, address.text, "folder" if options.training else options.labels)
 
 
-def _splits_of(address: Address) -> str:
-    """The folders of a saved DatasetDict, as what to write instead."""
+def _list_splits(address: Address) -> str:
+    """List the folders of a saved DatasetDict, each of which can be opened."""
     try:
         splits = json.loads(Path(address.path, "dataset_dict.json").read_text())["splits"]
         return ", ".join(os.path.join(address.text, str(split)) for split in splits)
@@ -137,41 +152,41 @@ def _splits_of(address: Address) -> str:
         return "a folder in it"
 
 
-def _source_of_files(address: Address, options: Options) -> Source:
+def _open_files(address: Address, options: Options) -> Source:
     _check_kind(address)
     if _is_text_list(address):
-        return _source_of_list(address, options)
-    name = address.name.lower()
+        return _open_list(address, options)
     paths = address.files()
     root = address.fixed_folder()
     names = [path[len(root) + 1 :] for path in paths]
-    if name.endswith(".tar"):
-        options.only(address.text, "tar files", "label_column")
-        return open_tars(address.folder(root, follow_links=True), names, address.text, options.label_column)
+    if address.name.lower().endswith(".tar"):
+        options.allow(address.text, "tar files", "label_column")
+        return open_tars(address.folder(root, follow_links=True), names, address.text, options.choose_label_column("cls"))
     if len(paths) == 1 and _is_list(address, options.image_column):
-        return _source_of_list(address, options)
-    options.only(address.text, "Parquet files with images", "label_column", "image_column")
+        return _open_list(address, options)
+    options.allow(address.text, "Parquet files with images", "label_column", "image_column")
     folder = address.folder(root, follow_links=True)
-    return open_tables(folder, names, address.text, options.image_column, options.label_column)
+    return open_tables(folder, names, address.text, options.image_column, options.choose_label_column())
 
 
 def _is_list(address: Address, image_column: str | None) -> bool:
-    """Whether a Parquet file holds paths rather than images; of one that cannot be read, open_tables says why."""
-    _, schema = read_footer(address.above().folder(follow_links=True), address.name)
+    """Check whether a Parquet file holds paths rather than images; of one that cannot be read, open_tables says why."""
+    _, schema = read_footer(address.parent().folder(follow_links=True), address.name)
     if schema is None:
         return False
     check_column(schema, image_column, address.text)
     return not image_columns(schema) if image_column is None else is_text(schema.field(image_column).type)
 
 
-def _source_of_list(address: Address, options: Options) -> Source:
-    options.only(address.text, "a list", "label_column", "image_column", "base", "follow_links")
+def _open_list(address: Address, options: Options) -> Source:
+    options.allow(address.text, "a list", "label_column", "image_column", "base", "follow_links")
     if not address.exists():
         raise UsageError(f"images {address.text!r}: no such file")
-    home = address.above().folder(follow_links=True)
-    base = address.above() if options.base is None else address_of(options.base)
+    parent = address.parent().folder(follow_links=True)
+    base = address.parent() if options.base is None else parse_address(options.base)
     if base.local and not os.path.isdir(base.path or "/"):
         raise UsageError(f"base {str(options.base)!r}: no such folder")
     folder = base.folder(follow_links=options.follow_links)
-    columns = options.image_column, options.label_column
-    return open_list(home, address.name, address.text, folder, base.spellings(), *columns)
+    has_columns = not address.name.lower().endswith(TEXTS)
+    label_column = options.choose_label_column() if has_columns else options.label_column
+    return open_list(parent, address.name, address.text, folder, base.spellings(), options.image_column, label_column)

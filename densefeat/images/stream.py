@@ -1,25 +1,32 @@
-"""One ordered stream of images, whatever they come from: what an item is, and what a source must give."""
+"""One ordered stream of images, whatever they come from: what an item is, and what a source offers."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from threading import Lock
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Protocol
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from densefeat.errors import DecodeError
 from densefeat.images.decode import MAX_PIXELS, decode_pixels
+from densefeat.images.folders import Folder
 
 if TYPE_CHECKING:
     import torch
 
-_READ_OVER = 1000  # positions: it costs less to read over some than to enter a source again
+_READ_OVER = 1000  # positions: reading past so many costs less than entering a source again
+_CHUNK = 1024  # keys turned into Python strings at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """RGB pixels, with ``width`` and ``height`` of the whole upright image; ``x``, ``y``: a tile's place in it."""
+    """RGB pixels, with ``width`` and ``height`` of the whole upright image; ``x``, ``y``: where in it a tile lies."""
 
     pixels: "Image.Image | torch.Tensor"
     width: int
@@ -37,25 +44,26 @@ class Item(Protocol):
     def label(self) -> str | None: ...
 
     def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded | None:
-        """Pixels; None for a tile without enough content. DecodeError with the step that failed and why."""
+        """Decode the pixels; None for a tile without enough content. Raises DecodeError: the step that failed, and why."""
 
 
-def _nowhere() -> None:
-    """The ``path`` of what is no local file."""
+def _no_path() -> None:
+    """The ``path`` of an item that is not a file on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageItem:
-    """An item that is a whole encoded image. ``read``: its bytes, or DecodeError (stage ``read``).
+    """An item that is a whole encoded image.
 
-    ``open``: where it is a file of its own, for reading parts of it; as ``read`` on errors. ``path``: of a local file that may
-    be read, no link out of its folder, which is looked up at the call; None where ``read`` tells why not.
+    ``read`` returns its bytes, or raises DecodeError (stage ``read``). ``open`` opens a file for reading parts of it, with the
+    same errors; None where the image is no file. ``path`` looks up the path of a file on this machine; it returns None where
+    there is none, or where it must not be read.
     """
 
     key: str
     label: str | None
     read: Callable[[], bytes]
-    path: Callable[[], str | None] = _nowhere
+    path: Callable[[], str | None] = _no_path
     open: Callable[[], BinaryIO] | None = None
 
     def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -64,30 +72,154 @@ class ImageItem:
         return Decoded(pixels, width, height)
 
 
+def unreadable_item(key: str, label: str | None, reason: str) -> ImageItem:
+    """Make an item of which it is known that it cannot be read."""
+    return ImageItem(key, label, partial(_raise_read_error, reason))
+
+
+def _raise_read_error(reason: str) -> NoReturn:
+    raise DecodeError(reason, "read")
+
+
 class Source(Protocol):
     """An ordered input, picklable. The same input gives the same keys in the same order on every machine."""
 
     @property
     def length(self) -> int | None:
-        """None: known only at the end of the stream."""
+        """The number of items; None where it is only known at the end of the stream."""
 
     @property
     def labelled(self) -> bool:
-        """Whether items have labels: a store then has the column, null where an item has none."""
+        """Whether items have labels: a store then has a column of them, null where an item has none."""
 
     def items(self, start: int, stop: int) -> Iterator[Item]:
-        """Positions ``start`` to ``stop``, fewer at the end of the input. What cannot be read fails in its item, not here."""
+        """Return the items at positions ``start`` to ``stop``, fewer at the end of the input. One that cannot be read raises
+        its error when it is read, not here."""
 
     def keys(self) -> pa.LargeBinaryArray:
-        """Of all positions, encoded as by os.fsencode. UsageError where the length is not known."""
+        """Return the keys of all positions, encoded as by os.fsencode. Raises UsageError where the length is not known."""
 
     def fingerprint(self) -> str:
-        """Of the keys and labels in their order, and of the columns of a table: SHA-256 in hexadecimal."""
+        """Hash the keys and labels in their order, and the columns of a table: SHA-256 in hexadecimal."""
+
+
+class Reader(Protocol):
+    """Random access to encoded images; it may hold open files and rows, so each process makes its own."""
+
+    def read(self, position: int) -> bytes:
+        """Read the image at a position. Raises DecodeError (stage ``read``)."""
+
+
+class RandomAccess(Source):
+    """A source whose images can be read in any order, as training does. New kinds of input only override what they need."""
+
+    def label_values(self) -> pa.LargeStringArray:
+        """Return the label of each position, null where it has none."""
+        raise NotImplementedError
+
+    def class_names(self) -> list[str] | None:
+        """Return the names of the classes in their order, where the input states them."""
+        return None
+
+    def key(self, position: int) -> str:
+        return os.fsdecode(self.keys()[position].as_py())
+
+    def group_sizes(self) -> np.ndarray | None:
+        """Return how many positions each group has, int64, where groups are read as a whole (Parquet's row groups)."""
+        return None
+
+    def reader(self) -> Reader:
+        return _ItemReader(self)
+
+
+@dataclass(frozen=True)
+class _ItemReader:
+    """A reader of images each of which has a place of its own: files, members of tar files, rows on this machine's disk."""
+
+    source: Source
+
+    def read(self, position: int) -> bytes:
+        item = next(iter(self.source.items(position, position + 1)))
+        assert isinstance(item, ImageItem)
+        return item.read()
+
+
+@dataclass(frozen=True)
+class IndexedSource(RandomAccess):
+    """A source whose keys, labels (None: no item has one) and known failures (by position) are all in memory."""
+
+    folder: Folder
+    names: pa.LargeBinaryArray = field(repr=False)
+    labels: pa.Array | None = field(default=None, repr=False)
+    failures: dict[int, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def length(self) -> int:
+        return len(self.names)
+
+    @property
+    def labelled(self) -> bool:
+        return self.labels is not None
+
+    def items(self, start: int, stop: int) -> Iterator[ImageItem]:
+        for first in range(start, min(stop, self.length), _CHUNK):
+            last = min(first + _CHUNK, stop)
+            keys = self.names[first:last].to_pylist()
+            labels = [None] * len(keys) if self.labels is None else self.labels[first:last].to_pylist()
+            for position, (key, label) in enumerate(zip(map(os.fsdecode, keys), labels, strict=True), first):
+                reason = self.failures.get(position)
+                if reason is not None:
+                    yield unreadable_item(key, label, reason)
+                else:
+                    yield self.item(position, key, label)
+
+    def item(self, position: int, key: str, label: str | None) -> ImageItem:
+        """Make the item at a position that has no known failure."""
+        raise NotImplementedError
+
+    def keys(self) -> pa.LargeBinaryArray:
+        return self.names
+
+    def label_values(self) -> pa.LargeStringArray:
+        return pa.nulls(self.length, pa.large_string()) if self.labels is None else self.labels.cast(pa.large_string())
+
+    def fingerprint(self) -> str:
+        return hash_columns(self.names, self.labels)
+
+
+class SequentialSource:
+    """A source that costs something to enter: a range that begins where the last one ended goes on reading there.
+
+    Subclasses define ``rows``.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._rest: tuple[int, int, Iterator[ImageItem]] | None = None  # process, position, items from there on
+
+    def rows(self, start: int) -> Iterator[ImageItem]:
+        """Read the items from a position to the end."""
+        raise NotImplementedError
+
+    def items(self, start: int, stop: int) -> Iterator[ImageItem]:
+        with self._lock:
+            rest, self._rest = self._rest, None
+        rows = rest[2] if rest is not None and rest[:2] == (os.getpid(), start) else self.rows(start)
+        yield from islice(rows, max(stop - start, 0))
+        with self._lock:
+            self._rest = os.getpid(), max(start, stop), rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_rest")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        SequentialSource.__init__(self)
+        self.__dict__.update(state)
 
 
 @dataclass(frozen=True)
 class Selected:
-    """The items of ``source`` at ``positions``, int64 ``(n,)``, in that order. Near ones are read together."""
+    """The items of ``source`` at ``positions``, int64 ``(n,)``, in that order. Positions that are near are read together."""
 
     source: Source
     positions: np.ndarray
@@ -117,12 +249,12 @@ class Selected:
 
 
 def printable_key(key: str) -> str:
-    """A key with bytes that are not UTF-8 shown as escapes."""
+    """Show bytes of a key that are not UTF-8 as escapes."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def fingerprint_of(*columns: pa.Array | None) -> str:
-    """SHA-256 over the values of columns (keys, labels, …), independent of how arrow lays them out."""
+def hash_columns(*columns: pa.Array | None) -> str:
+    """Hash the values of columns (keys, labels, …), however arrow lays them out: SHA-256 in hexadecimal."""
     digest = hashlib.sha256()
     for column in columns:
         if column is None:
@@ -136,8 +268,8 @@ def fingerprint_of(*columns: pa.Array | None) -> str:
     return digest.hexdigest()
 
 
-def repeated(keys: pa.LargeBinaryArray) -> np.ndarray:
-    """bool ``(len(keys),)``: whether an earlier position has the same key."""
+def find_repeats(keys: pa.LargeBinaryArray) -> np.ndarray:
+    """Mark each position whose key an earlier position has: bool ``(len(keys),)``."""
     codes = keys.dictionary_encode().indices.to_numpy(zero_copy_only=False)
     _, first = np.unique(codes, return_index=True)
     mask = np.ones(len(codes), bool)

@@ -1,5 +1,7 @@
-"""Parquet files with images in them, as datasets writes them or with a plain binary column."""
+"""Parquet files that hold images, as datasets writes them or in a plain binary column."""
 
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -7,28 +9,39 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow.types import is_struct
 
+from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images.columns import Columns, choose_columns, class_names, is_image, is_label, labels_of
-from densefeat.images.files import Folder, failing, reason_of
-from densefeat.images.rows import Rows, row_items, row_keys
-from densefeat.images.stream import ImageItem, fingerprint_of
+from densefeat.images.folders import Folder
+from densefeat.images.rows import (
+    Columns,
+    choose_columns,
+    format_labels,
+    is_image,
+    is_label,
+    read_class_names,
+    row_items,
+    row_keys,
+)
+from densefeat.images.stream import ImageItem, RandomAccess, SequentialSource, hash_columns, unreadable_item
 
-_BATCH_BYTES, _BATCH_ROWS = 2**25, 1024  # read at a time: whichever is reached first
+_BATCH_BYTES, _BATCH_ROWS = 2**25, 1024  # read at a time, whichever is reached first
+_CACHE_BYTES = 2**29  # of encoded images that one reader keeps
 _MAX_ROWS = 10**9  # of one file: its keys alone would fill tens of gigabytes
-_BUFFER = 2**20  # with one, a row group is read page by page, not as a whole
+_BUFFER = 2**20  # bytes; with a buffer pyarrow reads a row group page by page, not as a whole
 _Batch = tuple[pa.RecordBatch, list[str] | None]  # rows, and names of the label's classes
 
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """``groups``: rows of each row group; ``leaf``: Parquet's path of the encoded images.
+    """A Parquet file. ``groups``: how many rows each row group has; ``leaf``: Parquet's path of the encoded images.
 
-    ``error``: why it cannot be read: it is then one position that fails.
+    ``error``: why the file cannot be read; it is then one item that cannot be read.
     """
 
     name: str
@@ -41,8 +54,8 @@ class TableFile:
         return sum(self.groups) if self.error is None else 1
 
 
-class Tables(Rows):
-    """The rows of Parquet files, one after the other, with keys ``file.parquet#17``."""
+class TableRows(SequentialSource, RandomAccess):
+    """The rows of Parquet files, one file after the other, with keys ``file.parquet#17``."""
 
     def __init__(self, folder: Folder, files: list[TableFile], columns: Columns) -> None:
         super().__init__()
@@ -64,14 +77,14 @@ class Tables(Rows):
 
     def _file_items(self, file: TableFile, start: int) -> Iterator[ImageItem]:
         if file.error is not None:
-            yield failing(file.name, None, file.error)
+            yield unreadable_item(file.name, None, file.error)
             return
         with ExitStack() as stack:
             try:
                 handle = stack.enter_context(self.folder.open(file.name))
                 table = stack.enter_context(_open_table(handle))
             except Exception as error:
-                yield from _failing_rows(file, start, file.length, error)
+                yield from _unreadable_rows(file, start, file.length, error)
                 return
             first = 0
             for group, count in enumerate(file.groups):
@@ -83,46 +96,51 @@ class Tables(Rows):
     def _group_items(
         self, file: TableFile, batches: Iterator[_Batch], first: int, start: int, stop: int
     ) -> Iterator[ImageItem]:
-        """Rows ``start`` to ``stop`` of the file, within a row group that begins with row ``first``."""
-        done = first
+        """Read rows ``start`` to ``stop`` of the file, within a row group that begins with row ``first``."""
+        row = first
         read_path = self.folder.below(file.name).read
-        while done < stop:
+        while row < stop:
             try:
                 batch, names = next(batches)
             except Exception as error:
-                yield from _failing_rows(file, max(done, start), stop, error)
+                yield from _unreadable_rows(file, max(row, start), stop, error)
                 return
-            skip = min(max(start - done, 0), len(batch))
-            part = batch.slice(skip, stop - done - skip)
-            yield from row_items(part, self.columns, names, file.name, done + skip, read_path)
-            done += len(batch)
+            skip = min(max(start - row, 0), len(batch))
+            rows = batch.slice(skip, stop - row - skip)
+            yield from row_items(rows, self.columns, names, file.name, row + skip, read_path)
+            row += len(batch)
 
     def _batches(self, handle: BinaryIO, table: pq.ParquetFile, leaf: str, group: int) -> Iterator[_Batch]:
         image, label = self.columns.image, self.columns.label
-        names = class_names(table.schema_arrow, label)
+        names = read_class_names(table.schema_arrow, label)
         rows = _batch_rows(handle, table.metadata, leaf, group)
         for batch in table.iter_batches(rows, row_groups=[group], columns=[image] if label is None else [image, label]):
             yield batch, names
 
     def keys(self) -> pa.LargeBinaryArray:
-        parts = [row_keys(file.name, file.length) if file.error is None else _whole_file(file) for file in self.files]
+        parts = [row_keys(file.name, file.length) if file.error is None else _file_key(file) for file in self.files]
         return pa.concat_arrays(parts)
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self.keys(), self.label_values() if self.labelled else None, self.columns.names())
+        return hash_columns(self.keys(), self.label_values() if self.labelled else None, self.columns.names())
+
+    def key(self, position: int) -> str:
+        for file in self.files:  # faster than making the keys of all rows
+            if position < file.length:
+                return f"{file.name}#{position}" if file.error is None else file.name
+            position -= file.length
+        raise IndexError(position)
 
     def label_values(self) -> pa.LargeStringArray:
-        """The label of each position, null where it has none; UsageError where no column of labels was named."""
         if self.columns.label is None:
-            raise UsageError("no column of labels was named")
+            return pa.nulls(self.length, pa.large_string())
         return pa.concat_arrays([self._labels(file, self.columns.label) for file in self.files])
 
     def class_names(self) -> list[str] | None:
-        """Of the labels in their order, where the files' ClassLabel states them."""
         for file in self.files:
             if file.error is None and self.columns.label is not None:
                 with self.folder.open(file.name) as handle, pq.ParquetFile(handle) as table:
-                    return class_names(table.schema_arrow, self.columns.label)
+                    return read_class_names(table.schema_arrow, self.columns.label)
         return None
 
     def _labels(self, file: TableFile, column: str) -> pa.Array:
@@ -131,20 +149,67 @@ class Tables(Rows):
             return unknown
         try:
             with self.folder.open(file.name) as handle, pq.ParquetFile(handle) as table:
-                names = class_names(table.schema_arrow, column)
+                names = read_class_names(table.schema_arrow, column)
                 values = table.read([column]).column(column)
-                return pa.concat_arrays([labels_of(chunk, names) for chunk in values.chunks]) if len(values) else unknown
-        except Exception:  # the items of this file say what is wrong with it
+                return pa.concat_arrays([format_labels(chunk, names) for chunk in values.chunks]) if len(values) else unknown
+        except Exception:  # reading an item of this file raises the error
             return unknown
+
+    def group_sizes(self) -> np.ndarray:
+        return np.array([count for file in self.files for count in (file.groups if file.error is None else (1,))], np.int64)
+
+    def reader(self) -> "RowGroupReader":
+        return RowGroupReader(self)
+
+
+class RowGroupReader:
+    """Random access to the rows of Parquet files.
+
+    A row group is read as a whole, and kept while it is among those used last, up to ``_CACHE_BYTES``.
+    """
+
+    def __init__(self, source: TableRows) -> None:
+        self.source = source
+        self.starts = np.cumsum([0, *source.group_sizes()]).tolist()
+        self.groups: OrderedDict[int, list[bytes | DecodeError]] = OrderedDict()  # images, or why they cannot be read
+        self.size = 0  # bytes in ``groups``
+
+    def read(self, position: int) -> bytes:
+        group = bisect_right(self.starts, position) - 1
+        if group not in self.groups:
+            self._load(group)
+        self.groups.move_to_end(group)
+        image = self.groups[group][position - self.starts[group]]
+        if isinstance(image, DecodeError):
+            raise image
+        return image
+
+    def _load(self, group: int) -> None:
+        self.groups[group] = [_read_or_error(item) for item in self.source.items(self.starts[group], self.starts[group + 1])]
+        self.size += _count_bytes(self.groups[group])
+        while self.size > _CACHE_BYTES and len(self.groups) > 1:
+            self.size -= _count_bytes(self.groups.popitem(last=False)[1])
+
+
+def _read_or_error(item: ImageItem) -> bytes | DecodeError:
+    try:
+        return item.read()
+    except DecodeError as error:
+        return error
+
+
+def _count_bytes(images: list[bytes | DecodeError]) -> int:
+    return sum(len(image) for image in images if isinstance(image, bytes))
 
 
 def open_tables(
     folder: Folder, names: list[str], images: str, image_column: str | None = None, label_column: str | None = None
-) -> Tables:
-    """``names``: of the files, in order, relative to ``folder``. A file that cannot be read is one position that fails.
+) -> TableRows:
+    """Open Parquet files as one source, in the order of their ``names`` in ``folder``.
 
-    Columns are those of the first file that can be read; see :func:`densefeat.images.columns.choose_columns`.
-    Raises UsageError where no file can be read, there are no rows, or the columns are not there.
+    A file that cannot be read is one item that cannot be read. Columns are chosen by the first file that can be read, see
+    :func:`densefeat.images.rows.choose_columns`. ``images``: what the user named, for errors.
+    Raises UsageError where no file can be read, there are no rows, or the columns are missing.
     """
     with ThreadPoolExecutor(8) as pool:
         footers = list(pool.map(partial(read_footer, folder), names))
@@ -152,14 +217,14 @@ def open_tables(
     if not schemas:
         raise UsageError(f"images {images!r}: {footers[0][0].error}")
     columns = choose_columns(schemas[0], image_column, label_column, images)
-    files = [file if schema is None else _fitting(file, schema, columns) for file, schema in footers]
+    files = [file if schema is None else _check_schema(file, schema, columns) for file, schema in footers]
     if not sum(file.length for file in files):
         raise UsageError(f"images {images!r}: no rows in it")
-    return Tables(folder, files, columns)
+    return TableRows(folder, files, columns)
 
 
 def read_footer(folder: Folder, name: str) -> tuple[TableFile, pa.Schema | None]:
-    """A file's row groups and columns, or why they cannot be read."""
+    """Read a file's row groups and columns, or why they cannot be read."""
     try:
         with folder.open(name) as handle, pq.ParquetFile(handle) as table:
             groups = tuple(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
@@ -168,12 +233,12 @@ def read_footer(folder: Folder, name: str) -> tuple[TableFile, pa.Schema | None]
             return TableFile(name, groups), table.schema_arrow
     except DecodeError as error:
         return TableFile(name, error=str(error)), None
-    except Exception as error:  # of pyarrow or of the file system
-        return TableFile(name, error=f"not a Parquet file, or damaged: {reason_of(error)}"), None
+    except Exception as error:  # pyarrow and file systems raise many kinds
+        return TableFile(name, error=f"not a Parquet file, or damaged: {describe_error(error)}"), None
 
 
-def _fitting(file: TableFile, schema: pa.Schema, columns: Columns) -> TableFile:
-    """The file, or why it cannot stand beside the first one."""
+def _check_schema(file: TableFile, schema: pa.Schema, columns: Columns) -> TableFile:
+    """Return the file, with an error if its columns are not like those of the first file."""
     for column, fits in ((columns.image, is_image), (columns.label, is_label)):
         if column is None:
             continue
@@ -192,9 +257,9 @@ def _open_table(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
 
 
 def _batch_rows(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
-    """Rows of a row group read at a time: by the mean size of an image, and the longest one that is stored but once.
+    """Count the rows to read at a time, by the mean size of an image and the longest one in a dictionary.
 
-    Without the second a crafted file, in which many rows name one large image, would fill the memory.
+    Without the second a crafted file, in which many rows refer to one large image, would fill the memory.
     """
     row_group = metadata.row_group(group)
     size = 1
@@ -207,7 +272,7 @@ def _batch_rows(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: i
 
 
 def _longest_in_dictionary(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
-    """Bytes of the longest value in the dictionary of a column chunk: one row is read, not decoded."""
+    """Return the size of the longest value in the dictionary of a column chunk; to see it, one row is read but not decoded."""
     with _open_table(handle, metadata=metadata, read_dictionary=[leaf]) as table:
         batch = next(table.iter_batches(1, row_groups=[group], columns=[leaf]))
     column = batch.column(0)
@@ -215,13 +280,13 @@ def _longest_in_dictionary(handle: BinaryIO, metadata: pq.FileMetaData, leaf: st
     return pc.max(pc.binary_length(values.dictionary)).as_py() or 0
 
 
-def _failing_rows(file: TableFile, start: int, stop: int, error: Exception) -> Iterator[ImageItem]:
+def _unreadable_rows(file: TableFile, start: int, stop: int, error: Exception) -> Iterator[ImageItem]:
     if isinstance(error, StopIteration):
         reason = "fewer rows than the file's footer promises"
     else:
-        reason = str(error) if isinstance(error, DecodeError) else f"damaged Parquet: {reason_of(error)}"
-    return (failing(f"{file.name}#{row}", None, reason) for row in range(start, stop))
+        reason = str(error) if isinstance(error, DecodeError) else f"damaged Parquet: {describe_error(error)}"
+    return (unreadable_item(f"{file.name}#{row}", None, reason) for row in range(start, stop))
 
 
-def _whole_file(file: TableFile) -> pa.LargeBinaryArray:
+def _file_key(file: TableFile) -> pa.LargeBinaryArray:
     return pa.array([file.name.encode("utf-8", "surrogateescape")], pa.large_binary())

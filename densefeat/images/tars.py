@@ -9,9 +9,11 @@ from typing import BinaryIO, cast
 import numpy as np
 import pyarrow as pa
 
+from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images.files import EXTENSIONS, Folder, Indexed, escapes, reason_of
-from densefeat.images.stream import ImageItem, printable_key
+from densefeat.images.files import EXTENSIONS
+from densefeat.images.folders import Folder, leaves_folder
+from densefeat.images.stream import ImageItem, IndexedSource, printable_key
 
 _MAX_LABEL_BYTES = 1000
 _MAX_HEADER_BYTES = 2**20  # long names and attributes
@@ -19,8 +21,8 @@ _GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
-class Members(Indexed):
-    """An :class:`Indexed` source of members: position ``i`` is ``sizes[i]`` bytes at ``offsets[i]`` of ``shards[tars[i]]``."""
+class TarMembers(IndexedSource):
+    """Images in tar files: position ``i`` is ``sizes[i]`` bytes at ``offsets[i]`` of ``shards[tars[i]]``."""
 
     shards: tuple[str, ...] = field(default=(), repr=False)
     tars: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), repr=False)
@@ -34,7 +36,7 @@ class Members(Indexed):
 
 @dataclass
 class TarIndex:
-    """What the headers of one tar file tell of its images; ``failures`` by place in it."""
+    """The images of one tar file, by its headers. ``failures``: why an image cannot be read, by its number in the file."""
 
     shard: str
     keys: list[str] = field(default_factory=list)
@@ -54,7 +56,7 @@ class TarIndex:
         self.offsets.append(offset)
         self.sizes.append(size)
 
-    def packed(self) -> "PackedIndex":
+    def pack(self) -> "PackedIndex":
         if self.not_labels:
             reasons = ((place, self.not_labels.get(sample)) for place, sample in enumerate(self.samples))
             self.failures |= {place: reason for place, reason in reasons if reason and place not in self.failures}
@@ -71,6 +73,8 @@ class TarIndex:
 
 @dataclass(frozen=True)
 class PackedIndex:
+    """A :class:`TarIndex` in compact arrays, since a job may have thousands of them."""
+
     keys: pa.LargeBinaryArray
     labels: pa.LargeStringArray
     offsets: np.ndarray
@@ -80,23 +84,23 @@ class PackedIndex:
     extensions: set[str]
 
 
-def open_tars(folder: Folder, shards: list[str], images: str, label_column: str | None = None) -> Members:
-    """``shards``: names of tar files, in order, relative to ``folder``. ``label_column``: the extension of members that hold
-    the label of their sample, which is all members with the same name up to its first dot.
+def open_tars(folder: Folder, shards: list[str], images: str, label_column: str | None = None) -> TarMembers:
+    """Open tar files as one source, in the order of ``shards``, their names in ``folder``.
 
-    What is wrong with a member, or with the rest of a tar file, is an item that fails. Raises UsageError where no image can be
-    read, or there is no label.
+    ``label_column``: the extension of members that hold the label of their sample; a sample is all members with the same name
+    up to its first dot. A member that is not readable, and the rest of a damaged tar file, is an item that cannot be read.
+    Raises UsageError where no image can be read, or there is no label.
     """
-    indexes = [_index_tar(folder, shard, label_column).packed() for shard in shards]
+    indexes = [_index_tar(folder, shard, label_column).pack() for shard in shards]
     if not any(len(index.keys) > len(index.failures) for index in indexes):
         reasons = [reason for index in indexes for reason in index.failures.values()]
         what = reasons[0] if reasons else f"no member with an image's extension ({', '.join(EXTENSIONS)})"
         raise UsageError(f"images {images!r}: {what}")
     if label_column is not None and not any(index.labelled for index in indexes):
-        there = ", ".join(sorted(set().union(*(index.extensions for index in indexes)))[:20])
-        raise UsageError(f"images {images!r}: no member with the extension {label_column!r}: there are {there}")
+        extensions = ", ".join(sorted(set().union(*(index.extensions for index in indexes)))[:20])
+        raise UsageError(f"images {images!r}: no member with the extension {label_column!r}: there are {extensions}")
     starts = np.cumsum([0, *(len(index.keys) for index in indexes)])
-    return Members(
+    return TarMembers(
         folder,
         pa.concat_arrays([index.keys for index in indexes]),
         None if label_column is None else pa.concat_arrays([index.labels for index in indexes]),
@@ -113,7 +117,7 @@ def open_tars(folder: Folder, shards: list[str], images: str, label_column: str 
 
 
 def _index_tar(folder: Folder, shard: str, label_column: str | None) -> TarIndex:
-    """Of the members up to where the file is cut off or damaged, which is one more place that fails."""
+    """Index the members up to where the file is cut off or damaged, which is one more item that cannot be read."""
     index = TarIndex(shard)
     try:
         with folder.open(shard) as file:
@@ -121,7 +125,7 @@ def _index_tar(folder: Folder, shard: str, label_column: str | None) -> TarIndex
     except DecodeError as error:
         index.add(shard, failure=str(error))
     except Exception as error:  # tarfile raises many kinds on damaged headers
-        index.add(shard, failure=f"damaged tar: {reason_of(error)}")
+        index.add(shard, failure=f"damaged tar: {describe_error(error)}")
     return index
 
 
@@ -135,8 +139,8 @@ def _read_headers(index: TarIndex, file: BinaryIO, label_column: str | None) -> 
     seen: dict[str, int] = {}
     with tarfile.open(fileobj=cast(BinaryIO, Bounded(file)), mode="r:", tarinfo=Header, encoding="utf-8") as tar:
         while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-            if member.size < 0 or _end_of(member) > total:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+            if member.size < 0 or _member_end(member) > total:
                 raise DecodeError("the tar file is cut off or damaged in or after its last member", "read")
             _index_member(index, member, seen)
             if member.isreg():
@@ -146,19 +150,19 @@ def _read_headers(index: TarIndex, file: BinaryIO, label_column: str | None) -> 
             raise DecodeError("the tar file is cut off or damaged: it does not end with empty blocks", "read")
 
 
-def _end_of(member: tarfile.TarInfo) -> int:
+def _member_end(member: tarfile.TarInfo) -> int:
     stored = member.size if member.isreg() and not member.issparse() else 0
     return member.offset_data + stored
 
 
 def _index_member(index: TarIndex, member: tarfile.TarInfo, seen: dict[str, int]) -> None:
-    """Add an image; what no image can be read from is added as a failure."""
+    """Add a member that is an image, with its failure where it cannot be read."""
     if member.isdir() or not member.name.lower().endswith(EXTENSIONS):
         return
     name = member.name.removeprefix("./")
     key = f"{index.shard}/{name}"
     failure = None
-    if escapes(name):
+    if leaves_folder(name):
         failure = "a member's name that leads out of the tar file"
     elif not member.isreg() or member.issparse():
         failure = "not a regular member of the tar file"
@@ -171,13 +175,14 @@ def _index_member(index: TarIndex, member: tarfile.TarInfo, seen: dict[str, int]
 
 
 def _split_extension(name: str) -> tuple[str, str]:
-    """A sample's name and the extension, which begins at the first dot of the last part."""
+    """Split a name into the sample's and the extension, which begins at the first dot of its last part."""
     head, slash, last = name.rpartition("/")
     stem, _, extension = last.partition(".")
     return head + slash + stem, extension
 
 
 def _index_label(index: TarIndex, member: tarfile.TarInfo, label_column: str | None, file: BinaryIO) -> None:
+    """Note a member's extension, and its content if it is a label."""
     sample, extension = _split_extension(member.name)
     if len(index.extensions) < 20:
         index.extensions.add(extension)
@@ -191,7 +196,7 @@ def _index_label(index: TarIndex, member: tarfile.TarInfo, label_column: str | N
 
 
 class Header(tarfile.TarInfo):
-    """Headers of plain files parsed for their name and size alone, which is faster; tarfile parses all others."""
+    """A header of a plain file parsed only for name and size, which is faster; tarfile parses all others."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
@@ -210,7 +215,7 @@ def _text_before_nul(field: bytes | bytearray) -> bytes | bytearray:
 
 
 class Bounded:
-    """A file for tarfile, which would read headers of any size into memory."""
+    """A file that limits what tarfile reads at a time: it would read headers of any size into memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -14,7 +14,7 @@ import pyarrow as pa
 from PIL import Image
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images.decode import FORMATS, MAX_PIXELS, ORIENTATION_TAG, check_size, orientation, pixel_tensor, readable
+from densefeat.images.decode import FORMATS, MAX_PIXELS, ORIENTATION_TAG, check_image_size, orientation, pixel_tensor, readable
 from densefeat.images.slides import ByteCache, NotByRegion, Slide, open_slide
 from densefeat.images.stream import Decoded, ImageItem, Source
 
@@ -277,7 +277,7 @@ def _whole_size(file: BinaryIO, max_pixels: int) -> Size:
 
 def _upright_size(image: Image.Image, file: BinaryIO, max_pixels: int) -> Size:
     width, height = image.size
-    check_size(width, height, max_pixels)
+    check_image_size(width, height, max_pixels)
     if image.format == "TIFF":  # Pillow's size may be the upright one
         tags = image.tag_v2  # type: ignore[attr-defined]
         width, height = tags[_WIDTH_TAG], tags[_HEIGHT_TAG]

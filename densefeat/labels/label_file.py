@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from densefeat.base import describe_error
 from densefeat.errors import UsageError
-from densefeat.images import BOM, DELIMITERS, PATH, check_column, normalised, one_array, reason_of
+from densefeat.images import BOM, DELIMITERS, PATH, check_column, join_chunks, normalise_paths
 
 _MAX_BYTES = 2**30
 _MAX_HEADER = 2**20
@@ -36,9 +37,9 @@ class LabelFile:
             if isinstance(error, UsageError):
                 raise UsageError(f"{shown}: {_short(str(error).partition(': ')[2])}") from error
             advice = "give a CSV file in UTF-8 with the columns path,label"
-            raise UsageError(f"{shown}: {_short(reason_of(error))}; {advice}") from error
-        paths = one_array(self._table.column(PATH)).cast(pa.large_binary())
-        self.keys = normalised(paths, []).cast(pa.large_string())
+            raise UsageError(f"{shown}: {_short(describe_error(error))}; {advice}") from error
+        paths = join_chunks(self._table.column(PATH)).cast(pa.large_binary())
+        self.keys = normalise_paths(paths, []).cast(pa.large_string())
 
     @property
     def names(self) -> list[str]:
@@ -51,7 +52,7 @@ class LabelFile:
         """
         if name not in self.names:
             raise UsageError(f"labels {str(self.path)!r}: no column {name!r}, only {_short(', '.join(self.names))}")
-        values = strip_blanks(one_array(self._table.column(name)))
+        values = strip_blanks(join_chunks(self._table.column(name)))
         self._check_lines(name, values)
         first = pc.index_in(self.keys, self.keys)
         differs = pc.fill_null(pc.not_equal(pc.fill_null(values, ""), pc.fill_null(values.take(first), "")), False)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from densefeat.errors import UsageError
-from densefeat.images import one_array
+from densefeat.images import join_chunks
 from densefeat.labels.label_file import EXAMPLES, LabelFile, strip_blanks
 from densefeat.labels.splits import TEST, TRAIN, VAL
 from densefeat.labels.targets import TASKS, Targets, absent_classes, encode_labels, infer_task
@@ -56,7 +56,7 @@ def load_labels(
     """
     if task not in TASKS:
         raise UsageError(f"task {task!r}: choose one of {', '.join(TASKS)}")
-    keys = pa.concat_arrays([one_array(store.column("path")).cast(pa.large_string()) for store in stores])
+    keys = pa.concat_arrays([join_chunks(store.column("path")).cast(pa.large_string()) for store in stores])
     column = column or LABEL
     texts = read_text_column(stores, file, column, keys, labels=True)
     rows = np.flatnonzero([text is not None for text in texts])
@@ -102,7 +102,7 @@ def read_text_column(
             plain = [column for column in store.schema.names if column not in store.shapes]
             advice = ": give --labels FILE.csv with the columns path,label, or extract with --labels folder" if labels else ""
             raise UsageError(f"{store.path} has no column {name!r}, it has {', '.join(plain) or 'no rows yet'}{advice}")
-    columns = [strip_blanks(one_array(store.column(name)).cast(pa.large_string())) for store in stores]
+    columns = [strip_blanks(join_chunks(store.column(name)).cast(pa.large_string())) for store in stores]
     return pa.concat_arrays(columns).to_pylist()
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from densefeat.base import atomic_file, output_errors, progress_bar
 from densefeat.errors import UsageError
-from densefeat.images import one_array
+from densefeat.images import join_chunks
 from densefeat.labels import LABEL, LabelFile, read_text_column
 from densefeat.map.colours import Colouring, colour_by_cluster, colour_by_values, predict_points
 from densefeat.map.page import LONGEST_LABEL, MapContent, PointFact, render_map
@@ -19,7 +19,7 @@ from densefeat.map.projection import TITLES, check_method, find_clusters, projec
 from densefeat.map.rows import MapRows, choose_block_columns, read_map_rows
 from densefeat.map.thumbnails import Sheets, empty_sheets, make_sheets
 from densefeat.probe import Probe, load_probe
-from densefeat.store import MAP_KEY, ImageEntry, Store, check_output, entry_columns, points_beside
+from densefeat.store import MAP_KEY, ImageEntry, Store, check_output, choose_points_file, entry_columns
 
 _PAGE_BYTES = 25_000_000
 _NOTE_BYTES = 10_000  # kept free for the notes on thumbnails and size
@@ -114,7 +114,7 @@ def _choose_table(out: Path) -> Path:
     if out.suffix.lower() != ".html":
         raise UsageError(f"output {str(out)!r}: the page's name must end in .html; its points go beside it, as .parquet")
     check_output(out)
-    return points_beside(out)
+    return choose_points_file(out)
 
 
 def _check_inputs(images: str | None, probe: Path | None) -> None:
@@ -136,7 +136,7 @@ def _read_labels(store: Store, file: Path | None, column: str | None) -> list[st
     """Read the labels of all rows; return None if the store has none and no file or column was named."""
     if file is None and column is None and LABEL not in store.schema.names:
         return None
-    keys = one_array(store.column("path")).cast("large_string")
+    keys = join_chunks(store.column("path")).cast("large_string")
     return read_text_column([store], None if file is None else LabelFile(file), column or LABEL, keys, labels=True)
 
 

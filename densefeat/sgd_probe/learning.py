@@ -12,7 +12,7 @@ from timm.data import create_transform
 from densefeat.base import Interrupted, StopRequest
 from densefeat.errors import DensefeatError, UsageError
 from densefeat.features import FeatureExtractor
-from densefeat.images import Indexed, Saved, Source, Tables, printable_key
+from densefeat.images import RandomAccess, Source, printable_key
 from densefeat.labels import Targets
 from densefeat.probe import ALL
 from densefeat.sgd_probe.parallel_heads import ParallelHeads
@@ -24,7 +24,6 @@ from densefeat.training import (
     Sampler,
     WorkerImages,
     World,
-    group_sizes,
     load_checkpoint,
     micro_batch_slices,
     newest_checkpoint,
@@ -90,14 +89,13 @@ def open_training_stream(
 
 def _match_images(source: Source, paths: list[str], train: np.ndarray) -> Encoded:
     """Label each image with its position in ``paths``, or -1 if it is not to be learnt from."""
-    if not isinstance(source, Indexed | Tables | Saved):
+    if not isinstance(source, RandomAccess):
         raise UsageError("protocol 'sgd' reads images by position: give a folder, a list, Parquet files or tar files")
-    groups = np.array(group_sizes(source)) if isinstance(source, Tables) else None
     places = {paths[row]: int(row) for row in np.flatnonzero(train)}
     labels = np.array([places.pop(printable_key(os.fsdecode(key)), -1) for key in source.keys().to_pylist()], np.int64)
     if places:
         raise DensefeatError(f"{len(places):,} images are missing now, {next(iter(places))!r} first: extract them again")
-    return Encoded(source, labels, [], groups)
+    return Encoded(source, labels, [])
 
 
 def limit_batch_size(batch_size: int, images: int, world: World) -> int:
@@ -105,7 +103,8 @@ def limit_batch_size(batch_size: int, images: int, world: World) -> int:
     size = min(batch_size, images) // world.size * world.size
     if not size:
         raise UsageError(
-            f"{images} training images and a batch of {batch_size} for {world.size} processes: each process needs an image a step"
+            f"{images} training images and a batch of {batch_size} for {world.size} processes:"
+            " each process needs an image a step"
         )
     return size
 

@@ -77,8 +77,8 @@ def _encode_numbers(texts: pa.LargeStringArray, classes: list[str], path: str) -
     codes = pc.index_in(texts, pa.array(classes, pa.large_string()))
     unknown = texts.filter(pc.and_(pc.is_null(codes), pc.is_valid(texts)))
     if len(unknown):
-        known = f"the {len(classes)} classes that are known"
-        raise UsageError(f"{path!r}: label {unknown[0].as_py()!r} is none of {known}, {', '.join(classes[:3])}, …")
+        known = f"{len(classes)} known classes, {', '.join(classes[:3])}, …"
+        raise UsageError(f"{path!r}: label {unknown[0].as_py()!r} is not one of the {known}")
     return codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 

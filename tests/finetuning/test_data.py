@@ -121,7 +121,7 @@ def test_validation_images_that_all_have_the_same_labels(tmp_path: Path) -> None
         assert data.labelled.classes == ["a", "b", "c"]
         labels = np.concatenate([y.numpy() for _, y in data.val.batches()])
         assert labels.sum(0).tolist() == [6 * (name == "val"), 0, 0]
-    with pytest.raises(UsageError, match=r"new.csv': label 'd' is none of the 3 classes that are known, a, b, c"):
+    with pytest.raises(UsageError, match=r"new.csv': label 'd' is not one of the 3 known classes, a, b, c"):
         open_data(tmp_path, train=str(tmp_path / "train.csv"), val=str(tmp_path / "new.csv"), task="multi")
 
 
@@ -188,7 +188,7 @@ def test_unusable_lists(tmp_path: Path, content: str, message: str) -> None:
 def test_val_has_a_class_that_train_lacks(tmp_path: Path) -> None:
     write_classes(tmp_path / "in/train", 4, classes=2)
     write_classes(tmp_path / "in/val", 2, classes=3)
-    with pytest.raises(UsageError, match="label 'class 2' is none of the 2 classes that are known"):
+    with pytest.raises(UsageError, match="label 'class 2' is not one of the 2 known classes that are known"):
         open_data(tmp_path, train=str(tmp_path / "in"), batch_size=4)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from densefeat.images.addresses import _expand_braces, address_of
+from densefeat.images.addresses import _expand_braces, parse_address
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_braces(text: str, names: list[str]) -> None:
 )
 def test_the_folder_that_names_are_relative_to(text: str, root: str) -> None:
     """It does not depend on which files there are."""
-    assert address_of(text).fixed_folder() == root
+    assert parse_address(text).fixed_folder() == root
 
 
 def test_a_file_may_be_named_like_a_glob(tmp_path: Path) -> None:
     (tmp_path / "[x]").mkdir()
     (tmp_path / "[x]/{1..2}.tar").write_bytes(b"")
-    assert address_of(tmp_path / "[x]/{1..2}.tar").fixed_folder() == str(tmp_path / "[x]")
+    assert parse_address(tmp_path / "[x]/{1..2}.tar").fixed_folder() == str(tmp_path / "[x]")

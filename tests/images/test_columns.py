@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from densefeat.images.columns import _declared_as, class_names, labels_of
+from densefeat.images.rows import _read_feature, format_labels, read_class_names
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from densefeat.images.columns import _declared_as, class_names, labels_of
     ],
 )
 def test_labels_are_text(values: pa.Array, names: list[str] | None, labels: list[str | None]) -> None:
-    found = labels_of(values, names)
+    found = format_labels(values, names)
     assert found.type == pa.large_string()
     assert found.to_pylist() == labels
 
@@ -42,5 +42,5 @@ def test_labels_are_text(values: pa.Array, names: list[str] | None, labels: list
 )
 def test_metadata_that_says_nothing(metadata: dict | None) -> None:
     schema = pa.schema([("label", pa.int64())], metadata)
-    assert class_names(schema, "label") is None
-    assert isinstance(_declared_as(schema, "label"), dict)
+    assert read_class_names(schema, "label") is None
+    assert isinstance(_read_feature(schema, "label"), dict)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from densefeat.base import describe_error
 from densefeat.errors import DecodeError
-from densefeat.images.files import LocalFolder, reason_of
+from densefeat.images.folders import LocalFolder
 from support.streams import make
 
 
@@ -80,4 +81,4 @@ def test_a_folder_below_has_its_own_bounds(folder: LocalFolder) -> None:
     ],
 )
 def test_reasons_are_one_line(error: Exception, reason: str) -> None:
-    assert reason_of(error) == reason
+    assert describe_error(error) == reason

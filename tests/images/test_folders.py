@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from densefeat.errors import UsageError
-from densefeat.images.files import Files, LocalFolder
-from densefeat.images.folders import open_folder
+from densefeat.images.files import ImageFiles, open_folder
+from densefeat.images.folders import LocalFolder
 from support.streams import make, outcomes, read_source
 
 
-def files_of(folder: Path, labels: str | None = None, follow_links: bool = False) -> Files:
+def files_of(folder: Path, labels: str | None = None, follow_links: bool = False) -> ImageFiles:
     return open_folder(LocalFolder(os.path.realpath(folder), follow_links), str(folder), labels)
 
 
@@ -56,7 +56,7 @@ def test_folder_called_like_an_image_is_a_folder(tmp_path: Path) -> None:
 def test_more_files_than_are_gathered_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, *(f"{i % 3}/{i}.png" for i in range(20)))
     in_one = files_of(tmp_path, "folder")
-    monkeypatch.setattr("densefeat.images.folders._BLOCK", 7)
+    monkeypatch.setattr("densefeat.images.files._BLOCK", 7)
     assert files_of(tmp_path, "folder").fingerprint() == in_one.fingerprint()
 
 

@@ -171,7 +171,7 @@ def test_parquet_lists_that_are_none(tmp_path: Path) -> None:
 
 
 def test_lists_longer_than_can_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densefeat.images.lists._MAX_LIST_BYTES", 10_000)
+    monkeypatch.setattr("densefeat.images.files._MAX_LIST_BYTES", 10_000)
     pq.write_table(pa.table({"path": ["x" * 1000] * 50}), tmp_path / "bomb.parquet", compression="zstd", use_dictionary=True)
     (tmp_path / "long.txt").write_text("a.png\n" * 2000)
     assert (tmp_path / "bomb.parquet").stat().st_size < 10_000

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from densefeat import UsageError
-from densefeat.images.remote import RemoteFolder
+from densefeat.images.folders import RemoteFolder
 from densefeat.images.sources import open_source
 from support.streams import outcomes, read_source
 
@@ -150,7 +150,7 @@ def test_what_is_not_there(name: str, match: str, home: str) -> None:
 
 
 def test_large_files_are_not_fetched(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("files", "folders", "remote"):
+    for module in ("files", "folders", "rows"):
         monkeypatch.setattr(f"densefeat.images.{module}.MAX_BYTES", 13)
     large = "14 bytes are more than the limit of 13"
     assert [outcome for _, _, outcome in read_source(open_source(f"{memory}/photos"))] == [b"photos/a.png", large, b""]

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from densefeat import UsageError
-from densefeat.images.files import Files
+from densefeat.images.files import ImageFiles
 from densefeat.images.sources import open_source
-from densefeat.images.tables import Tables
-from densefeat.images.tars import Members
+from densefeat.images.tables import TableRows
+from densefeat.images.tars import TarMembers
 from support.streams import make, outcomes, read_source
 
 
@@ -35,15 +35,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("images", "options", "kind", "found"),
     [
-        ("cats", {}, Files, [("a.png", None, b"cats/a.png"), ("deep/b.png", None, b"cats/deep/b.png")]),
-        ("cats/", dict(labels="folder"), Files, [("a.png", None, b"cats/a.png"), ("deep/b.png", "deep", b"cats/deep/b.png")]),
-        ("[odd] {1..2}.parquet", {}, Files, [("c.png", None, b"[odd] {1..2}.parquet/c.png")]),
-        ("list.txt", {}, Files, [("cats/a.png", None, b"cats/a.png")]),
-        ("list.txt", dict(base="."), Files, [("cats/a.png", None, b"cats/a.png")]),
-        ("list.parquet", dict(label_column="n"), Files, [("cats/a.png", "1", b"cats/a.png")]),
-        ("table.parquet", {}, Tables, [("table.parquet#0", None, b"x")]),
-        ("table.parquet", dict(image_column="path"), Files, [("cats/a.png", None, b"cats/a.png")]),
-        ("odd [1] {1..2}.parquet", {}, Tables, [("odd [1] {1..2}.parquet#0", None, b"x")]),
+        ("cats", {}, ImageFiles, [("a.png", None, b"cats/a.png"), ("deep/b.png", None, b"cats/deep/b.png")]),
+        (
+            "cats/",
+            dict(labels="folder"),
+            ImageFiles,
+            [("a.png", None, b"cats/a.png"), ("deep/b.png", "deep", b"cats/deep/b.png")],
+        ),
+        ("[odd] {1..2}.parquet", {}, ImageFiles, [("c.png", None, b"[odd] {1..2}.parquet/c.png")]),
+        ("list.txt", {}, ImageFiles, [("cats/a.png", None, b"cats/a.png")]),
+        ("list.txt", dict(base="."), ImageFiles, [("cats/a.png", None, b"cats/a.png")]),
+        ("list.parquet", dict(label_column="n"), ImageFiles, [("cats/a.png", "1", b"cats/a.png")]),
+        ("table.parquet", {}, TableRows, [("table.parquet#0", None, b"x")]),
+        ("table.parquet", dict(image_column="path"), ImageFiles, [("cats/a.png", None, b"cats/a.png")]),
+        ("odd [1] {1..2}.parquet", {}, TableRows, [("odd [1] {1..2}.parquet#0", None, b"x")]),
     ],
 )
 def test_kinds(images: str, options: dict, kind: type, found: list, folder: Path) -> None:
@@ -57,7 +62,7 @@ def test_tar_files(folder: Path) -> None:
     with tarfile.open("x.tar", "w") as tar:
         tar.add("cats")
     source = open_source("x.tar")
-    assert type(source) is Members
+    assert type(source) is TarMembers
     assert [data for _, _, data in read_source(source)] == [b"cats/a.png", b"cats/deep/b.png"]
 
 

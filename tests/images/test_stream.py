@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from densefeat.images.sources import open_source
-from densefeat.images.stream import _READ_OVER, ImageItem, Selected, fingerprint_of, printable_key, repeated
-from densefeat.images.tables import Tables
+from densefeat.images.stream import _READ_OVER, ImageItem, Selected, find_repeats, hash_columns, printable_key
+from densefeat.images.tables import TableRows
 from support.streams import read_source
 
 
-def table(path: Path, count: int) -> Tables:
+def table(path: Path, count: int) -> TableRows:
     pq.write_table(pa.table({"image": [b"%d" % i for i in range(count)], "label": range(count)}), path)
     return open_source(path)
 
@@ -33,8 +33,8 @@ def test_some_positions_in_an_order(positions: list[int], tmp_path: Path) -> Non
 def test_near_positions_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = table(tmp_path / "x.parquet", 5000)
     entered = []
-    rows = Tables.rows
-    monkeypatch.setattr(Tables, "rows", lambda self, start: entered.append(start) or rows(self, start))
+    rows = TableRows.rows
+    monkeypatch.setattr(TableRows, "rows", lambda self, start: entered.append(start) or rows(self, start))
     positions = np.array([10, 500, 501, 1400, 4000, 4001])
     assert len(list(Selected(source, positions).items(0, 9))) == 6
     assert entered == [10, 4000]
@@ -51,15 +51,15 @@ def test_fingerprints_do_not_depend_on_the_layout() -> None:
     values = ["a", None, "", "bc"]
     texts = pa.array(values)
     same = [texts, texts.cast(pa.large_string()), texts.dictionary_encode(), pa.array(["x", *values])[1:], texts.cast(pa.large_binary())]  # fmt: skip
-    assert len({fingerprint_of(column) for column in same}) == 1
+    assert len({hash_columns(column) for column in same}) == 1
     others = [[texts, None], [None], [], [pa.array(["a", "", None, "bc"])], [pa.array(["ab", None, "", "c"])], [texts, texts]]
-    assert len({fingerprint_of(*columns) for columns in [*others, [texts]]}) == 7
+    assert len({hash_columns(*columns) for columns in [*others, [texts]]}) == 7
 
 
 def test_repeated() -> None:
     keys = pa.array([b"a", b"b", b"a", b"c", b"b", b"a"], pa.large_binary())
-    assert repeated(keys).tolist() == [False, False, True, False, True, True]
-    assert repeated(pa.array([], pa.large_binary())).tolist() == []
+    assert find_repeats(keys).tolist() == [False, False, True, False, True, True]
+    assert find_repeats(pa.array([], pa.large_binary())).tolist() == []
 
 
 def test_keys_are_printable() -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.decode import decode_image
 from densefeat.images.sources import open_source
-from densefeat.images.stream import ImageItem, fingerprint_of
+from densefeat.images.stream import ImageItem, hash_columns
 from densefeat.images.tiles import Grid, TiledSource, TileItem, _content
 
 
@@ -55,7 +55,7 @@ class Listed:
         return pa.array([key.encode() for key in self.images], pa.large_binary())
 
     def fingerprint(self) -> str:
-        return fingerprint_of(self.keys(), pa.array([self.labels.get(key) for key in self.images], pa.large_string()))
+        return hash_columns(self.keys(), pa.array([self.labels.get(key) for key in self.images], pa.large_string()))
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -175,12 +175,12 @@ def test_places_are_those_of_the_upright_image(kind: str, orientation: int, phot
 
 def test_content() -> None:
     pixels = np.full((3, 10, 10), 255, np.uint8)
-    assert _content(pixels) == 0
+    assert _content(pixels.transpose(1, 2, 0)) == 0
     pixels[:, :2] = 15
-    assert _content(pixels) == 0
+    assert _content(pixels.transpose(1, 2, 0)) == 0
     pixels[:, :5] = np.uint8([15, 15, 16])[:, None, None]
     pixels[2, 5:6] = 219
-    assert _content(pixels) == pytest.approx(0.6)
+    assert _content(pixels.transpose(1, 2, 0)) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(("least", "kept"), [(0, 4), (0.2, 3), (0.25, 3), (0.26, 2), (0.5, 2), (0.51, 1), (1, 1)])

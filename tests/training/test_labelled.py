@@ -12,8 +12,8 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.training import labelled as module
-from densefeat.training.labelled import Encoded, RowReader, open_labelled
+from densefeat.images.tables import RowGroupReader
+from densefeat.training.labelled import Encoded, open_labelled
 
 MakeFolder = MakeParquet = MakeTar = Callable[..., Path]
 COUNTS = {"zebra": 3, "Ant": 2, "bee": 4}
@@ -80,7 +80,7 @@ def test_classes_of_the_training_data(make_folder: MakeFolder, make_parquet: Mak
     assert (val.classes, val.labels.tolist()) == (train, [1, 1, 2])
     other_order = make_parquet("val.parquet", [0, 1, 2], ["zebra", "bee", "Ant"])
     assert opened(other_order, classes=train).labels.tolist() == [2, 1, 0]
-    message = r"val2': label 'cat' is none of the 3 classes that are known, "
+    message = r"val2': label 'cat' is not one of the 3 known classes, "
     with pytest.raises(UsageError, match=message):
         opened(make_folder({"bee": 1, "cat": 1}, "val2"), classes=train)
 
@@ -163,7 +163,7 @@ def test_tars_with_labels_beside_the_images(make_tar: MakeTar, pngs: list[bytes]
         ("flat", {}, "flat': no image with a label in it: labels are folders"),
         ("flat", {"label_column": "label"}, "label_column 'label' is not for a folder of images"),
         ("none.parquet", {}, "none.parquet': no image with a label in it: labels are folders"),
-        ("far.parquet", {}, "far.parquet': label '7' is none of the 2 classes"),
+        ("far.parquet", {}, "far.parquet': label '7' is not one of the 2 known classes"),
         ("none.tar", {}, "none.tar': no member with the extension 'cls': there are png"),
     ],
 )
@@ -182,35 +182,35 @@ def test_refused(
 def test_rows_are_kept_up_to_a_limit(make_parquet: MakeParquet, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     found = opened(make_parquet("x.parquet", [0] * 40, ["a"], row_group_size=4))
     group = max(sum(map(len, pngs[start : start + 4])) for start in range(0, 40, 4))
-    monkeypatch.setattr(module, "_CACHE_BYTES", 3 * group)
+    monkeypatch.setattr("densefeat.images.tables._CACHE_BYTES", 3 * group)
     reader = found.reader()
-    assert isinstance(reader, RowReader)
+    assert isinstance(reader, RowGroupReader)
     most = 0
     for position in np.random.default_rng(0).permutation(np.repeat(np.arange(40), 3)):
         assert reader.read(int(position)) == pngs[position]
-        kept = sum(len(row) for rows in reader.kept.values() for row in rows)  # type: ignore[arg-type]
+        kept = sum(len(row) for rows in reader.groups.values() for row in rows)  # type: ignore[arg-type]
         assert kept == reader.size <= 3 * group
-        most = max(most, len(reader.kept))
+        most = max(most, len(reader.groups))
     assert most >= 3  # not one at a time
 
 
 def test_the_rows_used_last_are_kept(make_parquet: MakeParquet, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     found = opened(make_parquet("x.parquet", [0] * 12, ["a"], row_group_size=4))
-    monkeypatch.setattr(module, "_CACHE_BYTES", sum(map(len, pngs[:12])) - 1)  # never all three
+    monkeypatch.setattr("densefeat.images.tables._CACHE_BYTES", sum(map(len, pngs[:12])) - 1)  # never all three
     reader = found.reader()
-    assert isinstance(reader, RowReader)
+    assert isinstance(reader, RowGroupReader)
     for position in (0, 4, 1, 8):
         reader.read(position)
-    assert list(reader.kept) == [0, 2]
+    assert list(reader.groups) == [0, 2]
 
 
 def test_a_group_over_the_limit_is_kept_alone(
     make_parquet: MakeParquet, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = opened(make_parquet("x.parquet", [0] * 12, ["a"], row_group_size=4))
-    monkeypatch.setattr(module, "_CACHE_BYTES", 1)
+    monkeypatch.setattr("densefeat.images.tables._CACHE_BYTES", 1)
     reader = found.reader()
-    assert isinstance(reader, RowReader)
+    assert isinstance(reader, RowGroupReader)
     for position in (0, 5, 6, 11, 1):
         assert reader.read(position) == pngs[position]
-        assert list(reader.kept) == [position // 4]
+        assert list(reader.groups) == [position // 4]
