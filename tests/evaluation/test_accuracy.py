@@ -149,7 +149,7 @@ def test_images_without_a_label_and_images_that_cannot_be_read(folder: Path, png
         ({"model": "densefeat_densenet_bc100_k13"}, "^unknown model 'densefeat_densenet_bc100_k13': did you mean densefeat_"),
         ({"model": "densefeat_densenet_bc100_k13", "weights": "x"}, "^unknown model 'densefeat_densenet_bc100_k13': did you"),
         ({"data": "nowhere"}, "^images 'nowhere': no such folder or file"),
-        ({"data": "{strange}"}, "strange': label 'cat' is none of the 200 classes that are known"),
+        ({"data": "{strange}"}, "strange': label 'cat' is not one of the 200 known classes"),
         ({"data": "{strange}", "label_column": "label"}, "label_column 'label' is not for a folder"),
         ({"model": "{strange}"}, "strange': this folder holds no config.json: not a run, or one that was not evaluated yet"),
     ],

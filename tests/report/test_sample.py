@@ -93,7 +93,7 @@ def test_tiles_are_refused(data: Path, tmp_path: Path) -> None:
     [
         ("densnet", "{data}", "unknown model 'densnet'"),
         (BUNDLED, "{data}/nothing", "nothing"),
-        (BUNDLED, "{others}", "label 'cat' is none of the 200 classes that are known"),
+        (BUNDLED, "{others}", "label 'cat' is not one of the 200 known classes"),
     ],
 )
 def test_errors(data: Path, tmp_path: Path, model: str, images: str, match: str) -> None:

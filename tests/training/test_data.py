@@ -128,7 +128,7 @@ def test_float64(files: dict[str, Path]) -> None:
     ("changes", "message"),
     [
         ({"data": "cifar10"}, r"data 'cifar10' has 10 classes, '.*train\.parquet' has 3$"),
-        ({"val": "{strange}"}, r"strange\.parquet': label 'w' is none of the 3 classes that are known, "),
+        ({"val": "{strange}"}, r"strange\.parquet': label 'w' is not one of the 3 known classes, "),
         ({"val": "nowhere"}, "images 'nowhere': no such folder or file"),
         ({"holdout": 28}, "^holdout 28: there are 28 training images$"),
         ({"holdout": 25}, "^3 training images are less than one batch of 4$"),
