@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from densefeat import training
+from densefeat import finetuning, training
 from densefeat_cli.options import (
     ImageInput,
     epilog,
@@ -48,6 +48,7 @@ def finetune_command(
     lines = [
         f"{key}={json.dumps(value, ensure_ascii=False, default=str)}" for key, value in values.items() if value is not None
     ]
-    chosen = training.load_finetuning(recipe, [*lines, *overrides])
-    result = training.train(chosen, out, device, steps)
-    click.echo("\n".join(training.report(result)))
+    chosen = finetuning.load_finetuning(recipe, [*lines, *overrides])
+    result = finetuning.finetune(chosen, out, device, steps)
+    for line in training.format_result(result):
+        click.echo(line)

@@ -10,6 +10,7 @@ from densefeat import images as inputs
 from densefeat import labels as labelling
 from densefeat import probe as probing
 from densefeat import sgd_probe
+from densefeat import store as stores
 from densefeat.base import printable
 from densefeat_cli.options import PATH, epilog, image_size_option, model_option, out_option, pool_option, weights_option
 from densefeat_cli.output import fits_terminal, print_note, print_table
@@ -60,7 +61,8 @@ def probe_command(store: Path | None, out: Path, images: str | None, protocol: s
     if store is None:
         options |= _extract(str(images), out, chosen)
         store, images = options.pop("store"), None
-    _show(probing.probe(store, out, images=images, protocol=protocol, **options))
+    opened = stores.open_store(store)  # before the heads load torch
+    _show(probing.probe(opened, out, images=images, protocol=protocol, **options))
 
 
 def _check_input(store: Path | None, images: str | None, protocol: str | None, options: dict[str, Any]) -> None:
@@ -105,8 +107,8 @@ def _extract(images: str, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     store, *others = probing.extract_images(
         images, chosen.get("test"), out, chosen.get("labels"), **settings, **probing.source_options(images, *labels)
     )
-    stores = {"store": store, "test": others[0] if others else None, "labels": None, "label_column": None}
-    return stores | probing.label_options(*labels)
+    found = {"store": store, "test": others[0] if others else None, "labels": None, "label_column": None}
+    return found | probing.label_options(*labels)
 
 
 def _show(probed: "Probed") -> None:

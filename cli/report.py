@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from densefeat import base, nets, report
+from densefeat import base, report
 from densefeat import store as stores
 from densefeat.base import printable
 from densefeat.errors import UsageError
@@ -57,7 +57,7 @@ def reuse(model: str, out: Path, weights: Path | None, what: str, **options: Any
     if what == "prune":
         _prune(model, out, weights, **options)
         return
-    table = stores.csv_beside(out, report.REUSE_COLUMNS)
+    table = stores.choose_csv_file(out, report.REUSE_COLUMNS)
     weights_read = report.feature_reuse(report.load_plain(model, weights))
     report.write_reuse_csv(weights_read, table)
     base.save_picture(report.draw_reuse(weights_read, printable(model)), out)
@@ -87,9 +87,11 @@ def _print_findings(findings: "Sequence[Finding]") -> None:
 def _prune(
     model: str, out: Path, weights: Path | None, images: str, limit: int | None, label_column: str | None, device: str | None
 ) -> None:
-    table, place = stores.csv_beside(out, report.PRUNING_COLUMNS), str(base.choose_device(device))
+    from densefeat.nets import state_sha256  # loads timm, which --help does not need
+
+    table, place = stores.choose_csv_file(out, report.PRUNING_COLUMNS), str(base.choose_device(device))
     network, sample = report.load_sample(model, weights, images, limit or 1000, label_column, place)
-    identity = {"weights": nets.state_sha256(network), "images": sample.sha256()}
+    identity = {"weights": state_sha256(network), "images": sample.sha256()}
     print_note(f"{len(sample):,} of {sample.available:,} labelled images")
     journal = report.Journal(out.with_suffix(".jsonl"), identity)
     with base.progress_bar("removing", report.count_work(network), unit="connections") as advance:

@@ -22,4 +22,5 @@ def train_command(recipe: str, overrides: tuple[str, ...], out: Path | None, dev
     """
     chosen = training.load_recipe(recipe, overrides)
     result = training.train(chosen, out or Path("runs") / Path(recipe).stem, device, steps)
-    click.echo("\n".join(training.report(result)))
+    for line in training.format_result(result):
+        click.echo(line)

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from densefeat.heads import KINDS
 from densefeat.training import Run, check_run, read_recipe, refuse
 
 _MAX_HEAD_EPOCHS = 2.0  # for head_epochs: auto
+_Head = Literal["linear", "mlp", "cross-layer"]  # the kinds of densefeat.heads, which would load torch
 _MODE = re.compile(r"head|full|blocks:([1-9]\d*)(?:-([1-9]\d*))?")
 
 
@@ -20,7 +20,7 @@ class FineTuning(Run):
 
     weights: str | None  # a checkpoint file for the network; None: the published ones
     mode: str  # what is trained: head; full; blocks:3-4, these blocks and the head, numbered as in densefeat extract
-    head: Literal["linear", "mlp", "cross-layer"]
+    head: _Head
     head_width: int  # channels that each block is projected to (cross-layer), hidden units (mlp)
     head_start: Literal["auto", "random", "probe"]  # probe: logistic regression on the images' features; auto: for linear heads
     head_epochs: float | Literal["auto"]  # epochs at the start that train the head alone; auto: at most 2, none after a probe
@@ -77,7 +77,7 @@ def check_finetuning(recipe: FineTuning) -> None:
     check_run(recipe, ("layer_decay", "head_width", "patience"), ("mixup", "cutmix"), ("layer_decay",))
     refuse(not _MODE.fullmatch(recipe.mode), "mode", recipe.mode, "give head, full, or blocks:3-4")
     refuse(recipe.blocks and recipe.blocks[1] < recipe.blocks[0], "mode", recipe.mode, "give the lower block first")
-    refuse(recipe.head not in KINDS, "head", recipe.head, f"give one of {', '.join(KINDS)}")
+    refuse(recipe.head not in get_args(_Head), "head", recipe.head, f"give one of {', '.join(get_args(_Head))}")
     refuse(not 0 < recipe.val_share < 1, "val_share", recipe.val_share, "give a share, above 0 and below 1")
     impossible = recipe.head_start == "probe" and recipe.head != "linear"
     refuse(impossible, "head_start", "probe", f"a probe is a linear head, not {recipe.head}: give random, and head_epochs")
