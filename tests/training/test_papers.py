@@ -158,18 +158,18 @@ def test_data(cell: Cell) -> None:
 
 @each_cell
 def test_the_comment_says_its_number_and_how_to_get_it(cell: Cell) -> None:
-    said = head(cell.name)
-    expected = said[said.index("Expected error") :]
+    comment = head(cell.name)
+    expected = comment[comment.index("Expected error") :]
     # C10 is the end of no other column's name; a number ends where its digits do
     assert any(f"{before}{cell.says}{after}" in expected for before in (" ", ": ") for after in (",", " ", ";", "."))
-    assert all(override in said for override in cell.overrides)
+    assert all(override in comment for override in cell.overrides)
     if cell.data.startswith("cifar"):
         assert load_recipe(cell.name, [*cell.overrides, "holdout=5000"]).holdout == 5000
-        assert "while choosing: holdout=5000" in said
+        assert "held-out training images: holdout=5000" in comment
     if cell.column == "ten-crop":
-        assert f"densefeat evaluate runs/{cell.name} --data val/ --crops 10" in said
+        assert f"densefeat evaluate runs/{cell.name} --data val/ --crops 10" in comment
     if "deluge" in cell.network:
-        assert "retreats=3" in said
+        assert "retreats=3" in comment
         assert loaded(cell).retreats == 0
 
 
