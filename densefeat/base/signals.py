@@ -57,8 +57,8 @@ def stop_on_signal(*signals: signal.Signals) -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for replaced, handler in previous.items():
+            signal.signal(replaced, handler)
 
 
 @contextmanager

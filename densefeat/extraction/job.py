@@ -5,11 +5,10 @@ read, decoded, embedded and written; the manifest closes the store. One image's 
 and ``network.py`` beside this file.
 """
 
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,12 @@ from densefeat.base import (
     Ranks,
     StopRequest,
     atomic_file,
-    check_target,
     choose_device,
     enter_after_rank_0,
     hold_lock,
     output_errors,
 )
-from densefeat.errors import BackendError, OutputError, UsageError
+from densefeat.errors import BackendError, UsageError
 from densefeat.extraction.limits import FailureLimit
 from densefeat.extraction.part import PartExtractor, open_part_extractor
 from densefeat.extraction.plan import Plan, close_plan, join_plan, open_plan
@@ -39,12 +37,13 @@ from densefeat.store import (
     EmbeddingWriter,
     Layout,
     PartRecord,
-    check_folder,
+    check_store_file,
+    check_store_folder,
     count_failures,
     failures_file,
-    finished_parts,
-    is_embeddings,
+    list_finished_parts,
     read_manifest,
+    write_failure_lines,
 )
 
 _ENGINES = ("local", "ray")
@@ -135,10 +134,10 @@ def extract(
     job_input = JobInput(_describe_place(images), reading, open_source(images, **reading), tiling)
 
     recorded = None if single or overwrite or backend != "auto" else _recorded_backend(Layout(out))
-    device = choose_device(device, ranks)
+    place = choose_device(device, ranks)
     try:
         extractor = FeatureExtractor(
-            model, blocks, pool, tap, weights, device, precision, image_size, decoder, recorded or backend
+            model, blocks, pool, tap, weights, place, precision, image_size, decoder, recorded or backend
         )
     except BackendError as error:
         hint = f"; {str(out)!r} was started with it, --overwrite starts over" if recorded else ""
@@ -211,7 +210,7 @@ def _wait_for_other_ranks(plan: Plan, stop: StopRequest) -> None:
 def _summarize_store(job: ExtractJob, layout: Layout, extracted: int) -> ExtractResult:
     """Count what the store holds now; on ranks other than 0 it may not be closed yet."""
     manifest = read_manifest(layout)
-    records = finished_parts(layout, manifest) if manifest else []
+    records = list_finished_parts(layout, manifest) if manifest else []
     return ExtractResult(
         path=job.out,
         failures_path=layout.failures,
@@ -240,10 +239,7 @@ def _extract_to_file(job: ExtractJob) -> ExtractResult:
             if extractor.stop:
                 raise Interrupted("interrupted, nothing was written", extractor.stop.exit_code)
             extractor.limit.check_end()
-        with output_errors(failures_path), open(failures_beside, "w", encoding="utf-8") as lines:
-            for failure in counts.failures:
-                entry = {name: value for name, value in asdict(failure).items() if value is not None}
-                lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        write_failure_lines(failures_beside, counts.failures)
     failed = len(counts.failures)
     return ExtractResult(job.out, failures_path, writer.rows, failed, job.shapes, counts.positions, counts.skipped)
 
@@ -276,19 +272,13 @@ def _check_output(
     if options.engine == "ray" and ranks.world > 1:
         raise UsageError("--engine ray under torchrun: use one of them")
     if not single:
-        check_folder(Layout(out))
+        check_store_folder(Layout(out))
         return
     if options.update or part_rows or ranks.world > 1 or options.engine == "ray":
         raise UsageError(
             f"output {str(out)!r} is a single file: --update, --part-rows, several processes and --engine ray need a folder"
         )
-    check_target(out)
-    if not out.exists():
-        return
-    if os.path.exists(images) and out.samefile(images):
-        raise OutputError(f"output {str(out)!r} is the input: give another name")
-    if not options.overwrite and not is_embeddings(out):
-        raise OutputError(f"output {str(out)!r} exists and is not a file of embeddings: give another name, or --overwrite")
+    check_store_file(out, images, options.overwrite)
 
 
 def _check_length(job: ExtractJob, plan: Plan | None) -> None:

@@ -19,7 +19,7 @@ from densefeat.extraction.plan import Plan
 from densefeat.extraction.settings import ExtractJob
 from densefeat.features import FeatureExtractor
 from densefeat.images import Item
-from densefeat.store import EmbeddingWriter, Failure, PartRecord, finish_part
+from densefeat.store import EmbeddingWriter, Failure, PartRecord, save_part
 
 
 @dataclass
@@ -74,11 +74,11 @@ class PartExtractor:
             reached,
             stop,
             rows=writer.rows,
-            bytes=0,  # finish_part fills it in
+            bytes=0,  # save_part fills it in
             skipped=counts.skipped + (record.skipped if record else 0),
             failures=(*(record.failures if record else ()), *counts.failures),
         )
-        finish_part(plan.layout, plan.manifest.round_id, result)
+        save_part(plan.layout, plan.manifest.round_id, result)
         if counts.too_many:
             raise counts.too_many
         return result

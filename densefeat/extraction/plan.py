@@ -1,6 +1,5 @@
 """What a job has to do: start, resume, or extract what was added; or refuse, since it would mix rows of two kinds."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -20,17 +19,17 @@ from densefeat.store import (
     Manifest,
     PartRecord,
     Round,
-    all_failures,
-    begin,
-    close,
-    earlier_failures,
-    finished_parts,
-    have_outcome,
+    close_store,
+    collect_failures,
+    find_known_paths,
+    list_finished_parts,
+    read_failures,
     read_manifest,
+    read_paths,
     read_record,
     read_records,
     remove_work,
-    row_paths,
+    start_job,
     write_failures,
 )
 
@@ -133,11 +132,11 @@ def join_plan(job: ExtractJob, layout: Layout) -> Plan | None:
 def close_plan(plan: Plan, job_input: JobInput) -> None:
     """Close the store when every part is there; images without any tile of enough content become failures."""
     skipped = any(record.skipped for record in plan.read_records().values())
-    close(plan.layout, plan.manifest, _printable_keys(job_input.listing.keys()) if skipped else None)
+    close_store(plan.layout, plan.manifest, _printable_keys(job_input.listing.keys()) if skipped else None)
 
 
 def _start_round(layout: Layout, manifest: Manifest, source: Source) -> Plan:
-    begin(layout, manifest)
+    start_job(layout, manifest)
     return Plan(layout, manifest, source, manifest.settings["part_rows"])
 
 
@@ -150,7 +149,7 @@ def _open_round_source(layout: Layout, manifest: Manifest, job_input: JobInput) 
     last = manifest.rounds[-1]
     listing = job_input.listing
     if len(manifest.rounds) > 1:
-        failures = [failure for failure, _ in earlier_failures(layout, last.first_part)]
+        failures = [failure for failure, _ in read_failures(layout, last.first_part)]
         listing = Selected(listing, np.flatnonzero(~_find_known_positions(layout, manifest.parts, failures, listing)))
     source = job_input.tiling.cut(listing)
     if job_input.fingerprint_source(source) != last.fingerprint:
@@ -174,8 +173,8 @@ def _open_update(layout: Layout, current: Manifest, job_input: JobInput, provena
             f"{str(layout.root)!r} is not finished, and may have some tiles of an image and not the others: finish it with the"
             " images it was started with before --update, or --overwrite"
         )
-    records = tuple(finished_parts(layout, current))
-    failures = all_failures(layout, current, records) if not current.complete else earlier_failures(layout, sys.maxsize)
+    records = tuple(list_finished_parts(layout, current))
+    failures = collect_failures(layout, current, records) if not current.complete else read_failures(layout)
     known = _find_known_positions(layout, records, [failure for failure, _ in failures], job_input.listing)
     removed = _count_removed(layout, records, job_input.listing)
     if known.all() and not removed and listing != current.rounds[-1].listing and current.complete:
@@ -202,12 +201,12 @@ def _find_known_positions(
 ) -> np.ndarray:
     """Return bool ``(len(listing),)``: whether these parts have an image's row, or its failure is a lasting one."""
     lasting = [failure for failure in failures if failure.stage != "read"]
-    return have_outcome(_printable_keys(listing.keys()), layout, records, lasting)
+    return find_known_paths(_printable_keys(listing.keys()), layout, records, lasting)
 
 
 def _count_removed(layout: Layout, records: Sequence[PartRecord], listing: Source) -> int:
     """Count the images that have rows in the store and are not in the listing."""
-    stored = row_paths(layout, records).unique()
+    stored = read_paths(layout, records).unique()
     return len(stored) - int(pc.sum(pc.is_in(stored, value_set=_printable_keys(listing.keys()))).as_py() or 0)
 
 
@@ -238,7 +237,7 @@ def _refuse_other_input(layout: Layout, current: Manifest, job_input: JobInput) 
         raise UsageError(f"{message}: --overwrite starts over")
     if not current.complete:
         raise UsageError(f"{message}, which is not finished. --update extracts those that it lacks, --overwrite starts over")
-    failures = [replace(failure, stage="") for failure, _ in earlier_failures(layout, sys.maxsize)]
+    failures = [replace(failure, stage="") for failure, _ in read_failures(layout)]
     known = _find_known_positions(layout, current.parts, failures, job_input.listing)
     added, removed = int((~known).sum()), _count_removed(layout, current.parts, job_input.listing)
     if not added and not removed:

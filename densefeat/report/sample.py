@@ -15,7 +15,7 @@ from densefeat.images import Preprocessing, is_remote
 from densefeat.loading import load_network
 from densefeat.report.connections import check_classifies
 from densefeat.report.reuse import check_structure
-from densefeat.store import Layout, is_embeddings, open_store, read_manifest
+from densefeat.store import is_store, open_store
 from densefeat.training import open_labelled
 
 _PIECE_ON_CPU = 8  # images at a time, so that a block's maps stay in the caches
@@ -91,7 +91,7 @@ def _choose_evenly(positions: np.ndarray, limit: int) -> np.ndarray:
 
 def _find_store_images(images: str, label_column: str | None) -> tuple[str, str | None]:
     """Return where a store's images are, and the column of their labels; ``images`` itself if it is not a store."""
-    if not _is_store(Path(images)):
+    if not is_store(images):
         return images, label_column
     provenance = open_store(images).provenance
     place, options = provenance.get("images"), provenance.get("input_options") or {}
@@ -100,9 +100,3 @@ def _find_store_images(images: str, label_column: str | None) -> tuple[str, str 
     if place is None or is_remote(place):
         raise UsageError(f"store {images!r} was made from images at {place}: give labelled images on this machine")
     return place, label_column or options.get("label_column")
-
-
-def _is_store(path: Path) -> bool:
-    if path.is_dir():
-        return Layout(path).data.is_dir() and read_manifest(Layout(path)) is not None
-    return path.suffix == ".parquet" and path.is_file() and is_embeddings(path)

@@ -1,23 +1,21 @@
 from .columns import block_name, choose_column, choose_columns, column_name, find_source, parse_columns, split_pools
 from .conversion import convert
-from .dataset import (
-    all_failures,
-    begin,
-    check_folder,
-    close,
-    count_failures,
-    earlier_failures,
-    finish_part,
-    have_outcome,
-    remove_work,
-    write_failures,
-)
 from .entries import ImageEntry, entry_columns, read_entries
+from .failures import count_failures, failures_file, read_failures, write_failure_lines, write_failures
+from .folder import close_store, collect_failures, find_known_paths, read_paths, save_part, start_job
 from .info import describe_store
 from .layout import PART_ROWS, Layout
-from .manifest import Failure, Manifest, PartRecord, Round, read_manifest, read_record, read_records
-from .outputs import MAP_KEY, check_output, csv_beside, points_beside
-from .reader import Store, failures_file, finished_parts, is_embeddings, open_store, row_paths
+from .manifest import Failure, Manifest, PartRecord, Round, list_finished_parts, read_manifest, read_record, read_records
+from .outputs import (
+    MAP_KEY,
+    check_output,
+    check_store_file,
+    check_store_folder,
+    choose_csv_file,
+    choose_points_file,
+    remove_work,
+)
+from .reader import Store, is_store, open_store
 from .thumbnails import Decodable, make_file_thumbnail, make_pictures, make_thumbnails, shrink_image
 from .writer import DTYPES, EmbeddingWriter, embedding_schema
 
@@ -34,41 +32,43 @@ __all__ = [
     "PartRecord",
     "Round",
     "Store",
-    "all_failures",
-    "begin",
     "block_name",
-    "check_folder",
     "check_output",
+    "check_store_file",
+    "check_store_folder",
     "choose_column",
     "choose_columns",
-    "close",
+    "choose_csv_file",
+    "choose_points_file",
+    "close_store",
+    "collect_failures",
     "column_name",
     "convert",
     "count_failures",
-    "csv_beside",
     "describe_store",
-    "earlier_failures",
     "embedding_schema",
     "entry_columns",
     "failures_file",
+    "find_known_paths",
     "find_source",
-    "finish_part",
-    "finished_parts",
-    "have_outcome",
-    "is_embeddings",
+    "is_store",
+    "list_finished_parts",
     "make_file_thumbnail",
     "make_pictures",
     "make_thumbnails",
     "open_store",
     "parse_columns",
-    "points_beside",
     "read_entries",
+    "read_failures",
     "read_manifest",
+    "read_paths",
     "read_record",
     "read_records",
     "remove_work",
-    "row_paths",
+    "save_part",
     "shrink_image",
     "split_pools",
+    "start_job",
+    "write_failure_lines",
     "write_failures",
 ]

@@ -1,7 +1,7 @@
 """The names of feature columns, written and read in this one place.
 
-A column is named BLOCK or, if features were pooled in several ways, BLOCK_POOL: ``block3``, ``block3_avg``. BLOCK is ``block1``,
-``block2``, … for networks of ours, the module's name for timm's others (``layer3``, ``stages.2``).
+A column is named BLOCK or, if features were pooled in several ways, BLOCK_POOL: ``block3``, ``block3_avg``. BLOCK is
+``block1``, ``block2``, … for networks of ours, the module's name for timm's others (``layer3``, ``stages.2``).
 """
 
 import re
@@ -78,7 +78,7 @@ def choose_column(store: Store, block: int | None = None, column: str | None = N
 def choose_columns(store: Store, columns: Sequence[str] | None) -> list[str]:
     """Return the names of feature columns in the store's order; None: all.
 
-    ``columns``: names, or blocks by number as text (``"3"``: all pools of block 3). Raises UsageError for one that is not there.
+    ``columns``: names, or blocks by number as text (``"3"``: all pools of block 3). Raises UsageError for others.
     """
     names = vector_names(store.schema)
     if columns is None:

@@ -1,4 +1,4 @@
-"""What is in a store, without reading its vectors."""
+"""A summary of a store, made without reading its vectors."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from densefeat.store.layout import Layout
-from densefeat.store.reader import finished_parts, open_store, row_bytes
+from densefeat.store.manifest import list_finished_parts
+from densefeat.store.reader import open_store, row_bytes
 
-_FAILURES_SHOWN = 5
+_MAX_FAILURES = 5  # that are listed
 
 
 def describe_store(path: str | Path) -> dict[str, Any]:
-    """Rows, failures, vectors, sizes in bytes, and provenance of a store, also of one that is not finished, as JSON types.
+    """Return rows, failures, vectors, sizes in bytes, and provenance of a store, finished or not, as JSON types.
 
-    ``done`` and ``total``: images (or tiles) that the last extraction has gone through, of how many; null where not known.
+    ``done`` and ``total``: images (or tiles) that the last extraction has processed, of how many; null where not known.
     ``skipped``: tiles without enough content. ``removed``: images with rows that the last update's input did not have.
     Raises as :func:`densefeat.open_store` does.
     """
@@ -32,9 +33,9 @@ def describe_store(path: str | Path) -> dict[str, Any]:
         "failures": {
             "count": len(failures),
             "by_stage": dict(Counter(failure.stage for failure in failures).most_common()),
-            "first": [asdict(failure) for failure in failures[:_FAILURES_SHOWN]],
+            "first": [asdict(failure) for failure in failures[:_MAX_FAILURES]],
         },
-        "skipped": sum(part.skipped for part in finished_parts(Layout(store.path), manifest)) if manifest else 0,
+        "skipped": sum(part.skipped for part in list_finished_parts(Layout(store.path), manifest)) if manifest else 0,
         "removed": manifest.removed if manifest else 0,
         "columns": [name for name in store.schema.names if name not in store.shapes],
         "vectors": {

@@ -1,16 +1,16 @@
-"""Where things are in a store's folder."""
+"""The names of the files in a store's folder."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 PART = re.compile(r"part-(\d{5,})\.parquet")
-PART_ROWS = 8192  # of a part, unless told otherwise
+PART_ROWS = 8192  # of a part, unless the job asks for others
 
 
 @dataclass(frozen=True)
 class Layout:
-    """``data/`` holds whole parts and nothing else; ``work/`` is there only while a job is unfinished."""
+    """A store's folder. ``data/`` holds finished parts only; ``work/`` exists only while a job is unfinished."""
 
     root: Path
 

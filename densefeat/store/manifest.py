@@ -1,4 +1,4 @@
-"""``manifest.json``: what made a store, of which input, and the parts that are whole; and each part's own record until then."""
+"""``manifest.json``: what made a store, from which input, and its parts; until a store is closed each part has a record."""
 
 import json
 import uuid
@@ -17,7 +17,7 @@ _KIND = "densefeat store"
 
 @dataclass(frozen=True)
 class Failure:
-    """One image or tile without a row: its key, the stage (``read``, ``decode``, ``transform``, ``tile``, ``network``), why."""
+    """An image or tile without a row: its key, the stage (``read``, ``decode``, ``transform``, ``tile``, ``network``), why."""
 
     path: str
     stage: str
@@ -28,9 +28,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """A part that covers positions ``start`` to ``stop`` of its round, done up to ``reached``; ``stop`` None: to the end.
+    """A part for positions ``start`` to ``stop`` of its round, done up to ``reached``; ``stop`` None: to the end.
 
-    ``skipped``: tiles without enough content. ``bytes``: of the Parquet file.
+    ``skipped``: tiles without enough content. ``bytes``: the Parquet file's size.
     """
 
     part: int
@@ -49,9 +49,9 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class Round:
-    """One listing of the input: the first extraction, or an update's added images. Its parts begin at ``first_part``.
+    """A listing of the input: the first extraction, or the images that an update adds. Its parts begin at ``first_part``.
 
-    ``listing``: fingerprint of all the input; ``fingerprint`` and ``positions``: of what this round extracts.
+    ``listing``: fingerprint of the whole input; ``fingerprint``, ``positions``: of what this round extracts, and how many.
     """
 
     first_part: int
@@ -62,10 +62,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``settings``: what must be the same for a job to go on; ``provenance``: what made the rows, for people and programs.
+    """What a store is and how far its job has come.
 
-    ``parts``: of finished rounds, or all when ``complete``. ``removed``: images with rows that the last
-    listing did not have.
+    ``settings``: what must not change when a job resumes; ``provenance``: what made the rows, for people and programs;
+    ``parts``: those of finished rounds, all if ``complete``; ``removed``: images with rows that the last listing lacks.
     """
 
     settings: dict[str, Any]
@@ -79,18 +79,21 @@ class Manifest:
 
     @property
     def round_id(self) -> str:
-        """Of the last round: what its parts are recorded under."""
+        """The name of the last round, which the records of its parts carry."""
         return f"{self.job}-{len(self.rounds)}"
 
     def save(self, layout: Layout) -> None:
-        parts = [asdict(replace(part, failures=())) for part in self.parts]  # those are in failures.parquet
+        parts = [asdict(replace(part, failures=())) for part in self.parts]  # failures.parquet has those
         totals = {"rows": sum(part.rows for part in self.parts), "skipped": sum(part.skipped for part in self.parts)}
         content = asdict(replace(self, parts=())) | {"parts": parts}
         _write_json(layout.manifest, {"kind": _KIND, "format_version": FORMAT_VERSION, **totals, **content})
 
 
 def read_manifest(layout: Layout) -> Manifest | None:
-    """None where there is no manifest; OutputError where it is another program's, newer than this one, or damaged."""
+    """Read a store's manifest; None where there is none.
+
+    Raises OutputError where it is another program's, of a newer version, or damaged.
+    """
     try:
         with open(layout.manifest, encoding="utf-8") as file:
             content = json.load(file)
@@ -114,18 +117,29 @@ def read_manifest(layout: Layout) -> Manifest | None:
         raise OutputError(f"{layout.manifest}: not a readable manifest ({type(error).__name__}: {error})") from error
 
 
+def is_manifest(layout: Layout) -> bool:
+    """Whether the folder's manifest is densefeat's, of any version; a damaged one is where there are parts beside it."""
+    try:
+        content = json.loads(layout.manifest.read_bytes())
+    except OSError:
+        return False
+    except ValueError:
+        return layout.data.is_dir()
+    return isinstance(content, dict) and content.get("kind") == _KIND
+
+
 def _write_json(path: Path, content: Any) -> None:
     with atomic_file(path) as beside, output_errors(path), open(beside, "w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False, indent=1)
 
 
 def save_record(layout: Layout, round_id: str, record: PartRecord) -> None:
-    """Tell that a part is whole, or (``reached`` before ``stop``) how far its unfinished file goes."""
+    """Record that a part is finished or, with ``reached`` before ``stop``, how far its unfinished file goes."""
     _write_json(layout.record(record.part), {"round": round_id, **asdict(record)})
 
 
 def read_records(layout: Layout, manifest: Manifest) -> Iterator[PartRecord]:
-    """Of the parts of the last round whose file is there in the recorded size; anything else is as if it had not been done."""
+    """Yield the records of the last round's parts whose file has the recorded size; others have to be extracted again."""
     for path in sorted(layout.records.glob("part-*.json")):
         record = read_record(layout, manifest, path)
         if record is not None:
@@ -133,6 +147,7 @@ def read_records(layout: Layout, manifest: Manifest) -> Iterator[PartRecord]:
 
 
 def read_record(layout: Layout, manifest: Manifest, path: Path) -> PartRecord | None:
+    """Read a record; None where it is damaged, of another round, or the part's file has another size."""
     try:
         content = json.loads(path.read_text("utf-8"))
         owner = content.pop("round")
@@ -140,6 +155,14 @@ def read_record(layout: Layout, manifest: Manifest, path: Path) -> PartRecord | 
         record = PartRecord(**content, failures=failures)
         file = layout.part(record.part) if record.finished else layout.unfinished(record.part)
         whole = file.is_file() and file.stat().st_size == record.bytes
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged one makes of it
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged file leads to
         return None
     return record if whole and owner == manifest.round_id else None
+
+
+def list_finished_parts(layout: Layout, manifest: Manifest) -> list[PartRecord]:
+    """Return the records of all finished parts in order: those in the manifest, and those of a job that is still running."""
+    parts = {record.part: record for record in manifest.parts}
+    running = () if manifest.complete else read_records(layout, manifest)
+    parts |= {record.part: record for record in running if record.finished}
+    return [parts[part] for part in sorted(parts)]

@@ -1,4 +1,4 @@
-"""A store read back: a column at a time, as numpy arrays."""
+"""Reading a store: a column at a time, as numpy arrays."""
 
 import json
 import os
@@ -15,8 +15,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from densefeat.errors import OutputError, UsageError
+from densefeat.store.failures import failures_file, read_failure_lines, read_failures
 from densefeat.store.layout import Layout
-from densefeat.store.manifest import Failure, Manifest, PartRecord, read_manifest, read_records
+from densefeat.store.manifest import Failure, Manifest, is_manifest, list_finished_parts, read_manifest, read_records
 from densefeat.store.writer import FORMAT_VERSION, METADATA_KEY, vector_names
 
 _READERS = min(16, os.cpu_count() or 1)  # threads
@@ -27,15 +28,15 @@ _BATCH_BYTES = 32 * 2**20
 class Store:
     """Rows of embeddings in a folder or a single Parquet file; made by :func:`open_store`.
 
-    ``len(store)`` rows, in the order of the input. ``store["block3"]``: float32 or float16 ``(rows, C)``. Only what is asked
-    for is read; a part that cannot be read, or has other rows than the manifest says, raises OutputError with its name.
+    ``len(store)`` rows, in the order of the input. ``store["block3"]``: float32 or float16 ``(rows, C)``. Columns are read when
+    they are used; a part that cannot be read, or has other rows than the manifest says, raises OutputError with its name.
     """
 
     def __init__(self, path: Path, parts: list[Path], manifest: Manifest | None, sizes: Sequence[int] | None = None) -> None:
         self.path, self.parts, self.manifest = path, parts, manifest
-        self._sizes = [_rows_of(part) for part in parts] if sizes is None else list(sizes)
+        self._sizes = [_count_rows(part) for part in parts] if sizes is None else list(sizes)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)]).astype(np.int64)
-        self.schema: pa.Schema = _schema_of(parts[0]) if parts else pa.schema([])
+        self.schema: pa.Schema = _read_schema(parts[0]) if parts else pa.schema([])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -45,24 +46,22 @@ class Store:
 
     @property
     def complete(self) -> bool:
-        """False while the job that writes it has not finished."""
+        """Whether the job that writes the store has finished."""
         return self.manifest is None or self.manifest.complete
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """What made the rows: model, weights and their SHA-256, preprocessing, tap, pool, versions."""
-        if self.manifest is not None:
-            return self.manifest.provenance
-        return self._described
+        return self._description if self.manifest is None else self.manifest.provenance
 
     @cached_property
-    def _described(self) -> dict[str, Any]:
+    def _description(self) -> dict[str, Any]:
         return json.loads((self.schema.metadata or {}).get(METADATA_KEY, b"{}"))
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of one row's feature, by column name; maps are stored flat."""
-        recorded = self._described.get("shapes", {})
+        """The shape of one row's feature, by column name; maps are stored flat."""
+        recorded = self._description.get("shapes", {})
         sizes = {name: self.schema.field(name).type.list_size for name in vector_names(self.schema)}
         return {name: tuple(recorded.get(name, (size,))) for name, size in sizes.items()}
 
@@ -80,18 +79,15 @@ class Store:
     def failures(self) -> list[Failure]:
         """The images and tiles that have no row."""
         if self.manifest is None:
-            return _listed_failures(failures_file(self.path))
+            return read_failure_lines(failures_file(self.path))
         layout = Layout(self.path)
-        closed = []
-        if layout.failures.exists():
-            with _readable(layout.failures):
-                closed = [Failure(**row) for row in pq.read_table(layout.failures).drop_columns("part").to_pylist()]
+        closed = [failure for failure, _ in read_failures(layout)]
         records = [] if self.complete else read_records(layout, self.manifest)
         return closed + [failure for record in records for failure in record.failures]
 
     @property
     def progress(self) -> tuple[int, int | None]:
-        """Images (or tiles) gone through and to go through, in an unfinished store's last round; None: not known."""
+        """Images (or tiles) that are done and all there are, of an unfinished store's last round; None: not known."""
         if self.manifest is None or self.complete:
             return len(self), len(self)
         records = read_records(Layout(self.path), self.manifest)
@@ -102,14 +98,14 @@ class Store:
         return self.read(name)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of a column. UsageError: no such column or rows.
+        """Read rows ``start`` to ``stop`` of a column. Raises UsageError if there is no such column or row.
 
-        Vectors go from the file into the array that is returned, about a megabyte at a time for each reading thread.
+        Vectors go from the file into the result about a megabyte at a time for each reading thread.
         """
         self._check(name)
         stop = len(self) if stop is None else stop
         if not 0 <= start <= stop <= len(self):
-            raise UsageError(f"rows {start} to {stop} of {self.path}: it has {len(self)}")
+            raise UsageError(f"rows {start} to {stop} of {self.path}: it has {len(self)} rows")
         field = self.schema.field(name).type
         touched = range(*np.searchsorted(self._starts, (start + 1, stop)) - (1, 0))
         if not pa.types.is_fixed_size_list(field):
@@ -120,11 +116,11 @@ class Store:
         tasks = [(part, slice(lane, None, lanes)) for part in touched for lane in range(lanes)]
         with ThreadPoolExecutor(_READERS) as pool:
             for _ in pool.map(lambda task: self._fill(out, start, name, *task), tasks):
-                pass  # the first error ends the loop and takes back the other tasks
+                pass  # the first error ends the loop and cancels the other tasks
         return out
 
     def _fill(self, out: np.ndarray, start: int, name: str, index: int, groups: slice) -> None:
-        """Copy what some of a part's row groups have of rows ``start`` and on into ``out``."""
+        """Copy some of a part's row groups into ``out``, whose first row is the store's row ``start``."""
         with self._open(index, name) as part:
             sizes = [part.metadata.row_group(group).num_rows for group in range(part.num_row_groups)]
             firsts = self._starts[index] + np.concatenate([[0], np.cumsum(sizes)]) - start
@@ -144,9 +140,9 @@ class Store:
 
     @contextmanager
     def _open(self, index: int, *names: str) -> Iterator[pq.ParquetFile]:
-        """A part, found to have the rows and the columns that it should."""
+        """Open a part and check that it has the rows and the columns that it should have."""
         path = self.parts[index]
-        with _readable(path), pq.ParquetFile(path, memory_map=True, pre_buffer=False) as part:
+        with _read_errors(path), pq.ParquetFile(path, memory_map=True, pre_buffer=False) as part:
             if part.metadata.num_rows != self._sizes[index]:
                 raise OutputError(f"{path}: has {part.metadata.num_rows} rows, not the {self._sizes[index]} of the manifest")
             for name in names:
@@ -164,12 +160,15 @@ class Store:
         return pa.chunked_array(chunks, self.schema.field(name).type)
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A column as pyarrow reads it."""
+        """Read a column as an arrow array."""
         self._check(name)
         return self._column(name, range(len(self.parts)))
 
     def batches(self, name: str, rows: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """A column in pieces, for stores larger than memory: (first row, array of at most ``rows`` rows; None: of 32 MB)."""
+        """Yield a column in pieces, for stores larger than memory: the first row, and an array.
+
+        ``rows``: at most so many in a piece; None: 32 MB.
+        """
         self._check(name)
         if rows is None:
             rows = max(1, _BATCH_BYTES // row_bytes(self.schema, [name]))
@@ -181,7 +180,7 @@ class Store:
             start = stop
 
     def record_batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns side by side, in pieces of about 4 MB, in order."""
+        """Yield some columns side by side, in pieces of about 4 MB, in order."""
         for name in names:
             self._check(name)
         rows = max(1, min(65536, 4 * _PIECE_BYTES // row_bytes(self.schema, names)))
@@ -191,7 +190,7 @@ class Store:
                     yield batch.select(list(names))
 
     def dataset(self) -> ds.Dataset:
-        """The rows as a pyarrow dataset."""
+        """Return the rows as a pyarrow dataset."""
         return ds.dataset([str(part) for part in self.parts], schema=self.schema, format="parquet")
 
     def _check(self, name: str) -> None:
@@ -199,8 +198,19 @@ class Store:
             raise UsageError(f"{self.path} has no column {name!r}: it has {', '.join(self.schema.names) or 'no rows yet'}")
 
 
+def is_store(path: str | Path) -> bool:
+    """Whether a path is a store of densefeat, a folder or a single file, finished or not, of whatever version."""
+    path = Path(path)
+    if path.is_dir():
+        return is_manifest(Layout(path))
+    try:
+        return path.is_file() and METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
+
+
 def open_store(path: str | Path) -> Store:
-    """What ``densefeat extract`` wrote: a folder, also one that is not finished yet, or a single Parquet file.
+    """Open what ``densefeat extract`` wrote: a folder, even if it is not finished yet, or a single Parquet file.
 
     Raises UsageError where there is none, OutputError where it is damaged or of a newer version of the format.
     """
@@ -213,94 +223,55 @@ def _open_single(path: Path) -> Store:
         metadata = pq.read_metadata(path)
     except pa.ArrowInvalid as error:
         raise UsageError(f"store {str(path)!r}: not a Parquet file ({error})") from error
-    described = (metadata.metadata or {}).get(METADATA_KEY)
-    if described is None:
+    description = (metadata.metadata or {}).get(METADATA_KEY)
+    if description is None:
         raise UsageError(f"store {str(path)!r}: a Parquet file, but not of densefeat; a store's folder is opened as a whole")
     try:
-        version = json.loads(described)["format_version"]
+        version = json.loads(description)["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path}: its metadata are not readable ({type(error).__name__}: {error})") from error
+        raise OutputError(f"{path}: its metadata cannot be read ({type(error).__name__}: {error})") from error
     if version > FORMAT_VERSION:
-        raise OutputError(f"{path}: of format version {version}, this densefeat reads up to {FORMAT_VERSION}: update it")
+        raise OutputError(f"{path}: format version {version}; this densefeat reads up to {FORMAT_VERSION}: update it")
     return Store(path, [path], None, [metadata.num_rows])
 
 
 def _open_folder(layout: Layout) -> Store:
-    """The manifest tells the parts' rows: no part but the first is looked into before it is read."""
-    shown = repr(str(layout.root))
+    """Open a folder by its manifest, which has the parts' sizes: only the first part's schema is read now."""
     manifest = read_manifest(layout)
     if manifest is None:
-        told = "no manifest.json in it" if layout.root.is_dir() else "no such file or folder"
-        raise UsageError(f"store {shown}: {told}; give what `densefeat extract --out` was given")
-    records = finished_parts(layout, manifest)
+        problem = "no manifest.json in it" if layout.root.is_dir() else "no such file or folder"
+        raise UsageError(f"store {str(layout.root)!r}: {problem}; give the --out of `densefeat extract`")
+    records = list_finished_parts(layout, manifest)
     parts = [layout.part(record.part) for record in records]
-    there = {entry.name for entry in os.scandir(layout.data)} if layout.data.is_dir() else set()
-    if missing := [part.name for part in parts if part.name not in there]:
+    names = {entry.name for entry in os.scandir(layout.data)} if layout.data.is_dir() else set()
+    if missing := [part.name for part in parts if part.name not in names]:
         raise OutputError(
-            f"store {shown}: {len(missing)} of {len(parts)} parts are missing, {missing[0]} first; extract with --overwrite"
+            f"store {str(layout.root)!r}: {len(missing)} of {len(parts)} parts are missing, {missing[0]} first;"
+            " extract with --overwrite"
         )
     return Store(layout.root, parts, manifest, [record.rows for record in records])
 
 
-def finished_parts(layout: Layout, manifest: Manifest) -> list[PartRecord]:
-    """In order: those that the manifest names, and those of a job that is still running."""
-    named = {record.part: record for record in manifest.parts}
-    running = () if manifest.complete else read_records(layout, manifest)
-    named |= {record.part: record for record in running if record.finished}
-    return [named[part] for part in sorted(named)]
-
-
 def row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
-    """Of one row's vectors in these columns, in memory; a plain column counts as 16."""
+    """Return the size in memory of one row's vectors in these columns; a plain column counts as 16 bytes."""
     fields = [schema.field(name).type for name in names]
     return sum(type.list_size * type.value_type.bit_width // 8 if pa.types.is_fixed_size_list(type) else 16 for type in fields)
 
 
-def row_paths(layout: Layout, records: Sequence[PartRecord]) -> pa.ChunkedArray:
-    """The ``path`` of every row of these parts."""
-    empty = pa.chunked_array([], pa.large_string())
-    tables = [pq.read_table(layout.part(record.part), columns=["path"], partitioning=None) for record in records]
-    return pa.concat_tables(tables).column("path").cast(pa.large_string()) if tables else empty
-
-
-def is_embeddings(path: Path) -> bool:
-    """Whether a file is a single-file store, of whatever version."""
-    try:
-        return METADATA_KEY in (pq.read_schema(path).metadata or {})
-    except (OSError, pa.ArrowException):
-        return False
-
-
-def failures_file(path: Path) -> Path:
-    """Where the failures beside a single Parquet file are: ``NAME.failures.jsonl``."""
-    return path.with_name(path.name.removesuffix(".parquet") + ".failures.jsonl")
-
-
-def _listed_failures(path: Path) -> list[Failure]:
-    """Of a ``.failures.jsonl``; none where there is no such file."""
-    if not path.exists():
-        return []
-    try:
-        with open(path, encoding="utf-8") as lines:
-            return [Failure(**json.loads(line)) for line in lines]
-    except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
-
-
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """What pyarrow and the system say about a damaged or missing file, as OutputError that names it."""
+def _read_errors(path: Path) -> Iterator[None]:
+    """Turn pyarrow's and the system's errors on a damaged or missing file into OutputError that names it."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         raise OutputError(f"{path}: missing or damaged ({' '.join(str(error).split())})") from error
 
 
-def _rows_of(path: Path) -> int:
-    with _readable(path):
+def _count_rows(path: Path) -> int:
+    with _read_errors(path):
         return pq.read_metadata(path).num_rows
 
 
-def _schema_of(path: Path) -> pa.Schema:
-    with _readable(path):
+def _read_schema(path: Path) -> pa.Schema:
+    with _read_errors(path):
         return pq.read_schema(path)

@@ -1,4 +1,4 @@
-"""Rows of embeddings to one Parquet file."""
+"""Writing rows of embeddings to one Parquet file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,10 @@ def embedding_schema(
     labelled: bool = False,
     tiled: bool = False,
 ) -> pa.Schema:
-    """``path``, ``label`` if there are any, ``width``, ``height``, a tile's ``x`` and ``y``, then a FixedSizeList a feature.
+    """Return the schema: ``path``, ``label`` if there are any, ``width``, ``height``, ``x`` and ``y`` of a tile, vectors.
 
-    ``provenance`` stands as JSON under ``densefeat`` in the schema's metadata, with the features' shapes.
+    The vectors are a FixedSizeList for each feature. The schema's metadata has ``provenance`` and the features' shapes as JSON
+    under ``densefeat``.
     """
     fields = [pa.field("path", pa.string(), nullable=False)]
     fields += [pa.field("label", pa.string())] if labelled else []
@@ -37,26 +38,26 @@ def embedding_schema(
     for name, shape in shapes.items():
         item = pa.field("item", DTYPES[dtype], nullable=False)
         fields.append(pa.field(name, pa.list_(item, int(np.prod(shape))), nullable=False))
-    described = {
+    description = {
         "format_version": FORMAT_VERSION,
         **provenance,
         "shapes": {name: list(shape) for name, shape in shapes.items()},
     }
-    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(described, ensure_ascii=False)})
+    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(description, ensure_ascii=False)})
 
 
-def _is_float32(field: pa.Field) -> bool:
-    """Split into bytes such vectors are smaller and read faster; of float16 DuckDB refuses that."""
+def _is_split(field: pa.Field) -> bool:
+    """Whether a column's values are split into bytes, which makes float32 smaller and faster; DuckDB refuses it for float16."""
     return pa.types.is_float32(field.type.value_type)
 
 
 def vector_names(schema: pa.Schema) -> list[str]:
-    """The feature columns of a store's schema."""
+    """Return the names of a schema's feature columns."""
     return [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
 
 
 class EmbeddingWriter:
-    """Appends rows; holds at most a row group's worth of them in memory. ``shown``: the path that errors name."""
+    """A Parquet file that rows are appended to; at most a row group of them is in memory. ``shown``: the path in errors."""
 
     def __init__(self, path: Path, schema: pa.Schema, shown: Path | None = None) -> None:
         self._shown = shown or path
@@ -72,12 +73,12 @@ class EmbeddingWriter:
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=False,
-                use_byte_stream_split=[f"{name}.list.element" for name in self._vectors if _is_float32(schema.field(name))],
+                use_byte_stream_split=[f"{name}.list.element" for name in self._vectors if _is_split(schema.field(name))],
                 write_statistics=[name for name in schema.names if name not in self._vectors],
             )
 
     def append(self, columns: Mapping[str, Sequence[Any]], features: Mapping[str, np.ndarray]) -> None:
-        """``columns``: the schema's plain ones; ``features``: its vectors, ``(rows, …)`` each."""
+        """Append rows. ``columns``: the schema's plain ones; ``features``: its vectors, ``(rows, …)`` each."""
         arrays = []
         for field in self.schema:
             if field.name in self._vectors:
@@ -89,7 +90,7 @@ class EmbeddingWriter:
         self.append_batch(pa.RecordBatch.from_arrays(arrays, schema=self.schema))
 
     def append_batch(self, batch: pa.RecordBatch) -> None:
-        """Rows of the same schema, as from another file of it."""
+        """Append rows of the same schema, for example from another file."""
         self.rows += len(batch)
         self._pending.append(batch)
         self._pending_bytes += batch.nbytes
@@ -114,5 +115,5 @@ class EmbeddingWriter:
             kind = type(failure)
             raise
         finally:
-            with output_errors(self._shown) if kind is None else suppress(OSError):  # the first error is the one to tell
+            with output_errors(self._shown) if kind is None else suppress(OSError):  # the first error is the one to report
                 self._writer.close()

@@ -48,7 +48,7 @@ def test_a_table_of_others_is_not_replaced(run, tmp_path: Path) -> None:
     for more in ((), ("--what", "prune", "--images", "data")):
         code, _, err = run("reuse", BUNDLED, "--out", "reuse.png", *more)
         assert (code, err.count("\n")) == (2, 1)
-        assert "output 'reuse.png': 'reuse.csv' beside it is there, and was not written by this command" in err
+        assert "output 'reuse.png': 'reuse.csv' beside it exists and was not written by this command" in err
     assert [path.name for path in tmp_path.iterdir()] == ["reuse.csv"]
     (tmp_path / "reuse.csv").unlink()
     assert run("reuse", BUNDLED, "--out", "reuse.png")[0] == run("reuse", BUNDLED, "--out", "reuse.png")[0] == 0

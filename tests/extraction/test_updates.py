@@ -18,7 +18,7 @@ from support.helpers import BUNDLED
 
 
 def extract(images: Path, out: Path, **options: Any) -> densefeat.ExtractResult:
-    return densefeat.extract(images, out, BUNDLED, **{"batch_size": 2, "part_rows": 4, **options})
+    return densefeat.extract(images, out, BUNDLED, **{"batch_size": 2, "part_rows": 4, "backend": "buffer", **options})
 
 
 def add(folder: Path, name: str) -> None:
@@ -189,7 +189,7 @@ def test_damaged_failures_are_reported(photo_folder: Path, tmp_path: Path) -> No
     extract(photo_folder, tmp_path / "store")
     (tmp_path / "store/failures.parquet").write_bytes(b"?")
     add(photo_folder, "aa.jpg")
-    with pytest.raises(OutputError, match=r"failures.parquet: damaged .*--overwrite"):
+    with pytest.raises(OutputError, match=r"failures.parquet: missing or damaged .*--overwrite"):
         extract(photo_folder, tmp_path / "store", update=True)
 
 

@@ -11,6 +11,7 @@ import pytest
 import densefeat
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.manifest import Failure
+from densefeat.store.reader import is_store
 from densefeat.store.writer import METADATA_KEY, EmbeddingWriter, embedding_schema
 from support.stores import PROVENANCE, made_up, write_rows, write_store
 
@@ -177,7 +178,7 @@ def newer_single(root: Path) -> None:
         ("s", other_rows, r"part-00001\.parquet: has 9 rows, not the 10 of the manifest"),
         ("s", other_columns, r"part-00001\.parquet: its column 'block1' is not that of the other parts"),
         ("s", newer_folder, "99"),
-        ("new.parquet", newer_single, "of format version 99, this densefeat reads up to 2: update it"),
+        ("new.parquet", newer_single, "format version 99; this densefeat reads up to 2: update it"),
         ("e.parquet", lambda root: root.with_name("e.failures.jsonl").write_text("no"), "e.failures.jsonl: cannot be read"),
     ],
 )
@@ -212,3 +213,18 @@ def test_rows_that_are_not_there(tmp_path: Path, start: int, stop: int) -> None:
     write_store(tmp_path / "s")
     with pytest.raises(UsageError, match=f"rows {start} to {stop} of .*: it has 30"):
         densefeat.open_store(tmp_path / "s").read("block1", start, stop)
+
+
+def test_what_is_a_store(tmp_path: Path) -> None:
+    write_store(tmp_path / "s")
+    write_rows(tmp_path / "e.parquet", made_up(4), 0, 4)
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/manifest.json").write_text('{"name": "a web page"}')
+    (tmp_path / "file").write_bytes(b"x")
+    assert [path.name for path in sorted(tmp_path.iterdir()) if is_store(path)] == ["e.parquet", "s"]
+    assert not is_store(tmp_path / "nowhere")
+    newer_folder(tmp_path / "s")
+    assert is_store(tmp_path / "s")
+    (tmp_path / "s/manifest.json").write_text("{")  # damaged: opening it says so
+    assert is_store(tmp_path / "s")

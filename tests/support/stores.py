@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from densefeat.store.dataset import begin, check_folder, close, finish_part
+from densefeat.store.folder import close_store, save_part, start_job
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, Manifest, PartRecord, Round
+from densefeat.store.outputs import check_store_folder
 from densefeat.store.reader import Store, open_store
 from densefeat.store.writer import EmbeddingWriter, embedding_schema
 
@@ -47,19 +48,19 @@ def write_store(
 ) -> dict[str, np.ndarray]:
     """A folder of parts; returns its vectors. ``failures``: of the first part. ``finished``: so many parts, and not closed."""
     layout = Layout(root)
-    check_folder(layout)
+    check_store_folder(layout)
     layout.root.mkdir(exist_ok=True)
     manifest = Manifest({}, PROVENANCE, "made-up", (Round(0, "", "", rows),))
-    begin(layout, manifest)
+    start_job(layout, manifest)
     features = made_up(rows, shapes, dtype)
     for part, start in list(enumerate(range(0, rows, part_rows)))[:finished]:
         stop = min(start + part_rows, rows)
         write_rows(layout.unfinished(part), features, start, stop)
-        finish_part(
+        save_part(
             layout, manifest.round_id, PartRecord(part, start, stop, stop, stop - start, 0, failures=() if part else failures)
         )
     if finished is None:
-        close(layout, manifest)
+        close_store(layout, manifest)
     return features
 
 
