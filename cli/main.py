@@ -57,7 +57,7 @@ def main() -> None:
     log.setLevel(logging.INFO)
     log.handlers = [_StderrHandler()]
     try:
-        sys.exit(densefeat.main(standalone_mode=False) or 0)
+        sys.exit(densefeat.main(prog_name="densefeat", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(2)

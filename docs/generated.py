@@ -114,8 +114,12 @@ def as_markup(command: click.Command) -> None:
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             parameter.help = escaped(parameter.help)
-    for inner in getattr(command, "commands", {}).values():
-        as_markup(inner)
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            as_markup(inner)
 
 
 def escaped(text: str | None) -> str | None:

@@ -1,7 +1,9 @@
-"""The command line as a person meets it: real processes, one-line errors, exit codes."""
+"""The command line as a person meets it: output, one-line errors, exit codes."""
 
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from densefeat.images.decode import MAX_PIXELS
+from support.commands import run_command
 from support.helpers import BUNDLED
 
 
-def densefeat(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "densefeat_cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | environment)
+def run_process(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "densefeat", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
-def test_extract_writes_and_says_what(photo_folder: Path, tmp_path: Path) -> None:
+def test_extract_as_a_process(photo_folder: Path, tmp_path: Path) -> None:
     (photo_folder / "bad.png").write_bytes(b"x")
-    ended = densefeat("extract", "--images", photo_folder, "--out", tmp_path / "e.parquet", "--model", BUNDLED, "--blocks", "2,3",
-                      "--tap", "raw", "--pool", "max", "--batch-size", 4, "--workers", 1, "--device", "cpu", "--precision", "bf16",
-                      "--image-size", 40)  # fmt: skip
+    ended = run_process(
+        "extract", "--images", photo_folder, "--out", tmp_path / "e.parquet", "--model", BUNDLED, "--blocks", "2,3", "--tap",
+        "raw", "--pool", "max", "--batch-size", 4, "--workers", 1, "--device", "cpu", "--precision", "bf16", "--image-size", 40,
+    )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     (line,) = ended.stdout.splitlines()
     assert line.startswith(
@@ -36,7 +40,7 @@ def test_extract_writes_and_says_what(photo_folder: Path, tmp_path: Path) -> Non
 
 
 def test_help_names_the_default_of_max_pixels() -> None:
-    assert f"[default: {MAX_PIXELS}]" in densefeat("extract", "--help").stdout
+    assert f"[default: {MAX_PIXELS}]" in run_command("extract", "--help").stdout
 
 
 @pytest.mark.parametrize(
@@ -77,46 +81,64 @@ def test_errors_are_one_line(
     arguments: list[str], code: int, message: str, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(photo_folder.parent)
-    ended = densefeat(*arguments)
-    assert ended.returncode == code
-    assert ended.stderr.startswith(message)
-    assert ended.stderr.count("\n") == 1
+    finished = run_command(*arguments)
+    assert finished.exit_code == code
+    assert finished.stderr.startswith(message)
+    assert finished.stderr.count("\n") == 1
     assert os.listdir() == ["photos"]
 
 
+def test_a_process_ends_like_a_command_in_this_one(tmp_path: Path) -> None:
+    """Exit codes and output that other tests take from :func:`run_command`."""
+    for arguments in (
+        ["--version"],
+        [],
+        ["extract"],
+        ["info", "nowhere"],
+        ["convert", "e.parquet", "--to", "npy", "--out", "no/o"],
+    ):
+        ended = run_process(*arguments, cwd=tmp_path)
+        expected = run_command(*arguments, cwd=tmp_path)
+        assert ended.returncode == expected.exit_code
+        assert ended.stderr == expected.stderr
+        assert ended.stdout == expected.stdout
+
+
+def test_commands_leave_nothing_behind(tmp_path: Path) -> None:
+    log = logging.getLogger("densefeat")
+    before = dict(os.environ), os.getcwd(), log.handlers[:], log.level, signal.getsignal(signal.SIGTERM), sys.argv, sys.stdout
+    run_command("info", "nowhere", cwd=tmp_path, env={"TTY_COMPATIBLE": "1"})
+    assert before == (
+        dict(os.environ), os.getcwd(), log.handlers, log.level, signal.getsignal(signal.SIGTERM), sys.argv, sys.stdout
+    )  # fmt: skip
+
+
 def test_debug_shows_the_traceback() -> None:
-    ended = densefeat("--debug", "extract", "--images", "nowhere", "--out", "e.parquet")
+    ended = run_process("--debug", "extract", "--images", "nowhere", "--out", "e.parquet")
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
     assert "UsageError: images 'nowhere': no such folder" in ended.stderr
 
 
+def test_bugs_are_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("densefeat.store.describe_store", fail)
+    expected = "densefeat: ZeroDivisionError: by zero (this is a bug: run again with --debug and report it)\n"
+    assert run_command("info", "store") == (1, "", expected)
+
+
 def test_no_image_readable_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.jpg").write_bytes(b"")
-    ended = densefeat("extract", "--images", tmp_path / "photos", "--out", tmp_path / "e.parquet", "--model", BUNDLED)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("densefeat: none of 1 images could be read")
+    finished = run_command("extract", "--images", tmp_path / "photos", "--out", tmp_path / "e.parquet", "--model", BUNDLED)
+    assert finished.exit_code == 1
+    assert finished.stderr.startswith("densefeat: none of 1 images could be read")
     assert (tmp_path / "e.failures.jsonl").read_text().count("\n") == 1
 
 
 def test_models_table() -> None:
-    ended = densefeat("models", "*bc100*")
-    header, row = ended.stdout.splitlines()
+    header, row = run_command("models", "*bc100*").stdout.splitlines()
     assert header.split() == ["name", "parameters", "block", "channels", "input", "tag", "licence", "weights"]
     assert row.split()[:6] == [BUNDLED, "834,332", "216", "300", "342", "3×32×32"]
-
-
-@pytest.mark.parametrize("command", [[], ["extract"], ["models"]])
-def test_every_help_ends_with_an_example(command: list[str]) -> None:
-    ended = densefeat(*command, "--help")
-    assert ended.returncode == 0
-    assert "Example: densefeat" in ended.stdout
-
-
-def test_help_is_quick() -> None:
-    """No measuring of time here: what costs seconds is not imported."""
-    code = "import sys; sys.argv[1:] = ['--help']; import densefeat_cli.main as m\ntry: m.main()\nexcept SystemExit: pass\nprint(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.splitlines()[-1].split()
-    assert "click" in modules
-    assert not {"torch", "timm", "numpy", "rich", "densefeat", "pyarrow"} & set(modules)

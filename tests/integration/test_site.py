@@ -89,8 +89,10 @@ def words(text: str) -> str:
 
 def all_commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
     yield name, command
-    for inner, child in getattr(command, "commands", {}).items():
-        yield from all_commands(child, f"{name}-{inner}")
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for inner in command.list_commands(context):
+            yield from all_commands(command.get_command(context, inner), f"{name}-{inner}")
 
 
 def test_every_help_text_is_there(site: dict[str, Page]) -> None:

@@ -35,12 +35,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel, and click from the package index: all that the command line itself needs."""
+    """A virtual environment with the wheel, and the two packages from the index that the command line itself needs."""
     folder = tmp_path_factory.mktemp("fresh")
     venv.create(folder, with_pip=True)
     pip = [folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--no-deps", wheel], check=True)
-    subprocess.run([*pip, "click"], check=True)
+    subprocess.run([*pip, "click", "lazy_loader"], check=True)
     return folder
 
 
