@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from densefeat.base import atomic_file  # noqa: E402
 from densefeat.bench import Report, benchmark_options, rate_rows, time_rounds  # noqa: E402
 from densefeat.nets import VARIANTS  # noqa: E402
-from densefeat.training import RECIPE, RESULTS  # noqa: E402
+from densefeat.loading import RECIPE, RESULTS  # noqa: E402
 from densefeat.training.run_folder import METRICS, RunFolder  # noqa: E402
 
 
@@ -55,7 +55,7 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 def build(network: str, code: str) -> nn.Module:
     """The network in training mode, with the same weights in every code.
 
-    timm's is timm's DenseNet with our layers in the places of its own: so it also is the CIFAR networks that timm does not have.
+    timm's is timm's DenseNet with our layers in the places of its own: so it can also be the CIFAR networks.
     """
     classes = NETWORKS[network][1]
     torch.manual_seed(0)
@@ -137,8 +137,8 @@ STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes; the second: bef
 HEAD = """\
 # Results
 
-Written by `python benchmarks/training.py results` from the files beside it: each run's recipe, metrics, scores and curves. One run each,
-of the seed in its recipe. The 32×32 images are JPEG-compressed, so errors run above those on original pixels.
+Written by `python benchmarks/training.py results` from the files beside it: each run's recipe, metrics, scores and curves. One run
+each, of the seed in its recipe. The 32×32 images are JPEG-compressed, so errors run above those on original pixels.
 
 | run | network | epochs | images | top-1, % | error, % | training, min | device |
 |---|---|---:|---:|---:|---:|---:|---|
