@@ -1,7 +1,9 @@
-"""What DenseNet and DelugeNet share: stems, a sequence of stages with feature taps, a pooled linear head; timm's contract."""
+"""The common base of DenseNet and DelugeNet: stems, stages with taps, a pooled linear head, and timm's contract."""
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,11 +26,21 @@ def _cifar_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.Mod
     return OrderedDict(conv0=nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd))
 
 
-STEMS = {"imagenet": _imagenet_stem, "cifar": _cifar_stem}
+@dataclass(frozen=True)
+class Stem:
+    """A kind of stem: how its layers are made, the layer that is timm's first feature, and the reductions there and after."""
+
+    make: Callable[..., OrderedDict[str, nn.Module]]
+    feature: str
+    feature_reduction: int
+    reduction: int
+
+
+STEMS = {"imagenet": Stem(_imagenet_stem, "norm0", 2, 4), "cifar": Stem(_cifar_stem, "conv0", 1, 1)}
 
 
 def he_init(module: nn.Module) -> None:
-    """He initialisation as in the papers' Torch code: normal, std sqrt(2 / (kernel area · out channels)), i.e. fan_out."""
+    """Initialise as the papers' Torch code does: normal, std sqrt(2 / (kernel area · out channels)), which is fan_out."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
@@ -38,14 +50,14 @@ def he_init(module: nn.Module) -> None:
 
 
 class StagedNet(nn.Module):
-    """A network that is ``features`` (an ``nn.Sequential``), global pooling and a linear ``classifier``.
+    """A network of ``features`` (an ``nn.Sequential``), global pooling and a linear ``classifier``.
 
-    A subclass builds ``features`` and hands it to :meth:`_finish` with ``feature_info``, timm's list of
-    ``dict(num_chs, reduction, module)``, every module a direct child of ``features``. ``block_taps`` names, for each block
-    and for each kind of tap (``norm``, ``raw``), the module whose output :class:`densefeat.FeatureExtractor` reads.
+    A subclass builds ``features`` and passes it to :meth:`_assemble` with ``feature_info``, timm's list of
+    ``dict(num_chs, reduction, module)``, whose modules are direct children of ``features``, and with ``block_taps``: for each
+    kind of tap (``norm``, ``raw``) and each block the module whose output :class:`densefeat.FeatureExtractor` reads.
     """
 
-    def _finish(
+    def _assemble(
         self,
         features: nn.Sequential,
         feature_info: list[dict[str, Any]],
@@ -74,7 +86,7 @@ class StagedNet(nn.Module):
         return self.features(x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """``(N, num_features, H', W')`` to logits ``(N, num_classes)``, or to the pooled features that the classifier reads."""
+        """``(N, num_features, H', W')`` to logits ``(N, num_classes)``, or, with ``pre_logits``, to the classifier's input."""
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.classifier(x)
 
@@ -91,13 +103,13 @@ class StagedNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """The maps at the ``feature_info`` modules, in order, beside the final map.
+        """Return the final map and the maps at the modules of ``feature_info``, in order.
 
         Args:
             x: ``(N, in_chans, H, W)``.
-            indices: The last n if an int, these if a list, all if None.
-            norm: Part of timm's signature; the last map is the final norm's output whatever it says.
-            stop_early: Run no further than the last map asked for; the "final map" is then that of the stopping point.
+            indices: An int n for the last n, a list for these, None for all.
+            norm: Part of timm's signature, without effect: the last map is always the final norm's output.
+            stop_early: Stop at the last requested map, which is then the "final map".
             output_fmt: ``"NCHW"``, the only one.
             intermediates_only: Return the list alone.
         """
@@ -124,9 +136,9 @@ class StagedNet(nn.Module):
         prune_norm: bool = False,  # noqa: ARG002
         prune_head: bool = True,
     ) -> list[int]:
-        """Cut off what the maps at ``indices`` do not need; returns the indices kept.
+        """Remove the stages that the maps at ``indices`` do not need; return the indices kept.
 
-        The head goes too where ``prune_head`` is set, or where the cut leaves it nothing to read.
+        The head is removed, too, where ``prune_head`` is set, and where the last stage is removed.
         """
         take, last = feature_take_indices(len(self.feature_ends), indices)
         cut = last < len(self.feature_ends) - 1
@@ -143,7 +155,7 @@ class StagedNet(nn.Module):
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier; the pooling (unless named), device, dtype and mode stay."""
+        """Replace the classifier; pooling (unless given), device, dtype and mode stay."""
         dd = get_device_dtype(self)
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.num_classes = num_classes

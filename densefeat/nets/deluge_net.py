@@ -1,4 +1,4 @@
-"""DelugeNet: layer outputs are kept in a list and combined channel by channel, not concatenated.
+"""DelugeNet: a block keeps the outputs of its layers in a list and combines them channel by channel.
 
 Source: Kuen et al., "DelugeNets: Deep Networks with Efficient and Flexible Cross-layer Information Inflows"
 (arXiv 1611.05552), section 3, and the authors' Torch code.
@@ -14,82 +14,117 @@ from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import nn
 
 from densefeat.nets.base import STEMS, StagedNet
-from densefeat.nets.efficient import norm_relu_conv, widened
+from densefeat.nets.efficient import norm_relu_conv, widen
 
 
-class CrossLayerDepthwise(nn.Module):
-    """Sum over n earlier outputs, each through a BatchNorm of its own, then one more BatchNorm (that one alone where n is 1).
+class DelugeNet(StagedNet):
+    """DelugeNet for ImageNet (stride 4 before block 1) or CIFAR (stride 1); ``(N, C, H, W)`` to logits.
 
-    ``out[c] = BN(Σ_i (w_i[c] · BN_i(h_i)[c] + b_i[c]))``, for a list of n tensors ``(N, channels, H, W)`` to one such tensor;
-    w_i start at 1/n, b_i at 0. In eval mode all n + 1 norms are one weighted sum, its weights computed from the parameters
-    and statistics as they are at each call. Source: DelugeNets, section 3.2.
+    Args:
+        block_widths: Bottleneck width n of each block; its outputs have 2n channels.
+        block_config: Composite layers in each block (the CIFAR network's first, which reads the stem, counted).
+        stem_type: ``"imagenet"``: 7×7 stem of ``block_widths[0]`` channels and max pool, block 1 opened by a 1×1 convolution.
+            ``"cifar"``: 3×3 stem of ``block_widths[0]`` channels, block 1 opened by its first composite layer.
+        memory_efficient: Calls :meth:`set_grad_checkpointing`.
+        in_chans, num_classes, global_pool, drop_rate, device, dtype: As in every timm model.
+
+    Raises:
+        ValueError: An impossible structure; the message names the argument and its value.
     """
 
-    def __init__(self, channels: int, num_inputs: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        block_widths: Sequence[int] = (64, 128, 256, 512),
+        block_config: Sequence[int] = (7, 7, 8, 8),
+        stem_type: str = "imagenet",
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        memory_efficient: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
         super().__init__()
+        _check_structure(block_widths, block_config, stem_type)
         dd = {"device": device, "dtype": dtype}
-        self.num_inputs = num_inputs
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels, **dd) for _ in range(num_inputs if num_inputs > 1 else 0))
-        for norm in self.norms:
-            nn.init.constant_(norm.weight, 1 / num_inputs)
-        self.norm = nn.BatchNorm2d(channels, **dd)
+        stem, channels = STEMS[stem_type], block_widths[0]
+        stages = stem.make(in_chans, channels, **dd)
+        info = [dict(num_chs=channels, reduction=stem.feature_reduction, module=f"features.{stem.feature}")]
+        taps: dict[str, list[str]] = {"norm": [], "raw": []}
+        reduction = stem.reduction
+        for i, (width, num_layers) in enumerate(zip(block_widths, block_config, strict=True), 1):
+            if i > 1:
+                opener: nn.Module = nn.Conv2d(channels, 2 * width, 3, stride=2, padding=1, bias=False, **dd)
+                reduction *= 2
+            elif stem_type == "imagenet":
+                opener = nn.Conv2d(channels, 2 * width, 1, bias=False, **dd)
+            else:
+                opener = _first_composite_layer(channels, width, **dd)
+                num_layers -= 1
+            stages[f"block{i}"] = DelugeBlock(opener, num_layers, width, **dd)
+            channels = 2 * width
+            info.append(dict(num_chs=channels, reduction=reduction, module=f"features.block{i}"))
+            taps["norm"].append(f"features.block{i}")
+            taps["raw"].append(f"features.block{i}.layers.{num_layers - 1}")
+        stages["act"] = nn.ReLU()
+        info[-1]["module"] = taps["norm"][-1] = "features.act"
 
-    def forward(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        if self.folds():
-            return self.folded_sum(outputs)
-        return self.norm(self.sum_of_norms(outputs))
+        self._assemble(nn.Sequential(stages), info, taps, in_chans, num_classes, global_pool, drop_rate, **dd)
+        self.set_grad_checkpointing(memory_efficient)
 
-    def folds(self) -> bool:
-        return self.num_inputs > 1 and not self.training and not self.norm.training
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's parameter groups: one a block if ``coarse``, else one a layer; an aggregate belongs to the group before it."""
+        fine = [
+            (r"^features\.block(\d+)\.opener", (-1,)),
+            (r"^features\.block(\d+)\.layers\.(\d+)", None),
+            (r"^features\.block(\d+)\.aggregate", MATCH_PREV_GROUP),
+        ]
+        return dict(stem=r"^features\.(?:conv0|norm0)", blocks=r"^features\.block(\d+)" if coarse else fine)
 
-    def sum_of_norms(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        """What the last norm reads: ``Σ_i (w_i[c] · BN_i(h_i)[c] + b_i[c])``."""
-        if self.num_inputs == 1:
-            return outputs[0]
-        total = torch.zeros_like(outputs[0])
-        for i, norm in enumerate(self.norms):
-            total = total + norm(outputs[i])
-        return total
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Train with less memory: the backward pass computes norms and ReLUs within composite layers again.
 
-    def folded_sum(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        """All norms as one weighted sum: ``Σ_i a_i[c] · h_i[c] + b[c]``."""
-        outer = _scale(self.norm.weight, self.norm.running_var, self.norm.eps)
-        bias = -widened(self.norm.running_mean)
-        weights: list[torch.Tensor] = []
-        for norm in self.norms:
-            inner = _scale(norm.weight, norm.running_var, norm.eps)
-            bias = bias + widened(norm.bias) - widened(norm.running_mean) * inner
-            weights.append(_per_channel(inner * outer, outputs[0]))
-        total = _per_channel(bias * outer + widened(self.norm.bias), outputs[0])
-        for i, weight in enumerate(weights):
-            total = torch.addcmul(total, outputs[i], weight)
-        return total
+        Convolutions run once, and running statistics are updated once; see :func:`densefeat.nets.efficient.norm_relu_conv`.
+        The ``aggregate`` and ``bottleneck`` of a layer are then not called as modules, so their hooks do not run. Register
+        hooks on the layer, its norms or convolutions.
+        """
+        for module in self.modules():
+            if isinstance(module, CompositeLayer):
+                module.memory_efficient = enable
 
 
-def _scale(weight: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
-    """The factor that an eval-mode norm multiplies by, per channel."""
-    return widened(weight) * torch.rsqrt(widened(variance) + eps)
+def _first_composite_layer(in_channels: int, width: int, **dd: Any) -> nn.Sequential:
+    """The first composite layer of the CIFAR networks, which reads only the stem: BN, then the bottleneck."""
+    norm = nn.BatchNorm2d(in_channels, **dd)
+    return nn.Sequential(OrderedDict(norm=norm, bottleneck=Bottleneck(in_channels, width, **dd)))
 
 
-def _per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return values.to(like.dtype).view(1, -1, 1, 1)
+class DelugeBlock(nn.Module):
+    """A block: ``opener`` makes the first output, each composite layer adds one, and ``aggregate`` combines all of them.
 
+    ``(N, C, H, W)`` to ``(N, 2n, H', W')``. The opener alone changes the shape: in the first block the channels (a 1×1
+    convolution, or for CIFAR the first composite layer), in the others channels and size (a 3×3 convolution of stride 2; with
+    the aggregate before it, it is the paper's block transition).
+    """
 
-class Bottleneck(nn.Sequential):
-    """What follows a composite layer's first norm: ReLU - 1×1 (C→n) - BN - ReLU - 3×3 (n→n) - BN - ReLU - 1×1 (n→2n)."""
-
-    def __init__(self, in_channels: int, width: int, **dd: Any) -> None:
+    def __init__(self, opener: nn.Module, num_layers: int, width: int, **dd: Any) -> None:
         super().__init__()
-        self.act1 = nn.ReLU(inplace=True)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False, **dd)
-        self.norm2 = BatchNormAct2d(width, **dd)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False, **dd)
-        self.norm3 = BatchNormAct2d(width, **dd)
-        self.conv3 = nn.Conv2d(width, 2 * width, 1, bias=False, **dd)
+        self.opener = opener
+        self.layers = nn.ModuleList(CompositeLayer(i + 1, width, **dd) for i in range(num_layers))
+        self.aggregate = CrossLayerDepthwise(2 * width, num_layers + 1, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = [self.opener(x)]
+        for layer in self.layers:
+            outputs.append(layer(outputs))
+        return self.aggregate(outputs)
 
 
 class CompositeLayer(nn.Module):
-    """Cross-layer depthwise layer over a block's outputs so far, then a bottleneck: a list of ``(N, 2n, H, W)`` to one more."""
+    """A cross-layer depthwise layer over the block's outputs so far, then a bottleneck: a list of ``(N, 2n, H, W)`` to one."""
 
     def __init__(self, num_inputs: int, width: int, **dd: Any) -> None:
         super().__init__()
@@ -113,114 +148,79 @@ class CompositeLayer(nn.Module):
         return norm_relu_conv([x], rest.norm3, rest.conv3)
 
 
-class DelugeBlock(nn.Module):
-    """``opener`` starts the list of outputs, each composite layer adds one, ``aggregate`` is what the next block reads.
+class CrossLayerDepthwise(nn.Module):
+    """The sum of n earlier outputs, each through its own BatchNorm, then one more BatchNorm (the only one if n is 1).
 
-    ``(N, C, H, W)`` to ``(N, 2n, H', W')``. The opener is the block's whole change of shape: of channels in the first block
-    (a 1×1 convolution, or for CIFAR the first composite layer), of channels and by stride 2 in the others (a 3×3 convolution:
-    with the aggregate before it, the paper's block transition).
+    ``out[c] = BN(Σ_i (w_i[c] · BN_i(h_i)[c] + b_i[c]))``, for a list of n tensors ``(N, channels, H, W)`` to one such tensor;
+    w_i start at 1/n, b_i at 0. In eval mode all n + 1 norms are folded into one weighted sum, whose weights every
+    call computes from the current parameters and statistics. Source: DelugeNets, section 3.2.
     """
 
-    def __init__(self, opener: nn.Module, num_layers: int, width: int, **dd: Any) -> None:
+    def __init__(self, channels: int, num_inputs: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        self.opener = opener
-        self.layers = nn.ModuleList(CompositeLayer(i + 1, width, **dd) for i in range(num_layers))
-        self.aggregate = CrossLayerDepthwise(2 * width, num_layers + 1, **dd)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        outputs = [self.opener(x)]
-        for layer in self.layers:
-            outputs.append(layer(outputs))
-        return self.aggregate(outputs)
-
-
-class DelugeNet(StagedNet):
-    """DelugeNet for ImageNet (stride 4 before block 1) or CIFAR (stride 1); ``(N, C, H, W)`` to logits.
-
-    Args:
-        block_widths: Bottleneck width n of each block; its outputs have 2n channels.
-        block_config: Composite layers in each block (the CIFAR network's first, which reads the stem, counted).
-        stem_type: ``"imagenet"``: 7×7 stem of ``block_widths[0]`` channels and max pool, block 1 opened by a 1×1 convolution.
-            ``"cifar"``: 3×3 stem of ``block_widths[0]`` channels, block 1 opened by its first composite layer.
-        memory_efficient: As :meth:`set_grad_checkpointing`.
-        in_chans, num_classes, global_pool, drop_rate, device, dtype: As in every timm model.
-
-    Raises:
-        ValueError: A structure that does not exist, naming the argument and its value.
-    """
-
-    def __init__(
-        self,
-        block_widths: Sequence[int] = (64, 128, 256, 512),
-        block_config: Sequence[int] = (7, 7, 8, 8),
-        stem_type: str = "imagenet",
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        memory_efficient: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        _check_structure(block_widths, block_config, stem_type)
         dd = {"device": device, "dtype": dtype}
-        channels = block_widths[0]
-        imagenet = stem_type == "imagenet"
-        stages: OrderedDict[str, nn.Module] = STEMS[stem_type](in_chans, channels, **dd)
-        info = [dict(num_chs=channels, reduction=2 if imagenet else 1, module=f"features.{'norm0' if imagenet else 'conv0'}")]
-        reduction = 4 if imagenet else 1
-        raw = []
-        for i, (width, num_layers) in enumerate(zip(block_widths, block_config, strict=True), 1):
-            if i > 1:
-                opener: nn.Module = nn.Conv2d(channels, 2 * width, 3, stride=2, padding=1, bias=False, **dd)
-                reduction *= 2
-            elif imagenet:
-                opener = nn.Conv2d(channels, 2 * width, 1, bias=False, **dd)
-            else:
-                opener = _first_composite_layer(channels, width, **dd)
-                num_layers -= 1
-            stages[f"block{i}"] = DelugeBlock(opener, num_layers, width, **dd)
-            raw.append(f"features.block{i}.layers.{num_layers - 1}")
-            channels = 2 * width
-            info.append(dict(num_chs=channels, reduction=reduction, module=f"features.block{i}"))
-        stages["act"] = nn.ReLU()
-        info[-1]["module"] = "features.act"
+        self.num_inputs = num_inputs
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels, **dd) for _ in range(num_inputs if num_inputs > 1 else 0))
+        for norm in self.norms:
+            nn.init.constant_(norm.weight, 1 / num_inputs)
+        self.norm = nn.BatchNorm2d(channels, **dd)
 
-        taps = {"norm": [stage["module"] for stage in info[1:]], "raw": raw}
-        self._finish(nn.Sequential(stages), info, taps, in_chans, num_classes, global_pool, drop_rate, **dd)
-        self.set_grad_checkpointing(memory_efficient)
+    def forward(self, outputs: list[torch.Tensor]) -> torch.Tensor:
+        if self.folds():
+            return self.folded_sum(outputs)
+        return self.norm(self.sum_of_norms(outputs))
 
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's parameter groups: one a block when ``coarse``, else one a layer; a block's aggregate goes with its last."""
-        fine = [
-            (r"^features\.block(\d+)\.opener", (-1,)),
-            (r"^features\.block(\d+)\.layers\.(\d+)", None),
-            (r"^features\.block(\d+)\.aggregate", MATCH_PREV_GROUP),
-        ]
-        return dict(stem=r"^features\.(?:conv0|norm0)", blocks=r"^features\.block(\d+)" if coarse else fine)
+    def folds(self) -> bool:
+        return self.num_inputs > 1 and not self.training and not self.norm.training
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Train with less memory: what norms and ReLUs within composite layers give is made again in the backward pass.
+    def sum_of_norms(self, outputs: list[torch.Tensor]) -> torch.Tensor:
+        """The input of the last norm: ``Σ_i (w_i[c] · BN_i(h_i)[c] + b_i[c])``."""
+        if self.num_inputs == 1:
+            return outputs[0]
+        total = torch.zeros_like(outputs[0])
+        for i, norm in enumerate(self.norms):
+            total = total + norm(outputs[i])
+        return total
 
-        Convolutions are not, and running statistics move once. See :func:`densefeat.nets.efficient.norm_relu_conv`. A layer's
-        ``aggregate`` and ``bottleneck`` are then not called as modules: hooks belong on the layer, its norms or convolutions.
-        """
-        for module in self.modules():
-            if isinstance(module, CompositeLayer):
-                module.memory_efficient = enable
+    def folded_sum(self, outputs: list[torch.Tensor]) -> torch.Tensor:
+        """All norms as one weighted sum: ``Σ_i a_i[c] · h_i[c] + b[c]``."""
+        outer = _scale(self.norm.weight, self.norm.running_var, self.norm.eps)
+        bias = -widen(self.norm.running_mean)
+        weights: list[torch.Tensor] = []
+        for norm in self.norms:
+            inner = _scale(norm.weight, norm.running_var, norm.eps)
+            bias = bias + widen(norm.bias) - widen(norm.running_mean) * inner
+            weights.append(_per_channel(inner * outer, outputs[0]))
+        total = _per_channel(bias * outer + widen(self.norm.bias), outputs[0])
+        for i, weight in enumerate(weights):
+            total = torch.addcmul(total, outputs[i], weight)
+        return total
 
 
-def _first_composite_layer(in_channels: int, width: int, **dd: Any) -> nn.Sequential:
-    """The CIFAR networks' first composite layer, which reads the stem alone: BN, then the bottleneck."""
-    norm = nn.BatchNorm2d(in_channels, **dd)
-    return nn.Sequential(OrderedDict(norm=norm, bottleneck=Bottleneck(in_channels, width, **dd)))
+def _scale(weight: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
+    """The factor that an eval-mode norm multiplies by, per channel."""
+    return widen(weight) * torch.rsqrt(widen(variance) + eps)
+
+
+def _per_channel(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.to(like.dtype).view(1, -1, 1, 1)
+
+
+class Bottleneck(nn.Sequential):
+    """The part of a composite layer after its first norm: ReLU - 1×1 (C→n) - BN - ReLU - 3×3 (n→n) - BN - ReLU - 1×1 (n→2n)."""
+
+    def __init__(self, in_channels: int, width: int, **dd: Any) -> None:
+        super().__init__()
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False, **dd)
+        self.norm2 = BatchNormAct2d(width, **dd)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False, **dd)
+        self.norm3 = BatchNormAct2d(width, **dd)
+        self.conv3 = nn.Conv2d(width, 2 * width, 1, bias=False, **dd)
 
 
 def _check_structure(block_widths: Sequence[int], block_config: Sequence[int], stem_type: str) -> None:
-    """Refuse what is no DelugeNet, with the value."""
+    """Raise ValueError, with the value, for a structure that is no DelugeNet."""
     if not block_config or len(block_widths) != len(block_config) or min(block_widths) < 1:
         raise ValueError(
             f"block_widths={tuple(block_widths)}, block_config={tuple(block_config)}: give one positive width for each block"

@@ -1,8 +1,8 @@
 """DenseNet: every layer reads, by concatenation, the block's input and all earlier layers' outputs.
 
-Source: Huang et al., "Densely Connected Convolutional Networks" (arXiv 1608.06993), section 3 and table 1; training in memory
-linear in depth: Pleiss et al. (arXiv 1707.06990). Parameter names and order are torchvision's, so published weights load
-without a mapping.
+Sources: Huang et al., "Densely Connected Convolutional Networks" (arXiv 1608.06993), section 3 and table 1; for
+training in memory linear in depth Pleiss et al. (arXiv 1707.06990). Parameters have torchvision's names and order, so published
+weights load without a mapping.
 """
 
 import math
@@ -19,10 +19,117 @@ from densefeat.nets.base import STEMS, StagedNet
 from densefeat.nets.efficient import norm_relu_conv
 
 
-class DenseLayer(nn.Module):
-    """One layer of a dense block: BN-ReLU-Conv3×3(k); in the B variants after a BN-ReLU-Conv1×1(``bn_size * k``).
+class DenseNet(StagedNet):
+    """DenseNet: plain, B (``bottleneck``), C (``compression`` < 1) and BC; ``(N, C, H, W)`` to logits.
 
-    ``(N, num_input_features, H, W)``, given as the list of tensors whose concatenation it is, to ``(N, growth_rate, H, W)``.
+    Args:
+        growth_rate: k, the channels that each layer adds.
+        block_config: Layers in each dense block.
+        num_init_features: Channels of the stem; None for the paper's 2k in BC networks and with the ImageNet stem, else 16.
+        bottleneck: A 1×1 convolution to ``bn_size * growth_rate`` channels before each 3×3.
+        bn_size: Width of that bottleneck, in growth rates.
+        compression: θ in (0, 1]: transitions keep ⌊θ·channels⌋.
+        stem_type: ``"imagenet"`` (7×7 stride 2 and max pool: stride 4) or ``"cifar"`` (3×3: stride 1).
+        in_chans, num_classes, global_pool, drop_rate: As in every timm model; ``drop_rate`` is the classifier's dropout.
+        proj_drop_rate: Dropout after each convolution but the first (the paper's 0.2 where there is no augmentation).
+        memory_efficient: Calls :meth:`set_grad_checkpointing`.
+        device, dtype: Of the parameters.
+
+    Raises:
+        ValueError: An impossible structure; the message names the argument and its value.
+    """
+
+    def __init__(
+        self,
+        growth_rate: int = 32,
+        block_config: Sequence[int] = (6, 12, 24, 16),
+        num_init_features: int | None = None,
+        bottleneck: bool = True,
+        bn_size: int = 4,
+        compression: float = 0.5,
+        stem_type: str = "imagenet",
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        memory_efficient: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        _check_structure(growth_rate, block_config, bn_size, compression, stem_type)
+        dd = {"device": device, "dtype": dtype}
+        if num_init_features is None:
+            is_bc = bottleneck and compression < 1
+            num_init_features = 2 * growth_rate if is_bc or stem_type == "imagenet" else 16
+
+        stem = STEMS[stem_type]
+        stages = stem.make(in_chans, num_init_features, **dd)
+        info = [dict(num_chs=num_init_features, reduction=stem.feature_reduction, module=f"features.{stem.feature}")]
+        taps: dict[str, list[str]] = {"norm": [], "raw": []}
+        channels, reduction = num_init_features, stem.reduction
+        for i, num_layers in enumerate(block_config, 1):
+            stages[f"denseblock{i}"] = DenseBlock(
+                num_layers, channels, growth_rate, bottleneck=bottleneck, bn_size=bn_size, proj_drop_rate=proj_drop_rate, **dd
+            )
+            channels += num_layers * growth_rate
+            taps["raw"].append(f"features.denseblock{i}")
+            if i < len(block_config):
+                info.append(dict(num_chs=channels, reduction=reduction, module=f"features.denseblock{i}"))
+                taps["norm"].append(f"features.transition{i}.norm")
+                compressed = math.floor(channels * compression + 1e-9)  # 0.57 · 100 is 56.99… in floats
+                if compressed < 1:
+                    raise ValueError(f"compression={compression}: keeps none of {channels} channels in transition {i}")
+                stages[f"transition{i}"] = Transition(channels, compressed, proj_drop_rate, **dd)
+                channels, reduction = compressed, reduction * 2
+        stages["norm5"] = BatchNormAct2d(channels, **dd)  # torchvision's name, whatever the number of blocks
+        info.append(dict(num_chs=channels, reduction=reduction, module="features.norm5"))
+        taps["norm"].append("features.norm5")
+
+        self._assemble(nn.Sequential(stages), info, taps, in_chans, num_classes, global_pool, drop_rate, **dd)
+        self.set_grad_checkpointing(memory_efficient)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's parameter groups: one a block if ``coarse``, else one a layer; a transition belongs to the group before it."""
+        fine = [(r"^features\.denseblock(\d+)\.denselayer(\d+)", None), (r"^features\.transition(\d+)", MATCH_PREV_GROUP)]
+        return dict(
+            stem=r"^features\.(?:conv0|norm0)",
+            blocks=r"^features\.(?:denseblock|transition)(\d+)" if coarse else fine,
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Train in memory linear in depth: the backward pass computes concatenations, norms and ReLUs again.
+
+        Convolutions run once, and running statistics are updated once. See :func:`densefeat.nets.efficient.norm_relu_conv`.
+        """
+        for module in self.modules():
+            if isinstance(module, DenseLayer | Transition):
+                module.memory_efficient = enable
+
+
+class DenseBlock(nn.ModuleDict):
+    """``num_layers`` dense layers: ``(N, C, H, W)`` to ``(N, C + num_layers * growth_rate, H, W)``."""
+
+    def __init__(self, num_layers: int, num_input_features: int, growth_rate: int, **layer_args: Any) -> None:
+        super().__init__()
+        for i in range(num_layers):
+            self[f"denselayer{i + 1}"] = DenseLayer(num_input_features + i * growth_rate, growth_rate, **layer_args)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = [x]
+        statistics: list[torch.Tensor] = []  # memory-efficient layers append to it, for the layers after them
+        for layer in self.values():
+            features.append(layer(features, statistics))
+        return torch.cat(features, 1)
+
+
+class DenseLayer(nn.Module):
+    """One layer of a dense block: BN-ReLU-Conv3×3(k), in the B variants after BN-ReLU-Conv1×1(``bn_size * k``).
+
+    A list of tensors, which are concatenated to ``(N, num_input_features, H, W)``, to ``(N, growth_rate, H, W)``.
     """
 
     def __init__(
@@ -59,22 +166,6 @@ class DenseLayer(nn.Module):
         return x
 
 
-class DenseBlock(nn.ModuleDict):
-    """``num_layers`` dense layers: ``(N, C, H, W)`` to ``(N, C + num_layers * growth_rate, H, W)``."""
-
-    def __init__(self, num_layers: int, num_input_features: int, growth_rate: int, **layer_args: Any) -> None:
-        super().__init__()
-        for i in range(num_layers):
-            self[f"denselayer{i + 1}"] = DenseLayer(num_input_features + i * growth_rate, growth_rate, **layer_args)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = [x]
-        statistics: list[torch.Tensor] = []  # filled by memory-efficient layers, for those after them
-        for layer in self.values():
-            features.append(layer(features, statistics))
-        return torch.cat(features, 1)
-
-
 class Transition(nn.Sequential):
     """BN-ReLU-Conv1×1, then 2×2 average pooling: ``(N, C, H, W)`` to ``(N, num_output_features, H // 2, W // 2)``."""
 
@@ -98,101 +189,8 @@ class Transition(nn.Sequential):
         return norm_relu_conv([x], self.norm, self.conv)
 
 
-class DenseNet(StagedNet):
-    """DenseNet: plain, B (``bottleneck``), C (``compression`` < 1) and BC; ``(N, C, H, W)`` to logits.
-
-    Args:
-        growth_rate: k, the channels that each layer adds.
-        block_config: Layers in each dense block.
-        num_init_features: Channels of the stem; None for the paper's 2k in BC networks and with the ImageNet stem, else 16.
-        bottleneck: A 1×1 convolution to ``bn_size * growth_rate`` channels before each 3×3.
-        bn_size: Width of that bottleneck, in growth rates.
-        compression: θ in (0, 1]: transitions keep ⌊θ·channels⌋.
-        stem_type: ``"imagenet"`` (7×7 stride 2 and max pool: stride 4) or ``"cifar"`` (3×3: stride 1).
-        in_chans, num_classes, global_pool, drop_rate: As in every timm model; ``drop_rate`` is the classifier's dropout.
-        proj_drop_rate: Dropout after each convolution but the first (the paper's 0.2 where there is no augmentation).
-        memory_efficient: As :meth:`set_grad_checkpointing`.
-        device, dtype: Where and as what the parameters are made.
-
-    Raises:
-        ValueError: A structure that does not exist, naming the argument and its value.
-    """
-
-    def __init__(
-        self,
-        growth_rate: int = 32,
-        block_config: Sequence[int] = (6, 12, 24, 16),
-        num_init_features: int | None = None,
-        bottleneck: bool = True,
-        bn_size: int = 4,
-        compression: float = 0.5,
-        stem_type: str = "imagenet",
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        memory_efficient: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        _check_structure(growth_rate, block_config, bn_size, compression, stem_type)
-        dd = {"device": device, "dtype": dtype}
-        if num_init_features is None:
-            is_bc = bottleneck and compression < 1
-            num_init_features = 2 * growth_rate if is_bc or stem_type == "imagenet" else 16
-
-        stages = STEMS[stem_type](in_chans, num_init_features, **dd)
-        first = "norm0" if stem_type == "imagenet" else "conv0"
-        reduction = 4 if stem_type == "imagenet" else 1
-        info = [dict(num_chs=num_init_features, reduction=max(1, reduction // 2), module=f"features.{first}")]
-        channels = num_init_features
-        for i, num_layers in enumerate(block_config, 1):
-            stages[f"denseblock{i}"] = DenseBlock(
-                num_layers, channels, growth_rate, bottleneck=bottleneck, bn_size=bn_size, proj_drop_rate=proj_drop_rate, **dd
-            )
-            channels += num_layers * growth_rate
-            if i < len(block_config):
-                info.append(dict(num_chs=channels, reduction=reduction, module=f"features.denseblock{i}"))
-                kept = math.floor(channels * compression + 1e-9)  # 0.57 · 100 is 56.99… in floats
-                if kept < 1:
-                    raise ValueError(f"compression={compression}: keeps none of {channels} channels in transition {i}")
-                stages[f"transition{i}"] = Transition(channels, kept, proj_drop_rate, **dd)
-                channels, reduction = kept, reduction * 2
-        stages["norm5"] = BatchNormAct2d(channels, **dd)  # torchvision's name for it, whatever the number of blocks
-        info.append(dict(num_chs=channels, reduction=reduction, module="features.norm5"))
-
-        blocks = range(1, len(block_config) + 1)
-        taps = {
-            "norm": [f"features.transition{i}.norm" for i in blocks[:-1]] + ["features.norm5"],
-            "raw": [f"features.denseblock{i}" for i in blocks],
-        }
-        self._finish(nn.Sequential(stages), info, taps, in_chans, num_classes, global_pool, drop_rate, **dd)
-        self.set_grad_checkpointing(memory_efficient)
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's parameter groups: one a block when ``coarse``, else one a layer; a transition goes with what precedes it."""
-        fine = [(r"^features\.denseblock(\d+)\.denselayer(\d+)", None), (r"^features\.transition(\d+)", MATCH_PREV_GROUP)]
-        return dict(
-            stem=r"^features\.(?:conv0|norm0)",
-            blocks=r"^features\.(?:denseblock|transition)(\d+)" if coarse else fine,
-        )
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Train in memory linear in depth: concatenations, norms and ReLUs are made again in the backward pass.
-
-        Convolutions are not, and running statistics move once. See :func:`densefeat.nets.efficient.norm_relu_conv`.
-        """
-        for module in self.modules():
-            if isinstance(module, DenseLayer | Transition):
-                module.memory_efficient = enable
-
-
 def _check_structure(growth_rate: int, block_config: Sequence[int], bn_size: int, compression: float, stem_type: str) -> None:
-    """Refuse what is no DenseNet, with the value."""
+    """Raise ValueError, with the value, for a structure that is no DenseNet."""
     if growth_rate < 1 or bn_size < 1:
         raise ValueError(f"growth_rate={growth_rate}, bn_size={bn_size}: both must be at least 1")
     if not block_config or min(block_config) < 1:

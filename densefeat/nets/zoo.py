@@ -1,4 +1,4 @@
-"""All networks by name: one row of numbers each, their weights by tag, registered with timm."""
+"""All networks by name: one row of numbers each. Their weights by tag. Their registration with timm."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _PLAIN = dict(stem_type="cifar", bottleneck=False, compression=1.0)
 _BC = dict(stem_type="cifar")
 
-# name: (class, structure), the numbers of the papers' tables
+# name: class and structure, with the numbers of the papers' tables
 VARIANTS: dict[str, tuple[type[StagedNet], dict[str, Any]]] = {
     "densefeat_densenet121": (DenseNet, dict(growth_rate=32, block_config=(6, 12, 24, 16))),
     "densefeat_densenet161": (DenseNet, dict(growth_rate=48, block_config=(6, 12, 36, 24))),
@@ -59,7 +59,7 @@ def _timm_cfg(hf_hub_id: str, **kwargs: Any) -> dict[str, Any]:
     return _cfg(hf_hub_id=hf_hub_id, license="apache-2.0", **kwargs)
 
 
-# model.tag: weights and their own preprocessing; without a tag: a network without published weights
+# name.tag: published weights with their preprocessing; a name without a tag has no published weights
 default_cfgs = generate_default_cfgs(
     {
         "densefeat_densenet121.ra_in1k": _timm_cfg(

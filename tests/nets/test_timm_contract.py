@@ -1,4 +1,4 @@
-"""timm's own tests of models (tests/test_models.py in timm's source distribution, 1.0.31), asked of our networks.
+"""timm's own tests of models (tests/test_models.py in timm's source distribution, 1.0.31) for our networks.
 
 | timm's test | here |
 |---|---|
@@ -32,6 +32,8 @@ with non-persistent buffers), and every test that names one architecture's own a
 
 import copy
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import timm
@@ -43,19 +45,28 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from densefeat.nets.zoo import VARIANTS
 
-STRUCTURES = {
-    "densefeat_densenet121": {},
-    "densefeat_densenet40_k12": {},
-    "densefeat_densenet_bc100_k12": {},
-    "densefeat_delugenet92": {"block_widths": (16, 24, 32, 40)},  # the published depth, narrower: the same code in less time
-    "densefeat_delugenet146": {"block_widths": (8, 16, 24)},
+# The code does not depend on depth and width: few layers in quick runs, the published depth in slow ones.
+STRUCTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "densenet": ("densefeat_densenet121", dict(growth_rate=8, block_config=(2, 3, 2, 2))),
+    "densenet-plain": ("densefeat_densenet40_k12", dict(block_config=(2, 2, 3))),
+    "densenet-bc": ("densefeat_densenet_bc100_k12", dict(block_config=(2, 3, 2))),
+    "delugenet": ("densefeat_delugenet92", dict(block_widths=(8, 12, 16, 20), block_config=(2, 3, 2, 2))),
+    "delugenet-cifar": ("densefeat_delugenet146", dict(block_widths=(8, 12, 16), block_config=(3, 2, 3))),
 }
-each_structure = pytest.mark.parametrize("name", STRUCTURES)
+DEEP: dict[str, tuple[str, dict[str, Any]]] = {
+    "densenet121": ("densefeat_densenet121", {}),
+    "densenet40_k12": ("densefeat_densenet40_k12", {}),
+    "densenet_bc100_k12": ("densefeat_densenet_bc100_k12", {}),
+    "delugenet92": ("densefeat_delugenet92", {"block_widths": (16, 24, 32, 40)}),  # narrower than published, to save time
+    "delugenet146": ("densefeat_delugenet146", {"block_widths": (8, 16, 24)}),
+}
+each_structure = pytest.mark.parametrize("name", [*STRUCTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in DEEP)])
 
 
-def create(name: str, **kwargs):
+def create(name: str, **kwargs: Any) -> torch.nn.Module:
     torch.manual_seed(0)
-    return timm.create_model(name, **(STRUCTURES[name] | kwargs))
+    model, structure = (STRUCTURES | DEEP)[name]
+    return timm.create_model(model, **(structure | kwargs))
 
 
 def images(n: int, height: int = 64, width: int = 64) -> torch.Tensor:
@@ -81,19 +92,22 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     assert not [key for key, parameter in model.named_parameters() if parameter.grad is None]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*STRUCTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)])
 def test_configuration(name: str) -> None:
+    """What depends on the published structure is checked for every network in test_zoo.py, too."""
     device = torch.device("meta")
-    model = timm.create_model(name, device=device, dtype=torch.float32).eval()
+    name, structure = STRUCTURES.get(name, (name, {}))
+    create_model = partial(timm.create_model, name, device=device, **structure)
+    model = create_model(dtype=torch.float32).eval()
     assert {t.device for t in (*model.parameters(), *model.buffers())} == {device}
     cfg, keys = model.default_cfg, model.state_dict()
     assert cfg["first_conv"] + ".weight" in keys
     assert cfg["classifier"] + ".weight" in keys
     assert model.in_chans == cfg["input_size"][0] == 3
-    assert timm.create_model(name, device=device, in_chans=5).features.conv0.weight.shape[1] == 5
+    assert create_model(in_chans=5).features.conv0.weight.shape[1] == 5
 
     with pytest.raises(TypeError, match="not_a_model_arg"):
-        timm.create_model(name, device=device, not_a_model_arg=1)
+        create_model(not_a_model_arg=1)
     coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     fine = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     assert 3 < len(set(coarse.values())) < 7 < len(set(fine.values()))
@@ -116,9 +130,9 @@ def test_configuration(name: str) -> None:
     classifier = model.get_classifier()
     assert (classifier.weight.device, classifier.weight.dtype, classifier.training) == (device, torch.float64, False)
 
-    headless = timm.create_model(name, num_classes=0, device=device)
+    headless = create_model(num_classes=0)
     assert headless(x).shape == pooled.shape
-    assert timm.create_model(name, num_classes=0, global_pool="", device=device)(x).shape == maps.shape
+    assert create_model(num_classes=0, global_pool="")(x).shape == maps.shape
 
 
 @pytest.mark.parametrize("kwargs", [dict(in_chans=1, num_classes=5), dict(in_chans=1, num_classes=0), dict(features_only=True)])
@@ -327,9 +341,9 @@ def test_exportable_with_dynamic_batch(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["densefeat_densenet121", "densefeat_delugenet146"])
+@pytest.mark.parametrize("name", ["densenet", "delugenet-cifar"])
 def test_compilable_in_one_graph(name: str) -> None:
-    model = create(name, block_config=(2, 2, 2) if "146" in name else (2, 2, 2, 2)).eval()
+    model = create(name).eval()
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True)
         torch.testing.assert_close(compiled(images(2)), model(images(2)), rtol=1e-4, atol=1e-4)

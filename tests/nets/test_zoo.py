@@ -39,11 +39,14 @@ def test_parameters_and_block_shapes(name: str) -> None:
     classes, parameters, channels = PUBLISHED[name]
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=classes)
-        size = model.pretrained_cfg["input_size"]
+        cfg = model.pretrained_cfg
+        size = cfg["input_size"]
         maps = model.forward_intermediates(torch.empty(2, *size), intermediates_only=True)[1:]
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     sides = (56, 28, 14, 7) if classes == IMAGENET else (32, 16, 8)
     assert [tuple(block.shape) for block in maps] == [(2, c, s, s) for c, s in zip(channels, sides, strict=True)]
+    assert maps[-1].shape[2:] == cfg["pool_size"]
+    assert {cfg["first_conv"] + ".weight", cfg["classifier"] + ".weight"} <= set(model.state_dict())
     assert [info["num_chs"] for info in model.feature_info[1:]] == list(channels)
     assert [info["reduction"] for info in model.feature_info[1:]] == [size[-1] // side for side in sides]
 
