@@ -27,8 +27,8 @@ ImageLike = Union[Image.Image, str, Path, "torch.Tensor"]
 
 DECODERS = ("torchvision", "pillow")
 MAX_PIXELS = 2 * 89_478_485  # twice Pillow's warning limit: 0.5 GB as RGB
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")  # no others: Pillow would run PostScript, too
-Image.init()  # fills Image.OPEN, in one thread
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")  # no others: Pillow would even run PostScript
+Image.init()  # fills Image.OPEN here, in one thread
 _JPEG_FORMATS = ("JPEG", "MPO")
 ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -40,9 +40,17 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TENSOR_FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}  # of (3, H, W), from 5 on transposed before
+_TENSOR_FLIPS = {
+    2: (2,),
+    3: (1, 2),
+    4: (1,),
+    5: (),
+    6: (2,),
+    7: (1, 2),
+    8: (1,),
+}  # axes; from 5 on of the transposed image
 _BITS_PER_SAMPLE_TAG, _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
-_MAX_ASPECT = 100  # a longer strip would be blown up to hundreds of megabytes by the resize of its short side
+_MAX_ASPECT = 100  # resizing the short side of a longer strip would take hundreds of megabytes
 
 
 def open_image(image: ImageLike, decoder: str = "torchvision") -> "Image.Image | torch.Tensor":
@@ -70,13 +78,14 @@ def open_image(image: ImageLike, decoder: str = "torchvision") -> "Image.Image |
 
 
 def decode_pixels(data: bytes, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> "Image.Image | torch.Tensor":
-    """RGB pixels, 8 bits, upright by the EXIF tag: what :func:`decode_image` gives, JPEGs faster. Safe in threads.
+    """Decode to RGB pixels, 8 bits, upright by the EXIF tag: as :func:`decode_image` does, but JPEGs faster. Safe in threads.
 
-    Grey and RGB JPEGs come from ``torchvision`` as uint8 ``(3, H, W)``, channels last in memory; all else, and all with
-    ``pillow``, as RGB images. Raises DecodeError as :func:`decode_image` does, UsageError for an unknown decoder.
+    With ``torchvision`` grey and RGB JPEGs become tensors, uint8 ``(3, H, W)``, channels last in memory; all other images, and
+    all images with ``pillow``, become PIL images. Raises DecodeError as :func:`decode_image` does, and UsageError for an
+    unknown decoder.
     """
     check_decoder(decoder)
-    with readable():
+    with decode_errors():
         image = _open_header(data, max_pixels)
         if decoder == "torchvision" and image.format in _JPEG_FORMATS and image.mode in ("RGB", "L"):
             return _decode_with_torchvision(data, image)
@@ -84,24 +93,25 @@ def decode_pixels(data: bytes, decoder: str = "torchvision", max_pixels: int = M
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """RGB, 8 bits, upright by its EXIF tag; an animation's first frame; transparency over white; 16 bits by the high byte.
+    """Decode to an RGB image, 8 bits, upright by its EXIF tag.
 
-    Raises DecodeError (stage ``decode``): not an image, truncated, too large, too thin, or with pixels of no agreed white.
-    Truncated is a JPEG without its end, or with an end but too few data for its last rows, and a PNG whose pixels do not fit
-    their checksum. What cannot be told: bytes lost inside a JPEG that goes on after them, a progressive JPEG ended early
-    (coarse, not grey), and zeros in place of the pixels of a WebP, BMP or TIFF file, which have no checksums.
+    Of an animation it is the first frame; transparency is laid over white; of 16 bits the high byte is taken.
+    Raises DecodeError (stage ``decode``) for an image that is truncated, too large or too thin, whose pixels have no agreed
+    white, and for other data. A JPEG is truncated if it has no end marker, or too few data for its last rows, and a PNG if its
+    pixels do not match their checksum. Some damage is not detected: bytes that are missing inside a JPEG, a progressive JPEG
+    that was ended early (it is coarse, not grey), and zeros in a WebP, BMP or TIFF file, which have no checksums.
     """
-    with readable():
+    with decode_errors():
         return _decode_with_pillow(data, _open_header(data, max_pixels), max_pixels)
 
 
 def _rgb_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """:func:`decode_image` for what Pillow has opened already; whether its file was complete is left to Pillow."""
-    with readable():
+    """Convert an image that Pillow has opened as :func:`decode_image` does; whether its file is complete is left to Pillow."""
+    with decode_errors():
         check_image_size(*image.size, max_pixels)
         image.load()
         pixels = to_rgb(image)
-        turn = _TURNS.get(orientation(image))
+        turn = _TURNS.get(read_orientation(image))
         return pixels if turn is None else pixels.transpose(turn)
 
 
@@ -113,7 +123,7 @@ def pixel_tensor(pixels: np.ndarray) -> "torch.Tensor":
 
 
 def check_decoder(decoder: str) -> None:
-    """Raise UsageError for a decoder that there is not, or not in this installation."""
+    """Raise UsageError for a decoder that does not exist, or is not installed."""
     if decoder not in DECODERS:
         raise UsageError(f"decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
     if decoder == "torchvision":
@@ -124,9 +134,9 @@ def check_decoder(decoder: str) -> None:
 
 
 def _open_header(data: bytes, max_pixels: int) -> Image.Image:
-    """What Pillow reads before any pixel, the size checked.
+    """Let Pillow read the header, and check the size before any pixel is read.
 
-    Not by Image.open, whose limit on the size is the user's own. GIF, WebP and tiled TIFF hold to it even so.
+    Image.open is not used because it has a limit on the size that is for users to set. GIF, WebP and tiled TIFF still obey it.
     """
     if not data:
         raise DecodeError("the file is empty")
@@ -134,11 +144,11 @@ def _open_header(data: bytes, max_pixels: int) -> Image.Image:
     for name in FORMATS:
         opener, accepts = Image.OPEN[name]
         try:
-            if accepts is None or accepts(data[:16]) is True:  # else False, or a text on why not
+            if accepts is None or accepts(data[:16]) is True:  # else False, or a text that says why
                 image: Image.Image = opener(io.BytesIO(data), "")
                 check_image_size(*image.size, max_pixels)
                 return image
-        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # a plugin's ways to say: none of my files
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # how plugins refuse a file
             reason = reason or f" ({error})"
     raise DecodeError(f"not an image that Pillow can read{reason}")
 
@@ -148,10 +158,10 @@ def _decode_with_torchvision(data: bytes, image: Image.Image) -> "torch.Tensor":
     import torch
     from torchvision.io import decode_jpeg  # torchvision has announced its removal: only the decoder of this name may fail then
 
-    end = jpeg_end(data)
+    end = find_jpeg_end(data)
     pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
     _check_last_rows(data, end, pixels[:, -8:, -8:].numpy())
-    turn = orientation(image)
+    turn = read_orientation(image)
     if turn not in _TENSOR_FLIPS:
         return pixels
     return (pixels if turn < 5 else pixels.transpose(1, 2)).flip(_TENSOR_FLIPS[turn])
@@ -161,63 +171,63 @@ def _decode_with_pillow(data: bytes, image: Image.Image, max_pixels: int) -> Ima
     if image.format == "PNG":
         _check_png(data)
     if image.format in _JPEG_FORMATS:
-        end = jpeg_end(data)
+        end = find_jpeg_end(data)
         width, height = image.size
         _check_last_rows(data, end, np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height))))
     return _rgb_image(image, max_pixels)
 
 
-class _Reading(threading.local):
-    """Stands where a warnings filter has its pattern: matches every message of threads that are inside :func:`readable`.
+class _QuietThreads(threading.local):
+    """The pattern of a warnings filter that matches all messages of threads that are inside :func:`decode_errors`.
 
-    Filters go along with tasks for other processes: pickled it is that process's own, and ``pattern``, of which scikit-learn
-    makes its workers' filters, matches nothing.
+    Filters are pickled with tasks for other processes: there this becomes that process's own object. scikit-learn makes filters
+    for its workers from ``pattern``, which matches nothing.
     """
 
-    now = False
+    quiet = False
     pattern = "(?!)"
 
     def match(self, _: str) -> bool:
-        return self.now
+        return self.quiet
 
     def __reduce__(self) -> str:
-        return "_reading"
+        return "_quiet_threads"
 
 
-_reading = _Reading()
-_QUIET: Any = ("ignore", _reading, Warning, None, 0)
+_quiet_threads = _QuietThreads()
+_FILTER: Any = ("ignore", _quiet_threads, Warning, None, 0)
 
 
 @contextmanager
-def readable() -> Iterator[None]:
-    """Errors of many kinds as DecodeError; Pillow's remarks on size and odd metadata kept quiet, in this thread alone.
+def decode_errors() -> Iterator[None]:
+    """Raise errors of all kinds as DecodeError, and silence Pillow's warnings on size and odd metadata in this thread.
 
-    ``warnings.catch_warnings`` would swap the filters of all threads, and two threads that overlap swap them for good.
+    ``warnings.catch_warnings`` would replace the filters of all threads, and two threads that overlap would not restore them.
     """
-    if not warnings.filters or warnings.filters[0] is not _QUIET:
-        warnings.filters.insert(0, _QUIET)  # type: ignore[attr-defined]
-    before, _reading.now = _reading.now, True
+    if not warnings.filters or warnings.filters[0] is not _FILTER:
+        warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
+    before, _quiet_threads.quiet = _quiet_threads.quiet, True
     try:
         yield
     except (DecodeError, UsageError):
         raise
     except Exception as error:
         reason = (str(error).strip() or "no message").splitlines()[0]
-        reason = re.sub(r"^\w+, \S+:\d+, ", "", reason)  # a place in torchvision's source
+        reason = re.sub(r"^\w+, \S+:\d+, ", "", reason)  # the place in torchvision's source
         raise DecodeError(f"{type(error).__name__}: {reason}") from error
     finally:
-        _reading.now = before
+        _quiet_threads.quiet = before
 
 
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # none inside a scan: stuffed bytes and restarts are left out
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # without stuffed bytes and restart markers: none is in a scan
 _END_OF_IMAGE = b"\xff\xd9"
 _MORE_SCAN = bytes(range(1, 255))
 
 
-def jpeg_end(data: bytes) -> int:
-    """Where the end marker of a JPEG stands, past all its segments and scans; DecodeError where there is none.
+def find_jpeg_end(data: bytes) -> int:
+    """Find the position of a JPEG's end marker, behind all its segments and scans. Raises DecodeError where there is none.
 
-    Pillow would do without, and read the zeros of an interrupted download as pixels. What follows the marker is no concern.
+    Without one Pillow would read the zeros of an interrupted download as pixels. What follows the marker does not matter.
     """
     position = 2
     while marker := _JPEG_MARKER.search(data, position):
@@ -230,19 +240,19 @@ def jpeg_end(data: bytes) -> int:
 def _check_last_rows(data: bytes, end: int, corner: np.ndarray) -> None:
     """Raise DecodeError for a JPEG whose scan ends before its pixels do.
 
-    libjpeg fills such a picture up with mid-grey, without an error. A ``corner`` (bottom right) of mid-grey may be the
-    picture's own, too: it is, if the picture stays the same with more data at the end of the scan.
+    libjpeg fills the missing rows with mid-grey, without an error. But the ``corner`` (bottom right) of a complete image can be
+    mid-grey too: then the image stays the same with more data at the end of the scan.
     """
     if corner.min() < 127 or corner.max() > 128:
         return
     longer = data[:end] + _MORE_SCAN + _END_OF_IMAGE
-    own, filled = (np.asarray(JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg))) for jpeg in (data, longer))
-    if not np.array_equal(own, filled):
+    pixels, filled = (np.asarray(JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg))) for jpeg in (data, longer))
+    if not np.array_equal(pixels, filled):
         raise DecodeError("truncated: the JPEG ends before its last rows")
 
 
 def _check_png(data: bytes) -> None:
-    """Raise DecodeError where a chunk of pixels is cut off or does not fit its checksum, which Pillow does not read."""
+    """Raise DecodeError where a chunk of pixels is cut off or does not match its checksum, which Pillow does not check."""
     position = 8
     while (name := data[position + 4 : position + 8]) != b"IEND" and name:
         end = position + 8 + int.from_bytes(data[position : position + 4])
@@ -251,8 +261,8 @@ def _check_png(data: bytes) -> None:
         position = end + 4
 
 
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none that can be read."""
+def read_orientation(image: Image.Image) -> int:
+    """Read the EXIF orientation, 1 to 8; 1 where there is none that can be read."""
     try:
         value = image.getexif().get(ORIENTATION_TAG)
     except Exception:  # damaged EXIF fails in many ways
@@ -261,7 +271,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def check_image_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise DecodeError for what must not be decoded, before any pixel is allocated."""
+    """Raise DecodeError for a size that must not be decoded, before memory for pixels is allocated."""
     if width < 1 or height < 1:
         raise DecodeError(f"{width}×{height} pixels")
     if width * height > max_pixels:
@@ -271,9 +281,9 @@ def check_image_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as 8-bit RGB."""
+    """Convert any of Pillow's modes to 8-bit RGB."""
     if image.mode.startswith("I"):
-        return _sixteen_bit_grey(image)
+        return _convert_deep_grey(image)
     if image.mode == "F":
         raise DecodeError("floating-point pixels have no agreed white: convert to 8 or 16 bits")
     if image.has_transparency_data:
@@ -283,8 +293,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _sixteen_bit_grey(image: Image.Image) -> Image.Image:
-    """Modes ``I`` and ``I;16*``, by their 8 highest bits; Pillow's own conversion would clip everything above 255."""
+def _convert_deep_grey(image: Image.Image) -> Image.Image:
+    """Convert the modes ``I`` and ``I;16*`` by their 8 highest bits; Pillow's conversion would clip everything above 255."""
     tags = getattr(image, "tag_v2", {})
     bits = max(tags.get(_BITS_PER_SAMPLE_TAG, (16,)))
     values = np.asarray(image)

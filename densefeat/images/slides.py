@@ -1,4 +1,4 @@
-"""Regions of TIFFs far larger than memory: only the strips and tiles ("segments") that a region touches are decoded."""
+"""Read regions of TIFFs far larger than memory: only the strips and tiles ("segments") that a region touches are decoded."""
 
 import io
 import logging
@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image, Jpeg2KImagePlugin, JpegImagePlugin
 
 from densefeat.errors import DecodeError
-from densefeat.images.decode import MAX_PIXELS, ORIENTATION_TAG, jpeg_end, readable, to_rgb
+from densefeat.images.decode import MAX_PIXELS, ORIENTATION_TAG, decode_errors, find_jpeg_end, to_rgb
 
 _UNCOMPRESSED, _LZW, _JPEG, _DEFLATE, _PACKBITS, _ZSTANDARD = 1, 5, 7, (8, 32946), 32773, 50000
 _APERIO_YCBCR, _JPEG_2000 = 33003, (33003, 33005, 34712)
 _COMPRESSIONS = (_UNCOMPRESSED, _LZW, _JPEG, *_DEFLATE, _PACKBITS, _ZSTANDARD, *_JPEG_2000)
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # photometric interpretations
-_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _YCBCR: 3}  # samples a pixel, without transparency
+_SAMPLES = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _YCBCR: 3}  # a pixel has, without transparency
 _PREMULTIPLIED, _TRANSPARENCY = 1, 2  # meanings of an extra sample
 _FLIPS = {  # orientation: rows flipped, columns flipped, then rows and columns exchanged
     2: (False, True, False),
@@ -31,13 +31,13 @@ _FLIPS = {  # orientation: rows flipped, columns flipped, then rows and columns 
     7: (True, True, True),
     8: (False, True, True),
 }
-_THIN_STRIP = 2**20  # bytes
-_SPARE_BYTES = 2**16  # that compression may add to a small segment
-_FAILURE_BYTES = 1000  # a remembered failure's share of a cache
+_STRIP_BYTES = 2**20
+_SPARE_BYTES = 2**16  # by which a small segment may grow when it is compressed
+_FAILURE_BYTES = 1000  # counted for a failure that a cache keeps
 
 
 class NotByRegion(DecodeError):
-    """A TIFF of a kind that only :func:`densefeat.images.decode.decode_pixels` may know."""
+    """A TIFF cannot be read by region; :func:`densefeat.images.decode.decode_pixels` may decode it as a whole."""
 
 
 class HasBytes(Protocol):
@@ -49,61 +49,61 @@ _T = TypeVar("_T", bound=HasBytes)
 
 
 class ByteCache(Generic[_T]):
-    """The values used last, up to ``max_bytes`` of them, and always the newest. Thread-safe; pickled without its contents.
+    """A cache of the values used last, up to ``max_bytes`` in all, and always the newest. Thread-safe; pickled empty.
 
-    Threads that ask for one key at the same time share one making. Pixels that cannot be decoded are remembered as such.
+    Threads that need the same value at the same time compute it once. A failure to decode is kept like a value.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.held = 0
-        self.made: OrderedDict[Hashable, tuple[Future[_T], int]] = OrderedDict()
-        self.making: dict[Hashable, Future[_T]] = {}
+        self.size = 0  # bytes of ``values``
+        self.values: OrderedDict[Hashable, tuple[Future[_T], int]] = OrderedDict()
+        self.pending: dict[Hashable, Future[_T]] = {}
         self.lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.max_bytes,)
 
-    def get(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """The value of ``key``, from ``make`` where it is not held; what ``make`` raised, for all that waited for it."""
+    def get(self, key: Hashable, compute: Callable[[], _T]) -> _T:
+        """Return the value of ``key``, computing it if it is not there. An error is raised in all threads that wait for it."""
         with self.lock:
-            slot = self.making.get(key)
-            if key in self.made:
-                self.made.move_to_end(key)
-                slot = self.made[key][0]
-            mine = slot is None
-            if slot is None:
-                slot = self.making[key] = Future()
-        if mine:
-            self.fill(key, slot, make)
+            future = self.pending.get(key)
+            if key in self.values:
+                self.values.move_to_end(key)
+                future = self.values[key][0]
+            is_first = future is None
+            if future is None:
+                future = self.pending[key] = Future()
+        if is_first:
+            self._fill(key, future, compute)
         try:
-            return slot.result()
-        except DecodeError as error:  # several threads must not raise the same object
+            return future.result()
+        except DecodeError as error:  # threads must not raise the same object
             raise DecodeError(str(error), error.stage) from None
 
-    def fill(self, key: Hashable, slot: "Future[_T]", make: Callable[[], _T]) -> None:
+    def _fill(self, key: Hashable, future: "Future[_T]", compute: Callable[[], _T]) -> None:
         size = None
         try:
-            value = make()
+            value = compute()
             size = value.nbytes
-            slot.set_result(value)
+            future.set_result(value)
         except DecodeError as error:
             size = _FAILURE_BYTES if error.stage == "decode" else None
-            slot.set_exception(DecodeError(str(error), error.stage))  # without frames, which would keep pixels alive
+            future.set_exception(DecodeError(str(error), error.stage))  # without frames, which would keep pixels alive
         except BaseException as error:
-            slot.set_exception(error)
+            future.set_exception(error)
         with self.lock:
-            del self.making[key]
+            del self.pending[key]
             if size is not None:
-                self.made[key] = slot, size
-                self.held += size
-            while self.held > self.max_bytes and len(self.made) > 1:
-                self.held -= self.made.popitem(last=False)[1][1]
+                self.values[key] = future, size
+                self.size += size
+            while self.size > self.max_bytes and len(self.values) > 1:
+                self.size -= self.values.popitem(last=False)[1][1]
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Where strips or tiles lie: ``height`` × ``width`` pixels each, ``rows`` × ``columns`` of them for each of ``planes``."""
+    """The grid of strips or tiles: each ``height`` × ``width`` pixels, ``rows`` × ``columns`` of them in each of ``planes``."""
 
     height: int
     width: int
@@ -116,13 +116,13 @@ class Segments:
 
     @property
     def nbytes(self) -> int:
-        """Of one, decoded."""
+        """Size of one decoded segment."""
         return self.height * self.width * self.pixel_bytes
 
 
 @dataclass(frozen=True)
 class Colours:
-    """What samples of ``bits`` bits mean. ``alpha``: the meaning of the extra one; ``palette``: uint8 ``(256, 3)``."""
+    """The meaning of samples of ``bits`` bits. ``alpha``: of the extra sample; ``palette``: uint8 ``(256, 3)``."""
 
     photometric: int
     bits: int
@@ -130,14 +130,14 @@ class Colours:
     palette: np.ndarray | None = None
 
     def to_rgb(self, samples: np.ndarray) -> np.ndarray:
-        """uint8 ``(h, w, 3)`` of ``(h, w, samples)``: transparency over white, deep samples by their 8 highest bits."""
+        """Convert ``(h, w, samples)`` to uint8 ``(h, w, 3)``: transparency over white, deep samples by their 8 highest bits."""
         if self.palette is not None:
             return self.palette[samples[..., 0]]
         if self.bits > 8:
             samples = (samples >> (self.bits - 8)).astype(np.uint8)
         if self.photometric == _YCBCR:
             return np.asarray(Image.frombytes("YCbCr", samples.shape[1::-1], samples.tobytes()).convert("RGB"))
-        count = _COLOURS[self.photometric]
+        count = _SAMPLES[self.photometric]
         colour = samples[..., :count]
         if self.photometric == _WHITE_IS_ZERO:
             colour = 255 - colour
@@ -151,9 +151,9 @@ class Colours:
 
 @dataclass(frozen=True)
 class Slide:
-    """A TIFF's first page. ``width``, ``height``: of the upright image; ``stored``: height and width before it is turned."""
+    """The first page of a TIFF. ``width``, ``height``: of the upright image; ``stored``: height and width in the file."""
 
-    name: Hashable  # of its segments in a cache
+    name: Hashable  # identifies its segments in a cache
     open: Callable[[], BinaryIO]
     width: int
     height: int
@@ -162,17 +162,17 @@ class Slide:
     segments: Segments
     colours: Colours
     compression: int
-    decode: Callable[[bytes, int], np.ndarray]  # a segment's bytes and number to (h, w, samples)
+    decode: Callable[[bytes, int], np.ndarray]  # from a segment's bytes and number to (h, w, samples)
 
     @property
     def nbytes(self) -> int:
         return 10_000 + 100 * len(self.segments.offsets)
 
     def region(self, x: int, y: int, width: int, height: int, decoded: ByteCache[np.ndarray]) -> np.ndarray:
-        """uint8 RGB ``(height, width, 3)`` at ``x``, ``y`` of the upright image. ``decoded``: segments of any slides.
+        """Read uint8 RGB ``(height, width, 3)`` at ``x``, ``y`` of the upright image. ``decoded``: a cache of segments.
 
-        Raises DecodeError where a segment that it touches cannot be read (stage ``read``) or decoded. A segment without
-        bytes, which scanners leave out where there is nothing to see, is white.
+        A segment without bytes is white: scanners leave out what is empty. Raises DecodeError where a segment cannot be
+        read (stage ``read``) or decoded.
         """
         flip_rows, flip_columns, exchange = _FLIPS.get(self.orientation, (False, False, False))
         if exchange:
@@ -181,16 +181,16 @@ class Slide:
             x = self.stored[1] - x - width
         if flip_rows:
             y = self.stored[0] - y - height
-        pixels = self.stored_region(x, y, width, height, decoded)
+        pixels = self._stored_region(x, y, width, height, decoded)
         pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
         return pixels.swapaxes(0, 1) if exchange else pixels
 
-    def stored_region(self, x: int, y: int, width: int, height: int, decoded: ByteCache[np.ndarray]) -> np.ndarray:
+    def _stored_region(self, x: int, y: int, width: int, height: int, decoded: ByteCache[np.ndarray]) -> np.ndarray:
         across, down = self.segments.width, self.segments.height
         pixels = np.empty((height, width, 3), np.uint8)
         for row in range(y // down, (y + height - 1) // down + 1):
             for column in range(x // across, (x + width - 1) // across + 1):
-                segment = decoded.get((self.name, row, column), partial(self.segment, row, column))
+                segment = decoded.get((self.name, row, column), partial(self._decode_segment, row, column))
                 top, left = row * down, column * across
                 rows = slice(max(y, top), min(y + height, top + down))
                 columns = slice(max(x, left), min(x + width, left + across))
@@ -198,30 +198,30 @@ class Slide:
                 pixels[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x] = part
         return pixels
 
-    def segment(self, row: int, column: int) -> np.ndarray:
-        """uint8 RGB ``(h, w, 3)`` of a segment as far as it lies in the image, all its planes together."""
+    def _decode_segment(self, row: int, column: int) -> np.ndarray:
+        """Decode the part of a segment that lies in the image, from all its planes: uint8 RGB ``(h, w, 3)``."""
         grid = self.segments
         numbers = [(plane * grid.rows + row) * grid.columns + column for plane in range(grid.planes)]
         shape = min(grid.height, self.stored[0] - row * grid.height), min(grid.width, self.stored[1] - column * grid.width)
         if not any(grid.byte_counts[number] for number in numbers):
             return np.broadcast_to(np.uint8(255), (*shape, 3))
-        planes = [self.samples(number)[: shape[0], : shape[1]] for number in numbers]
+        planes = [self._decode_plane(number)[: shape[0], : shape[1]] for number in numbers]
         if any(plane.shape[:2] != shape for plane in planes):
             raise DecodeError(f"segment {numbers[0]}: fewer than its {shape[1]}×{shape[0]} pixels")
-        with readable():
+        with decode_errors():
             return self.colours.to_rgb(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2))
 
-    def samples(self, number: int) -> np.ndarray:
-        """``(h, w, samples)`` of one plane of a segment."""
+    def _decode_plane(self, number: int) -> np.ndarray:
+        """Decode one plane of a segment: ``(h, w, samples)``."""
         try:
-            with readable():
-                data = self.read(number)
-                self.check_embedded(data)
+            with decode_errors():
+                data = self._read(number)
+                self._check_size(data)
                 return self.decode(data, number)
         except DecodeError as error:
             raise DecodeError(f"segment {number}: {error}", error.stage) from error
 
-    def read(self, number: int) -> bytes:
+    def _read(self, number: int) -> bytes:
         offset, size = self.segments.offsets[number], self.segments.byte_counts[number]
         if not 0 < size <= 2 * self.segments.nbytes + _SPARE_BYTES:
             raise DecodeError(f"{size:,} bytes for {self.segments.nbytes:,} bytes of pixels")
@@ -232,13 +232,13 @@ class Slide:
         except OSError as error:
             raise DecodeError(error.strerror or type(error).__name__, "read") from error
         if len(data) < size:
-            raise DecodeError("the file ends before it does", "read")
+            raise DecodeError("the file ends inside it", "read")
         return data
 
-    def check_embedded(self, data: bytes) -> None:
-        """Raise DecodeError for a JPEG that is cut off, and for one, or a JPEG 2000, that is larger than its segment."""
+    def _check_size(self, data: bytes) -> None:
+        """Raise DecodeError for a JPEG that is truncated, and for a JPEG or JPEG 2000 that is larger than its segment."""
         if self.compression == _JPEG:
-            jpeg_end(data)
+            find_jpeg_end(data)
             width, height = JpegImagePlugin.JpegImageFile(io.BytesIO(data)).size
         elif self.compression in _JPEG_2000:
             width, height = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(data)).size
@@ -249,11 +249,11 @@ class Slide:
 
 
 def open_slide(open: Callable[[], BinaryIO], name: Hashable, max_pixels: int = MAX_PIXELS) -> Slide:
-    """The first page of a TIFF, its tags read, no pixel yet. ``max_pixels``: of a segment.
+    """Read the tags of a TIFF's first page, but no pixels yet.
 
-    ``open``: the file, for reading and seeking; called for every segment, in any thread. ``name``: its own among all slides.
-    Raises NotByRegion where tifffile is missing, or the pixels are of a kind that is not read by region; DecodeError for a
-    file that cannot be opened (stage ``read``) or whose header is damaged.
+    ``open``: opens the file for reading and seeking; it is called for every segment, in any thread. ``name``: must be unique
+    among slides. ``max_pixels``: of a segment. Raises NotByRegion where tifffile is missing, or for a TIFF of a kind that is
+    not read by region; DecodeError for a file that cannot be opened (stage ``read``) or whose header is damaged.
     """
     try:
         import imagecodecs  # noqa: F401
@@ -262,12 +262,12 @@ def open_slide(open: Callable[[], BinaryIO], name: Hashable, max_pixels: int = M
         raise NotByRegion("TIFFs are read by region with the extra 'slides': pip install tifffile imagecodecs") from error
     logger = logging.getLogger("tifffile")
     if not logger.handlers:
-        logger.addHandler(logging.NullHandler())  # its remarks on odd tags are for those who set up logging, not the screen
-    with readable(), open() as file, tifffile.TiffFile(file) as tiff:
-        return _slide_of_page(open, name, tiff.pages.first, max_pixels)
+        logger.addHandler(logging.NullHandler())  # keeps its remarks on odd tags off the screen
+    with decode_errors(), open() as file, tifffile.TiffFile(file) as tiff:
+        return _make_slide(open, name, tiff.pages.first, max_pixels)
 
 
-def _slide_of_page(open: Callable[[], BinaryIO], name: Hashable, page: Any, max_pixels: int) -> Slide:
+def _make_slide(open: Callable[[], BinaryIO], name: Hashable, page: Any, max_pixels: int) -> Slide:
     height, width = stored = int(page.imagelength), int(page.imagewidth)
     if min(stored) < 1:
         raise DecodeError(f"{width}×{height} pixels")
@@ -275,10 +275,10 @@ def _slide_of_page(open: Callable[[], BinaryIO], name: Hashable, page: Any, max_
         raise NotByRegion(f"compression {getattr(page.compression, 'name', page.compression)} is not read by region")
     if page.imagedepth != 1 or page.is_ndpi:
         raise NotByRegion("volumes and NDPI files are not read by region")
-    colours = _colours_of(page)
-    segments, decode = _segments_of(page), _decoder_of(page)
-    if _can_be_thinned(page, segments):
-        segments, decode = _thin_strips(page, segments)
+    colours = _read_colours(page)
+    segments, decode = _read_segments(page), _choose_decoder(page)
+    if _can_be_split(page, segments):
+        segments, decode = _split_strips(page, segments)
     if segments.height * segments.width > max_pixels:
         raise NotByRegion(f"its segments of {segments.width}×{segments.height} pixels are too large to be read by region")
     orientation = page.tags.valueof(ORIENTATION_TAG)
@@ -287,17 +287,20 @@ def _slide_of_page(open: Callable[[], BinaryIO], name: Hashable, page: Any, max_
     return Slide(name, open, width, height, stored, orientation, segments, colours, int(page.compression), decode)
 
 
-def _colours_of(page: Any) -> Colours:
-    """NotByRegion for all but greys and RGB of 8 to 16 bits, transparent or not, palettes, and YCbCr as slides have it."""
+def _read_colours(page: Any) -> Colours:
+    """Read the meaning of samples.
+
+    Raises NotByRegion for all but greys and RGB of 8 to 16 bits, transparent or not, palettes, and the YCbCr of slides.
+    """
     photometric = int(page.photometric)
     if page.compression == _APERIO_YCBCR:
-        photometric = _YCBCR  # so it is there, whatever the tag says
+        photometric = _YCBCR  # whatever the tag says
     elif photometric == _YCBCR:
         if page.compression != _JPEG or page.planarconfig != 1:
             raise NotByRegion("YCbCr without JPEG is not read by region")
         photometric = _RGB  # libjpeg converts it
     extra = tuple(int(meaning) for meaning in page.extrasamples)
-    if photometric not in _COLOURS or page.samplesperpixel != _COLOURS[photometric] + len(extra):
+    if photometric not in _SAMPLES or page.samplesperpixel != _SAMPLES[photometric] + len(extra):
         name = getattr(page.photometric, "name", photometric)
         raise NotByRegion(
             f"{page.samplesperpixel} samples a pixel as {name}, {len(extra)} of them extra, are not read by region"
@@ -312,8 +315,8 @@ def _colours_of(page: Any) -> Colours:
     return Colours(photometric, bits, alpha, palette)
 
 
-def _segments_of(page: Any) -> Segments:
-    """DecodeError where the header lists fewer segments than the image has."""
+def _read_segments(page: Any) -> Segments:
+    """Read where segments lie. Raises DecodeError where the header lists fewer of them than the image has."""
     height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     if min(height, width) < 1:
         raise DecodeError(f"segments of {width}×{height} pixels")
@@ -326,8 +329,9 @@ def _segments_of(page: Any) -> Segments:
     return Segments(height, width, rows, columns, planes, tuple(page.dataoffsets), tuple(page.databytecounts), pixel_bytes)
 
 
-def _decoder_of(page: Any) -> Callable[[bytes, int], np.ndarray]:
-    if page.compression in _JPEG_2000:  # tifffile would refuse YCbCr
+def _choose_decoder(page: Any) -> Callable[[bytes, int], np.ndarray]:
+    """Return the function that decodes a segment's bytes."""
+    if page.compression in _JPEG_2000:  # tifffile refuses YCbCr
         from imagecodecs import jpeg2k_decode
 
         return lambda data, _: np.atleast_3d(jpeg2k_decode(data))
@@ -336,22 +340,22 @@ def _decoder_of(page: Any) -> Callable[[bytes, int], np.ndarray]:
     return lambda data, number: decode(data, number, **options)[0][0]
 
 
-def _can_be_thinned(page: Any, whole: Segments) -> bool:
-    """Whether each plane lies as it is in one strip, all of it inside the file."""
+def _can_be_split(page: Any, strip: Segments) -> bool:
+    """Check whether each plane is one uncompressed strip, and all of it lies in the file."""
     plain = page.compression == _UNCOMPRESSED and page.predictor == 1 and page.fillorder == 1 and page.bitspersample in (8, 16)
-    size = page.imagelength * page.imagewidth * whole.pixel_bytes
-    held = all(count >= size for count in whole.byte_counts) and max(whole.offsets) + size <= page.parent.filehandle.size
-    return plain and held and not page.is_tiled and whole.rows == 1
+    size = page.imagelength * page.imagewidth * strip.pixel_bytes
+    complete = all(count >= size for count in strip.byte_counts) and max(strip.offsets) + size <= page.parent.filehandle.size
+    return plain and complete and not page.is_tiled and strip.rows == 1
 
 
-def _thin_strips(page: Any, whole: Segments) -> tuple[Segments, Callable[[bytes, int], np.ndarray]]:
-    """An image that lies in one uncompressed strip (a plane) as many strips of about a megabyte."""
+def _split_strips(page: Any, strip: Segments) -> tuple[Segments, Callable[[bytes, int], np.ndarray]]:
+    """Split an image of one uncompressed strip a plane into many strips of about a megabyte."""
     dtype = np.dtype(f"{page.parent.byteorder}u{page.dtype.itemsize}")
-    samples = whole.pixel_bytes // dtype.itemsize
-    row_bytes = whole.width * whole.pixel_bytes
-    height = max(1, min(whole.height, _THIN_STRIP // row_bytes))
+    samples = strip.pixel_bytes // dtype.itemsize
+    row_bytes = strip.width * strip.pixel_bytes
+    height = max(1, min(strip.height, _STRIP_BYTES // row_bytes))
     starts = range(0, page.imagelength, height)
-    offsets = tuple(offset + start * row_bytes for offset in whole.offsets for start in starts)
-    sizes = tuple(min(height, page.imagelength - start) * row_bytes for _ in whole.offsets for start in starts)
-    thin = replace(whole, height=height, rows=len(starts), offsets=offsets, byte_counts=sizes)
-    return thin, lambda data, _: np.frombuffer(data, dtype).reshape(-1, whole.width, samples)
+    offsets = tuple(offset + start * row_bytes for offset in strip.offsets for start in starts)
+    sizes = tuple(min(height, page.imagelength - start) * row_bytes for _ in strip.offsets for start in starts)
+    strips = replace(strip, height=height, rows=len(starts), offsets=offsets, byte_counts=sizes)
+    return strips, lambda data, _: np.frombuffer(data, dtype).reshape(-1, strip.width, samples)

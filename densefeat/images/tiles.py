@@ -1,4 +1,4 @@
-"""Large images as tiles, one position each, whatever the images' format: slides by region, others decoded once."""
+"""Cut large images of any format into tiles, one position each: slides are read by region, other images decoded once."""
 
 import hashlib
 import io
@@ -14,48 +14,56 @@ import pyarrow as pa
 from PIL import Image
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images.decode import FORMATS, MAX_PIXELS, ORIENTATION_TAG, check_image_size, orientation, pixel_tensor, readable
+from densefeat.images.decode import (
+    FORMATS,
+    MAX_PIXELS,
+    ORIENTATION_TAG,
+    check_image_size,
+    decode_errors,
+    pixel_tensor,
+    read_orientation,
+)
 from densefeat.images.slides import ByteCache, NotByRegion, Slide, open_slide
 from densefeat.images.stream import Decoded, ImageItem, Source
 
 _SMALLEST_TILE = 32
-_NEARLY_WHITE, _NEARLY_BLACK = 220, 15  # all channels at least, at most
-_CACHE_BYTES = 2**28  # of decoded segments, and as much of images decoded whole
-_HEADER_BYTES = 2**26  # of slides' tables of segments
-_READERS = 8  # threads that read headers: they wait for the disk more than they work
-_READ_AHEAD = 1024  # headers
+_NEARLY_WHITE, _NEARLY_BLACK = 220, 15  # all channels at least, or at most, this
+_CACHE_BYTES = 2**28  # of cached segments, and again of images decoded as a whole
+_HEADER_BYTES = 2**26  # of cached tables of slides' segments
+_READERS = 8  # threads that read headers: they mostly wait for the disk
+_HEADERS = 1024  # read at a time
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF, in either byte order
 _WIDTH_TAG, _HEIGHT_TAG = 256, 257
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Squares of ``tile`` pixels, ``stride`` apart from the top left corner, by rows.
+    """Squares of ``tile`` pixels, ``stride`` apart, row by row from the top left corner.
 
-    Where the last of a row or column does not reach the border, one more lies flush with it: every pixel is covered. With a
-    stride above the tile, a sparse sample, there is no such tile: the gaps are meant.
+    Where the last tile of a row or column does not reach the border, one more lies flush with it, so that every pixel is
+    covered. There is none if the stride is larger than the tile: the sample is then meant to have gaps.
     """
 
     tile: int
     stride: int
 
-    def along(self, length: int) -> int:
-        """How many tiles lie along an edge of ``length`` pixels."""
+    def count_along(self, length: int) -> int:
+        """Count the tiles along an edge of ``length`` pixels."""
         steps, rest = divmod(length - self.tile, self.stride)
         return 1 + steps + (rest > 0 and self.stride <= self.tile)
 
     def count(self, width: int, height: int) -> int:
-        return self.along(width) * self.along(height)
+        return self.count_along(width) * self.count_along(height)
 
-    def place(self, number: int, width: int, height: int) -> tuple[int, int]:
-        """x and y of an image's tile ``number``."""
-        row, column = divmod(number, self.along(width))
+    def locate(self, number: int, width: int, height: int) -> tuple[int, int]:
+        """Return x and y of an image's tile ``number``."""
+        row, column = divmod(number, self.count_along(width))
         return min(column * self.stride, width - self.tile), min(row * self.stride, height - self.tile)
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """Of an upright image, and whether it is read by region."""
+class ImageSize:
+    """The size of an upright image, and whether it is read by region."""
 
     width: int
     height: int
@@ -63,8 +71,8 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
-    """The one position of an image that cannot be cut into tiles."""
+class UnreadableItem:
+    """An image that cannot be cut into tiles: it has one position, which cannot be decoded."""
 
     key: str
     label: str | None
@@ -77,20 +85,20 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class TileItem:
-    """A square of the image at ``position`` of the source that is cut."""
+    """A square of the image at ``position`` of the source of whole images."""
 
     image: ImageItem
     position: int
     x: int
     y: int
-    size: Size
+    size: ImageSize
     tile: int
     min_content: float
-    pictures: "Pictures"
+    cache: "ImageCache"
 
     @property
     def key(self) -> str:
-        """The image's, the same for all its tiles."""
+        """The image's key, the same for all its tiles."""
         return self.image.key
 
     @property
@@ -98,62 +106,64 @@ class TileItem:
         return self.image.label
 
     def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded | None:
-        """uint8 ``(3, tile, tile)``, contiguous; None where less than ``min_content`` of it is content."""
-        pixels = self.pictures.region(self, decoder, max_pixels)
-        if self.min_content and _content(pixels) < self.min_content:
+        """Decode uint8 ``(3, tile, tile)``, contiguous; None where less than ``min_content`` of it is content."""
+        pixels = self.cache.read(self, decoder, max_pixels)
+        if self.min_content and _measure_content(pixels) < self.min_content:
             return None
         return Decoded(pixel_tensor(pixels), self.size.width, self.size.height, self.x, self.y)
 
 
-def _content(pixels: np.ndarray) -> float:
-    """The share of pixels ``(h, w, 3)`` that are neither nearly white nor nearly black."""
-    full = (pixels.min(axis=2) < _NEARLY_WHITE) & (pixels.max(axis=2) > _NEARLY_BLACK)
-    return np.count_nonzero(full) / full.size
+def _measure_content(pixels: np.ndarray) -> float:
+    """Return the share of pixels ``(h, w, 3)`` that are neither nearly white nor nearly black."""
+    content = (pixels.min(axis=2) < _NEARLY_WHITE) & (pixels.max(axis=2) > _NEARLY_BLACK)
+    return np.count_nonzero(content) / content.size
 
 
-class Pictures:
-    """What is open or decoded at the moment, for all threads; pickled empty."""
+class ImageCache:
+    """The slides and images that are open or decoded at the moment, for all threads; pickled empty."""
 
     def __init__(self) -> None:
         self.slides: ByteCache[Slide] = ByteCache(_HEADER_BYTES)
         self.segments: ByteCache[np.ndarray] = ByteCache(_CACHE_BYTES)
         self.images: ByteCache[np.ndarray] = ByteCache(_CACHE_BYTES)
 
-    def region(self, item: TileItem, decoder: str, max_pixels: int) -> np.ndarray:
-        """uint8 RGB ``(tile, tile, 3)``."""
+    def read(self, item: TileItem, decoder: str, max_pixels: int) -> np.ndarray:
+        """Read the pixels of a tile: uint8 RGB ``(tile, tile, 3)``."""
         x, y, tile = item.x, item.y, item.tile
         if item.size.by_region:
             opener = cast(Callable[[], BinaryIO], item.image.open)
             slide = self.slides.get(item.position, partial(open_slide, opener, item.position, max_pixels))
-            _check_unchanged(item.size, slide.width, slide.height)
+            _check_size(item.size, slide.width, slide.height)
             return slide.region(x, y, tile, tile, self.segments)
         whole = self.images.get((item.position, decoder), partial(_decode_whole, item.image, decoder, max_pixels))
-        _check_unchanged(item.size, whole.shape[1], whole.shape[0])
+        _check_size(item.size, whole.shape[1], whole.shape[0])
         return whole[y : y + tile, x : x + tile]
 
 
-def _check_unchanged(size: Size, width: int, height: int) -> None:
+def _check_size(size: ImageSize, width: int, height: int) -> None:
+    """Raise DecodeError where an image has changed since its tiles were counted."""
     if (width, height) != (size.width, size.height):
         raise DecodeError(f"{width}×{height} pixels, but {size.width}×{size.height} when tiles were counted")
 
 
 def _decode_whole(image: ImageItem, decoder: str, max_pixels: int) -> np.ndarray:
-    """uint8 RGB ``(H, W, 3)``."""
+    """Decode an image as a whole: uint8 RGB ``(H, W, 3)``."""
     pixels = image.decode(decoder, max_pixels).pixels
     return np.asarray(pixels) if isinstance(pixels, Image.Image) else pixels.permute(1, 2, 0).numpy()
 
 
 class TiledSource:
-    """The tiles of a source's images as a source of their own: image by image, within one by y, then x.
+    """A source of the tiles of another source's images: image by image, and by y, then x, within an image.
 
-    All headers are read once, here, so that every position is known and a job can go on at any of them. An image that no
-    tile can be cut from (unreadable, too large to be decoded whole, smaller than a tile) keeps one position, which fails.
+    The constructor reads all headers once, so that every position is known and a job can resume at any of them. An image that
+    no tile can be cut from (unreadable, too large to be decoded as a whole, smaller than a tile) has one position, and
+    DecodeError is raised when that is decoded.
 
     Args:
-        source: Of whole images, with a length.
+        source: A source of whole images, with a length.
         tile: Edge of a tile in pixels, at least 32. stride: From tile to tile; None: ``tile``.
         min_content: Share of a tile's pixels, 0 to 1, that must be neither nearly white nor nearly black.
-        max_pixels: Of an image that has to be decoded whole, and of a strip or tile of one that has not.
+        max_pixels: Limit for an image that has to be decoded as a whole, and for a strip or tile of one that has not.
 
     Raises:
         UsageError: An argument out of its range, or a source of unknown length.
@@ -170,7 +180,7 @@ class TiledSource:
         self.grid = Grid(tile, tile if stride is None else stride)
         self.min_content = min_content
         self.failures: dict[int, DecodeError] = {}
-        self.sizes = np.zeros((source.length, 2), np.int64)  # width, height; 0 for a failure
+        self.sizes = np.zeros((source.length, 2), np.int64)  # width and height, 0 for a failure
         self.by_region = np.zeros(source.length, bool)
         for position, size in enumerate(_measure_all(source, tile, max_pixels)):
             if isinstance(size, DecodeError):
@@ -181,9 +191,9 @@ class TiledSource:
         counts = (1 if not width else self.grid.count(width, height) for width, height in self.sizes.tolist())
         self.ends = np.cumsum(np.fromiter(counts, np.int64, source.length))
         self.length: int | None = int(self.ends[-1]) if source.length else 0
-        self.pictures = Pictures()
+        self.cache = ImageCache()
 
-    def items(self, start: int, stop: int) -> Iterator[TileItem | Unreadable]:
+    def items(self, start: int, stop: int) -> Iterator[TileItem | UnreadableItem]:
         stop = min(stop, self.length or 0)
         if start >= stop:
             return
@@ -192,24 +202,24 @@ class TiledSource:
         for position, image in enumerate(self.source.items(first, last + 1), first):
             end = int(self.ends[position])
             for number in range(max(start, begin) - begin, min(stop, end) - begin):
-                yield self.item(position, cast(ImageItem, image), number)
+                yield self._make_item(position, cast(ImageItem, image), number)
             begin = end
 
-    def item(self, position: int, image: ImageItem, number: int) -> TileItem | Unreadable:
+    def _make_item(self, position: int, image: ImageItem, number: int) -> TileItem | UnreadableItem:
         if failure := self.failures.get(position):
-            return Unreadable(image.key, image.label, failure.stage, str(failure))
+            return UnreadableItem(image.key, image.label, failure.stage, str(failure))
         width, height = self.sizes[position].tolist()
-        x, y = self.grid.place(number, width, height)
-        size = Size(width, height, bool(self.by_region[position]))
-        return TileItem(image, position, x, y, size, self.grid.tile, self.min_content, self.pictures)
+        x, y = self.grid.locate(number, width, height)
+        size = ImageSize(width, height, bool(self.by_region[position]))
+        return TileItem(image, position, x, y, size, self.grid.tile, self.min_content, self.cache)
 
     def keys(self) -> pa.LargeBinaryArray:
-        """The image's key for each of its tiles: large where slides are, so the fingerprint does without."""
+        """Return the image's key for each of its tiles. Slides have many: the fingerprint does without this."""
         counts = np.diff(self.ends, prepend=0)
         return self.source.keys().take(pa.array(np.repeat(np.arange(len(counts)), counts)))
 
     def fingerprint(self) -> str:
-        """Of keys, labels, sizes, tile and stride: of all that says which tile a position is. SHA-256 in hexadecimal."""
+        """Hash keys, labels, sizes, tile and stride, which determine the tile at each position: SHA-256 in hexadecimal."""
         digest = hashlib.sha256(f"{self.source.fingerprint()} {self.grid.tile} {self.grid.stride} ".encode())
         digest.update(self.sizes.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -224,45 +234,45 @@ def _check_arguments(tile: int, stride: int | None, min_content: float) -> None:
         raise UsageError(f"min content {min_content}: a share between 0 and 1")
 
 
-def _measure_all(source: Source, tile: int, max_pixels: int) -> Iterator[Size | DecodeError]:
-    """Of each image in order: its size, or why no tile can be cut from it."""
+def _measure_all(source: Source, tile: int, max_pixels: int) -> Iterator[ImageSize | DecodeError]:
+    """Measure each image in order; an error says why no tile can be cut from it."""
     images = source.items(0, source.length or 0)
     with ThreadPoolExecutor(_READERS) as pool:
-        while some := list(islice(images, _READ_AHEAD)):
-            yield from pool.map(lambda image: _measure(cast(ImageItem, image), tile, max_pixels), some)
+        while chunk := list(islice(images, _HEADERS)):
+            yield from pool.map(lambda image: _measure(cast(ImageItem, image), tile, max_pixels), chunk)
 
 
-def _measure(image: ImageItem, tile: int, max_pixels: int) -> Size | DecodeError:
+def _measure(image: ImageItem, tile: int, max_pixels: int) -> ImageSize | DecodeError:
     try:
-        size = _size_of(image, max_pixels)
+        size = _read_size(image, max_pixels)
         if min(size.width, size.height) < tile:
             return DecodeError(f"{size.width}×{size.height} pixels: smaller than a tile of {tile}")
         return size
     except DecodeError as error:
-        return DecodeError(str(error), error.stage)  # without frames
-    except Exception as error:  # of a file system that has errors of its own
+        return DecodeError(str(error), error.stage)  # without the frames, which keep objects alive
+    except Exception as error:  # file systems have errors of many kinds
         return DecodeError(f"{type(error).__name__}: {error}", "read")
 
 
-def _size_of(image: ImageItem, max_pixels: int) -> Size:
+def _read_size(image: ImageItem, max_pixels: int) -> ImageSize:
     with io.BytesIO(image.read()) if image.open is None else image.open() as file:
         if file.read(4) not in _TIFF:
-            return _whole_size(file, max_pixels)
+            return _read_whole_size(file, max_pixels)
         try:
-            if image.open is None or image.path() is None:  # elsewhere each segment would cost megabytes of reading ahead
+            if image.open is None or image.path() is None:  # over a network each segment would cost megabytes of read-ahead
                 raise NotByRegion("only TIFFs in files on this machine are read by region")
             slide = open_slide(image.open, image.key, max_pixels)
-            return Size(slide.width, slide.height, by_region=True)
+            return ImageSize(slide.width, slide.height, by_region=True)
         except NotByRegion as reason:
             try:
-                return _whole_size(file, max_pixels)
+                return _read_whole_size(file, max_pixels)
             except DecodeError as error:
                 raise DecodeError(f"{error} ({reason})", error.stage) from error
 
 
-def _whole_size(file: BinaryIO, max_pixels: int) -> Size:
-    """From the header of an image that is to be decoded whole; DecodeError where it is too large for that."""
-    with readable():
+def _read_whole_size(file: BinaryIO, max_pixels: int) -> ImageSize:
+    """Read the size in the header of an image to be decoded as a whole. Raises DecodeError where it is too large for that."""
+    with decode_errors():
         file.seek(0)
         head = file.read(16)
         if not head:
@@ -275,21 +285,22 @@ def _whole_size(file: BinaryIO, max_pixels: int) -> Size:
     raise DecodeError("not an image that Pillow can read")
 
 
-def _upright_size(image: Image.Image, file: BinaryIO, max_pixels: int) -> Size:
+def _upright_size(image: Image.Image, file: BinaryIO, max_pixels: int) -> ImageSize:
+    """Turn the size of an opened image by its EXIF orientation."""
     width, height = image.size
     check_image_size(width, height, max_pixels)
     if image.format == "TIFF":  # Pillow's size may be the upright one
         tags = image.tag_v2  # type: ignore[attr-defined]
         width, height = tags[_WIDTH_TAG], tags[_HEIGHT_TAG]
-    if image.format == "PNG" and not _png_metadata_follows(file):  # Pillow would decode it to see whether there is any
+    if image.format == "PNG" and not _png_metadata_follows(file):  # to find any, Pillow would decode the image
         turn = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
     else:
-        turn = orientation(image)
-    return Size(*((height, width) if turn in (5, 6, 7, 8) else (width, height)), by_region=False)
+        turn = read_orientation(image)
+    return ImageSize(*((height, width) if turn in (5, 6, 7, 8) else (width, height)), by_region=False)
 
 
 def _png_metadata_follows(file: BinaryIO) -> bool:
-    """Whether a PNG has EXIF or text after its pixels."""
+    """Check whether a PNG has EXIF data or text after its pixels."""
     file.seek(8)
     pixels = False
     while len(head := file.read(8)) == 8:

@@ -1,4 +1,4 @@
-"""The weights' own preprocessing, from timm's configuration, split so that decoding threads hand over small uint8 images."""
+"""The preprocessing that weights need, from timm's configuration: workers resize uint8 images, the device normalises."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from densefeat.errors import UsageError
 
-_NATIVE_RESIZES = ("bilinear", "bicubic")  # of uint8 tensors as they are, without a detour over floats
+_NATIVE_RESIZES = ("bilinear", "bicubic")  # of uint8 tensors, without a conversion to floats
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, model: nn.Module, image_size: int | None = None) -> "Preprocessing":
-        """What a model's ``pretrained_cfg`` says, at another size if given (pixels, at least 32)."""
+        """Read a model's ``pretrained_cfg``; ``image_size``: another size of the input, at least 32 pixels."""
         config = resolve_model_data_config(model)
         channels, height, width = config["input_size"]
         channels = getattr(model, "in_chans", channels)
@@ -48,7 +48,7 @@ class Preprocessing:
         )
 
     def geometry(self) -> "Geometry":
-        """The part for workers: resize and crop."""
+        """Return the part for workers: resize and crop."""
         steps = create_transform(
             input_size=(3, self.size, self.size),
             is_training=False,
@@ -65,7 +65,7 @@ class Preprocessing:
         return Geometry(steps, Compose(tensor_steps))
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 ``(N, 3, H, W)`` to float32, on the device that the pixels are on."""
+        """Convert uint8 ``(N, 3, H, W)`` to normalised float32, on the device of the pixels."""
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
         return pixels.float().div_(255).sub_(mean).div_(std)
@@ -76,12 +76,12 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Geometry:
-    """RGB images or uint8 tensors ``(3, H, W)`` to contiguous uint8 ``(3, size, size)``; picklable, safe in threads.
+    """Resizing and cropping of RGB images and uint8 tensors ``(3, H, W)`` to contiguous uint8 ``(3, size, size)``.
 
-    Images equal timm's evaluation transform bit for bit. Tensors are resized by torchvision, several times as fast; on
-    photographs the results differ very little (``benchmarks/decode.py``), more where Pillow, from its version 13 on, resizes a
-    tall image's columns first. Where torchvision lacks a step (borders, filters other than bilinear and bicubic) tensors go
-    the images' way.
+    The result for images equals timm's evaluation transform bit for bit. Tensors are resized by torchvision, several times as
+    fast; on photographs the results differ very little (``benchmarks/decode.py``), and more where Pillow, from version 13 on,
+    resizes a tall image's columns first. Where torchvision lacks a step (borders, filters other than bilinear and bicubic)
+    tensors are converted to images. Picklable, safe in threads.
     """
 
     image_steps: Compose

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images.decode import DECODERS, check_decoder, decode_image, decode_pixels, open_image, readable
+from densefeat.images.decode import DECODERS, check_decoder, decode_errors, decode_image, decode_pixels, open_image
 
 MAKER_AS_A_FRACTION = struct.pack(">HHII", 0x010F, 5, 1, 38)
 TURNED_LEFT = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
@@ -262,7 +262,7 @@ def test_only_the_thread_that_decodes_is_quiet() -> None:
     inside, done = threading.Event(), threading.Event()
 
     def decode() -> None:
-        with readable():
+        with decode_errors():
             warnings.warn("of Pillow", stacklevel=1)
             inside.set()
             assert done.wait(10)

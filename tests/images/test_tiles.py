@@ -22,7 +22,7 @@ from densefeat.errors import DecodeError, UsageError
 from densefeat.images.decode import decode_image
 from densefeat.images.sources import open_source
 from densefeat.images.stream import ImageItem, hash_columns
-from densefeat.images.tiles import Grid, TiledSource, TileItem, _content
+from densefeat.images.tiles import Grid, TiledSource, TileItem, _measure_content
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,9 @@ def assert_tiles_of(items: list[TileItem], whole: np.ndarray) -> None:
 )
 def test_places_along_an_edge(length: int, tile: int, stride: int, places: list[int]) -> None:
     grid = Grid(tile, stride)
-    assert grid.along(length) == len(places)
-    assert [grid.place(number, length, tile)[0] for number in range(len(places))] == places
-    assert [grid.place(number, tile, length)[1] for number in range(len(places))] == places
+    assert grid.count_along(length) == len(places)
+    assert [grid.locate(number, length, tile)[0] for number in range(len(places))] == places
+    assert [grid.locate(number, tile, length)[1] for number in range(len(places))] == places
 
 
 def test_every_pixel_is_covered_and_none_invented() -> None:
@@ -106,8 +106,8 @@ def test_every_pixel_is_covered_and_none_invented() -> None:
         for stride in (1, 5, 31, 32):
             grid = Grid(32, stride)
             covered = np.zeros(length, int)
-            for number in range(grid.along(length)):
-                x, y = grid.place(number, length, 40)
+            for number in range(grid.count_along(length)):
+                x, y = grid.locate(number, length, 40)
                 assert 0 <= x <= length - 32
                 assert y == 0
                 covered[x : x + 32] += 1
@@ -175,12 +175,12 @@ def test_places_are_those_of_the_upright_image(kind: str, orientation: int, phot
 
 def test_content() -> None:
     pixels = np.full((3, 10, 10), 255, np.uint8)
-    assert _content(pixels.transpose(1, 2, 0)) == 0
+    assert _measure_content(pixels.transpose(1, 2, 0)) == 0
     pixels[:, :2] = 15
-    assert _content(pixels.transpose(1, 2, 0)) == 0
+    assert _measure_content(pixels.transpose(1, 2, 0)) == 0
     pixels[:, :5] = np.uint8([15, 15, 16])[:, None, None]
     pixels[2, 5:6] = 219
-    assert _content(pixels.transpose(1, 2, 0)) == pytest.approx(0.6)
+    assert _measure_content(pixels.transpose(1, 2, 0)) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize(("least", "kept"), [(0, 4), (0.2, 3), (0.25, 3), (0.26, 2), (0.5, 2), (0.51, 1), (1, 1)])
