@@ -11,10 +11,18 @@ from torch.overrides import TorchFunctionMode
 from densefeat import DenseNet
 from support.helpers import randomize_statistics
 
-NAMES = ["densenet121", "densenet161", "densenet169", "densenet201"]
+NAMES = [
+    "densenet121",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+]  # they differ by numbers alone: two are enough for quick runs
+each_name = pytest.mark.parametrize(
+    "name", [name if name in NAMES[:2] else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_name
 def test_equals_torchvision_on_shared_weights(name: str) -> None:
     torch.manual_seed(0)
     theirs = randomize_statistics(getattr(torchvision.models, name)()).eval()
@@ -26,7 +34,7 @@ def test_equals_torchvision_on_shared_weights(name: str) -> None:
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_name
 def test_intermediates_equal_timms_tensor_for_tensor(name: str) -> None:
     torch.manual_seed(0)
     theirs = randomize_statistics(timm.create_model(name)).eval()
