@@ -1,4 +1,4 @@
-"""What a probe found, as pictures: every candidate with its interval, and which classes are taken for which."""
+"""Charts of a probe: candidates with their intervals, and the confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 _TITLES = {"top1": "top-1, %", "map": "mean average precision, %", "r2": "R²"}
 _NAME_LENGTH = 26
-_NAMED_CLASSES = 40  # so many can be read on an axis
+_NAMED_CLASSES = 40  # the most names that can be read on an axis
 _COUNTED_CLASSES = 15
 _BLOCK, _GREEDY, _ALL = "#1f77b4", "#d95f02", "#444444"
 
 
 def draw_blocks(stem: Path, results: dict[str, Any]) -> Chart | None:
-    """``stem``.png and .svg of the candidates in results.json; None where matplotlib is not installed.
+    """Draw the candidates in results.json to ``stem``.png and .svg; None if matplotlib is not installed.
 
-    Left: each candidate; right: the main metric against the number of features. With 95 % intervals, where there are some.
+    Left: each candidate; right: the main metric by the number of features. With 95 % intervals, if results have them.
     """
     try:
         from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def draw_blocks(stem: Path, results: dict[str, Any]) -> Chart | None:
 
 
 def _draw_ranking(axes: "Axes", results: dict[str, Any]) -> None:
-    """A line for each candidate, in the order of the table."""
+    """Draw a line for each candidate, in the order of the table."""
     candidates = results["candidates"]
     for place, candidate in enumerate(candidates):
         value, low, high = _value_and_interval(candidate, results["main_metric"])
@@ -68,7 +68,7 @@ def _draw_ranking(axes: "Axes", results: dict[str, Any]) -> None:
 
 
 def _draw_curve(axes: "Axes", results: dict[str, Any]) -> None:
-    """Blocks as points; what adding them one by one gives as a line."""
+    """Draw single blocks as points, and blocks added one by one as a line."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     candidates, main = results["candidates"], results["main_metric"]
@@ -92,15 +92,15 @@ def _draw_curve(axes: "Axes", results: dict[str, Any]) -> None:
     axes.legend(fontsize=8)
 
 
-def _draw_points(axes: "Axes", some: list[dict[str, Any]], main: str, marker: str, color: str, label: str) -> None:
-    values = np.array([_value_and_interval(candidate, main) for candidate in some]).reshape(-1, 3)
+def _draw_points(axes: "Axes", candidates: list[dict[str, Any]], main: str, marker: str, color: str, label: str) -> None:
+    values = np.array([_value_and_interval(candidate, main) for candidate in candidates]).reshape(-1, 3)
     spread = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
-    widths = [candidate["features"] for candidate in some]
+    widths = [candidate["features"] for candidate in candidates]
     axes.errorbar(widths, values[:, 0], yerr=spread, fmt=marker, color=color, label=label, capsize=3, markersize=5)
 
 
 def _value_and_interval(candidate: dict[str, Any], main: str) -> tuple[float, float, float]:
-    """Value, low and high end of a candidate's main metric: on the test rows, if there are any; 0 where undefined."""
+    """Return a candidate's main metric on the test rows (or else the validation rows; 0 if undefined) with its interval."""
     value = (candidate["test"] or candidate["val"]).get(main)
     value = 0.0 if value is None else value
     low, high = candidate["intervals"].get(main) or (value, value)
@@ -112,7 +112,7 @@ def _choose_colour(candidate: dict[str, Any]) -> str:
 
 
 def draw_confusion(stem: Path, targets: Targets, scores: np.ndarray) -> Chart | None:
-    """``stem``.png and .svg; None without matplotlib, or for more than 2,000 classes."""
+    """Draw ``stem``.png and .svg; None if matplotlib is not installed, or for more than 2,000 classes."""
     try:
         from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
@@ -157,14 +157,14 @@ def _write_counts(axes: "Axes", counts: np.ndarray, share: np.ndarray) -> None:
 
 
 def _short_name(text: str) -> str:
-    """A name on one line, not too long, without what no font can draw."""
+    """Shorten a name, and replace what no font can draw."""
     text = printable(text, "·")
     return text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…"
 
 
 def _save(figure: "Figure", stem: Path) -> bytes:
-    """PNG and SVG; returns the SVG."""
-    from densefeat.base import save_picture
+    """Save PNG and SVG; return the SVG."""
+    from densefeat.base import save_picture  # needs matplotlib, which may be missing
 
     save_picture(figure, stem.with_name(stem.name + ".png"))
     return save_picture(figure, stem.with_name(stem.name + ".svg"))

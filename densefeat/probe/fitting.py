@@ -1,4 +1,4 @@
-"""What the protocols share: the linear head, and the choice of a setting on validation rows."""
+"""What all protocols share: linear heads, and the choice of a setting on validation rows."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from densefeat.errors import UsageError
 from densefeat.labels import Targets
 from densefeat.probe.metrics import MAIN, main_metric
 
-_PIECE_VALUES = 2**22
+_PIECE_VALUES = 2**22  # features converted at a time
 
 
 @dataclass(frozen=True)
 class Linear:
-    """``x @ weight.T + bias`` of features as they are stored: any standardisation is in ``weight`` and ``bias`` already.
+    """A linear head, ``x @ weight.T + bias``, for unscaled features: ``weight`` and ``bias`` include any standardisation.
 
-    ``weight``: float32 ``(K, D)``; ``bias``: float32 ``(K,)``. ``squeeze``: one score a row instead of K = 1 (regression).
+    ``weight``: float32 ``(K, D)``; ``bias``: float32 ``(K,)``. ``squeeze``: scores are ``(n,)`` (regression, K = 1).
     """
 
     weight: np.ndarray
@@ -26,9 +26,9 @@ class Linear:
     squeeze: bool = False
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        """Float32 ``(n, K)``, or ``(n,)`` where it squeezes, of ``(n, D)`` features of any float type.
+        """Score ``(n, D)`` features of any float type: float32 ``(n, K)``, or ``(n,)`` with ``squeeze``.
 
-        In pieces of rows, in float32. Raises UsageError for another number of features.
+        Computes in float32, in pieces of rows. Raises UsageError for another number of features.
         """
         check_features(x, self.weight.shape[1])
         out = np.empty((len(x), len(self.weight)), np.float32)
@@ -42,7 +42,7 @@ class Linear:
 
 def check_features(x: np.ndarray, size: int) -> None:
     if x.ndim != 2 or x.shape[1] != size:
-        raise UsageError(f"features of shape {x.shape}: this head takes (rows, {size})")
+        raise UsageError(f"features of shape {x.shape}: this head takes shape (rows, {size})")
 
 
 Advance = Callable[[int], None]
@@ -53,7 +53,7 @@ SMOOTHING = 0.1  # of labels, where settings are chosen by log loss
 
 @dataclass(frozen=True)
 class Choice:
-    """``tried``: every setting with its main metric; ``chosen``: the best; ``val_scores``: the scores by it."""
+    """The best setting. ``tried``: every setting with its main metric; ``val_scores``: scores with the best one."""
 
     chosen: _Setting
     tried: list[_Setting]
@@ -69,29 +69,34 @@ def choose(
     by_loss: bool = False,
     loss: str = "log_loss",
 ) -> tuple[Choice, _Solution]:
-    """Of pairs (value of the setting ``name``, what was fitted with it) the best by its ``scores`` on the validation rows.
+    """Choose the best of several values of the setting ``name`` by the main metric on the validation rows.
 
-    Of equals the one with the lowest ``loss``, one of :data:`_LOSSES`: few rows give the same accuracy with many settings, the
-    strongest penalties among them, which leave no score far from any other. ``by_loss``: that alone decides. One solution is
-    kept at a time. Numbers have no loss beside the metric.
+    Among equals the lowest ``loss``, one of :data:`_LOSSES`, decides: with few rows many settings have the same accuracy, also
+    penalties so strong that all scores are nearly equal.
+
+    Args:
+        solutions: Pairs of a value and what was fitted with it; only the best solution so far is kept in memory.
+        scores: Computes the scores of the validation rows from a solution.
+        targets: Targets of the validation rows. For a regression the metric alone decides.
+        by_loss: Let the loss alone decide.
     """
     metric, tried, best = MAIN[targets.task], list[_Setting](), (-np.inf, -np.inf)
     for value, solution in solutions:
-        found = scores(solution)
-        main = validation_metric(targets, found)
-        losses = {} if targets.task == "regression" else {loss: _LOSSES[loss](targets, found)}
+        val_scores = scores(solution)
+        main = validation_metric(targets, val_scores)
+        losses = {} if targets.task == "regression" else {loss: _LOSSES[loss](targets, val_scores)}
         tried.append({name: value, metric: main} | losses)
         rating = (0.0 if by_loss else main, -losses.get(loss, 0.0))
         if rating > best:
-            best, chosen, kept, kept_scores = rating, value, solution, found
+            best, chosen, best_solution, best_scores = rating, value, solution, val_scores
         advance(1)
-    return Choice({name: chosen}, tried, kept_scores), kept
+    return Choice({name: chosen}, tried, best_scores), best_solution
 
 
 def _log_loss(targets: Targets, scores: np.ndarray) -> float:
-    """Mean over rows (of several labels, and labels) of the cross entropy of logits with smoothed targets.
+    """Average the cross entropy of logits with smoothed targets over rows, and over classes for multi-label targets.
 
-    Without smoothing a few rows that are all told apart would ask for weights without bound.
+    Without smoothing, a few rows that are all classified correctly would favour weights without bound.
     """
     logits = scores.astype(np.float64)
     if targets.task == "multi":
@@ -103,7 +108,7 @@ def _log_loss(targets: Targets, scores: np.ndarray) -> float:
 
 
 def _squared_error(targets: Targets, scores: np.ndarray) -> float:
-    """Mean over rows and classes of the squared error of scores that are to be 1 for a row's classes, -1 for the others."""
+    """Average the squared error over rows and classes; scores should be 1 for the classes of a row, and -1 for the others."""
     multi = targets.task == "multi"
     own = targets.values if multi else targets.values[:, None] == np.arange(len(targets.classes))
     return float(np.mean(np.square(scores - np.where(own, np.float32(1), np.float32(-1))), dtype=np.float64))
@@ -113,9 +118,11 @@ _LOSSES: dict[str, Callable[[Targets, np.ndarray], float]] = {"log_loss": _log_l
 
 
 def validation_metric(targets: Targets, scores: np.ndarray) -> float:
-    """The main metric on the validation rows. Raises UsageError where it is undefined."""
+    """Compute the main metric on the validation rows. Raises UsageError where it is undefined."""
     value = float(main_metric(targets, scores, np.ones((len(targets), 1), np.uint8))[0])
     if np.isnan(value):
         cause = "no class has a positive row" if targets.task == "multi" else "all have the same target"
-        raise UsageError(f"{MAIN[targets.task]} is undefined on the {len(targets)} validation rows: {cause}; hold out others")
+        raise UsageError(
+            f"{MAIN[targets.task]} is undefined on the {len(targets)} validation rows: {cause}; hold out other rows"
+        )
     return value

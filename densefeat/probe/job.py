@@ -22,7 +22,7 @@ from densefeat.probe.results import (
     read_finished,
     write_report,
 )
-from densefeat.store import Layout, Store, is_embeddings, open_store
+from densefeat.store import Store, is_store, open_store
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def extract_images(
     extract(images, out / FEATURES, **settings)
     if test is None:
         return [out / FEATURES]
-    if _is_store(test):
+    if is_store(test):
         return [out / FEATURES, Path(test)]
     extract(test, out / TEST_FEATURES, **settings)
     return [out / FEATURES, out / TEST_FEATURES]
@@ -136,7 +136,3 @@ def source_options(images: str | Path, labels: str | Path | None, label_column: 
 def label_options(labels: str | Path | None, label_column: str | None) -> dict[str, Any]:
     """Choose where :func:`probe` finds the labels of extracted images: in a file, or in the stores themselves."""
     return {} if labels in (None, "folder") else {"labels": labels, "label_column": label_column}
-
-
-def _is_store(path: str | Path) -> bool:
-    return Layout(Path(path)).manifest.exists() or (os.path.isfile(path) and is_embeddings(Path(path)))

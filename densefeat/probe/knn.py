@@ -1,4 +1,4 @@
-"""Votes of the nearest training rows, as DINO's k-NN evaluation takes them."""
+"""Votes of the nearest training rows, as in DINO's k-NN evaluation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ _LEAST_SHARE = 1e-9
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Votes of the ``k`` rows of the largest cosine, weighted by exp(cosine / temperature) (arXiv 2104.14294, appendix F.1).
+    """A head in which the ``k`` rows of largest cosine vote, weighted by exp(cosine / temperature).
 
-    ``features``: float16 or float32 ``(n, D)`` of length 1 (rows of zeros stay zeros); ``targets``: of these rows.
+    Source: arXiv 2104.14294, appendix F.1. ``features``: float16 or float32 ``(n, D)``, rows of length 1 or of zeros;
+    ``targets``: of these rows.
     """
 
     features: np.ndarray
@@ -29,28 +30,28 @@ class Neighbours:
     temperature: float = TEMPERATURE
 
     def scores(self, x: np.ndarray) -> np.ndarray:
-        """Float32, of ``(n, D)`` features of any float type, not normalised.
+        """Score ``(n, D)`` features of any float type, not normalised; returns float32.
 
         single ``(n, K)``: log of each class's share of the votes, at least log 1e-9, so that its softmax is the share; multi
-        ``(n, K)``: share of the votes less 0.5; regression ``(n,)``: weighted mean of the targets. Memory is bounded: a piece
-        of the queries at a time. Raises UsageError for another number of features.
+        ``(n, K)``: share of the votes less 0.5; regression ``(n,)``: weighted mean of the targets. Memory is bounded: queries
+        are processed in pieces. Raises UsageError for another number of features.
         """
         check_features(x, self.features.shape[1])
-        found = [
+        scores = [
             _count_votes(near, _vote_weights(similarity, self.temperature), self.targets)
             for similarity, near in _find_nearest(self.features, x, self.k)
         ]
         empty = np.empty((0,) if self.targets.task == "regression" else (0, len(self.targets.classes)), np.float32)
-        return np.concatenate([empty, *found])
+        return np.concatenate([empty, *scores])
 
 
 def _vote_weights(similarity: np.ndarray, temperature: float = TEMPERATURE) -> np.ndarray:
-    """Of votes, float64."""
-    return np.exp((similarity - 1) / temperature, dtype=np.float64)  # less 1: no overflow at low temperatures
+    """float64, at most 1."""
+    return np.exp((similarity - 1) / temperature, dtype=np.float64)  # minus 1: no overflow at low temperatures
 
 
 def _find_nearest(features: np.ndarray, x: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cosines and positions ``(q, k)`` of the nearest rows, largest first, for one piece of the queries after the other."""
+    """Yield cosines and positions ``(q, k)`` of the nearest rows, largest first, for a piece of q queries at a time."""
     base = torch.from_numpy(features)
     step = max(1, _TILE_VALUES // len(features))
     for start in range(0, len(x), step):
@@ -69,7 +70,7 @@ def _cosines(queries: np.ndarray, base: torch.Tensor) -> np.ndarray:
 
 
 def _count_votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
-    """What the nearest rows say, as :meth:`Neighbours.scores` gives it; both ``(q, k)``. In pieces of the queries."""
+    """Compute the scores of :meth:`Neighbours.scores` from the nearest rows and their weights, both ``(q, k)``."""
     weights = weights / weights.sum(1, keepdims=True)
     each = len(targets.classes) * (near.shape[1] if targets.task == "multi" else 1)
     step = max(1, _TILE_VALUES // max(1, each))
@@ -78,7 +79,7 @@ def _count_votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.
 
 
 def _sum_votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
-    """The same of weights that sum to 1."""
+    """Do the same for weights that sum to 1, all at once."""
     if targets.task == "regression":
         return (weights * targets.values[near]).sum(1).astype(np.float32)
     if targets.task == "multi":
@@ -90,30 +91,30 @@ def _sum_votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.nd
 
 
 def _normalized_copy(x: np.ndarray) -> np.ndarray:
-    """Float32 rows of length 1; rows of zeros stay zeros."""
+    """Copy rows to float32 and scale them to length 1; rows of zeros stay zeros."""
     values = x.astype(np.float32)
     _normalize(values)
     return values
 
 
 def _normalize(x: np.ndarray) -> None:
-    """Divide rows by their length in place; those of zeros stay."""
+    """Divide rows by their length in place; rows of zeros stay zeros."""
     for piece in row_pieces(x):
         length = np.linalg.norm(x[piece].astype(np.float64), axis=1, keepdims=True)
         x[piece] /= np.where(length > 0, length, 1)
 
 
 def fit_knn(x: np.ndarray, targets: Targets, train: int, advance: Advance) -> tuple[Neighbours, Choice]:
-    """Choose k with the first ``train`` rows, the training rows, for the others; the head then has all rows.
+    """Choose k with votes of the first ``train`` rows for the other rows, the validation rows; then let all rows vote.
 
     ``x``: float32 ``(n, D)``, normalised in place and kept in the head.
     """
     _normalize(x)
     voters, val = targets.take(np.arange(train)), targets.take(np.arange(train, len(x)))
     counts = [k for k in NEIGHBOURS if k <= train] or [train]
-    found: list[list[np.ndarray]] = [[] for _ in counts]
+    scores: list[list[np.ndarray]] = [[] for _ in counts]  # for each k, of each piece of the validation rows
     for similarity, near in _find_nearest(x[:train], x[train:], counts[-1]):
-        for k, scores in zip(counts, found, strict=True):
-            scores.append(_count_votes(near[:, :k], _vote_weights(similarity[:, :k]), voters))
-    choice, _ = choose("k", zip(counts, found, strict=True), np.concatenate, val, advance)
+        for k, pieces in zip(counts, scores, strict=True):
+            pieces.append(_count_votes(near[:, :k], _vote_weights(similarity[:, :k]), voters))
+    choice, _ = choose("k", zip(counts, scores, strict=True), np.concatenate, val, advance)
     return Neighbours(x, targets, int(choice.chosen["k"])), choice

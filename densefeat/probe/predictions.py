@@ -1,4 +1,4 @@
-"""Scores as people read them: what each row was taken for, how surely, and where that went wrong."""
+"""Scores as predictions in words: labels, probabilities, confusions and the worst mistakes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,15 +8,15 @@ from scipy.special import expit, softmax
 
 from densefeat.labels import SEPARATOR, Targets, Task, join_labels
 
-_CONFUSED = 20  # pairs of classes that are told
-MATRIX_CLASSES = 2000  # of a matrix that is made
+_LISTED = 20  # pairs of confused classes
+MATRIX_CLASSES = 2000  # the most classes for which a confusion matrix is made
 
 
 def predict_labels(task: Task, classes: Sequence[str], scores: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Of each row the prediction as text, and how sure it is, float64 ``(n,)``.
+    """Return the prediction for each row as text, and its certainty, float64 ``(n,)``.
 
-    single: the class with the highest score, and its share in the softmax of all; multi: classes with a score above 0, ``|``
-    between them (a lone one: none), and the highest score; regression: the value, twice.
+    single: the class with the highest score, and its probability by softmax; multi: the classes with a score above 0, as
+    ``a|b`` (a lone ``|`` if there are none), and the highest score; regression: the value, as both.
     """
     if task == "regression":
         return [f"{value:.7g}" for value in scores.tolist()], scores.astype(np.float64)
@@ -25,32 +25,35 @@ def predict_labels(task: Task, classes: Sequence[str], scores: np.ndarray) -> tu
     return [classes[code] for code in scores.argmax(1).tolist()], softmax(scores.astype(np.float64), axis=1).max(1)
 
 
-def format_probabilities(task: Task, scores: np.ndarray, sure: np.ndarray) -> list[str]:
-    """How sure each prediction is, as text. ``sure``: as of :func:`predict_labels`.
+def format_probabilities(task: Task, scores: np.ndarray, certainty: np.ndarray) -> list[str]:
+    """Write the probability of each prediction as text. ``certainty``: as of :func:`predict_labels`.
 
-    single: the probability of the class; multi: of each label that is given, ``0.9|0.7``; regression: nothing.
+    single: the probability of the class; multi: of each predicted class, ``0.9|0.7``; regression: nothing.
     """
     if task == "regression":
         return [""] * len(scores)
     if task == "multi":
         return [SEPARATOR.join(f"{chance:.4f}" for chance in expit(row[row > 0])) for row in scores]
-    return [f"{chance:.6g}" for chance in sure]
+    return [f"{chance:.6g}" for chance in certainty]
 
 
 def confusion_matrix(targets: Targets, scores: np.ndarray) -> np.ndarray:
-    """int64 ``(K, K)``: rows of each class (first axis) by the class they were taken for."""
+    """Count the rows of each class (first axis) by the predicted class: int64 ``(K, K)``."""
     size = len(targets.classes)
     return np.bincount(targets.values * size + scores.argmax(1), minlength=size * size).reshape(size, size)
 
 
 def list_confusions(targets: Targets, scores: np.ndarray) -> list[dict[str, Any]]:
-    """The classes that were most often taken for another one, single-label, at most 20: label, predicted, rows, of so many."""
+    """List the pairs of classes that were most often confused, at most 20; empty unless targets are single-label.
+
+    Each has ``label``, ``predicted``, ``rows``, and ``of``: all rows of the label.
+    """
     if targets.task != "single" or len(targets.classes) > MATRIX_CLASSES:
         return []
     counts = confusion_matrix(targets, scores)
     sizes = counts.sum(1)
     np.fill_diagonal(counts, 0)
-    order = np.argsort(-counts, axis=None, kind="stable")[:_CONFUSED]
+    order = np.argsort(-counts, axis=None, kind="stable")[:_LISTED]
     pairs = [divmod(place, len(counts)) for place in order.tolist() if counts.flat[place]]
     return [
         {
@@ -64,8 +67,10 @@ def list_confusions(targets: Targets, scores: np.ndarray) -> list[dict[str, Any]
 
 
 def worst_mistakes(targets: Targets, scores: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the worst mistakes, the worst first: single: the surest in a wrong class; regression: the largest errors;
-    multi: the largest mean logistic loss, of rows with a wrong label. Fewer, where there are no more mistakes.
+    """Return positions of the worst mistakes, the worst first, at most ``count``.
+
+    single: wrong classes of the highest probability; regression: the largest errors; multi: the largest mean logistic loss
+    among rows with a wrong label.
     """
     if targets.task == "regression":
         badness = np.abs(scores - targets.values)

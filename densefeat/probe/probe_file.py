@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from densefeat.base import atomic_file
+from densefeat.base import atomic_file, describe_error
 from densefeat.errors import DensefeatError, UsageError, WeightsError
 from densefeat.features import FeatureExtractor
 from densefeat.labels import Targets, Task
@@ -86,9 +86,9 @@ def save_probe(path: Path, probe: Probe) -> None:
         values = head.targets.values
         tensors = {"features": head.features, "values": values.astype(np.uint8) if values.dtype == bool else values}
         metadata |= {"head": _NEIGHBOURS, "k": head.k, "temperature": head.temperature}
-    metadata = {"densefeat_probe": json.dumps(metadata, ensure_ascii=False)}  # one key: several would come in random order
+    text = json.dumps(metadata, ensure_ascii=False)  # under one key: several would come in random order
     with atomic_file(path) as beside:
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, beside, metadata)
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, beside, {"densefeat_probe": text})
 
 
 def load_probe(path: str | Path) -> Probe:
@@ -109,13 +109,13 @@ def load_probe(path: str | Path) -> Probe:
             metadata = json.loads(text)
             version = metadata["version"]
             if not isinstance(version, int) or version > _VERSION:
-                raise WeightsError(f"{shown}: its version is {version}, this densefeat reads up to {_VERSION}: update densefeat")
+                raise WeightsError(f"{shown}: its version is {version}, this one reads up to {_VERSION}: update densefeat")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         return _parse_probe(metadata, tensors, path)
     except DensefeatError:
         raise
     except Exception as error:  # a damaged file can make the readers raise anything
-        reason = (str(error).strip() or "no message").splitlines()[0]
+        reason = describe_error(error)
         raise WeightsError(f"{shown}: damaged, or not a probe ({type(error).__name__}: {reason})") from error
 
 

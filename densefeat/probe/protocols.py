@@ -1,4 +1,4 @@
-"""Fits by published protocols: hyper-parameters chosen on held-out rows, then fitted on all rows."""
+"""Fits by published protocols: the setting is chosen on validation rows, then the head is fitted on all rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ Head = Linear | Neighbours
 
 @dataclass(frozen=True)
 class ProbeFit:
-    """A head fitted on all rows, and how it came about.
+    """A head fitted on all rows, and how its setting was chosen.
 
-    ``chosen``: the setting, such as ``{"C": 0.1}``. ``tried``: every setting fitted, with its main metric on the validation
-    rows. ``val_scores``: of the chosen setting fitted without the validation rows, on these, in their order.
+    ``chosen``: the setting, such as ``{"C": 0.1}``. ``tried``: every setting, with its main metric on the validation rows.
+    ``val_scores``: scores of the validation rows, in their order, by a head of the chosen setting that did not see them.
     """
 
     head: Head
@@ -48,37 +48,37 @@ def fit_head(
     val: np.ndarray,
     *,
     standardize: bool = False,
-    seed: int = 0,  # noqa: ARG001  none of these protocols draws; the signature is the same for all
     advance: Callable[[int], None] = _ignore_progress,
 ) -> ProbeFit:
-    """Choose the setting on the validation rows, of equally good ones by their loss; then fit on all rows.
+    """Choose the setting on the validation rows, among equally good ones by their loss; then fit on all rows.
 
     Args:
         protocol: One of :data:`_PROTOCOLS`; see :func:`describe_protocol`.
-        x: Float32 ``(n, D)``, C-contiguous. It is overwritten, and may become part of the head: no copy of it is made.
-        val: Bool ``(n,)``: the validation rows.
+        x: Float32 ``(n, D)``, C-contiguous. It is overwritten, and may become part of the head: no copy is made.
+        val: Bool ``(n,)``, the validation rows.
         standardize: For logreg: divide each feature by its standard deviation over the training rows, after subtracting its
             mean. ridge always does so, knn never.
-        advance: Called with the number of settings done since the last call: ``len(GRIDS[protocol])`` altogether.
+        advance: Called with the number of settings done since the last call: ``len(GRIDS[protocol])`` in all.
 
     Raises:
         UsageError: An unknown protocol, or one that does not fit the task; features of another type or shape, or with NaN or
-            infinities; no validation or no training rows; training rows of one class, or of equal numbers.
+            infinite values; no validation or no training rows; training rows of one class, or of equal numbers.
     """
     _check_protocol(protocol, targets.task, standardize)
     _check_rows(x, targets, val)
     order = move_validation_last(x, val)
     ordered, train = targets.take(order), int(np.count_nonzero(~val))
-    told = 0
+    done = 0
 
     def count(settings: int) -> None:
-        nonlocal told
-        told += settings
+        nonlocal done
+        done += settings
         advance(settings)
 
     head, choice = _fit_ordered(protocol, x, ordered, train, standardize, count)
-    advance(len(GRIDS[protocol]) - told)
-    return _make_fit(head, choice, order[train:])
+    advance(len(GRIDS[protocol]) - done)
+    positions = order[train:]  # of the validation rows, before rows were moved
+    return ProbeFit(head, choice.chosen, choice.tried, choice.val_scores[np.argsort(positions)])
 
 
 def _fit_ordered(
@@ -91,28 +91,25 @@ def _fit_ordered(
     return ridge.fit_ridge(x, targets, train, advance)
 
 
-def _make_fit(head: Head, choice: Choice, positions: np.ndarray) -> ProbeFit:
-    """``positions``: of the validation rows as they lie now, before their order was changed."""
-    return ProbeFit(head, choice.chosen, choice.tried, choice.val_scores[np.argsort(positions)])
-
-
 def draw_shots(targets: Targets, candidates: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Positions of ``shots`` rows of each class, or all of a class that has fewer, drawn from the candidates; ascending.
+    """Draw ``shots`` candidate rows of each class, or all of a class that has fewer; returns their positions, ascending.
 
-    ``candidates``: bool ``(n,)``. Raises UsageError for other than single-label targets, and for less than 1 shot.
+    ``candidates``: bool ``(n,)``. Raises UsageError unless targets are single-label, and for less than 1 shot.
     """
     if targets.task != "single":
         raise UsageError(f"few-shot fits of {targets.task} targets: only single-label classes have shots")
     if shots < 1:
-        raise UsageError(f"{shots} shots: at least 1")
+        raise UsageError(f"{shots} shots: give at least 1")
     generator = np.random.default_rng(seed)
     rows = [np.flatnonzero(candidates & (targets.values == k)) for k in range(len(targets.classes))]
     return np.sort(np.concatenate([generator.permutation(some)[:shots] for some in rows]))
 
 
 def fit_few_shot(x: np.ndarray, targets: Targets, val: np.ndarray, shots: int, seed: int, standardize: bool = True) -> ProbeFit:
-    """The ridge protocol from ``shots`` training rows of each class: the penalty is chosen on all validation rows, and the
-    head is fitted on the drawn rows alone. ``x`` is left as it is. Arguments and errors as :func:`fit_head`.
+    """Fit ridge on ``shots`` training rows of each class.
+
+    The penalty is chosen on all validation rows; the head is fitted on the drawn rows alone. ``x`` is not changed. Arguments
+    and errors as :func:`fit_head`.
     """
     _check_protocol("ridge", targets.task, standardize)
     _check_rows(x, targets, val)
@@ -126,19 +123,21 @@ def _check_protocol(protocol: str, task: Task, standardize: bool) -> None:
     if protocol not in _PROTOCOLS:
         raise UsageError(f"protocol {protocol!r}: one of {', '.join(_PROTOCOLS)}")
     if protocol == "logreg" and task == "regression":
-        raise UsageError("protocol 'logreg' predicts classes, these labels are numbers: use ridge or knn")
+        raise UsageError("protocol 'logreg' predicts classes, but these labels are numbers: use ridge or knn")
     if protocol == "knn" and standardize:
-        raise UsageError("protocol 'knn' takes the cosine of features as they are: leave standardize out")
+        raise UsageError("protocol 'knn' uses the cosine of unscaled features: leave out standardize")
 
 
 def _check_rows(x: np.ndarray, targets: Targets, val: np.ndarray) -> None:
     if x.dtype != np.float32 or x.ndim != 2 or not x.flags.c_contiguous or not x.shape[1]:
-        raise UsageError(f"features of type {x.dtype} and shape {x.shape}: float32 (rows, features), C-contiguous, are needed")
+        raise UsageError(f"features of type {x.dtype} and shape {x.shape}: they must be float32 (rows, features), C-contiguous")
     if not len(x) == len(targets) == len(val) or val.dtype != bool:
-        raise UsageError(f"{len(x)} rows of features, {len(targets)} of targets, {len(val)} marks of {val.dtype}: as many bool")
+        raise UsageError(
+            f"{len(x)} rows of features, {len(targets)} targets and a mask of {len(val)} {val.dtype}: give as many, a bool mask"
+        )
     held_out = int(np.count_nonzero(val))
     if not 0 < held_out < len(x):
-        raise UsageError(f"{held_out} of {len(x)} rows are held out for validation: both parts need some")
+        raise UsageError(f"{held_out} of {len(x)} rows are for validation: there must be training and validation rows")
     check_finite(x)
     values = targets.values[~val]
     if not (values != values[0]).any():
@@ -147,7 +146,10 @@ def _check_rows(x: np.ndarray, targets: Targets, val: np.ndarray) -> None:
 
 
 def describe_protocol(protocol: str, task: Task) -> dict[str, Any]:
-    """What makes figures comparable with published ones, as JSON: name, grid, criterion, solver, sources."""
+    """Describe a protocol as results.json has it: name, grid, criterion, solver, sources.
+
+    The texts identify finished probes: with another wording these would count as other probes, so a test holds them.
+    """
     _check_protocol(protocol, task, standardize=False)
     setting = {"logreg": "C", "knn": "k", "ridge": "l2"}[protocol]
     of_equals = "the first" if task == "regression" else _LOWEST_ERROR if protocol == "ridge" else LOWEST_LOSS

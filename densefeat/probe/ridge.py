@@ -1,4 +1,4 @@
-"""Least squares with an L2 penalty, for a whole grid of penalties from one eigendecomposition."""
+"""Ridge regression: a whole grid of L2 penalties from one eigendecomposition."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ L2 = tuple(2.0**i for i in range(-10, 20))
 
 
 @dataclass(frozen=True)
-class RidgePath:
-    """Weights of standardised features for every penalty, all float64. ``rows``: where the vectors are of ``x @ x.T``."""
+class _RidgePath:
+    """The solutions for every penalty, float64. ``rows``: the features ``(n, D)`` if the vectors are those of ``x @ x.T``."""
 
     vectors: np.ndarray
     spectrum: np.ndarray
@@ -24,14 +24,14 @@ class RidgePath:
     rows: np.ndarray | None = None
 
     def weight(self, l2: float) -> tuple[np.ndarray, np.ndarray]:
-        """Weights ``(D, K)`` and bias ``(K,)``."""
+        """Compute weights ``(D, K)`` and bias ``(K,)`` for one penalty."""
         inner = self.vectors @ (self.projected / (self.spectrum + l2)[:, None])
         weight = inner if self.rows is None else correlate(self.rows, inner)
         return weight, self.target - self.mean @ weight
 
 
 @dataclass(frozen=True)
-class Scale:
+class _Scale:
     """Mean and deviation of features, and of the targets of a regression."""
 
     mean: np.ndarray
@@ -40,21 +40,21 @@ class Scale:
     target_deviation: float
 
     def fold(self, weight: np.ndarray, bias: np.ndarray, squeeze: bool) -> Linear:
-        """Of features as they are, from ``(D, K)`` weights of standardised ones."""
+        """Turn ``(D, K)`` weights for standardised features into a head for features that are not."""
         raw = (weight * self.inverse[:, None]).T * self.target_deviation
         shift = bias * self.target_deviation + self.target_mean - raw @ self.mean
         return Linear(raw.astype(np.float32), shift.astype(np.float32), squeeze)
 
 
-def _measure_scale(x: np.ndarray, targets: Targets) -> Scale:
+def _measure_scale(x: np.ndarray, targets: Targets) -> _Scale:
     mean, deviation = moments(x)
     if targets.task != "regression":
-        return Scale(mean, invert_deviation(deviation), 0.0, 1.0)
-    return Scale(mean, invert_deviation(deviation), float(targets.values.mean()), float(targets.values.std()))
+        return _Scale(mean, invert_deviation(deviation), 0.0, 1.0)
+    return _Scale(mean, invert_deviation(deviation), float(targets.values.mean()), float(targets.values.std()))
 
 
-def _regression_targets(targets: Targets, scale: Scale) -> np.ndarray:
-    """Float64 ``(n, K)``: 1 for a row's classes and -1 for the others; for regression ``(n, 1)``, standardised."""
+def _regression_targets(targets: Targets, scale: _Scale) -> np.ndarray:
+    """Encode targets as float64 ``(n, K)``: 1 for the classes of a row, -1 for the others; numbers ``(n, 1)``, standardised."""
     if targets.task == "regression":
         return ((targets.values - scale.target_mean) / scale.target_deviation)[:, None]
     if targets.task == "multi":
@@ -63,7 +63,7 @@ def _regression_targets(targets: Targets, scale: Scale) -> np.ndarray:
 
 
 def fit_ridge(x: np.ndarray, targets: Targets, train: int, advance: Advance, refit: bool = True) -> tuple[Linear, Choice]:
-    """Choose the penalty with the first ``train`` rows, the training rows, on the others; then fit on all, or on these alone.
+    """Fit the first ``train`` rows, choose the penalty on the others, the validation rows; then fit all rows if ``refit``.
 
     ``x``: float32 ``(n, D)``, standardised in place by mean and deviation of the training rows.
     """
@@ -82,27 +82,30 @@ def fit_ridge(x: np.ndarray, targets: Targets, train: int, advance: Advance, ref
     return scale.fold(*solved, targets.task == "regression"), choice
 
 
-def _score(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, scale: Scale, task: Task) -> np.ndarray:
+def _score(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, scale: _Scale, task: Task) -> np.ndarray:
     values = x @ weight.astype(np.float32) + bias
     values = (values * scale.target_deviation + scale.target_mean).astype(np.float32)
     return values[:, 0] if task == "regression" else values
 
 
-def _solve_path(x: np.ndarray, y: np.ndarray) -> RidgePath:
-    """Of standardised features ``(n, D)``, by the smaller of ``x.T @ x`` and ``x @ x.T``; the bias is not penalised."""
+def _solve_path(x: np.ndarray, y: np.ndarray) -> _RidgePath:
+    """Solve for all penalties from the smaller of ``x.T @ x`` and ``x @ x.T``; the bias is not penalised.
+
+    ``x``: standardised features ``(n, D)``; ``y``: ``(n, K)``.
+    """
     mean, target = x.mean(0, dtype=np.float64), y.mean(0)
     small = len(x) > x.shape[1]
     square = gram(x) - len(x) * np.outer(mean, mean) if small else centre_kernel(kernel(x))
     spectrum, vectors = eigh(square, overwrite_a=True, check_finite=False, driver="evd")
     spectrum = np.maximum(spectrum, 0)
     if small:
-        return RidgePath(vectors, spectrum, vectors.T @ correlate(x, y - target), mean, target)
+        return _RidgePath(vectors, spectrum, vectors.T @ correlate(x, y - target), mean, target)
     projected = vectors.T @ (y - target)
-    return RidgePath(vectors - vectors.mean(0), spectrum, projected, mean, target, x)
+    return _RidgePath(vectors - vectors.mean(0), spectrum, projected, mean, target, x)
 
 
 def _solve(x: np.ndarray, y: np.ndarray, l2: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights ``(D, K)`` and bias ``(K,)`` for one penalty, float64."""
+    """Solve for one penalty: weights ``(D, K)`` and bias ``(K,)``, float64."""
     mean, target = x.mean(0, dtype=np.float64), y.mean(0)
     if len(x) > x.shape[1]:
         left = gram(x) - len(x) * np.outer(mean, mean)

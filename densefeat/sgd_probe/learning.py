@@ -18,7 +18,7 @@ from densefeat.probe import ALL
 from densefeat.sgd_probe.parallel_heads import ParallelHeads
 from densefeat.training import (
     MAX_GROUP,
-    Encoded,
+    EncodedImages,
     ImageDataset,
     MicroBatch,
     Sampler,
@@ -87,7 +87,7 @@ def open_training_stream(
     return TrainingStream(loader, sampler, part, values, epochs * sampler.steps_per_epoch)
 
 
-def _match_images(source: Source, paths: list[str], train: np.ndarray) -> Encoded:
+def _match_images(source: Source, paths: list[str], train: np.ndarray) -> EncodedImages:
     """Label each image with its position in ``paths``, or -1 if it is not to be learnt from."""
     if not isinstance(source, RandomAccess):
         raise UsageError("protocol 'sgd' reads images by position: give a folder, a list, Parquet files or tar files")
@@ -95,7 +95,7 @@ def _match_images(source: Source, paths: list[str], train: np.ndarray) -> Encode
     labels = np.array([places.pop(printable_key(os.fsdecode(key)), -1) for key in source.keys().to_pylist()], np.int64)
     if places:
         raise DensefeatError(f"{len(places):,} images are missing now, {next(iter(places))!r} first: extract them again")
-    return Encoded(source, labels, [])
+    return EncodedImages(source, labels, [])
 
 
 def limit_batch_size(batch_size: int, images: int, world: World) -> int:

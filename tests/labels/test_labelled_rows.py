@@ -13,29 +13,29 @@ from densefeat.labels.labelled_rows import _number_groups, format_remarks, load_
 from densefeat.labels.splits import TEST, TRAIN, VAL
 from densefeat.labels.targets import Targets, absent_classes
 from densefeat.store.reader import Store
-from support.probes import single, write_probe_store
+from support.probes import single_targets, write_probe_store
 
 KEYS = ["a.jpg", "b.jpg", "é/c.jpg", "d, e.jpg"]
 
 
-def store_of(folder: Path, labels: list[str | None] | None = None, keys: list[str] = KEYS, name: str = "s") -> Store:
+def make_store(folder: Path, labels: list[str | None] | None = None, keys: list[str] = KEYS, name: str = "s") -> Store:
     features = {"block1": np.zeros((len(keys), 2), np.float32)}
     return densefeat.open_store(write_probe_store(folder / f"{name}.parquet", labels, features, keys))
 
 
-def csv_of(folder: Path, content: str | bytes) -> LabelFile:
+def make_csv(folder: Path, content: str | bytes) -> LabelFile:
     path = folder / "labels.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return LabelFile(path)
 
 
 def test_labels_of_the_store(tmp_path: Path) -> None:
-    found = load_labels([store_of(tmp_path, ["dog", None, "cat", " "])])
-    assert found.targets.classes == ("cat", "dog")
-    assert found.targets.values.tolist() == [1, 0]
-    assert (found.rows.tolist(), found.paths, found.parts) == ([0, 2], ["a.jpg", "é/c.jpg"], None)
-    assert found.report["without_label"] == {"count": 2, "first": ["b.jpg", "d, e.jpg"]}
-    assert format_remarks(found.report) == [
+    labelled = load_labels([make_store(tmp_path, ["dog", None, "cat", " "])])
+    assert labelled.targets.classes == ("cat", "dog")
+    assert labelled.targets.values.tolist() == [1, 0]
+    assert (labelled.rows.tolist(), labelled.paths, labelled.parts) == ([0, 2], ["a.jpg", "é/c.jpg"], None)
+    assert labelled.report["without_label"] == {"count": 2, "first": ["b.jpg", "d, e.jpg"]}
+    assert format_remarks(labelled.report) == [
         "2 rows with a label, single-label (the labels are names)",
         "2 rows without a label are left out: b.jpg, d, e.jpg",
     ]
@@ -43,69 +43,69 @@ def test_labels_of_the_store(tmp_path: Path) -> None:
 
 def test_another_column_of_the_store(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="all labels are '1'"):
-        load_labels([store_of(tmp_path)], column="width")
+        load_labels([make_store(tmp_path)], column="width")
     with pytest.raises(UsageError, match="has no column 'block1', it has path, width, height"):
-        load_labels([store_of(tmp_path)], column="block1")
+        load_labels([make_store(tmp_path)], column="block1")
 
 
 def test_csv_is_matched_by_path(tmp_path: Path) -> None:
-    file = csv_of(
+    file = make_csv(
         tmp_path, '\ufeffname,path,label\nx,./b.jpg,dog\ny,a.jpg,"cat"\nz,"d, e.jpg", cat \nz,"d, e.jpg",cat\nq,no.jpg,cow\n'
     )
-    found = load_labels([store_of(tmp_path, ["never"] * 4)], file)
-    assert found.paths == ["a.jpg", "b.jpg", "d, e.jpg"]
-    assert [found.targets.classes[code] for code in found.targets.values] == ["cat", "dog", "cat"]
-    assert found.report["without_label"] == {"count": 1, "first": ["é/c.jpg"]}
-    assert found.report["labels_without_row"] == {"count": 1, "first": ["no.jpg"]}
-    assert found.report["repeated_lines"] == 1
-    lines = format_remarks(found.report)
+    labelled = load_labels([make_store(tmp_path, ["never"] * 4)], file)
+    assert labelled.paths == ["a.jpg", "b.jpg", "d, e.jpg"]
+    assert [labelled.targets.classes[code] for code in labelled.targets.values] == ["cat", "dog", "cat"]
+    assert labelled.report["without_label"] == {"count": 1, "first": ["é/c.jpg"]}
+    assert labelled.report["labels_without_row"] == {"count": 1, "first": ["no.jpg"]}
+    assert labelled.report["repeated_lines"] == 1
+    lines = format_remarks(labelled.report)
     assert "1 labels have no row: no.jpg" in lines
     assert "1 lines of the labels repeat others" in lines
-    assert load_labels([store_of(tmp_path)], file, "name").targets.classes == ("x", "y", "z")
+    assert load_labels([make_store(tmp_path)], file, "name").targets.classes == ("x", "y", "z")
 
 
 def test_tab_separated(tmp_path: Path) -> None:
     (tmp_path / "l.tsv").write_text("path\tlabel\na.jpg\t1\nb.jpg\t10\né/c.jpg\t9\n", encoding="utf-8")
-    found = load_labels([store_of(tmp_path)], LabelFile(tmp_path / "l.tsv"))
-    assert found.targets.classes == ("1", "9", "10")
+    labelled = load_labels([make_store(tmp_path)], LabelFile(tmp_path / "l.tsv"))
+    assert labelled.targets.classes == ("1", "9", "10")
 
 
 def test_numbers_and_several_labels(tmp_path: Path) -> None:
-    found = load_labels([store_of(tmp_path, ["1.5", "2", None, "-3e-2"])])
-    assert (found.targets.task, found.targets.values.tolist()) == ("regression", [1.5, 2, -0.03])
-    assert load_labels([store_of(tmp_path, ["1.5", "2", None, "3"])], task="single").targets.classes == ("1.5", "2", "3")
-    found = load_labels([store_of(tmp_path, ["a|b", "a", "|", None])])
-    assert (found.targets.task, found.targets.values.tolist()) == ("multi", [[True, True], [True, False], [False, False]])
-    assert found.report["task_from"] == "some labels have a |"
+    labelled = load_labels([make_store(tmp_path, ["1.5", "2", None, "-3e-2"])])
+    assert (labelled.targets.task, labelled.targets.values.tolist()) == ("regression", [1.5, 2, -0.03])
+    assert load_labels([make_store(tmp_path, ["1.5", "2", None, "3"])], task="single").targets.classes == ("1.5", "2", "3")
+    labelled = load_labels([make_store(tmp_path, ["a|b", "a", "|", None])])
+    assert (labelled.targets.task, labelled.targets.values.tolist()) == ("multi", [[True, True], [True, False], [False, False]])
+    assert labelled.report["task_from"] == "some labels have a |"
 
 
 def test_two_stores_share_their_classes(tmp_path: Path) -> None:
-    first = store_of(tmp_path, ["b", "a", "b", None])
-    second = store_of(tmp_path, ["c", "a"], ["x.jpg", "y.jpg"], "t")
-    found = load_labels([first, second])
-    assert found.targets.classes == ("a", "b", "c")
-    assert found.rows.tolist() == [0, 1, 2, 4, 5]
-    file = csv_of(tmp_path, "path,label\na.jpg,1\nx.jpg,2\n")
-    found = load_labels([first, second], file)
-    assert (found.rows.tolist(), found.report["labels_without_row"]["count"]) == ([0, 4], 0)
+    first = make_store(tmp_path, ["b", "a", "b", None])
+    second = make_store(tmp_path, ["c", "a"], ["x.jpg", "y.jpg"], "t")
+    labelled = load_labels([first, second])
+    assert labelled.targets.classes == ("a", "b", "c")
+    assert labelled.rows.tolist() == [0, 1, 2, 4, 5]
+    file = make_csv(tmp_path, "path,label\na.jpg,1\nx.jpg,2\n")
+    labelled = load_labels([first, second], file)
+    assert (labelled.rows.tolist(), labelled.report["labels_without_row"]["count"]) == ([0, 4], 0)
 
 
 def test_split_and_group_columns(tmp_path: Path) -> None:
     lines = 'path,label,part,patient\na.jpg,1,train,p\nb.jpg,2,TEST,q\né/c.jpg,1,val,p\n"d, e.jpg",2,validation,\n'
-    found = load_labels([store_of(tmp_path)], csv_of(tmp_path, lines), split_column="part", group_column="patient")
-    assert found.parts is not None
-    assert found.parts.tolist() == [0, 2, 1, 1]
-    assert found.groups[0] == found.groups[2]
-    assert len(set(found.groups.tolist())) == 3
+    labelled = load_labels([make_store(tmp_path)], make_csv(tmp_path, lines), split_column="part", group_column="patient")
+    assert labelled.parts is not None
+    assert labelled.parts.tolist() == [0, 2, 1, 1]
+    assert labelled.groups[0] == labelled.groups[2]
+    assert len(set(labelled.groups.tolist())) == 3
 
 
 def test_columns_of_the_store_beside_a_csv(tmp_path: Path) -> None:
-    file = csv_of(tmp_path, "path,name\na.jpg,1\nb.jpg,2\n")
-    found = load_labels([store_of(tmp_path, ["train", "test", "test", "test"])], file, "name", split_column="label")
-    assert found.parts is not None
-    assert (found.targets.classes, found.parts.tolist()) == (("1", "2"), [0, 2])
+    file = make_csv(tmp_path, "path,name\na.jpg,1\nb.jpg,2\n")
+    labelled = load_labels([make_store(tmp_path, ["train", "test", "test", "test"])], file, "name", split_column="label")
+    assert labelled.parts is not None
+    assert (labelled.targets.classes, labelled.parts.tolist()) == (("1", "2"), [0, 2])
     with pytest.raises(UsageError, match="has no column 'part', it has path, width, height$"):
-        load_labels([store_of(tmp_path)], file, "name", split_column="part")
+        load_labels([make_store(tmp_path)], file, "name", split_column="part")
 
 
 def test_rows_of_a_path_are_one_group() -> None:
@@ -117,15 +117,15 @@ def test_rows_of_a_path_are_one_group() -> None:
 
 def test_classes_of_one_image() -> None:
     train = np.full(5, TRAIN)
-    assert lone_classes(single([0, 0, 1, 2, 2]), np.arange(5), train) == ["class 1"]
-    assert lone_classes(single([0, 0, 1, 2, 2]), np.array([0, 1, 2, 3, 3]), train) == ["class 1", "class 2"]
+    assert lone_classes(single_targets([0, 0, 1, 2, 2]), np.arange(5), train) == ["class 1"]
+    assert lone_classes(single_targets([0, 0, 1, 2, 2]), np.array([0, 1, 2, 3, 3]), train) == ["class 1", "class 2"]
     for part in (VAL, TEST):
-        assert lone_classes(single([0, 0, 1, 2, 2]), np.arange(5), np.array([0, 0, part, 0, 0])) == []
+        assert lone_classes(single_targets([0, 0, 1, 2, 2]), np.arange(5), np.array([0, 0, part, 0, 0])) == []
     multi = Targets("multi", ("a", "b"), np.array([[1, 0], [1, 1]], bool))
     assert lone_classes(multi, np.arange(2), train[:2]) == ["b"]
     assert lone_classes(multi, np.arange(2), np.array([TRAIN, TEST])) == []
     assert lone_classes(Targets("regression", (), np.zeros(2)), np.arange(2), train[:2]) == []
-    assert absent_classes(single([0, 2], 3)) == ["class 1"]
+    assert absent_classes(single_targets([0, 2], 3)) == ["class 1"]
     assert absent_classes(multi.take(np.array([0]))) == ["b"]
 
 
@@ -146,7 +146,7 @@ def test_classes_of_one_image() -> None:
 )
 def test_broken_files(tmp_path: Path, content: bytes, match: str) -> None:
     with pytest.raises(UsageError, match=match) as caught:
-        csv_of(tmp_path, content)
+        make_csv(tmp_path, content)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"labels '{tmp_path}/labels.csv': ")
 
@@ -166,17 +166,17 @@ def test_broken_files(tmp_path: Path, content: bytes, match: str) -> None:
 def test_unusable_labels(tmp_path: Path, content: str, match: str | None) -> None:
     if match is None:
         with pytest.raises(UsageError, match="label 'x' of 'b.jpg' is not a finite number"):
-            load_labels([store_of(tmp_path)], csv_of(tmp_path, content), task="regression")
+            load_labels([make_store(tmp_path)], make_csv(tmp_path, content), task="regression")
         return
     with pytest.raises(UsageError, match=match):
-        load_labels([store_of(tmp_path)], csv_of(tmp_path, content))
+        load_labels([make_store(tmp_path)], make_csv(tmp_path, content))
 
 
 @pytest.mark.parametrize(("value", "shown"), [("train ing", "'train ing'"), ("", "None")])
 def test_unknown_part_names(tmp_path: Path, value: str, shown: str) -> None:
-    file = csv_of(tmp_path, f"path,label,part\na.jpg,1,train\nb.jpg,2,{value}\n")
+    file = make_csv(tmp_path, f"path,label,part\na.jpg,1,train\nb.jpg,2,{value}\n")
     with pytest.raises(UsageError, match=f"'part' of 'b.jpg' is {shown}: it must be train, val or test"):
-        load_labels([store_of(tmp_path)], file, split_column="part")
+        load_labels([make_store(tmp_path)], file, split_column="part")
 
 
 def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,20 +186,20 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         LabelFile(tmp_path)
     monkeypatch.setattr("densefeat.labels.label_file._MAX_BYTES", 10)
     with pytest.raises(UsageError, match="more than 10 bytes"):
-        csv_of(tmp_path, "path,label\na.jpg,1\n")
+        make_csv(tmp_path, "path,label\na.jpg,1\n")
 
 
 def test_unusable_stores(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no column 'label', it has path, width, height: give --labels FILE.csv"):
-        load_labels([store_of(tmp_path)])
+        load_labels([make_store(tmp_path)])
     with pytest.raises(UsageError, match="its column 'label' is empty; give --labels"):
-        load_labels([store_of(tmp_path, [None] * 4)])
+        load_labels([make_store(tmp_path, [None] * 4)])
     with pytest.raises(UsageError, match="has no rows to learn from"):
-        load_labels([store_of(tmp_path, [], [])])
+        load_labels([make_store(tmp_path, [], [])])
     with pytest.raises(UsageError, match="task 'some': choose one of auto, single, multi, regression"):
-        load_labels([store_of(tmp_path, ["a"] * 4)], task="some")
+        load_labels([make_store(tmp_path, ["a"] * 4)], task="some")
 
 
 def test_paths_are_matched_as_the_store_has_them(tmp_path: Path) -> None:
-    file = csv_of(tmp_path, "path,label\na//b.jpg,1\n")
+    file = make_csv(tmp_path, "path,label\na//b.jpg,1\n")
     assert file.column("label", pa.array(["a/b.jpg", "b.jpg"], pa.large_string())) == ["1", None]

@@ -41,16 +41,16 @@ def test_inferred_task(texts: list[str], task: str) -> None:
 
 
 def test_single_multi_and_numbers() -> None:
-    found = encode_labels(["b", "a", "b"], "single", ["", "", ""])
-    assert (found.classes, found.values.tolist(), found.values.dtype) == (("a", "b"), [1, 0, 1], np.int64)
+    targets = encode_labels(["b", "a", "b"], "single", ["", "", ""])
+    assert (targets.classes, targets.values.tolist(), targets.values.dtype) == (("a", "b"), [1, 0, 1], np.int64)
     texts = ["b | a", "c", "|", "a|a"]
-    found = encode_labels(texts, "multi", [""] * 4)
-    assert found.classes == ("a", "b", "c")
-    assert found.values.tolist() == [[True, True, False], [False, False, True], [False] * 3, [True, False, False]]
-    assert decode_labels(found) == ["a|b", "c", "|", "a"]
-    found = encode_labels(["1.5", "-2"], "regression", ["", ""])
-    assert (found.classes, found.values.tolist(), found.values.dtype) == ((), [1.5, -2.0], np.float64)
-    assert decode_labels(found) == ["1.5", "-2"]
+    targets = encode_labels(texts, "multi", [""] * 4)
+    assert targets.classes == ("a", "b", "c")
+    assert targets.values.tolist() == [[True, True, False], [False, False, True], [False] * 3, [True, False, False]]
+    assert decode_labels(targets) == ["a|b", "c", "|", "a"]
+    targets = encode_labels(["1.5", "-2"], "regression", ["", ""])
+    assert (targets.classes, targets.values.tolist(), targets.values.dtype) == ((), [1.5, -2.0], np.float64)
+    assert decode_labels(targets) == ["1.5", "-2"]
 
 
 @pytest.mark.parametrize(

@@ -9,29 +9,29 @@ import densefeat
 from densefeat.errors import UsageError
 from densefeat.probe.data import Columns, open_columns
 from densefeat.store.reader import Store
-from support.probes import class_store, codes_of, features_of, write_probe_store
+from support.probes import draw_codes, make_features, write_class_store, write_probe_store
 from support.stores import write_store
 
 
 def pair(tmp_path: Path, **second: object) -> list[Store]:
-    made = [class_store(tmp_path / "a.parquet", 50), class_store(tmp_path / "b.parquet", 20, seed=1, **second)]
-    return [densefeat.open_store(path) for path in made]
+    paths = [write_class_store(tmp_path / "a.parquet", 50), write_class_store(tmp_path / "b.parquet", 20, seed=1, **second)]
+    return [densefeat.open_store(path) for path in paths]
 
 
 @pytest.mark.parametrize("read_bytes", [4 * 8 * 7, 2**27])
 def test_rows_of_two_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int) -> None:
     monkeypatch.setattr("densefeat.probe.data._READ_BYTES", read_bytes)
-    monkeypatch.setattr("densefeat.probe.data._SCORED_BYTES", 4 * 12 * 5)
+    monkeypatch.setattr("densefeat.probe.data._PIECE_BYTES", 4 * 12 * 5)
     columns, notes = open_columns(pair(tmp_path))
-    one, two = (features_of(codes_of(rows, seed=seed), seed) for rows, seed in ((50, 0), (20, 1)))
+    one, two = (make_features(draw_codes(rows, seed=seed), seed) for rows, seed in ((50, 0), (20, 1)))
     whole = np.concatenate([np.concatenate([part["block3"], part["block1"]], 1) for part in (one, two)])
     rows = np.flatnonzero(np.random.default_rng(0).random(70) < 0.4)
-    found = columns.read(["block3", "block1"], rows)
-    np.testing.assert_array_equal(found, whole[rows])
-    assert (found.dtype, found.flags.c_contiguous, notes) == (np.float32, True, [])
+    features = columns.read(["block3", "block1"], rows)
+    np.testing.assert_array_equal(features, whole[rows])
+    assert (features.dtype, features.flags.c_contiguous, notes) == (np.float32, True, [])
     pieces = list(columns.pieces(["block3", "block1"], rows))
     assert {len(piece) for piece in pieces[:-1]} == {5}
-    np.testing.assert_array_equal(np.concatenate(pieces), found)
+    np.testing.assert_array_equal(np.concatenate(pieces), features)
     assert columns.read(["block2"], rows[:0]).shape == (0, 6)
 
 
@@ -44,7 +44,7 @@ def test_half_precision_and_parts(tmp_path: Path) -> None:
 
 def test_maps_are_left_out(tmp_path: Path) -> None:
     store = densefeat.open_store(write_probe_store(tmp_path / "m.parquet", None, {"a_none": np.ones((3, 2, 4, 4), np.float32)}))
-    with pytest.raises(UsageError, match=r"has maps alone \(a_none\): extract with --pool avg"):
+    with pytest.raises(UsageError, match=r"has only maps \(a_none\): extract with --pool avg"):
         open_columns([store])
     both = {"a_avg": np.ones((3, 2), np.float32), "a_none": np.ones((3, 2, 4, 4), np.float32)}
     columns, notes = open_columns([densefeat.open_store(write_probe_store(tmp_path / "n.parquet", None, both))])
@@ -59,7 +59,7 @@ def test_an_unfinished_store_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_features_that_are_no_numbers(tmp_path: Path, bad: float) -> None:
+def test_features_that_are_not_finite(tmp_path: Path, bad: float) -> None:
     values = np.ones((5, 2), np.float32)
     values[3, 1] = bad
     store = densefeat.open_store(write_probe_store(tmp_path / "s.parquet", None, {"block1": values}))
@@ -77,18 +77,18 @@ def test_features_that_are_no_numbers(tmp_path: Path, bad: float) -> None:
         ({"preprocessing": {"size": 64}}, r"made with preprocessing \{'size': 64\}"),
     ],
 )
-def test_stores_made_in_other_ways(tmp_path: Path, provenance: dict, match: str) -> None:
-    first = densefeat.open_store(class_store(tmp_path / "a.parquet", weights={"sha256": "0", "source": "here"}))
-    same = densefeat.open_store(class_store(tmp_path / "b.parquet", weights={"sha256": "0", "source": "there"}))
+def test_stores_with_different_features(tmp_path: Path, provenance: dict, match: str) -> None:
+    first = densefeat.open_store(write_class_store(tmp_path / "a.parquet", weights={"sha256": "0", "source": "here"}))
+    same = densefeat.open_store(write_class_store(tmp_path / "b.parquet", weights={"sha256": "0", "source": "there"}))
     assert open_columns([first, same])[1] == []
-    given = {"weights": {"sha256": "0"}} | provenance
+    settings = {"weights": {"sha256": "0"}} | provenance
     with pytest.raises(UsageError, match=match):
-        open_columns([first, densefeat.open_store(class_store(tmp_path / "c.parquet", **given))])
+        open_columns([first, densefeat.open_store(write_class_store(tmp_path / "c.parquet", **settings))])
 
 
-def test_a_second_store_without_a_column(tmp_path: Path) -> None:
-    first = densefeat.open_store(class_store(tmp_path / "a.parquet"))
+def test_second_store_with_another_column(tmp_path: Path) -> None:
+    first = densefeat.open_store(write_class_store(tmp_path / "a.parquet"))
     features = {"block1": np.ones((3, 4), np.float32), "block2": np.ones((3, 9), np.float32)}
     other = densefeat.open_store(write_probe_store(tmp_path / "b.parquet", None, features))
-    with pytest.raises(UsageError, match=r"b.parquet: block2 of \(9,\), in .*a.parquet of 6"):
+    with pytest.raises(UsageError, match=r"b.parquet: block2 is \(9,\), in .*a.parquet it is \(6,\)"):
         open_columns([first, other])

@@ -15,15 +15,15 @@ def test_scores(monkeypatch: pytest.MonkeyPatch, dtype: str, rows: int) -> None:
     generator = np.random.default_rng(0)
     head = Linear(generator.normal(size=(3, 4)).astype(np.float32), generator.normal(size=3).astype(np.float32))
     x = generator.normal(size=(rows, 4)).astype(dtype)
-    found = head.scores(x)
-    assert (found.dtype, found.shape) == (np.float32, (rows, 3))
-    np.testing.assert_allclose(found, x.astype(np.float64) @ head.weight.T + head.bias, rtol=1e-4, atol=1e-5)
+    scores = head.scores(x)
+    assert (scores.dtype, scores.shape) == (np.float32, (rows, 3))
+    np.testing.assert_allclose(scores, x.astype(np.float64) @ head.weight.T + head.bias, rtol=1e-4, atol=1e-5)
     one = Linear(head.weight[:1], head.bias[:1], squeeze=True).scores(x)
     assert one.shape == (rows,)
-    np.testing.assert_allclose(one, found[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(one, scores[:, 0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("x", [np.zeros((2, 5)), np.zeros(4), np.zeros((2, 4, 1))], ids=lambda x: str(x.shape))
-def test_other_features(x: np.ndarray) -> None:
-    with pytest.raises(UsageError, match=r"this head takes \(rows, 4\)"):
+def test_features_of_another_shape(x: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"this head takes shape \(rows, 4\)"):
         Linear(np.zeros((3, 4), np.float32), np.zeros(3, np.float32)).scores(x)

@@ -10,10 +10,10 @@ from densefeat.labels.targets import Targets, Task
 from densefeat.probe import knn
 from densefeat.probe.knn import Neighbours, _count_votes, _normalize
 from densefeat.probe.protocols import fit_head
-from support.features_made import made_up, validation
+from support.toy_data import make_data, validation_mask
 
 
-def naive(base: np.ndarray, targets: Targets, x: np.ndarray, k: int) -> np.ndarray:
+def vote_naively(base: np.ndarray, targets: Targets, x: np.ndarray, k: int) -> np.ndarray:
     """Votes, shares or means, row by row in float64."""
     base = base.astype(np.float64) / np.linalg.norm(base.astype(np.float64), axis=1, keepdims=True)
     out = []
@@ -33,36 +33,36 @@ def naive(base: np.ndarray, targets: Targets, x: np.ndarray, k: int) -> np.ndarr
 @pytest.mark.parametrize("tile", [knn._TILE_VALUES, 1000, 100])
 def test_scores(monkeypatch: pytest.MonkeyPatch, task: Task, dtype: str, tile: int) -> None:
     monkeypatch.setattr(knn, "_TILE_VALUES", tile)
-    x, targets = made_up(task)
+    x, targets = make_data(task)
     features = x.copy()
     _normalize(features)
     features = features.astype(dtype)
-    found = Neighbours(features, targets, 10).scores(3 * x[:50])
-    assert found.dtype == np.float32
-    shares = {"single": np.exp(found), "multi": found + 0.5, "regression": found}[task]
-    wanted = np.maximum(naive(features, targets, x[:50], 10), knn._LEAST_SHARE if task == "single" else -np.inf)
+    fit = Neighbours(features, targets, 10).scores(3 * x[:50])
+    assert fit.dtype == np.float32
+    shares = {"single": np.exp(fit), "multi": fit + 0.5, "regression": fit}[task]
+    expected = np.maximum(vote_naively(features, targets, x[:50], 10), knn._LEAST_SHARE if task == "single" else -np.inf)
     np.testing.assert_allclose(
-        shares, wanted, rtol=0.2 if dtype == "float16" else 2e-3, atol=1e-2 if dtype == "float16" else 1e-5
+        shares, expected, rtol=0.2 if dtype == "float16" else 2e-3, atol=1e-2 if dtype == "float16" else 1e-5
     )
 
 
 @pytest.mark.parametrize("task", ["single", "multi", "regression"])
 def test_choice_of_k(task: Task) -> None:
-    x, targets = made_up(task)
-    val = validation(400)
-    found = fit_head("knn", x.copy(), targets, val)
-    assert [setting["k"] for setting in found.tried] == [10, 20, 100, 200]
-    wanted = {k: naive(x[~val], targets.take(~val), x[val], k) for k in knn.NEIGHBOURS}
+    x, targets = make_data(task)
+    val = validation_mask(400)
+    fit = fit_head("knn", x.copy(), targets, val)
+    assert [setting["k"] for setting in fit.tried] == [10, 20, 100, 200]
+    expected = {k: vote_naively(x[~val], targets.take(~val), x[val], k) for k in knn.NEIGHBOURS}
     if task == "single":
-        hits = {k: 100 * (votes.argmax(1) == targets.values[val]).mean() for k, votes in wanted.items()}
-        assert {setting["k"]: setting["top1"] for setting in found.tried} == pytest.approx(hits)
-        assert found.chosen["k"] == max(hits, key=hits.get)
-    k = found.chosen["k"]
-    shares = {"single": np.exp(found.val_scores), "multi": found.val_scores + 0.5, "regression": found.val_scores}[task]
-    np.testing.assert_allclose(shares, wanted[k], rtol=1e-3, atol=1e-4)
-    assert (len(found.head.features), found.head.k) == (400, k)
-    after = naive(x, targets, x[:20], k)
-    scores = found.head.scores(x[:20])
+        hits = {k: 100 * (votes.argmax(1) == targets.values[val]).mean() for k, votes in expected.items()}
+        assert {setting["k"]: setting["top1"] for setting in fit.tried} == pytest.approx(hits)
+        assert fit.chosen["k"] == max(hits, key=hits.get)
+    k = fit.chosen["k"]
+    shares = {"single": np.exp(fit.val_scores), "multi": fit.val_scores + 0.5, "regression": fit.val_scores}[task]
+    np.testing.assert_allclose(shares, expected[k], rtol=1e-3, atol=1e-4)
+    assert (len(fit.head.features), fit.head.k) == (400, k)
+    after = vote_naively(x, targets, x[:20], k)
+    scores = fit.head.scores(x[:20])
     np.testing.assert_allclose(
         {"single": np.exp(scores), "multi": scores + 0.5, "regression": scores}[task], after, rtol=1e-3, atol=1e-4
     )
@@ -70,8 +70,8 @@ def test_choice_of_k(task: Task) -> None:
 
 @pytest.mark.parametrize(("rows", "counts"), [(8, [6]), (30, [10, 20])])
 def test_few_rows(rows: int, counts: list[int]) -> None:
-    x, targets = made_up("single", rows, classes=2)
-    assert [setting["k"] for setting in fit_head("knn", x, targets, validation(rows)).tried] == counts
+    x, targets = make_data("single", rows, classes=2)
+    assert [setting["k"] for setting in fit_head("knn", x, targets, validation_mask(rows)).tried] == counts
 
 
 def test_memory_of_votes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,26 +81,26 @@ def test_memory_of_votes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = generator.random((200, 100)) < 0.1
     tracemalloc.start()
     try:
-        found = _count_votes(near, weights, Targets("multi", tuple(map(str, range(100))), labels))
+        fit = _count_votes(near, weights, Targets("multi", tuple(map(str, range(100))), labels))
         assert tracemalloc.get_traced_memory()[1] < 8e6  # at once: 2000 * 200 * 100 bytes, and more as numbers
     finally:
         tracemalloc.stop()
     expected = (weights[7] / weights[7].sum()) @ labels[near[7]] - 0.5
-    np.testing.assert_allclose(found[7], expected, atol=1e-6)
+    np.testing.assert_allclose(fit[7], expected, atol=1e-6)
 
 
 def test_rows_of_zeros() -> None:
-    x, targets = made_up("single")
+    x, targets = make_data("single")
     x[5] = 0
-    found = fit_head("knn", x.copy(), targets, validation(400))
-    assert np.isfinite(found.head.scores(np.zeros((2, 12), np.float32))).all()
-    assert not found.head.features[np.linalg.norm(found.head.features, axis=1) < 0.5].any()
+    fit = fit_head("knn", x.copy(), targets, validation_mask(400))
+    assert np.isfinite(fit.head.scores(np.zeros((2, 12), np.float32))).all()
+    assert not fit.head.features[np.linalg.norm(fit.head.features, axis=1) < 0.5].any()
 
 
 def test_no_queries_and_other_features() -> None:
-    x, targets = made_up("single")
+    x, targets = make_data("single")
     head = Neighbours(x, targets, 10)
     assert head.scores(x[:0]).shape == (0, 4)
-    assert Neighbours(x, made_up("regression")[1], 10).scores(x[:0]).shape == (0,)
-    with pytest.raises(UsageError, match=r"takes \(rows, 12\)"):
+    assert Neighbours(x, make_data("regression")[1], 10).scores(x[:0]).shape == (0,)
+    with pytest.raises(UsageError, match=r"takes shape \(rows, 12\)"):
         head.scores(x[:, :5])

@@ -58,20 +58,20 @@ def of_scikit_learn(targets: Targets, scores: np.ndarray) -> dict[str, float]:
     else:
         shares, wanted, predicted = scores, y, None
     present = wanted.any(0)
-    told = {"auroc": np.mean([sk.roc_auc_score(wanted[:, k], shares[:, k]) for k in classes[present]])}
+    match = {"auroc": np.mean([sk.roc_auc_score(wanted[:, k], shares[:, k]) for k in classes[present]])}
     if targets.task == "multi":
-        told["map"] = 100 * np.mean([sk.average_precision_score(wanted[:, k], scores[:, k]) for k in classes[present]])
-        told["macro_f1"] = 100 * sk.f1_score(wanted[:, present], (scores > 0)[:, present], average="macro")
-        return told
+        match["map"] = 100 * np.mean([sk.average_precision_score(wanted[:, k], scores[:, k]) for k in classes[present]])
+        match["macro_f1"] = 100 * sk.f1_score(wanted[:, present], (scores > 0)[:, present], average="macro")
+        return match
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        told["balanced_accuracy"] = 100 * sk.balanced_accuracy_score(y, predicted)
-    told["top1"] = 100 * sk.accuracy_score(y, predicted)
-    told["macro_f1"] = 100 * sk.f1_score(y, predicted, labels=classes[present], average="macro")
+        match["balanced_accuracy"] = 100 * sk.balanced_accuracy_score(y, predicted)
+    match["top1"] = 100 * sk.accuracy_score(y, predicted)
+    match["macro_f1"] = 100 * sk.f1_score(y, predicted, labels=classes[present], average="macro")
     if len(classes) > 5:
         order = np.lexsort((np.broadcast_to(classes, scores.shape), -scores), axis=1)
-        told["top5"] = 100 * (order[:, :5] == y[:, None]).any(1).sum() / n
-    return told
+        match["top5"] = 100 * (order[:, :5] == y[:, None]).any(1).sum() / n
+    return match
 
 
 @pytest.mark.parametrize("task", ["single", "multi", "regression"])
@@ -79,20 +79,20 @@ def of_scikit_learn(targets: Targets, scores: np.ndarray) -> dict[str, float]:
 @pytest.mark.parametrize("classes", [3, 8, 50])
 def test_against_scikit_learn(task: Task, ties: bool, classes: int) -> None:
     targets, scores = random_predictions(task, classes=classes, ties=ties)
-    found = compute_metrics(targets, scores)
-    assert found == pytest.approx(of_scikit_learn(targets, scores), rel=1e-9)
-    assert list(found) == list(compute_metrics(targets, scores))
+    measured = compute_metrics(targets, scores)
+    assert measured == pytest.approx(of_scikit_learn(targets, scores), rel=1e-9)
+    assert list(measured) == list(compute_metrics(targets, scores))
 
 
 @pytest.mark.parametrize("task", ["single", "multi", "regression"])
-def test_counted_rows_are_rows_written_out(task: Task) -> None:
+def test_counts_equal_repeated_rows(task: Task) -> None:
     targets, scores = random_predictions(task, rows=60, ties=True)
     counts = _draw_all(60, 7, seed=3)
-    found, main = resample_metrics(targets, scores, counts), main_metric(targets, scores, counts)
+    measured, main = resample_metrics(targets, scores, counts), main_metric(targets, scores, counts)
     for r in range(7):
         rows = np.repeat(np.arange(60), counts[:, r])
         alone = compute_metrics(targets.take(rows), scores[rows])
-        assert {name: values[r] for name, values in found.items()} == pytest.approx(alone, rel=1e-7)
+        assert {name: values[r] for name, values in measured.items()} == pytest.approx(alone, rel=1e-7)
         assert main[r] == pytest.approx(alone[{"single": "top1", "multi": "map", "regression": "r2"}[task]], rel=1e-7)
 
 
@@ -110,8 +110,8 @@ def test_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_top5_gives_equal_scores_to_the_earlier_class() -> None:
     targets = Targets("single", names(7), np.array([0, 4, 5, 6]))
-    found = compute_metrics(targets, np.zeros((4, 7), np.float32))
-    assert (found["top1"], found["top5"]) == (25, 50)
+    measured = compute_metrics(targets, np.zeros((4, 7), np.float32))
+    assert (measured["top1"], measured["top5"]) == (25, 50)
 
 
 def test_undefined_is_none() -> None:
@@ -131,28 +131,28 @@ def test_large_offsets_keep_r2() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "rows", "scores", "told"),
+    ("task", "rows", "scores", "match"),
     [
-        ("single", 3, np.zeros((3, 4)), r"shape \(3, 4\): single targets of this size take \(3, 2\)"),
-        ("single", 3, np.zeros(3), r"take \(3, 2\)"),
+        ("single", 3, np.zeros((3, 4)), r"shape \(3, 4\): for these single targets it must be \(3, 2\)"),
+        ("single", 3, np.zeros(3), r"must be \(3, 2\)"),
         ("multi", 3, np.zeros((2, 2)), r"shape \(2, 2\)"),
-        ("regression", 3, np.zeros((3, 1)), r"take \(3,\)"),
+        ("regression", 3, np.zeros((3, 1)), r"must be \(3,\)"),
         ("single", 0, np.zeros((0, 2)), "no rows"),
         ("single", 3, np.full((3, 2), np.nan), "6 of 6 scores are NaN or infinite"),
         ("regression", 3, np.array([0, np.inf, 0]), "1 of 3 scores"),
     ],
 )
-def test_wrong_scores(task: Task, rows: int, scores: np.ndarray, told: str) -> None:
+def test_wrong_scores(task: Task, rows: int, scores: np.ndarray, match: str) -> None:
     values = {
         "single": np.zeros(rows, np.int64),
         "multi": np.zeros((rows, 2), bool),
         "regression": np.arange(rows, dtype=float),
     }
     targets = Targets(task, () if task == "regression" else names(2), values[task])
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=match):
         compute_metrics(targets, scores)
     if task != "single" or rows:
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=match):
             main_metric(targets, scores, np.ones((rows, 1), np.uint8))
 
 
@@ -166,7 +166,7 @@ def noisy_scores(rows: int = 400, classes: int = 6, seed: int = 0, lift: float =
 
 def test_intervals_are_percentiles_over_the_same_draws() -> None:
     targets, scores = noisy_scores()
-    found, counts = bootstrap(targets, scores, resamples=50, seed=4), _draw_all(400, 50, 4)
+    measured, counts = bootstrap(targets, scores, resamples=50, seed=4), _draw_all(400, 50, 4)
     y, predicted = targets.values, scores.argmax(1)
     values = {"top1": [], "balanced_accuracy": [], "macro_f1": []}
     for weights in counts.T:
@@ -174,8 +174,8 @@ def test_intervals_are_percentiles_over_the_same_draws() -> None:
         values["balanced_accuracy"].append(100 * sk.balanced_accuracy_score(y, predicted, sample_weight=weights))
         values["macro_f1"].append(100 * sk.f1_score(y, predicted, average="macro", sample_weight=weights))
     for name, each in values.items():
-        assert found[name] == pytest.approx(tuple(np.percentile(each, [2.5, 97.5])), rel=1e-9)
-    assert list(found) == list(compute_metrics(targets, scores))
+        assert measured[name] == pytest.approx(tuple(np.percentile(each, [2.5, 97.5])), rel=1e-9)
+    assert list(measured) == list(compute_metrics(targets, scores))
 
 
 def test_draws() -> None:
@@ -214,33 +214,33 @@ def test_top1_interval_is_about_the_binomial_one() -> None:
 
 def test_undefined_resamples_are_left_out() -> None:
     values = np.array([1] + [0] * 9)
-    found = bootstrap(Targets("single", ("a", "b"), values), np.eye(10, 2, dtype=np.float32))
-    assert found["auroc"] is not None
-    assert found["top1"][0] < found["top1"][1]
+    measured = bootstrap(Targets("single", ("a", "b"), values), np.eye(10, 2, dtype=np.float32))
+    assert measured["auroc"] is not None
+    assert measured["top1"][0] < measured["top1"][1]
     assert bootstrap(Targets("single", ("a", "b"), 0 * values), np.eye(10, 2, dtype=np.float32))["auroc"] is None
 
 
-def test_many_rows_take_seconds() -> None:
+def test_intervals_of_many_rows_take_seconds() -> None:
     targets, scores = noisy_scores(rows=10_000, classes=200, lift=3)
     began = time.process_time()
-    found = bootstrap(targets, scores)
+    measured = bootstrap(targets, scores)
     assert time.process_time() - began < 8
-    assert all(low < compute_metrics(targets, scores)[name] < high for name, (low, high) in found.items())
+    assert all(low < compute_metrics(targets, scores)[name] < high for name, (low, high) in measured.items())
 
 
 def test_mcnemar_is_exact() -> None:
     targets, first = noisy_scores(rows=200, seed=1, lift=2)
     _, second = noisy_scores(rows=200, seed=2, lift=1)
-    found = compare_predictions(targets, first, second)
+    measured = compare_predictions(targets, first, second)
     one, other = first.argmax(1) == targets.values, second.argmax(1) == targets.values
     worse, discordant = int((~one & other).sum()), int((one != other).sum())
-    assert found.p_value == pytest.approx(min(1, 2 * stats.binom.cdf(worse, discordant, 0.5)))
-    assert (found.metric, found.test) == ("top1", "mcnemar")
-    assert found.difference == pytest.approx(100 * (one.mean() - other.mean()))
-    assert found.interval[0] < found.difference < found.interval[1]
+    assert measured.p_value == pytest.approx(min(1, 2 * stats.binom.cdf(worse, discordant, 0.5)))
+    assert (measured.metric, measured.test) == ("top1", "mcnemar")
+    assert measured.difference == pytest.approx(100 * (one.mean() - other.mean()))
+    assert measured.interval[0] < measured.difference < measured.interval[1]
     swapped = compare_predictions(targets, second, first)
-    assert swapped.p_value == found.p_value
-    assert swapped.interval == pytest.approx((-found.interval[1], -found.interval[0]))
+    assert swapped.p_value == measured.p_value
+    assert swapped.interval == pytest.approx((-measured.interval[1], -measured.interval[0]))
 
 
 def test_equal_predictions() -> None:
@@ -254,10 +254,10 @@ def test_paired_bootstrap() -> None:
     generator = np.random.default_rng(0)
     y = generator.normal(size=300)
     numbers, close, far = Targets("regression", (), y), y + 0.1 * generator.normal(size=300), y + generator.normal(size=300)
-    found = compare_predictions(numbers, close, far)
-    assert (found.metric, found.test) == ("r2", "paired bootstrap")
-    assert found.p_value == pytest.approx(2 / 1001)
-    assert found.difference == pytest.approx(sk.r2_score(y, close) - sk.r2_score(y, far))
+    measured = compare_predictions(numbers, close, far)
+    assert (measured.metric, measured.test) == ("r2", "paired bootstrap")
+    assert measured.p_value == pytest.approx(2 / 1001)
+    assert measured.difference == pytest.approx(sk.r2_score(y, close) - sk.r2_score(y, far))
     alike = compare_predictions(numbers, y + 0.1 * generator.normal(size=300), close)
     assert alike.p_value > 0.05
     assert alike.interval[0] < 0 < alike.interval[1]
@@ -275,9 +275,9 @@ def test_comparisons_with_chance_are_rarely_sure() -> None:
     assert sure <= 7
 
 
-def test_wrong_use() -> None:
+def test_unusable_input() -> None:
     targets, scores = noisy_scores(rows=10)
-    with pytest.raises(UsageError, match="1 resamples: at least 2"):
+    with pytest.raises(UsageError, match="1 resamples: give at least 2"):
         bootstrap(targets, scores, resamples=1)
     with pytest.raises(UsageError, match="r2 is undefined on these 10 rows"):
         compare_predictions(Targets("regression", (), np.ones(10)), scores[:, 0], scores[:, 1])

@@ -41,22 +41,22 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def concluded_of(targets: Targets, scores: np.ndarray, name: str = "block1") -> Selection:
+def make_selection(targets: Targets, scores: np.ndarray, name: str = "block1") -> Selection:
     head = Linear(np.zeros((max(1, len(targets.classes)), 2), np.float32), np.zeros(max(1, len(targets.classes)), np.float32))
-    fitted = ProbeFit(head, {"C": 0.1}, [], scores)
+    fit = ProbeFit(head, {"C": 0.1}, [], scores)
     return select_candidate(
-        [Candidate(name, (name,), 2, fitted, scores), Candidate("other", ("other",), 2, fitted, scores)], targets, targets
+        [Candidate(name, (name,), 2, fit, scores), Candidate("other", ("other",), 2, fit, scores)], targets, targets
     )
 
 
-def asked_of(paths: list[str], **given: Any) -> ProbeRequest:
+def make_request(paths: list[str], **options: Any) -> ProbeRequest:
     labels = {"rows": 9, "labelled": 8, "without_label": {"count": 1, "first": [EVIL]}, "task": "single", "task_from": "…"}
     sizes = {"train": 5, "val": 1, "test": len(paths)}
-    return ProbeRequest({"name": "knn"}, {}, 0, sizes, "0" * 64, labels, paths, **{"provenance": {"model": EVIL}} | given)
+    return ProbeRequest({"name": "knn"}, {}, 0, sizes, "0" * 64, labels, paths, **{"provenance": {"model": EVIL}} | options)
 
 
-def write(folder: Path, concluded: Selection, asked: ProbeRequest) -> tuple[Page, str | None]:
-    problem = write_page(folder / "p.html", concluded, asked, _summarize(concluded, asked), [])
+def write(folder: Path, selection: Selection, request: ProbeRequest) -> tuple[Page, str | None]:
+    problem = write_page(folder / "p.html", selection, request, _summarize(selection, request), [])
     return Page(folder / "p.html"), problem
 
 
@@ -67,9 +67,9 @@ def test_the_worst_mistakes_with_their_images(photo_folder: Path, tmp_path: Path
     scores = np.eye(2, dtype=np.float32)[targets.values]
     scores[3], scores[8], scores[5] = (0, 5), (9, 0), (0, 1)  # three mistakes
     (photo_folder / paths[5]).unlink()
-    concluded = concluded_of(targets, scores)
-    asked = asked_of(paths, provenance=store.provenance)
-    picture = write_report(tmp_path / "out", concluded, asked)
+    selection = make_selection(targets, scores)
+    request = make_request(paths, provenance=store.provenance)
+    results = write_report(tmp_path / "out", selection, request)
     page = Page(tmp_path / "out/report.html")
     assert len(page.all("figure")) == 3
     names = [attributes["alt"] for attributes in page.all("img") if str(attributes["src"]).startswith("data:image/jpeg")]
@@ -80,17 +80,17 @@ def test_the_worst_mistakes_with_their_images(photo_folder: Path, tmp_path: Path
     )
     charts = [attributes for attributes in page.all("img") if str(attributes["src"]).startswith("data:image/svg+xml;base64,")]
     assert len(charts) == 2
-    assert picture["confusions"] == [
+    assert results["confusions"] == [
         {"label": "china", "predicted": "flower", "rows": 2, "of": 6},
         {"label": "flower", "predicted": "china", "rows": 1, "of": 6},
     ]
 
 
-def test_the_page_asks_for_nothing_else(tmp_path: Path) -> None:
+def test_page_loads_nothing(tmp_path: Path) -> None:
     """No scripts, styles, fonts or pictures from elsewhere, and a policy that would forbid them."""
     targets = Targets("single", (EVIL, "b"), np.array([0, 1, 0]))
     scores = np.float32([[0, 1], [0, 1], [1, 0]])
-    page, problem = write(tmp_path, concluded_of(targets, scores, EVIL), asked_of([EVIL, "b", "c"], images="/nowhere"))
+    page, problem = write(tmp_path, make_selection(targets, scores, EVIL), make_request([EVIL, "b", "c"], images="/nowhere"))
     assert problem is not None
     assert problem.startswith("images '/nowhere'")
     allowed = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "main", "section", "bdi", "div", "figure",
@@ -119,21 +119,23 @@ def test_the_page_asks_for_nothing_else(tmp_path: Path) -> None:
     ],
 )
 def test_every_task(targets: Targets, scores: np.ndarray, figures: int, texts: set[str], tmp_path: Path) -> None:
-    page, _ = write(tmp_path, concluded_of(targets, scores), asked_of(["0.jpg", "1.jpg", "2.jpg"]))
+    page, _ = write(tmp_path, make_selection(targets, scores), make_request(["0.jpg", "1.jpg", "2.jpg"]))
     assert len(page.all("figure")) == figures
     assert texts <= set(page.texts)
 
 
-def test_tiles_by_their_place(tmp_path: Path) -> None:
+def test_tiles_are_shown_with_their_place(tmp_path: Path) -> None:
     targets = Targets("single", ("a", "b"), np.array([0, 1]))
     page, _ = write(
-        tmp_path, concluded_of(targets, np.float32([[0, 1], [0, 1]])), asked_of(["a", "a"], places=np.array([[32, 64], [0, 0]]))
+        tmp_path,
+        make_selection(targets, np.float32([[0, 1], [0, 1]])),
+        make_request(["a", "a"], places=np.array([[32, 64], [0, 0]])),
     )
     assert "x 32, y 64" in page.texts
 
 
-def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+def test_page_cannot_be_written(tmp_path: Path) -> None:
     targets = Targets("single", ("a", "b"), np.array([0, 1]))
-    concluded, asked = concluded_of(targets, np.eye(2, dtype=np.float32)), asked_of(["a", "b"])
+    selection, request = make_selection(targets, np.eye(2, dtype=np.float32)), make_request(["a", "b"])
     with pytest.raises(OutputError, match=r"no/p.html' cannot be written: No such"):
-        write_page(tmp_path / "no/p.html", concluded, asked, _summarize(concluded, asked), [])
+        write_page(tmp_path / "no/p.html", selection, request, _summarize(selection, request), [])

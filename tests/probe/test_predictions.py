@@ -6,7 +6,7 @@ from sklearn.metrics import log_loss
 
 from densefeat.labels.targets import Targets
 from densefeat.probe.predictions import confusion_matrix, list_confusions, predict_labels, worst_mistakes
-from support.probes import single
+from support.probes import single_targets
 
 R = np.random.default_rng(0)
 
@@ -26,7 +26,7 @@ def test_several_and_numbers() -> None:
 
 
 def test_confusion() -> None:
-    targets, scores = single(R.integers(0, 7, 500), 7), R.random((500, 7))
+    targets, scores = single_targets(R.integers(0, 7, 500), 7), R.random((500, 7))
     expected = sklearn_confusion_matrix(targets.values, scores.argmax(1))
     np.testing.assert_array_equal(confusion_matrix(targets, scores), expected)
     np.fill_diagonal(expected, 0)
@@ -39,7 +39,7 @@ def test_confusion() -> None:
 
 
 def test_the_worst_come_first() -> None:
-    targets = single([0, 0, 0, 1])
+    targets = single_targets([0, 0, 0, 1])
     scores = np.float32([[0, 3], [5, 0], [0, 9], [0.1, 0]])
     assert worst_mistakes(targets, scores, 10).tolist() == [2, 0, 3]
     assert worst_mistakes(targets, scores, 1).tolist() == [2]

@@ -55,11 +55,11 @@ def test_the_same_scores_after_loading(kind: str, tmp_path: Path) -> None:
         assert expected.shape == ((4,) if task == "regression" else (4, 3))
 
 
-def test_features_that_are_not_the_probes() -> None:
+def test_features_of_another_network() -> None:
     probe = Probe("single", CLASSES, ("block1", "block2"), {}, LINEAR)
     with pytest.raises(UsageError, match="no features block2 for this probe: it takes block1, block2"):
         probe.scores({"block1": np.zeros((1, 2))})
-    with pytest.raises(UsageError, match=r"features of shape \(1, 4\): this head takes \(rows, 5\)"):
+    with pytest.raises(UsageError, match=r"features of shape \(1, 4\): this head takes shape \(rows, 5\)"):
         probe.scores({"block1": np.zeros((1, 2)), "block2": np.zeros((1, 2))})
 
 
@@ -85,7 +85,7 @@ def test_the_network_that_made_the_features(photo_folder: Path, tmp_path: Path) 
         ({"weights": {"source": "a model object", "sha256": "0"}}, UsageError, r"made by a model object \("),
     ],
 )
-def test_records_of_networks_that_do_not_serve(
+def test_unusable_records_of_networks(
     provenance: dict, error: type, match: str, small_extractor: densefeat.FeatureExtractor
 ) -> None:
     good = {
@@ -132,17 +132,17 @@ KNN_HEAD = {"head": "neighbours", "k": 2, "temperature": 0.07}
 @pytest.mark.parametrize(
     ("tensors", "changes", "match"),
     [
-        (None, {"version": 2}, "of version 2, this densefeat reads up to 1: update it"),
-        (None, {"version": None}, "damaged, or no probe .*version"),
+        (None, {"version": 2}, "its version is 2, this one reads up to 1: update densefeat"),
+        (None, {"version": None}, "damaged, or not a probe .*version"),
         (None, {"task": "other"}, "task 'other' of 3 classes"),
         (None, {"task": "regression"}, "task 'regression' of 3 classes"),
         (None, {"classes": []}, "task 'single' of 0 classes"),
-        (None, {"classes": ["a", "b", "a"]}, "names that are no text, or stand twice"),
-        (None, {"classes": "abc"}, "names that are no text"),
+        (None, {"classes": ["a", "b", "a"]}, "names that are not text, or repeated"),
+        (None, {"classes": "abc"}, "names that are not text"),
         (None, {"classes": ["a", "b"]}, r"weight \(3, 5\) and bias \(3,\) for 2 outputs"),
         (None, {"columns": []}, "0 columns"),
-        (None, {"columns": [1]}, "names that are no text"),
-        (None, {"provenance": []}, "provenance is no object"),
+        (None, {"columns": [1]}, "names that are not text"),
+        (None, {"provenance": []}, "provenance is not an object"),
         (None, {"head": "pickle"}, "a head of kind 'pickle'"),
         (None, {"squeeze": True}, "weight float32, bias float32"),
         ({"weight": W}, {}, "'bias'"),
@@ -169,9 +169,9 @@ def test_damaged_probes(tmp_path: Path, tensors: dict | None, changes: dict, mat
     "content",
     [b"", b"x" * 100, b"\xff" * 8 + b"{}", (2).to_bytes(8, "little") + b"{}", (10**9).to_bytes(8, "little") + b"{" * 1000],
 )
-def test_files_that_are_no_probe(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_probes(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"^probe '.*p': (damaged, or no probe|no probe of densefeat)"):
+    with pytest.raises(WeightsError, match=r"^probe '.*p': (damaged, or not a probe|not a probe of densefeat)"):
         load_probe(tmp_path / "p")
 
 
@@ -180,12 +180,12 @@ def test_a_file_that_was_cut(tmp_path: Path) -> None:
     whole = (tmp_path / "p").read_bytes()
     for length in (4, 100, len(whole) - 1):
         (tmp_path / "p").write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match="damaged, or no probe"):
+        with pytest.raises(WeightsError, match="damaged, or not a probe"):
             load_probe(tmp_path / "p")
 
 
-def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"no such file; give what `densefeat probe --out` was given"):
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no such file; give the folder of `densefeat probe --out`"):
         load_probe(tmp_path)
 
 

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from densefeat.base.pages import Table
 from densefeat.probe.page import candidate_table, few_shot_table
 from densefeat.probe.results import list_files, to_json
 
@@ -20,6 +21,7 @@ def test_only_what_json_has() -> None:
 FILES = {"results.json", "report.html", "predictions.csv", "probe.safetensors"}
 RESULTS = {
     "main_metric": "top1",
+    "best": "block1",
     "candidates": [
         {
             "name": "block1",
@@ -48,15 +50,16 @@ def test_files_of_a_whole_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tables() -> None:
-    names, rows = candidate_table(RESULTS)
-    assert names == ["candidate", "features", "setting", "val top-1, %", "top-1, %", "macro F1, %", "AUROC"]
-    assert rows == [
+    table = candidate_table(RESULTS)
+    assert table.headings == ["candidate", "features", "setting", "val top-1, %", "top-1, %", "macro F1, %", "AUROC"]
+    assert table.rows == [
         ["block1", "1,024", "C 0.000123", "61.3", "60.0 (58.0–62.1)", "–", "0.912 (0.900–0.920)"],
         ["all", "5", "k 10", "–", "–", "–", "–"],
     ]
-    names, rows = candidate_table(RESULTS, narrow=True)
-    assert (names[3:], rows[0][3:]) == (["val top-1, %", "top-1, %"], ["61.3", "60.0 (58.0–62.1)"])
-    assert few_shot_table(RESULTS) == (
+    assert table.bold_rows == [0]
+    narrow = candidate_table(RESULTS, narrow=True)
+    assert (narrow.headings[3:], narrow.rows[0][3:]) == (["val top-1, %", "top-1, %"], ["61.3", "60.0 (58.0–62.1)"])
+    assert few_shot_table(RESULTS) == Table(
         ["candidate", "1 a class", "5 a class"],
         [["a", "10.0 ± 1.3", "20.0 ± 0.5"], ["b", "–", "–"]],
     )

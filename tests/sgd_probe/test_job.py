@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from densefeat import FeatureExtractor
 from densefeat.base.signals import Interrupted, StopRequest
 from densefeat.errors import DensefeatError, UsageError
-from densefeat import FeatureExtractor
 from densefeat.images.sources import open_source
 from densefeat.labels.targets import Targets
 from densefeat.nets.dense_net import DenseNet
@@ -30,7 +30,7 @@ from densefeat.store.reader import open_store
 from densefeat.training.checkpoints import list_checkpoints
 from densefeat.training.world import World
 from support.helpers import BUNDLED, randomize_statistics
-from support.probes import class_store
+from support.probes import write_class_store
 from support.runs import write_table
 
 CPU = torch.device("cpu")
@@ -237,7 +237,7 @@ def test_split_group_and_task_of_a_file(table: Path, tmp_path: Path) -> None:
 
 def judged(folder: Path) -> tuple[ParallelHeads, BlockFitter]:
     """Heads as they start, and rows to judge them on."""
-    found = load_data([open_store(class_store(folder / "s.parquet", 60))])
+    found = load_data([open_store(write_class_store(folder / "s.parquet", 60))])
     known = found.labelled
     heads = ParallelHeads.start({"block1": 4}, 3, "single", 16, 0, CPU)
     return heads, BlockFitter("sgd", found.columns, known.targets, known.rows, found.parts, 0, lambda _: None)

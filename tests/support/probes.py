@@ -1,4 +1,4 @@
-"""Small stores with labels that their features tell, block by block better."""
+"""Small stores whose features predict their labels, later blocks better."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,24 +13,24 @@ WIDTHS = {"block1": 4, "block2": 6, "block3": 8}
 NAMES = ("ant", "bee", "cow", "dog", "eel", "fox")
 
 
-def single(values: Sequence[int] | np.ndarray, classes: int | None = None) -> Targets:
+def single_targets(values: Sequence[int] | np.ndarray, classes: int | None = None) -> Targets:
     values = np.asarray(values, np.int64)
     count = int(values.max()) + 1 if classes is None else classes
     return Targets("single", tuple(f"class {i}" for i in range(count)), values)
 
 
-def codes_of(rows: int, classes: int = 3, seed: int = 0) -> np.ndarray:
+def draw_codes(rows: int, classes: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, classes, rows)
 
 
-def features_of(codes: np.ndarray, seed: int = 0, widths: dict[str, int] = WIDTHS) -> dict[str, np.ndarray]:
+def make_features(codes: np.ndarray, seed: int = 0, widths: dict[str, int] = WIDTHS) -> dict[str, np.ndarray]:
     """Centres of classes are the same for every seed; later blocks have less noise."""
     centres, noise = np.random.default_rng(99), np.random.default_rng(seed)
-    found = {}
+    features = {}
     for number, (name, width) in enumerate(widths.items(), 1):
         centre = centres.standard_normal((20, width))
-        found[name] = (centre[codes] + 3 / number * noise.standard_normal((len(codes), width))).astype(np.float32)
-    return found
+        features[name] = (centre[codes] + 3 / number * noise.standard_normal((len(codes), width))).astype(np.float32)
+    return features
 
 
 def write_probe_store(
@@ -53,7 +53,7 @@ def write_probe_store(
     return path
 
 
-def class_store(path: Path, rows: int = 240, classes: int = 3, seed: int = 0, **given: Any) -> Path:
-    """Of single-label rows."""
-    codes = codes_of(rows, classes, seed)
-    return write_probe_store(path, [NAMES[code] for code in codes], features_of(codes, seed), **given)
+def write_class_store(path: Path, rows: int = 240, classes: int = 3, seed: int = 0, **options: Any) -> Path:
+    """A single-file store of single-label rows."""
+    codes = draw_codes(rows, classes, seed)
+    return write_probe_store(path, [NAMES[code] for code in codes], make_features(codes, seed), **options)

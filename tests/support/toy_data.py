@@ -1,11 +1,11 @@
-"""Features with classes, labels or numbers to be learnt from them, that are neither separable nor of equal variances."""
+"""Features with targets that they predict in part: classes, several labels a row, or numbers."""
 
 import numpy as np
 
 from densefeat.labels.targets import Targets, Task
 
 
-def made_up(task: Task, rows: int = 400, features: int = 12, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, Targets]:
+def make_data(task: Task, rows: int = 400, features: int = 12, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, Targets]:
     generator = np.random.default_rng(seed)
     latent = generator.normal(size=(rows, features)) * np.arange(1, features + 1) ** -0.7
     x = (latent @ np.linalg.qr(generator.normal(size=(features, features)))[0] + 0.5).astype(np.float32)
@@ -18,5 +18,5 @@ def made_up(task: Task, rows: int = 400, features: int = 12, classes: int = 4, s
     return x, Targets(task, (), 40 + 5 * answers[:, 0])
 
 
-def validation(rows: int, share: float = 0.25, seed: int = 1) -> np.ndarray:
+def validation_mask(rows: int, share: float = 0.25, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).permutation(rows) < share * rows
