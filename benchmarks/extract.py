@@ -1,271 +1,196 @@
-"""Images per second: FeatureExtractor against timm's forward_intermediates in the loop a user would write, on the same weights.
+"""From image files to features and to a store, beside what one would write with timm.
 
-    python benchmarks/extract.py --images photos/
+    python benchmarks/extract.py decode --images photos/
+    python benchmarks/extract.py job --images photos/
+    python benchmarks/extract.py job --images photos/ --device cuda --precision bf16 --batch-size 256 --count 8192
+    python benchmarks/extract.py precision --images photos/
 
-Both give every block's average-pooled features. "network": prepared batches in memory; "files": JPEG files to features in one
-process; "job": `densefeat extract` with its decode threads, against that same loop over files. The variants take turns within
-each round; the table has medians over the rounds, and ratios to timm of the same round. Where the first three blocks at tap
-raw do not equal timm's, it stops.
-
-Below: where the wall time of a job to a folder goes, as its main thread sees it, every stage at its defaults; and how far bf16
-is from fp32.
+The networks other than the bundled one have random weights with statistics of noise. The arms take turns in every round.
 """
 
-import os
-import platform
+import io
 import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import wraps
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
-from sklearn.datasets import load_sample_images
+from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
-from torch import nn
 
 import densefeat
-from densefeat.bench.networks import image_files
-from densefeat.extraction import folder as job_folder
-from densefeat.extraction import part as job_part
-from densefeat.store import EmbeddingWriter
+from densefeat.bench import Report, benchmark_options, calibrated_network, list_images, load_network, rate_rows, time_rounds
+from densefeat.extraction.decoding import Decoding, decode_batches, usable_cores
+from densefeat.images import Preprocessing, decode_pixels, open_source
 
-BUNDLED = "densefeat_densenet_bc100_k12"
-STAGES = ("start", "read and decode", "network", "write", "rest")
+BUNDLED, LARGE = "densefeat_densenet_bc100_k12", "densefeat_densenet121"
+DECODERS = ("pillow", "torchvision")
+COLUMNS = {"arm": ("", "{}"), "rate": ("images/s", "{:,.1f}"), "ratio": ("ratio to timm (range)", "{}")}
+COSINES = {"network": ("network", "{}"), "block": ("block", "{}"),
+           "mean": ("cosine, mean", "{:.6f}"), "least": ("least", "{:.6f}")}  # fmt: skip
 
-
-def sample_photographs(folder: Path, count: int) -> None:
-    """Pieces of scikit-learn's two photographs, scaled to ``count`` different JPEG files of ordinary size."""
-    folder.mkdir(exist_ok=True)
-    images = [Image.fromarray(pixels) for pixels in load_sample_images().images]
-    for i in range(count):
-        image = images[i % 2]
-        image.resize((500 + i, 375 + i), box=(i % 7, i % 5, image.width, image.height)).save(folder / f"{i:03}.jpg", quality=90)
+images_option = click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 
 
-def chosen_photographs(folder: Path, count: int, chosen: Path) -> list[Path]:
-    """The first ``count`` image files below ``folder``, copied to ``chosen``."""
-    chosen.mkdir()
-    found = image_files(folder)[:count]
-    return [shutil.copyfile(path, chosen / f"{i:05}{path.suffix}") for i, path in enumerate(found)]
+@click.group()
+def main() -> None:
+    """Measure one step and print."""
 
 
-def calibrated(model: nn.Module) -> nn.Module:
-    """Random weights whose BatchNorms have statistics, of noise: without, features of a deep network exceed float16."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model.train()(torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
-    for norm in norms:
-        norm.momentum = 0.1
-    return model.eval()
+def write_weights(network: str, folder: Path) -> Path | None:
+    """Random weights in a file; None for the bundled network, which has its own."""
+    if network == BUNDLED:
+        return None
+    save_file(calibrated_network(network).state_dict(), folder / f"{network}.safetensors")
+    return folder / f"{network}.safetensors"
 
 
-def timm_features(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the extractor gives, by timm's own means: blocks 1 to 3 and the final norm, average-pooled."""
-    with torch.inference_mode():
-        maps = model.forward_intermediates(x, indices=[1, 2, 3, 4], intermediates_only=True)
-        return {f"block{i}": block.mean((2, 3)) for i, block in enumerate(maps, 1)}
+def cosine_rows(paths: list[Path], option: str, values: tuple[str, str]) -> list[dict[str, Any]]:
+    """The cosines of each image's embeddings with two values of an extractor's option, by network and block."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for network in (BUNDLED, LARGE):
+            weights = write_weights(network, Path(folder))
+            own, other = (
+                densefeat.FeatureExtractor(network, weights=weights, device="cpu", **{option: value})(paths)  # type: ignore[arg-type]
+                for value in values
+            )
+            for block, features in own.items():
+                cosine = F.cosine_similarity(features.double(), other[block].double())
+                rows.append({"network": network, "block": block, "mean": float(cosine.mean()), "least": float(cosine.min())})
+    return rows
 
 
-def timm_from_files(model: nn.Module, transform: Callable, paths: list[Path], batch_size: int) -> list[dict[str, torch.Tensor]]:
-    results = []
-    for start in range(0, len(paths), batch_size):
-        images = [transform(Image.open(path).convert("RGB")) for path in paths[start : start + batch_size]]
-        results.append(timm_features(model, torch.stack(images)))
-    return results
+@main.command()
+@images_option
+@click.option("--count", default=64, show_default=True, help="JPEG files a round.")
+@benchmark_options(rounds=5)
+def decode(images: Path, count: int, rounds: int, file: Path | None) -> None:
+    """JPEG files in memory to uint8 (3, 224, 224) in one thread: timm's transform on Pillow, and our two decoders.
 
-
-def check_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    """Largest relative difference over blocks 1 to 3; stops the benchmark above 1e-5."""
-    worst = max(float((ours[b] - theirs[b]).norm() / theirs[b].norm()) for b in ("block1", "block2", "block3"))
-    if worst > 1e-5:
-        raise click.ClickException(f"the features differ by {worst:.1e}: nothing to compare")
-    return worst
-
-
-def measure(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round, after one round to warm up; the order turns round by round."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for i in range(rounds + 1):
-        for name in list(variants)[:: 1 if i % 2 else -1]:
-            began = time.perf_counter()
-            variants[name]()
-            if i:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def print_table(seconds: dict[str, list[float]], images: int, baseline_of: dict[str, str]) -> None:
-    table = Table("variant", "images/s (median)", "ratio to timm (median, range)", box=None, pad_edge=False)
-    for name, values in seconds.items():
-        ratios = [base / own for base, own in zip(seconds[baseline_of[name]], values, strict=True)]
-        spread = f"{statistics.median(ratios):.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
-        table.add_row(name, f"{images / statistics.median(values):.1f}", spread)
-    Console().print(table)
-
-
-class Stopwatch:
-    """Wall seconds by stage of whatever it watches, children apart: time inside two stages counts for the inner one."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._open: list[str] = []
-        self._since = time.perf_counter()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        self._turn()
-        self._open.append(name)
-        try:
-            yield
-        finally:
-            self._turn()
-            self._open.pop()
-
-    def _turn(self) -> None:
-        now = time.perf_counter()
-        if self._open:
-            self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._since
-        self._since = now
-
-    def call(self, name: str, function: Callable) -> Callable:
-        @wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.stage(name):
-                return function(*args, **kwargs)
-
-        return timed
-
-    def generator(self, name: str, function: Callable) -> Callable:
-        """The time inside the generator, not that of its consumer between two values."""
-
-        @wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            values = function(*args, **kwargs)
-            end = object()
-            while True:
-                with self.stage(name):
-                    value = next(values, end)
-                if value is end:
-                    return
-                yield value
-
-        return timed
-
-
-def seconds_by_stage(job: Callable[[], object]) -> dict[str, float]:
-    """Of a job to a folder in this process. What a part needs outside its loop is opening, closing, syncing, recording it."""
-    watch = Stopwatch()
-    watched = (
-        (job_part, "decoded_batches", "read and decode", watch.generator),
-        (job_part, "run_network", "network", watch.generator),
-        (job_part.PartExtractor, "append_rows", "rest", watch.call),
-        (EmbeddingWriter, "append", "write", watch.call),
-        (job_folder, "extract_part", "write", watch.call),
-        (job_folder, "finish", "write", watch.call),
-    )
-    with ExitStack() as stack:
-        for owner, name, stage, kind in watched:
-            original = getattr(owner, name)
-            setattr(owner, name, kind(stage, original))
-            stack.callback(setattr, owner, name, original)
-        with watch.stage("start"):
-            job()
-    return {stage: watch.seconds.get(stage, 0.0) for stage in STAGES}
-
-
-def print_stages(runs: list[dict[str, float]], images: int) -> None:
-    table = Table("stage", "seconds (median)", "share of the run (median, range)", box=None, pad_edge=False)
-    totals = [sum(run.values()) for run in runs]
-    groups = {stage: (stage,) for stage in STAGES} | {"decode and write": ("read and decode", "write")}
-    for name, stages in groups.items():
-        seconds = [sum(run[stage] for stage in stages) for run in runs]
-        shares = [100 * own / total for own, total in zip(seconds, totals, strict=True)]
-        spread = f"{statistics.median(shares):.1f} %  ({min(shares):.1f} to {max(shares):.1f})"
-        table.add_row(name, f"{statistics.median(seconds):.2f}", spread)
-    print(f"a job of {images} images to a folder, {statistics.median(totals):.2f} s; imports are not in it")
-    Console().print(table)
-
-
-def print_precision(paths: list[Path], networks: dict[str, Path | None]) -> None:
-    """``networks``: by name, their weights if not their own; at tap norm, average-pooled."""
-    table = Table("network", "block", "cosine of bf16 to fp32, mean", "least", box=None, pad_edge=False)
-    for name, weights in networks.items():
-        made = (densefeat.FeatureExtractor(name, weights=weights, device="cpu", precision=kind) for kind in ("fp32", "bf16"))
-        full, half = (extractor(paths) for extractor in made)
-        for block, features in full.items():
-            cosine = torch.nn.functional.cosine_similarity(features.double(), half[block].double())
-            label = f"{name}, random weights" if weights else name
-            table.add_row(label, block, f"{cosine.mean():.6f}", f"{cosine.min():.6f}")
-    Console(width=120).print(table)
-
-
-@click.command()
-@click.option(
-    "--images", "folder", type=click.Path(exists=True, path_type=Path), help="Folder; without, scikit-learn's photographs."
-)
-@click.option("--count", default=64, show_default=True, help="Photographs a round.")
-@click.option("--batch-size", default=32, show_default=True)
-@click.option("--rounds", default=5, show_default=True)
-def main(folder: Path | None, count: int, batch_size: int, rounds: int) -> None:
-    """Measure and print."""
-    with tempfile.TemporaryDirectory() as temporary:
-        if folder is None:
-            folder = Path(temporary, "photos")
-            sample_photographs(folder, count)
-        run(folder, Path(temporary), count, batch_size, rounds)
-
-
-def run(folder: Path, temporary: Path, count: int, batch_size: int, rounds: int) -> None:
-    torch.manual_seed(0)
-    theirs = calibrated(timm.create_model("densenet121"))
-    weights = temporary / "random.pt"
-    torch.save(theirs.state_dict(), weights)
-    extractor = densefeat.FeatureExtractor("densefeat_densenet121", tap="raw", weights=weights, device="cpu")
-    transform = create_transform(**resolve_model_data_config(theirs))
-    chosen = temporary / "chosen"
-    paths = chosen_photographs(folder, count, chosen)
-    batch = extractor.prepare(paths[:batch_size])
-    worst = check_equal(extractor(batch), timm_features(theirs, batch.contiguous()))
-
-    def job() -> object:
-        return densefeat.extract(
-            chosen, temporary / "e.parquet", extractor.model, tap="raw", batch_size=batch_size, device="cpu"
+    The decoder "pillow" equals timm's transform bit for bit (checked). Below: how far "torchvision" is from it.
+    """
+    torch.set_num_threads(1)
+    paths = [path for path in list_images(images) if path.suffix.lower() in (".jpg", ".jpeg")][:count]
+    files = [path.read_bytes() for path in paths]
+    model = timm.create_model("densenet121")
+    transform = create_transform(**resolve_model_data_config(model), normalize=False)
+    geometry = Preprocessing.for_model(model).geometry()
+    arms = {
+        "timm on Pillow": lambda: [transform(Image.open(io.BytesIO(data)).convert("RGB")) for data in files],
+        "decoder pillow": lambda: [geometry(decode_pixels(data, "pillow")) for data in files],
+        "decoder torchvision": lambda: [geometry(decode_pixels(data, "torchvision")) for data in files],
+    }
+    by_timm, by_pillow, by_torchvision = (torch.stack(work()).int() for work in arms.values())
+    if not torch.equal(by_pillow, by_timm):
+        raise click.ClickException(
+            "decoder pillow differs from timm's transform: are there EXIF rotations, which timm ignores?"
         )
+    report = Report(f"{len(files)} JPEG files, one thread", file)
+    rows = rate_rows(time_rounds(arms, rounds), dict.fromkeys(arms, "timm on Pillow"), len(files))
+    report.add("decode and resize", rows, COLUMNS)
+    difference = (by_torchvision - by_pillow).abs().float()
+    text = f"pixels, torchvision to pillow: mean {difference.mean():.4f} of 255, largest {difference.max():.0f}"
+    report.note("mean pixel difference", float(difference.mean()), text)
+    report.add("embeddings, torchvision to pillow", cosine_rows(paths, "decoder", DECODERS), COSINES)
 
-    network = {
-        "network: timm": lambda: [timm_features(theirs, batch) for _ in range(len(paths) // len(batch))],
-        "network: densefeat": lambda: [extractor.forward(batch) for _ in range(len(paths) // len(batch))],
-    }
-    files = {
-        "files: timm loop": lambda: timm_from_files(theirs, transform, paths, batch_size),
-        "files: densefeat": lambda: extractor(paths),
-        "job: densefeat.extract": job,
-    }
-    allocator = "tuned" if "MALLOC_TRIM_THRESHOLD_" in os.environ else "default"
-    print(f"DenseNet-121, {len(paths)} photographs, batch {batch_size}, float32, CPU {platform.machine()},")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, glibc allocator {allocator}")
-    print(f"largest relative difference of blocks 1 to 3 at tap raw: {worst:.1e}")
-    print_table(measure(network, rounds), len(paths) // len(batch) * len(batch), dict.fromkeys(network, "network: timm"))
-    print_table(measure(files, rounds), len(paths), dict.fromkeys(files, "files: timm loop"))
 
-    def to_folder() -> object:
-        options = {"batch_size": batch_size, "device": "cpu", "overwrite": True}
-        return densefeat.extract(chosen, temporary / "store", "densefeat_densenet121", weights, **options)
+@main.command()
+@images_option
+@click.option("--model", default=LARGE, show_default=True)
+@click.option("--count", default=256, show_default=True, help="Images of the smaller job.")
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--backend", default="auto", show_default=True)
+@benchmark_options(rounds=3)
+def job(
+    images: Path, model: str, count: int, batch_size: int, device: str, precision: str, backend: str, rounds: int,
+    file: Path | None,
+) -> None:  # fmt: skip
+    """How much `densefeat extract` reaches of what decoding and the network allow, and what limits it.
 
-    print_stages([seconds_by_stage(to_folder) for _ in range(rounds)], len(paths))
-    print_precision(paths, {"densefeat_densenet121": weights, BUNDLED: None})
+    "decode" and "network" are measured alone. On a CPU they share the cores, so that a job can reach
+    1 / (1 / decode + 1 / network); on a GPU they overlap, and it can reach the slower one. "job" is a job of twice the images
+    less a job of once, without the cost of starting. "timm loop" is timm's transform and forward_intermediates, channels_last.
+    """
+    cuda = torch.device(device).type == "cuda"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        once, twice = copy_images(images, count, folder / "once"), copy_images(images, 2 * count, folder / "twice")
+        weights = write_weights(model, folder)
+        extractor = densefeat.FeatureExtractor(model, weights=weights, device=device, precision=precision, backend=backend)
+        timms = load_network(model, str(weights)).to(device, memory_format=torch.channels_last) if weights else extractor.model
+        batch = extractor.prepare(list_images(once)[:batch_size])
+
+        def decode_images() -> None:
+            source, decoding = open_source(once), Decoding(extractor.preprocessing.geometry(), extractor.decoder)
+            with ThreadPoolExecutor(usable_cores()) as pool:
+                batches = decode_batches(source.items(0, source.length), batch_size, decoding, pool, 3 if cuda else 0)
+                with closing(batches):
+                    list(batches)
+
+        def run_job(paths: Path) -> None:
+            options: dict[str, Any] = {"device": device, "precision": precision, "backend": extractor.backend}
+            densefeat.extract(paths, folder / "store", model, weights, batch_size=batch_size, overwrite=True, **options)
+
+        arms = {
+            "timm loop": lambda: run_timm(timms, extractor, list_images(once), batch_size),
+            "decode": decode_images,
+            "network": lambda: [extractor.forward(batch) for _ in range(count // len(batch))],
+            "job once": lambda: run_job(once),
+            "job twice": lambda: run_job(twice),
+        }
+        seconds = time_rounds(arms, rounds, device)
+    seconds["job"] = [long - short for long, short in zip(seconds.pop("job twice"), seconds.pop("job once"), strict=True)]
+    seconds["network"] = [each * count / (count // len(batch) * len(batch)) for each in seconds["network"]]
+    parts = list(zip(seconds["decode"], seconds["network"], strict=True))
+    seconds["allowed"] = [max(pair) if cuda else sum(pair) for pair in parts]
+    report = Report(f"{model} by {extractor.backend}, {precision}, {count} images, batch {len(batch)}, {device}", file, device)
+    report.add("images to features", rate_rows(seconds, dict.fromkeys(seconds, "timm loop"), count), COLUMNS)
+    reached = statistics.median(100 * own / whole for own, whole in zip(seconds["allowed"], seconds["job"], strict=True))
+    report.note("percent of allowed", reached, f"the job reaches {reached:.0f} % of what is allowed")
+    share = 100 * statistics.median(network / (decoding + network) for decoding, network in parts)
+    report.note("network's percent", share, f"the network takes {share:.0f} % of the two parts' time")
+
+
+def copy_images(images: Path, count: int, folder: Path) -> Path:
+    """Copy ``count`` files: those below ``images``, repeated as often as necessary."""
+    files = list_images(images)
+    folder.mkdir()
+    for i in range(count):
+        path = files[i % len(files)]
+        shutil.copyfile(path, folder / f"{i:06}{path.suffix}")
+    return folder
+
+
+@torch.inference_mode()
+def run_timm(model: Any, extractor: densefeat.FeatureExtractor, paths: list[Path], batch_size: int) -> None:
+    transform = create_transform(**resolve_model_data_config(model))
+    for start in range(0, len(paths), batch_size):
+        x = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths[start : start + batch_size]])
+        x = x.to(extractor.device, memory_format=torch.channels_last)
+        with torch.autocast(extractor.device.type, torch.bfloat16, enabled=extractor.precision == "bf16"):
+            maps = model.forward_intermediates(x, intermediates_only=True)
+        [each.float().mean((2, 3)).cpu() for each in maps[1:]]
+
+
+@main.command()
+@images_option
+@click.option("--count", default=64, show_default=True, help="Photographs.")
+@benchmark_options()
+def precision(images: Path, count: int, file: Path | None) -> None:
+    """How far the embeddings in bf16 are from those in fp32: tap norm, average-pooled, on the CPU."""
+    paths = list_images(images)[:count]
+    rows = cosine_rows(paths, "precision", ("fp32", "bf16"))
+    Report(f"{len(paths)} photographs", file).add("bf16 to fp32", rows, COSINES)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from densefeat.loading import load_network
 from densefeat.probe import compute_metrics
 from densefeat.training import (
     AnyScores,
-    Arrays,
+    DecodedImages,
     DeviceImages,
     ImageDataset,
-    Labelled,
+    LabelledImages,
     LabelScores,
     MicroBatch,
     Scores,
@@ -138,7 +138,7 @@ def evaluate(
     return Evaluation(model, scores, labelled.classes, crops, preprocessing.size, missing, unread)
 
 
-def check_classes(data: str, labelled: Labelled, network: nn.Module, names: list[str] | None) -> None:
+def check_classes(data: str, labelled: LabelledImages, network: nn.Module, names: list[str] | None) -> None:
     """Raise UsageError if the classes of ``data`` are not the network's; without ``names``, compare their number."""
     if len(labelled.classes) != network.num_classes:
         raise UsageError(
@@ -150,7 +150,7 @@ def check_classes(data: str, labelled: Labelled, network: nn.Module, names: list
 
 def _choose_preprocessing(network: nn.Module, crops: int, image_size: int | None, crop_pct: float | None) -> Preprocessing:
     """Return the weights' preprocessing with the options applied; ten crops need a margin to shift in."""
-    default = Preprocessing.of(network, image_size)
+    default = Preprocessing.for_model(network, image_size)
     usual_share = default.crop_pct if crops == 1 or default.crop_pct < 1 else 0.875
     share = usual_share if crop_pct is None else crop_pct
     if not 0 < share <= 1:
@@ -159,11 +159,11 @@ def _choose_preprocessing(network: nn.Module, crops: int, image_size: int | None
 
 
 def load_eval_images(
-    labelled: Labelled, preprocessing: Preprocessing, crops: int, workers: int, device: torch.device
+    labelled: LabelledImages, preprocessing: Preprocessing, crops: int, workers: int, device: torch.device
 ) -> tuple[DeviceImages | WorkerImages, Any]:
     """Return preprocessed images, and the positions of those with a label."""
     positions, size = labelled_positions(labelled.labels), preprocessing.size
-    if isinstance(labelled, Arrays):
+    if isinstance(labelled, DecodedImages):
         if labelled.images.shape[1] != size or crops != 1:
             raise UsageError(
                 f"image size {size}, crops {crops}: the images of {labelled.name} have {labelled.images.shape[1]} pixels "

@@ -132,7 +132,7 @@ def _open_scorer(model: str, weights: str | Path | None, device: str) -> tuple[S
         raise UsageError(f"model {model!r} has no classifier: fine-tune it, or give a probe")
     classes = network.classes or [str(number) for number in range(network.num_classes)]
     name = network.name if network.run else model
-    return Scorer(name, network.model, classes, network.task, Preprocessing.of(network.model)), "pillow", "fp32"
+    return Scorer(name, network.model, classes, network.task, Preprocessing.for_model(network.model)), "pillow", "fp32"
 
 
 def _write_table(path: Path, store: Store, task: Task, classes: list[str]) -> dict[str, int]:

@@ -79,7 +79,7 @@ def export_model(
     places = [out, out.with_suffix(".bin")] if to == "openvino" else [out]
     with stage_files(*places) as (path, *_), torch.no_grad():
         source = load_source(model, weights, head=to in GRAPHS and outputs == "logits")
-        preprocessing = Preprocessing.of(source.model, image_size)
+        preprocessing = Preprocessing.for_model(source.model, image_size)
         advance(1)
         if to in GRAPHS:
             metadata, differences = _write_graph(to, source, preprocessing, wanted, input, path, out, advance)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.export import Dim, ExportedProgram
 
+from densefeat.base import describe_error
 from densefeat.errors import OutputError
 from densefeat.export.check import Batch
 from densefeat.export.module import ExportedNet
@@ -79,7 +80,7 @@ def trace_fixed(net: ExportedNet, to_input: _ToInput, size: int) -> Traced:
     try:
         return Traced(_export_program(net, to_input(Batch(2, size, size).pixels()), ()), size, net.takes_pixels)
     except Exception as error:  # torch.export raises errors of many types
-        reason = (str(error).strip() or "no message").splitlines()[0]
+        reason = describe_error(error)
         raise OutputError(f"{type(net.model).__name__} cannot be traced ({type(error).__name__}: {reason})") from error
 
 

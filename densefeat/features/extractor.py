@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from densefeat.base import choose_device
+from densefeat.base import choose_device, describe_error
 from densefeat.errors import BackendError, DecodeError, UsageError
 from densefeat.features.engines.choose import build_engine, choose_backend
 from densefeat.features.engines.engine import BlockOutput, Engine, EngineSpec
@@ -231,7 +231,7 @@ class FeatureExtractor:
         except (RuntimeError, AssertionError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = describe_error(error)
             raise UsageError(f"{type(self.model).__name__} cannot take images of {size}×{size} pixels: {reason}") from error
         return {name: tuple(value.shape[1:]) for name, value in features.items()}
 
@@ -243,7 +243,7 @@ class FeatureExtractor:
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing that the weights were trained with, at ``image_size`` if that is set."""
-        return Preprocessing.of(self.model, self.image_size)
+        return Preprocessing.for_model(self.model, self.image_size)
 
     @cached_property
     def _geometry(self) -> Geometry:

@@ -8,11 +8,10 @@ import numpy as np
 from densefeat.errors import UsageError
 from densefeat.finetuning.recipe import FineTuning
 from densefeat.images import Preprocessing
-from densefeat.labels import Targets, Task, hold_out, infer_task
+from densefeat.labels import Targets, hold_out, infer_task
 from densefeat.training import (
-    Encoded,
     Failures,
-    Labelled,
+    LabelledImages,
     Sampler,
     Split,
     TrainingData,
@@ -36,7 +35,7 @@ def open_finetuning_data(
     """
     place, val_place = _find_train_and_val(recipe)
     train = open_labelled(place, train=True, label_column=recipe.label_column, task=recipe.task)
-    task: Task = train.task if isinstance(train, Encoded) else "single"
+    task = train.task
     _check_labels(train, place, recipe.task)
     failures: Failures = []
     images, positions = load_images(recipe, train, preprocessing, world, failures, advance)
@@ -58,10 +57,10 @@ def open_finetuning_data(
     return TrainingData(train, images, sampler, slices, recipe.augment, preprocessing, val, None, failures, task, notes)
 
 
-def _check_labels(labelled: Labelled, place: str, task: str) -> None:
+def _check_labels(labelled: LabelledImages, place: str, task: str) -> None:
     """Raise UsageError for a single class, and for numbers, which do not name classes."""
     classes = labelled.classes
-    if len(classes) < 2 and getattr(labelled, "task", "single") == "single":
+    if len(classes) < 2 and labelled.task == "single":
         raise UsageError(f"{place!r}: all images are {classes[0]!r}: training needs two classes or more")
     if task == "auto" and infer_task(classes)[0] == "regression":
         raise UsageError(
@@ -70,7 +69,7 @@ def _check_labels(labelled: Labelled, place: str, task: str) -> None:
         )
 
 
-def _describe_labels(labelled: Labelled, place: str) -> list[str]:
+def _describe_labels(labelled: LabelledImages, place: str) -> list[str]:
     """Return remarks on images without a label, and on classes of one image or none."""
     labels, notes = labelled.labels, []
     unlabelled = np.flatnonzero(labels < 0 if labels.ndim == 1 else labels[:, 0] < 0)

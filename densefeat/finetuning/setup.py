@@ -50,7 +50,7 @@ class FineTuningSetup(Setup):
     def open_data(self, world: World, advance: Callable[[int], None]) -> TrainingData:
         """Open the network, whose weights set the preprocessing, and the images; few images make a smaller batch."""
         self.backbone = load_network(self.recipe.model, self.recipe.weights).model
-        preprocessing = Preprocessing.of(self.backbone, self.recipe.image_size)
+        preprocessing = Preprocessing.for_model(self.backbone, self.recipe.image_size)
         if self.recipe.crop_pct is not None:
             preprocessing = replace(preprocessing, crop_pct=self.recipe.crop_pct)
         data = open_finetuning_data(self.recipe, preprocessing, world, advance)

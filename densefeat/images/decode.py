@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
+from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def decode_errors() -> Iterator[None]:
     except (DecodeError, UsageError):
         raise
     except Exception as error:
-        reason = (str(error).strip() or "no message").splitlines()[0]
+        reason = describe_error(error)
         reason = re.sub(r"^\w+, \S+:\d+, ", "", reason)  # the place in torchvision's source
         raise DecodeError(f"{type(error).__name__}: {reason}") from error
     finally:

@@ -27,7 +27,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, image_size: int | None = None) -> "Preprocessing":
+    def for_model(cls, model: nn.Module, image_size: int | None = None) -> "Preprocessing":
         """Read a model's ``pretrained_cfg``; ``image_size``: another size of the input, at least 32 pixels."""
         config = resolve_model_data_config(model)
         channels, height, width = config["input_size"]

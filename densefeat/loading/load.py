@@ -15,6 +15,7 @@ from safetensors import safe_open
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg, is_model, split_model_name_tag
 from torch import nn
 
+from densefeat.base import describe_error
 from densefeat.errors import UsageError, WeightsError
 from densefeat.loading.run_files import RunConfig, is_run_folder, make_backbone, make_network, read_run
 from densefeat.nets import BUNDLED, file_sha256, load_weights, read_state_dict, set_state_dict
@@ -139,7 +140,7 @@ def _load_published(name: str, config: PretrainedCfg) -> nn.Module:
         overlay = {"file": str(cached)} if cached and not config.custom_load else None
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
     except Exception as error:  # failures of the network, the cache and the hub have many types
-        reason = (str(error).strip() or "no message").splitlines()[0]
+        reason = describe_error(error)
         raise WeightsError(
             f"{name}: its weights could not be fetched from {describe_source(config)}"
             f" ({type(error).__name__}: {reason}); {_ALTERNATIVES}"

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from densefeat.base import describe_error
 from densefeat.errors import WeightsError
 
 _logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
         raise
     except Exception as error:  # damaged files make the readers raise errors of many types
         raise WeightsError(
-            f"weights {path}: truncated or not a checkpoint ({type(error).__name__}: {_first_line(error)})"
+            f"weights {path}: truncated or not a checkpoint ({type(error).__name__}: {describe_error(error)})"
         ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"weights {path}: holds a {type(content).__name__}, not a state dict")
@@ -221,7 +222,3 @@ def state_sha256(model: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]

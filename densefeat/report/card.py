@@ -107,7 +107,7 @@ def _card_of_run(folder: str, weights: str | Path | None) -> Card:
 
 
 def _sized(network: nn.Module) -> tuple[int, list[Stage]]:
-    size = Preprocessing.of(network).size
+    size = Preprocessing.for_model(network).size
     return size, stages_of(network, size)
 
 
@@ -119,7 +119,7 @@ def _classes_told(count: int, names: list[str] | None) -> str:
 
 
 def _input_told(network: nn.Module) -> str:
-    own = Preprocessing.of(network)
+    own = Preprocessing.for_model(network)
     means, deviations = (", ".join(f"{value:g}" for value in values) for values in (own.mean, own.std))
     return f"3×{own.size}×{own.size}, {own.interpolation}, crop {own.crop_pct:g}, mean {means}, std {deviations}"
 

@@ -71,7 +71,7 @@ def load_sample(
     place, label_column = _find_store_images(images, label_column)
     labelled = open_labelled(place, train=False, label_column=label_column, classes=names)
     check_classes(place, labelled, network, names)
-    source, positions = load_eval_images(labelled, Preprocessing.of(network), 1, 0, torch.device(device))
+    source, positions = load_eval_images(labelled, Preprocessing.for_model(network), 1, 0, torch.device(device))
     if len(positions) < 2:
         raise UsageError(f"{place!r}: {len(positions)} images have a label; at least 2 are needed")
     chosen = _choose_evenly(positions, limit)

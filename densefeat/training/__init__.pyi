@@ -1,9 +1,9 @@
 from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from .classic import Arrays
+from .classic import DecodedImages
 from .data import MAX_GROUP, Split, TrainingData, labelled_positions, load_images, row_groups
 from .device_data import DeviceImages, Failures, MicroBatch
 from .job import Trained, format_result, run_training, train
-from .labelled import Encoded, Labelled, open_labelled
+from .labelled import EncodedImages, LabelledImages, open_labelled
 from .losses import Loss
 from .progress import Progress
 from .recipe import Recipe, Run, check_run, refuse
@@ -18,13 +18,13 @@ from .world import World, join_world
 __all__ = [
     "MAX_GROUP",
     "AnyScores",
-    "Arrays",
+    "DecodedImages",
     "DeviceImages",
-    "Encoded",
+    "EncodedImages",
     "Failures",
     "ImageDataset",
     "LabelScores",
-    "Labelled",
+    "LabelledImages",
     "Loss",
     "MicroBatch",
     "Progress",

@@ -1,4 +1,4 @@
-"""CIFAR's and SVHN's own files, as torchvision unpacks them, without running what a pickle says."""
+"""Read the files that CIFAR and SVHN are published in, as torchvision unpacks them, without running code in a pickle."""
 
 import io
 import pickle
@@ -9,8 +9,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from densefeat.errors import DensefeatError, UsageError
+from densefeat.labels import Task
 
-_MAX_BYTES = 2**31  # of one file: SVHN's largest has 1.3 GB
+_MAX_BYTES = 2**31  # of a file; the largest of SVHN has 1.3 GB
 _CIFAR = {  # marker file: training files, test files, key of the labels, file and key of the class names
     "data_batch_1": ([f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "labels", "batches.meta", "label_names"),
     "train": (["train"], ["test"], "fine_labels", "meta", "fine_label_names"),
@@ -19,20 +20,21 @@ _SVHN = {True: ["train_32x32.mat", "extra_32x32.mat"], False: ["test_32x32.mat"]
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """Decoded images: uint8 ``(N, H, W, 3)``, their labels int64 ``(N,)``, and the classes that these count in."""
+class DecodedImages:
+    """Decoded images, uint8 ``(N, H, W, 3)``, with labels, int64 ``(N,)``, which are places in ``classes``."""
 
     name: str
     images: np.ndarray
     labels: np.ndarray
     classes: list[str]
+    task: Task = "single"
 
     def key(self, position: int) -> str:
         return f"{self.name}#{position}"
 
 
-def read_classic(folder: Path, train: bool) -> Arrays | None:
-    """The images of a folder with CIFAR's python files or SVHN's .mat files; None where it has neither.
+def read_classic(folder: Path, train: bool) -> DecodedImages | None:
+    """Read the images in a folder of CIFAR's Python files or SVHN's .mat files; None where it has neither.
 
     SVHN's training images are its train and extra files together, as in the papers. Raises DensefeatError for a damaged file.
     """
@@ -40,38 +42,39 @@ def read_classic(folder: Path, train: bool) -> Arrays | None:
         if (folder / marker).is_file() and (folder / meta).is_file():
             parts = [_read_cifar(folder / name, labels_key) for name in (train_files if train else test_files)]
             names = _read_names(folder / meta, names_key)
-            return _joined(f"{folder.name}/{'train' if train else 'test'}", parts, names)
+            return _join_files(f"{folder.name}/{'train' if train else 'test'}", parts, names)
     if (folder / _SVHN[False][0]).is_file():
         files = [folder / name for name in _SVHN[train]]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise UsageError(f"{str(folder)!r}: without {', '.join(missing)}")
         parts = [_read_svhn(file) for file in files]
-        return _joined(f"{folder.name}/{'train' if train else 'test'}", parts, [str(digit) for digit in range(10)])
+        return _join_files(f"{folder.name}/{'train' if train else 'test'}", parts, [str(digit) for digit in range(10)])
     return None
 
 
-def _joined(name: str, parts: list[tuple[np.ndarray, np.ndarray]], classes: list[str]) -> Arrays:
+def _join_files(name: str, parts: list[tuple[np.ndarray, np.ndarray]], classes: list[str]) -> DecodedImages:
+    """Join the images and labels of several files. Raises DensefeatError where labels do not match images and classes."""
     images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
     if len(images) != len(labels) or not len(labels):
         raise DensefeatError(f"{name}: {len(images)} images, {len(labels)} labels: damaged files")
     if labels.min() < 0 or labels.max() >= len(classes):
         raise DensefeatError(f"{name}: labels from {labels.min()} to {labels.max()}, {len(classes)} classes: damaged files")
-    return Arrays(name, images, labels, classes)
+    return DecodedImages(name, images, labels, classes)
 
 
 def _read_cifar(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
-    content = _unpickled(path)
+    content = _unpickle(path)
     try:
         pixels = content["data"].array.reshape(-1, 3, 32, 32)
         labels = np.array(content[labels_key], np.int64).reshape(-1)
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
-    except Exception as error:  # content of any other kind fails in many ways
+    except Exception as error:  # other content raises errors of many kinds
         raise DensefeatError(f"{str(path)!r}: no CIFAR file: {error}") from error
 
 
 def _read_names(path: Path, key: str) -> list[str]:
-    names = _unpickled(path).get(key)
+    names = _unpickle(path).get(key)
     if not isinstance(names, list):
         raise DensefeatError(f"{str(path)!r}: no CIFAR file: without {key!r}")
     return [str(name) for name in names]
@@ -100,19 +103,19 @@ def _read_bounded(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _unpickled(path: Path) -> dict[str, Any]:
-    """The dictionary in one of CIFAR's files; DensefeatError for a pickle that names anything but plain arrays."""
+def _unpickle(path: Path) -> dict[str, Any]:
+    """Load the dictionary in one of CIFAR's files. Raises DensefeatError for a pickle with anything but plain arrays."""
     try:
         content = ArraysOnly(io.BytesIO(_read_bounded(path))).load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     except DensefeatError:
         raise
-    except Exception as error:  # a damaged pickle raises any kind
+    except Exception as error:  # a damaged pickle can raise anything
         raise DensefeatError(f"{str(path)!r}: no CIFAR file: {error}") from error
 
 
 class PickledType:
-    """In place of numpy's dtype, whose state could say that bytes are addresses of objects: only the name is kept."""
+    """A stand-in for numpy's dtype, whose state could declare bytes to be addresses of objects: it only keeps the name."""
 
     def __init__(self, name: str, *_: object) -> None:
         self.name = name
@@ -122,7 +125,7 @@ class PickledType:
 
 
 class PickledArray:
-    """In place of numpy's ndarray. ``array``: uint8, of the shape that the pickle states."""
+    """A stand-in for numpy's ndarray. ``array``: uint8, of the shape that the pickle states."""
 
     array: np.ndarray
 
@@ -133,12 +136,12 @@ class PickledArray:
         _, shape, kind, in_columns, data = state
         if not isinstance(kind, PickledType) or kind.name != "u1" or in_columns:
             raise ValueError("an array of anything but bytes, row by row")
-        data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote text
+        data = data.encode("latin1") if isinstance(data, str) else data  # Python 2 writes text
         self.array = np.frombuffer(data, np.uint8).reshape(shape)
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Reads what arrays of bytes, lists, texts and numbers need, and refuses every other name."""
+    """An unpickler that loads arrays of bytes, lists, texts and numbers, and refuses every other name."""
 
     ALLOWED = {  # noqa: RUF012
         ("numpy", "ndarray"): PickledArray,

@@ -12,7 +12,7 @@ from densefeat.errors import UsageError
 from densefeat.images import Preprocessing
 from densefeat.labels import Task
 from densefeat.training.device_data import DeviceImages, Failures, MicroBatch, decode_all
-from densefeat.training.labelled import Encoded, Labelled, open_labelled
+from densefeat.training.labelled import EncodedImages, LabelledImages, open_labelled
 from densefeat.training.recipe import DATA, Recipe, Run
 from densefeat.training.sampling import Sampler, micro_batch_slices, split_off
 from densefeat.training.worker_data import ImageDataset, WorkerImages
@@ -39,7 +39,7 @@ class TrainingData:
     ``test``: the images at the recipe's ``val`` if ``val`` was held out.
     """
 
-    labelled: Labelled
+    labelled: LabelledImages
     images: DeviceImages | WorkerImages
     sampler: Sampler
     slices: list[slice]  # of this rank's micro-batches in a batch
@@ -109,9 +109,9 @@ def open_data(recipe: Recipe, world: World, advance: Callable[[int], None] = lam
     )  # fmt: skip
 
 
-def row_groups(recipe: Run, train: Labelled) -> np.ndarray | None:
+def row_groups(recipe: Run, train: LabelledImages) -> np.ndarray | None:
     """Return the sizes of the groups of images that are read together, if any. UsageError where one is too large."""
-    groups = train.groups if isinstance(train, Encoded) and recipe.loader == "workers" else None
+    groups = train.groups if isinstance(train, EncodedImages) and recipe.loader == "workers" else None
     if groups is not None and groups.max() > MAX_GROUP:
         raise UsageError(
             f"{recipe.train!r}: row groups of {groups.max():,} images, which every worker would hold in memory: write it with "
@@ -122,7 +122,7 @@ def row_groups(recipe: Run, train: Labelled) -> np.ndarray | None:
 
 def load_images(
     recipe: Run,
-    labelled: Labelled,
+    labelled: LabelledImages,
     preprocessing: Preprocessing,
     world: World,
     failures: Failures,
@@ -137,7 +137,7 @@ def load_images(
         images, labels, failed = decode_all(labelled, preprocessing, advance)
         failures += failed
         return DeviceImages.from_arrays(images, labels, preprocessing, world.device, dtype), labelled_positions(labels)
-    if not isinstance(labelled, Encoded):
+    if not isinstance(labelled, EncodedImages):
         raise UsageError(f"loader 'workers': {labelled.name} holds decoded images: use loader=device")
     encoded = ImageDataset(labelled, preprocessing, recipe.augment, recipe.seed)
     loader = WorkerImages(encoded, preprocessing, recipe.workers, world.device, dtype, set())

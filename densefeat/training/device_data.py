@@ -11,8 +11,8 @@ from PIL import Image
 
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images import Geometry, ImageItem, Preprocessing, decode_pixels
-from densefeat.training.classic import Arrays
-from densefeat.training.labelled import Encoded, Labelled
+from densefeat.training.classic import DecodedImages
+from densefeat.training.labelled import EncodedImages, LabelledImages
 from densefeat.training.sampling import Sampler
 
 _MAX_BYTES = 2**34  # of all decoded images
@@ -125,7 +125,7 @@ def _within(values: torch.Tensor, low: int, high: int) -> torch.Tensor:
 
 
 def decode_all(
-    labelled: Labelled, preprocessing: Preprocessing, advance: Callable[[int], None]
+    labelled: LabelledImages, preprocessing: Preprocessing, advance: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray, Failures]:
     """Return images uint8 ``(N, S, S, 3)``, labels int64 ``(N,)`` (-1 for images that cannot be read), and the failures.
 
@@ -136,7 +136,7 @@ def decode_all(
         raise UsageError(
             f"{count:,} images of {size}×{size} take {count * size * size * 3 / 2**30:.0f} GB decoded: use loader=workers"
         )
-    if isinstance(labelled, Arrays):
+    if isinstance(labelled, DecodedImages):
         if labelled.images.shape[1:] != (size, size, 3):
             raise UsageError(f"image_size {size}: the images of {labelled.name} have {labelled.images.shape[1]} pixels")
         return labelled.images, labelled.labels, []
@@ -144,7 +144,7 @@ def decode_all(
 
 
 def decode_encoded(
-    labelled: Encoded, preprocessing: Preprocessing, advance: Callable[[int], None]
+    labelled: EncodedImages, preprocessing: Preprocessing, advance: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray, Failures]:
     """Decode as :func:`decode_all` does, images from files."""
     geometry, size, count = preprocessing.geometry(), preprocessing.size, len(labelled.labels)

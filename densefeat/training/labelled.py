@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 from densefeat.errors import UsageError
 from densefeat.images import RandomAccess, Reader, open_for_training
 from densefeat.labels import SEPARATOR, Task, encode_multi_labels, sort_classes
-from densefeat.training.classic import Arrays, read_classic
+from densefeat.training.classic import DecodedImages, read_classic
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImages:
     """Images as bytes, with their labels.
 
     ``labels``: int64 ``(N,)``, -1 where there is none; with several labels an image int8 ``(N, C)`` of 0 and 1, a row of -1
@@ -40,12 +40,12 @@ class Encoded:
         return self.source.reader()
 
 
-Labelled = Arrays | Encoded
+LabelledImages = DecodedImages | EncodedImages
 
 
 def open_labelled(
     path: str, train: bool, label_column: str | None = None, classes: list[str] | None = None, task: str = "single"
-) -> Labelled:
+) -> LabelledImages:
     """Open the labelled images at ``path``.
 
     Args:
@@ -67,9 +67,9 @@ def open_labelled(
     if not texts.is_valid().true_count:
         raise UsageError(f"{path!r}: no image with a label in it: labels are folders (class/image.jpg), or label_column")
     if task == "multi" or (task == "auto" and pc.any(pc.match_substring(texts, SEPARATOR)).as_py()):
-        return Encoded(source, *_encode_matrix(texts, classes, path), "multi")
+        return EncodedImages(source, *_encode_matrix(texts, classes, path), "multi")
     classes = classes or source.class_names() or sort_classes(texts.drop_null().unique().to_pylist())
-    return Encoded(source, _encode_numbers(texts, classes, path), classes)
+    return EncodedImages(source, _encode_numbers(texts, classes, path), classes)
 
 
 def _encode_numbers(texts: pa.LargeStringArray, classes: list[str], path: str) -> np.ndarray:

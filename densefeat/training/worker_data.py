@@ -17,7 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor, ten_crop
 from densefeat.errors import DecodeError
 from densefeat.images import Preprocessing, Reader, decode_image
 from densefeat.training.device_data import MicroBatch
-from densefeat.training.labelled import Encoded
+from densefeat.training.labelled import EncodedImages
 from densefeat.training.sampling import Sampler
 
 _Decoded = tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]  # uint8 (n, …, 3, S, S), int64 (n,), failures
@@ -38,7 +38,7 @@ class ImageDataset(Dataset):
 
     def __init__(
         self,
-        labelled: Encoded,
+        labelled: EncodedImages,
         preprocessing: Preprocessing,
         augment: str,
         seed: int,

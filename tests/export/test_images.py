@@ -25,7 +25,7 @@ from support.helpers import BUNDLED, relative_difference
 
 @pytest.fixture(scope="module")
 def prepare() -> Callable[[Image.Image, dict[str, Any]], np.ndarray]:
-    """The page's own."""
+    """The function that the page shows."""
     namespace: dict[str, Any] = {}
     (text,) = (block.text for block in blocks(DOCS / "export.md") if "def prepare(" in block.text)
     exec(text, namespace)
@@ -34,7 +34,7 @@ def prepare() -> Callable[[Image.Image, dict[str, Any]], np.ndarray]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, photographs: list[Image.Image]) -> list[Path]:
-    """The photographs, and some that are turned, transparent, grey, palettes, of other inks, thin, or smaller than the input."""
+    """Photographs, and files that are rotated, transparent, grey, CMYK, thin, smaller than the input, or have a palette."""
     folder = tmp_path_factory.mktemp("files")
     one, other = photographs[3], photographs[8]
     alpha = Image.linear_gradient("L").resize(one.size)
@@ -58,16 +58,18 @@ def files(tmp_path_factory: pytest.TempPathFactory, photographs: list[Image.Imag
 
 
 def zoomed() -> nn.Module:
-    """Reads the middle of its images, resized by another filter."""
+    """A network that reads the middle of its images, resized by another filter."""
     torch.manual_seed(0)
-    model = timm.create_model("densefeat_densenet40_k12", growth_rate=4, block_config=(2, 2, 2)).eval()
+    model = timm.create_model("densefeat_densenet40_k12", growth_rate=4, block_config=(2, 2)).eval()
     changed = {"input_size": (3, 50, 50), "crop_pct": 0.83, "interpolation": "bilinear"}
     model.pretrained_cfg = model.default_cfg = model.pretrained_cfg | changed
     return model
 
 
 @pytest.mark.parametrize("input", ["float", "pixels"])
-@pytest.mark.parametrize("make", [lambda: BUNDLED, zoomed], ids=["bundled", "zoomed"])
+@pytest.mark.parametrize(
+    "make", [pytest.param(lambda: BUNDLED, marks=pytest.mark.slow, id="bundled"), pytest.param(zoomed, id="zoomed")]
+)
 def test_the_page_gives_the_extractors_features(
     tmp_path: Path, make: Callable[[], Any], input: str, prepare: Callable[..., np.ndarray], files: list[Path]
 ) -> None:
@@ -76,13 +78,13 @@ def test_the_page_gives_the_extractors_features(
     facts = json.loads(session.get_modelmeta().custom_metadata_map["densefeat"])
     expected = FeatureExtractor(make(), decoder="pillow", device="cpu", backend="reference")(files)
     for i, file in enumerate(files):
-        found = session.run(None, {"images": prepare(Image.open(file), facts)})
-        for (name, values), each in zip(expected.items(), found, strict=True):
-            assert relative_difference(each[0], values[i]) < 1e-5, (file, name)
+        outputs = session.run(None, {"images": prepare(Image.open(file), facts)})
+        for (name, values), output in zip(expected.items(), outputs, strict=True):
+            assert relative_difference(output[0], values[i]) < 1e-5, (file, name)
 
 
-def followed(image: Image.Image, steps: list[dict[str, Any]]) -> np.ndarray:
-    """The resize and the crop of timm's other crop modes."""
+def follow_steps(image: Image.Image, steps: list[dict[str, Any]]) -> np.ndarray:
+    """Resize and crop as the steps in the metadata say, for timm's other crop modes."""
     _, _, resize, crop, _ = steps
     size = crop["size"]
     if "width" in resize:
@@ -102,9 +104,9 @@ def followed(image: Image.Image, steps: list[dict[str, Any]]) -> np.ndarray:
 @pytest.mark.parametrize("crop_pct", [1.0, 0.9])
 @pytest.mark.parametrize("mode", ["squash", "border"])
 def test_steps_of_other_crops(mode: str, crop_pct: float, trained: nn.Module, photographs: list[Image.Image]) -> None:
-    preprocessing = replace(Preprocessing.of(trained, 45), crop_mode=mode, crop_pct=crop_pct)
+    preprocessing = replace(Preprocessing.for_model(trained, 45), crop_mode=mode, crop_pct=crop_pct)
     facts = _preprocessing_facts(preprocessing)
     assert str(math.floor(45 / crop_pct)) in facts["in_words"]
     for photograph in photographs:
         expected = preprocessing.geometry()(photograph).permute(1, 2, 0).numpy()
-        assert np.array_equal(followed(photograph, facts["steps"]), expected)
+        assert np.array_equal(follow_steps(photograph, facts["steps"]), expected)

@@ -13,14 +13,16 @@ from torch import nn
 
 import densefeat
 from densefeat.errors import UsageError
-from densefeat.evaluation.accuracy import class_names
 from densefeat.export import export_model
-from densefeat.images.transforms import Preprocessing
+from densefeat.export.metadata import describe_source
+from densefeat.export.source import load_source
 from densefeat.heads.modules import HeadedNet
+from densefeat.images.transforms import Preprocessing
+from densefeat.loading.load import load_network
 from densefeat.training.run_folder import RunFolder
 from support.helpers import BUNDLED, randomize_statistics
 
-STRUCTURE = dict(growth_rate=4, block_config=(2, 2, 2))
+STRUCTURE = dict(growth_rate=4, block_config=(2, 2))
 CLASSES = ["ant", "bee", "cat"]
 
 
@@ -50,7 +52,7 @@ def test_safetensors_read_again(tmp_path: Path, model: nn.Module) -> None:
 
 
 def test_weights_of_the_bundled_network(tmp_path: Path, trained: nn.Module) -> None:
-    """As --weights takes them; the licence is told where the name stands for the weights, not of a file."""
+    """--weights takes them. The licence is recorded for published weights and not for a file."""
     first = export_model(BUNDLED, "safetensors", tmp_path / "a.safetensors").metadata["weights"]
     second = export_model(BUNDLED, "safetensors", tmp_path / "b.safetensors", weights=tmp_path / "a.safetensors").metadata[
         "weights"
@@ -58,7 +60,7 @@ def test_weights_of_the_bundled_network(tmp_path: Path, trained: nn.Module) -> N
     assert first["license"] == "apache-2.0"
     assert second["license"] is None
     assert second["source"] == "a.safetensors"  # without this machine's folders
-    assert class_names(trained, tmp_path / "b.safetensors") == class_names(trained, None)  # as evaluate --weights reads them
+    assert load_network(BUNDLED, tmp_path / "b.safetensors").classes == load_network(BUNDLED).classes
     extractor = densefeat.FeatureExtractor(BUNDLED, weights=tmp_path / "b.safetensors", device="cpu", backend="reference")
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in extractor.model.state_dict().items())
 
@@ -71,13 +73,13 @@ def test_hub_folder(tmp_path: Path, trained: nn.Module) -> None:
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         assert torch.equal(loaded(images()), trained(images()))
-    assert Preprocessing.of(loaded) == Preprocessing.of(trained, 48)
+    assert Preprocessing.for_model(loaded) == Preprocessing.for_model(trained, 48)
     assert densefeat.FeatureExtractor(str(folder), device="cpu").preprocessing.size == 48
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == BUNDLED
     assert config["num_classes"] == 200
     assert config["densefeat"] == result.metadata
-    assert config["label_names"] == class_names(trained, None)
+    assert config["label_names"] == load_network(BUNDLED).classes
     assert config["label_names"][0] == "n01443537"
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "timm"
@@ -102,10 +104,10 @@ def test_a_card_has_no_figure_that_nobody_recorded(tmp_path: Path, model: nn.Mod
         assert torch.equal(loaded(images()), model(images()))
 
 
-def test_of_a_run(tmp_path: Path, model: nn.Module) -> None:
+def test_a_run_is_exported_with_its_results_and_classes(tmp_path: Path, model: nn.Module) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    RunFolder(run).export(model, Preprocessing.of(model), CLASSES, "single")
+    RunFolder(run).export(model, Preprocessing.for_model(model), CLASSES, "single")
     RunFolder(run).write("results.json", {"test": {"images": 50, "top1": 71.5, "top5": 100.0}, "step": 8})
     export_model(str(run), "hub-folder", tmp_path / "hub")
     card = ModelCard.load(tmp_path / "hub/README.md")
@@ -120,18 +122,18 @@ def test_of_a_run(tmp_path: Path, model: nn.Module) -> None:
 
 @pytest.fixture
 def headed_run(tmp_path: Path, model: nn.Module) -> Path:
-    """Of the network with a cross-layer head."""
+    """The run of a network with a cross-layer head."""
     model.reset_classifier(0)
     torch.manual_seed(1)
     whole = HeadedNet(model, "cross-layer", 16, 3).eval()
     run = tmp_path / "run"
     run.mkdir()
-    RunFolder(run).export(whole, Preprocessing.of(whole), CLASSES, "single")
+    RunFolder(run).export(whole, Preprocessing.for_model(whole), CLASSES, "single")
     return run
 
 
 def test_weights_of_a_run_with_a_head_of_ours(tmp_path: Path, model: nn.Module, headed_run: Path) -> None:
-    """timm's are the network's up to it; the run's figures and classes are not of that."""
+    """timm gets the network without the head, to which the run's figures and classes do not apply."""
     RunFolder(headed_run).write("results.json", {"test": {"images": 50, "top1": 71.5}, "step": 8})
     metadata = export_model(str(headed_run), "hub-folder", tmp_path / "hub").metadata
     card = ModelCard.load(tmp_path / "hub/README.md")
@@ -146,13 +148,15 @@ def test_weights_of_a_run_with_a_head_of_ours(tmp_path: Path, model: nn.Module, 
         assert torch.equal(loaded.forward_features(images()), model.forward_features(images()))
 
 
-def test_class_names_of_logits(tmp_path: Path, trained: nn.Module) -> None:
-    facts = export_model(BUNDLED, "torch-export", tmp_path / "network.pt2", outputs="logits").metadata
-    assert facts["label_names"] == class_names(trained, None)
+def test_metadata_of_logits_have_class_names() -> None:
+    source = load_source(BUNDLED, None, head=True)
+    facts = describe_source(source, Preprocessing.for_model(source.model), with_classes=True)
+    assert facts["label_names"] == load_network(BUNDLED).classes
+    assert "label_names" not in describe_source(source, Preprocessing.for_model(source.model), with_classes=False)
 
 
-def test_one_size_where_the_converter_knows_no_open_ones(tmp_path: Path, headed_run: Path) -> None:
-    """OpenVINO has no word for a size that is the smaller of two."""
+def test_one_size_where_the_converter_needs_it(tmp_path: Path, headed_run: Path) -> None:
+    """OpenVINO cannot express a size that is the smaller of two."""
     result = export_model(str(headed_run), "openvino", tmp_path / "run.xml", outputs="logits")
     assert result.metadata["input"]["sizes"] == {"kind": "fixed", "smallest": 32}
     assert result.metadata["label_names"] == CLASSES

@@ -23,7 +23,7 @@ def test_equals_timms_evaluation_transform_bit_for_bit(name: str, size: int | No
     if size:
         config["input_size"] = (3, size, size)
     theirs = torch.stack([create_transform(**config)(photograph) for photograph in photographs])
-    preprocessing = Preprocessing.of(model, size)
+    preprocessing = Preprocessing.for_model(model, size)
     geometry = pickle.loads(pickle.dumps(preprocessing.geometry()))
     ours = preprocessing.normalize(torch.stack([geometry(photograph) for photograph in photographs]))
     assert torch.equal(ours, theirs)
@@ -38,14 +38,14 @@ def test_equals_timms_evaluation_transform_bit_for_bit(name: str, size: int | No
 )
 def test_inputs_that_cannot_be_prepared(name: str, kwargs: dict, size: int | None, match: str) -> None:
     with pytest.raises(UsageError, match=match):
-        Preprocessing.of(timm.create_model(name, **kwargs), size)
+        Preprocessing.for_model(timm.create_model(name, **kwargs), size)
 
 
 @pytest.mark.parametrize("size", [32, 75, 224, 600])  # down and up
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
 def test_tensors_come_out_as_images_do(interpolation: str, crop_mode: str, size: int, photographs: list[Image.Image]) -> None:
-    own = Preprocessing.of(timm.create_model("densefeat_densenet_bc100_k12"), size)
+    own = Preprocessing.for_model(timm.create_model("densefeat_densenet_bc100_k12"), size)
     geometry = replace(own, crop_mode=crop_mode, interpolation=interpolation, crop_pct=0.9).geometry()
     for photograph in photographs[:4]:
         pixels = pil_to_tensor(photograph)
@@ -65,6 +65,6 @@ def test_tensors_come_out_as_images_do(interpolation: str, crop_mode: str, size:
 def test_borders_have_the_models_own_mean_as_timms_do(photographs: list[Image.Image]) -> None:
     model = timm.create_model("densefeat_densenet_bc100_k12")
     mean = (0.2, 0.5, 0.8)
-    own = replace(Preprocessing.of(model, 64), crop_mode="border", mean=mean)
+    own = replace(Preprocessing.for_model(model, 64), crop_mode="border", mean=mean)
     config = resolve_model_data_config(model) | {"input_size": (3, 64, 64), "crop_mode": "border", "mean": mean}
     assert torch.equal(own.normalize(own.geometry()(photographs[4])[None])[0], create_transform(**config)(photographs[4]))

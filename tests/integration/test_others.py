@@ -228,7 +228,7 @@ def test_transformers_wrapper(tmp_path: Path, trained: nn.Module, photographs: l
     kept = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
 
     inputs = AutoImageProcessor.from_pretrained(tmp_path)(photographs)
-    own = Preprocessing.of(trained)
+    own = Preprocessing.for_model(trained)
     pixels = own.normalize(torch.stack([own.geometry()(photograph) for photograph in photographs]))
     torch.testing.assert_close(inputs["pixel_values"], pixels)
     with torch.no_grad():

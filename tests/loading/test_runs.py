@@ -29,7 +29,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path, model: str, kind: str) 
     with torch.no_grad():
         assert torch.equal(again(x), network(x))
         assert network(x).shape == (2, 3)
-    assert Preprocessing.of(again) == PREPROCESSING
+    assert Preprocessing.for_model(again) == PREPROCESSING
     assert again.pretrained_cfg["label_names"] == ["b", "a", "c"]
     extractor = densefeat.FeatureExtractor(str(tmp_path), device="cpu")
     last = extractor(x)[extractor.taps[-1].name]

@@ -109,7 +109,7 @@ def test_a_head_counts(tmp_path: Path, head: str) -> None:
     network = HeadedNet(timm.create_model(BUNDLED, num_classes=0), head, 16, 3)
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
-    folder.export(network, Preprocessing.of(network), ["a", "b", "c"], "single")
+    folder.export(network, Preprocessing.for_model(network), ["a", "b", "c"], "single")
     folder.write("results.json", {"val": {"top1": 40.0}, "test": {"top1": 50.0}})
     card = read_card(str(folder.path))
     parameters = sum(parameter.numel() for parameter in network.parameters())

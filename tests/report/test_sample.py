@@ -54,7 +54,7 @@ def test_some_of_them_evenly(data: Path) -> None:
 def test_networks_are_checked_before_images(tmp_path: Path) -> None:
     network = HeadedNet(timm.create_model(BUNDLED, num_classes=0), "mlp", 16, 3)
     folder = RunFolder(tmp_path)
-    folder.export(network, Preprocessing.of(network), ["a", "b", "c"], "single")
+    folder.export(network, Preprocessing.for_model(network), ["a", "b", "c"], "single")
     for model, match in [
         (str(tmp_path), "its head is 'mlp', and not a linear classifier"),
         ("resnet18", "ResNet: its connections"),

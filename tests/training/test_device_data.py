@@ -13,7 +13,7 @@ from timm.data import create_transform
 from densefeat import UsageError
 from densefeat.images.transforms import Preprocessing
 from densefeat.training import device_data
-from densefeat.training.classic import Arrays
+from densefeat.training.classic import DecodedImages
 from densefeat.training.device_data import _CUT, _PAD, DeviceImages, Draws, decode_all, draw, gather_augmented
 from densefeat.training.labelled import open_labelled
 from densefeat.training.sampling import Sampler, micro_batch_slices
@@ -78,8 +78,8 @@ def test_decoding_does_not_change_the_labels_of_the_source(make_folder: MakeFold
     assert found.labels.tolist() == [0, 0]
 
 
-def arrays(pieces: np.ndarray) -> Arrays:
-    return Arrays("made/train", pieces, np.arange(40) % 10, [str(i) for i in range(10)])
+def arrays(pieces: np.ndarray) -> DecodedImages:
+    return DecodedImages("made/train", pieces, np.arange(40) % 10, [str(i) for i in range(10)])
 
 
 def test_refused(make_folder: MakeFolder, pieces: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,24 +13,24 @@ from torchvision.datasets import ImageFolder
 
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.tables import RowGroupReader
-from densefeat.training.labelled import Encoded, open_labelled
+from densefeat.training.labelled import EncodedImages, open_labelled
 
 MakeFolder = MakeParquet = MakeTar = Callable[..., Path]
 COUNTS = {"zebra": 3, "Ant": 2, "bee": 4}
 
 
-def opened(path: object, **options: object) -> Encoded:
+def opened(path: object, **options: object) -> EncodedImages:
     found = open_labelled(str(path), train=True, **options)  # type: ignore[arg-type]
-    assert isinstance(found, Encoded)
+    assert isinstance(found, EncodedImages)
     assert found.labels.dtype == np.int64
     return found
 
 
-def told(found: Encoded) -> list[str | None]:
+def told(found: EncodedImages) -> list[str | None]:
     return [found.classes[label] if label >= 0 else None for label in found.labels]
 
 
-def read(found: Encoded, positions: range | list[int]) -> list[bytes | str]:
+def read(found: EncodedImages, positions: range | list[int]) -> list[bytes | str]:
     """By one reader; of an image that cannot be had, why."""
     reader, outcomes = found.reader(), list[bytes | str]()
     for position in positions:
@@ -42,7 +42,7 @@ def read(found: Encoded, positions: range | list[int]) -> list[bytes | str]:
     return outcomes
 
 
-def assert_random_access(found: Encoded, seed: int = 0) -> None:
+def assert_random_access(found: EncodedImages, seed: int = 0) -> None:
     """Each position in any order, in a copy as a worker gets it, is what the stream has there; and so are the keys."""
     count = len(found.labels)
     stream = [(item.key, item.read()) for item in found.source.items(0, count)]

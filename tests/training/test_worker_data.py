@@ -12,7 +12,7 @@ from timm.data import create_transform
 from densefeat.images.transforms import Preprocessing
 from densefeat.training import worker_data
 from densefeat.training.device_data import MicroBatch
-from densefeat.training.labelled import Encoded, open_labelled
+from densefeat.training.labelled import EncodedImages, open_labelled
 from densefeat.training.sampling import Sampler, micro_batch_slices
 from densefeat.training.worker_data import _AUGMENT, ImageDataset, WorkerImages
 
@@ -25,7 +25,7 @@ def loader(
     path: Path, augment: str = "none", workers: int = 0, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> WorkerImages:
     labelled = open_labelled(str(path), True)
-    assert isinstance(labelled, Encoded)
+    assert isinstance(labelled, EncodedImages)
     return WorkerImages(ImageDataset(labelled, PREPROCESSING, augment, seed), PREPROCESSING, workers, CPU, dtype, set())
 
 
