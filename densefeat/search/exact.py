@@ -1,7 +1,7 @@
-"""Exact search, a block of the store at a time: memory is bounded by the blocks and by what is found.
+"""Exact search, a chunk of the store at a time: memory is bounded by the chunks and the results.
 
-Pairs are chosen by float32 products, with a margin for their rounding, and rated in float64: what is found, and in which order,
-depends on neither blocks nor threads.
+Pairs are preselected by float32 products, with a margin for rounding, and scored in float64: results and their order depend
+neither on chunks nor on threads.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from densefeat.errors import UsageError
-from densefeat.search.blocks import prepared_blocks
-from densefeat.search.metrics import Vectors, approximate, check_metric, exact, on_scale, prepare, scores
+from densefeat.search.vectors import (
+    Vectors,
+    check_metric,
+    compute_closeness,
+    estimate_closeness,
+    prepare_vectors,
+    read_chunks,
+    to_product,
+    to_scores,
+)
 from densefeat.store import Store
 
 TILE_VALUES = 2**22  # products held at a time
@@ -21,7 +29,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Duplicates:
+class RowPairs:
     """Pairs of rows, nearest first: ``first`` < ``second`` and ``scores``, ``(n,)`` each. ``complete``: there are no more."""
 
     first: np.ndarray
@@ -30,7 +38,7 @@ class Duplicates:
     complete: bool
 
 
-def nearest(
+def find_nearest(
     store: Store,
     queries: np.ndarray,
     column: str,
@@ -39,140 +47,146 @@ def nearest(
     leave_out: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a store that are nearest to each query; of equally near ones the earlier.
+    """Return the rows of a store that are nearest to each query; of equally near ones the earlier.
 
     Args:
-        queries: ``(Q, …)``, as many values each as the column's vectors.
-        k: At most so many; all rows where the store has fewer.
+        queries: ``(Q, …)``, each with as many values as the column's vectors.
+        k: How many for each query, if the store has as many.
         metric: ``"cosine"``, ``"euclidean"`` or ``"dot"``.
-        leave_out: A row for each query that is not to be found, -1 for none.
+        leave_out: For each query a row that must not be a result, or -1.
         progress: Called with the number of rows done since the last call.
 
     Returns:
         Row numbers int64 and scores float32 ``(Q, min(k, rows))``. Rows of NaN or infinities, and for cosine of zeros, are
-        never found; where fewer than k are left, row -1 with a score of NaN.
+        never results; where fewer than k are left, the row is -1 and the score NaN.
 
     Raises:
-        UsageError: A query of another length, or one that no row is near to; k below 1; an unknown metric.
+        UsageError: A query of another length, of zeros, NaN or infinities; k below 1; an unknown metric.
     """
-    targets = check_queries(store, queries, column, k, metric)
+    targets = prepare_queries(store, queries, column, k, metric)
     k = min(k, len(store))
     rows = np.full((len(targets), k), -1, np.int64)
     closeness = np.full((len(targets), k), -np.inf, np.float32)
-    for start, block in prepared_blocks(store, column, metric):
-        step = max(1, TILE_VALUES // len(block))
+    for start, chunk in read_chunks(store, column, metric):
+        step = max(1, TILE_VALUES // len(chunk))
         for i in range(0, len(targets), step):
-            values, error = approximate(targets[i : i + step], block, metric)
+            values, error = estimate_closeness(targets[i : i + step], chunk, metric)
             for query, row in enumerate(values, i):
-                if leave_out is not None and start <= leave_out[query] < start + len(block):
+                if leave_out is not None and start <= leave_out[query] < start + len(chunk):
                     row[leave_out[query] - start] = -np.inf
-                found = _candidates(row, on_scale(float(closeness[query, -1]), metric), error, k)
-                near = exact(block.rows[found], targets.rows[query : query + 1], metric)
-                merge(rows[query], closeness[query], found + start, near)
+                candidates = _find_candidates(row, to_product(float(closeness[query, -1]), metric), error, k)
+                exact = compute_closeness(chunk.rows[candidates], targets.rows[query : query + 1], metric)
+                merge_nearest(rows[query], closeness[query], candidates + start, exact)
         if progress is not None:
-            progress(len(block))
-    return rows, np.where(rows < 0, np.float32("nan"), scores(closeness, metric))
+            progress(len(chunk))
+    return rows, np.where(rows < 0, np.float32("nan"), to_scores(closeness, metric))
 
 
-def check_queries(store: Store, queries: np.ndarray, column: str, k: int, metric: str) -> Vectors:
+def prepare_queries(store: Store, queries: np.ndarray, column: str, k: int, metric: str) -> Vectors:
+    """Check a search and return its queries as vectors. Raises UsageError as :func:`find_nearest`."""
     check_metric(metric)
     if k < 1:
-        raise UsageError(f"k {k}: at least 1")
+        raise UsageError(f"k {k}: give at least 1")
     size = int(np.prod(store.shapes[column]))
     values = np.array(queries, np.float32).reshape(len(queries), -1)
     if values.shape[1] != size:
-        raise UsageError(f"queries of {values.shape[1]} values: {column} of {store.path} has {size}")
-    targets = prepare(values, metric)
+        raise UsageError(f"queries have {values.shape[1]} values, the vectors {column} of {store.path} {size}")
+    targets = prepare_vectors(values, metric)
     if not targets.usable.all():
-        which = int(np.argmin(targets.usable))
-        raise UsageError(f"query {which}: nothing is near to a vector of zeros, NaN or infinities ({metric})")
+        number = int(np.argmin(targets.usable))
+        raise UsageError(f"query {number}: nothing is near to a vector of zeros, NaN or infinities ({metric})")
     return targets
 
 
-def _candidates(values: np.ndarray, least: float, error: float, k: int) -> np.ndarray:
-    """Places ``(n,)`` of all that may be among the k nearest, given closeness with an error, and the least that counts."""
-    found = np.flatnonzero(values >= least - error) if least > -np.inf else np.flatnonzero(values > -np.inf)
-    if len(found) > k:
-        near = values[found]
-        found = found[near >= np.partition(near, -k)[-k] - 2 * error]
-    return found
+def _find_candidates(values: np.ndarray, least: float, error: float, k: int) -> np.ndarray:
+    """Return the positions of all values that may be among the k nearest.
+
+    ``values``: products, off by at most ``error``; ``least``: what a value must reach.
+    """
+    positions = np.flatnonzero(values >= least - error) if least > -np.inf else np.flatnonzero(values > -np.inf)
+    if len(positions) > k:
+        near = values[positions]
+        positions = positions[near >= np.partition(near, -k)[-k] - 2 * error]
+    return positions
 
 
-def merge(rows: np.ndarray, closeness: np.ndarray, new_rows: np.ndarray, new_closeness: np.ndarray) -> None:
-    """Put later rows into the k nearest so far, in place; the sort is stable, so that of equals the earlier stay first."""
+def merge_nearest(rows: np.ndarray, closeness: np.ndarray, new_rows: np.ndarray, new_closeness: np.ndarray) -> None:
+    """Merge later rows into the k nearest so far, in place; the sort is stable, so that of equals the earlier stay first."""
     both = np.concatenate([closeness, new_closeness])
     order = np.argsort(-both, kind="stable")[: len(rows)]
     rows[:], closeness[:] = np.concatenate([rows, new_rows])[order], both[order]
 
 
-def near_duplicates(
+def find_pairs(
     store: Store,
     column: str,
     threshold: float,
     metric: str = "cosine",
     max_pairs: int = MAX_PAIRS,
     progress: Progress | None = None,
-) -> Duplicates:
-    """All pairs of rows whose similarity is at least ``threshold``, or whose distance is at most that; float32 both.
+) -> RowPairs:
+    """Return the pairs of rows whose similarity is at least ``threshold``, or whose distance is at most that.
 
-    Stops when it has found more than ``max_pairs``. Rows of NaN or infinities, and for cosine of zeros, are in no pair.
+    The search ends at more than ``max_pairs``. Rows of NaN or infinities, and for cosine of zeros, are in no pair.
     ``progress``: called with the number of rows compared with all later ones since the last call.
-    Raises UsageError for an unknown metric, a threshold that is no number, or below 0 for distances, or ``max_pairs`` below 1.
+    Raises UsageError for an unknown metric, a threshold that is not a number or, for distances, negative, or ``max_pairs``
+    below 1.
     """
     check_threshold(threshold, metric, max_pairs)
-    found: list[tuple[np.ndarray, ...]] = []
+    pieces: list[tuple[np.ndarray, ...]] = []
     left = max_pairs
-    for pairs in _pairs_within(store, column, threshold, metric, progress):
-        found.append(tuple(values[:left] for values in pairs))
+    for pairs in _compare_rows(store, column, threshold, metric, progress):
+        pieces.append(tuple(values[:left] for values in pairs))
         left -= len(pairs[0])
         if left < 0:
             break
-    return ranked(found, metric, complete=left >= 0)
+    return rank_pairs(pieces, metric, complete=left >= 0)
 
 
 def check_threshold(threshold: float, metric: str, max_pairs: int) -> None:
+    """Raise UsageError as :func:`find_pairs`."""
     check_metric(metric)
     if not np.isfinite(threshold) or (metric == "euclidean" and threshold < 0):
         raise UsageError(f"threshold {threshold}: give a number" + (" of at least 0" if metric == "euclidean" else ""))
     if max_pairs < 1:
-        raise UsageError(f"at most {max_pairs} pairs: at least 1")
+        raise UsageError(f"max_pairs {max_pairs}: give at least 1")
 
 
-def ranked(found: list[tuple[np.ndarray, ...]], metric: str, complete: bool) -> Duplicates:
-    """``found``: pieces of (first, second, closeness)."""
+def rank_pairs(pieces: list[tuple[np.ndarray, ...]], metric: str, complete: bool) -> RowPairs:
+    """Sort pairs, nearest first. ``pieces``: of (first, second, closeness)."""
     empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    first, second, closeness = (np.concatenate(values) for values in zip(empty, *found, strict=True))
+    first, second, closeness = (np.concatenate(values) for values in zip(empty, *pieces, strict=True))
     order = np.lexsort((second, first, -closeness))
-    return Duplicates(first[order], second[order], scores(closeness[order], metric), complete)
+    return RowPairs(first[order], second[order], to_scores(closeness[order], metric), complete)
 
 
-def _pairs_within(
+def _compare_rows(
     store: Store, column: str, threshold: float, metric: str, progress: Progress | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(first, second, closeness) of the pairs near enough, a tile of products at a time."""
+    """Yield (first, second, closeness) of the pairs that are near enough, for a tile of products at a time."""
     least = np.float32(-threshold if metric == "euclidean" else threshold)
-    for start, block in prepared_blocks(store, column, metric):
-        yield from _pairs_of_blocks(start, block, start, block, least, metric)
-        for other_start, other in prepared_blocks(store, column, metric, start + len(block)):
-            yield from _pairs_of_blocks(start, block, other_start, other, least, metric)
+    for start, chunk in read_chunks(store, column, metric):
+        yield from _compare_chunks(start, chunk, start, chunk, least, metric)
+        for other_start, other in read_chunks(store, column, metric, start + len(chunk)):
+            yield from _compare_chunks(start, chunk, other_start, other, least, metric)
         if progress is not None:
-            progress(len(block))
+            progress(len(chunk))
 
 
-def _pairs_of_blocks(
+def _compare_chunks(
     a_start: int, a: Vectors, b_start: int, b: Vectors, least: np.float32, metric: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     side = int(TILE_VALUES**0.5)
     for i in range(0, len(a), side):
         for j in range(i if a_start == b_start else 0, len(b), side):
-            values, error = approximate(a[i : i + side], b[j : j + side], metric)
-            first, second = np.nonzero(values >= on_scale(float(least), metric) - error)
+            values, error = estimate_closeness(a[i : i + side], b[j : j + side], metric)
+            first, second = np.nonzero(values >= to_product(float(least), metric) - error)
             first, second = first + i, second + j
             if a_start == b_start:
                 first, second = first[second > first], second[second > first]
             step = max(1, TILE_VALUES // a.rows.shape[1])
             for n in range(0, len(first), step):
                 some = first[n : n + step], second[n : n + step]
-                closeness = exact(a.rows[some[0]], b.rows[some[1]], metric)
+                closeness = compute_closeness(a.rows[some[0]], b.rows[some[1]], metric)
                 near = closeness >= least
                 yield some[0][near] + a_start, some[1][near] + b_start, closeness[near]

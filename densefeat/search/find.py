@@ -1,4 +1,4 @@
-"""A search from its question to what was found."""
+"""A search, from its question to the result."""
 
 import difflib
 import re
@@ -14,13 +14,12 @@ from densefeat.errors import UsageError
 from densefeat.search import approximate, exact
 from densefeat.search.exact import MAX_PAIRS, Progress
 from densefeat.search.results import Neighbours, Pairs, Query
-from densefeat.store import Store, choose_column
-from densefeat.store.entries import ImageEntry, read_entries
+from densefeat.store import ImageEntry, Store, choose_column, read_entries
 
 # for each engine its functions for neighbours and for pairs
 _ENGINES = {
-    "exact": (exact.nearest, exact.near_duplicates),
-    "faiss": (approximate.nearest, approximate.near_duplicates),
+    "exact": (exact.find_nearest, exact.find_pairs),
+    "faiss": (approximate.find_nearest, approximate.find_pairs),
 }
 _CLOSE_MATCHES = 100_000  # keys that are compared with a misspelt one
 
@@ -38,18 +37,18 @@ def find_neighbours(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Neighbours:
-    """The k rows of a store nearest to each image file and each key.
+    """Find the k rows of a store nearest to each image file and each key.
 
     Args:
-        images: Files, embedded whole by the network that made the store: ``weights``, ``device`` are for it.
-        keys: Rows of the store, a tile as ``KEY:X,Y``; they need no network, and do not find themselves.
+        images: Files, each embedded as a whole by the network that made the store, with ``weights`` and on ``device``.
+        keys: Rows of the store, a tile as ``KEY:X,Y``; they need no network and are not their own neighbours.
         block, column: As in :func:`densefeat.store.columns.choose_column`; None: the last of the store.
-        k, metric, progress: As in :func:`densefeat.search.exact.nearest`.
+        k, metric, progress: As in :func:`densefeat.search.exact.find_nearest`.
         engine: ``"exact"``, or ``"faiss"``.
 
-    Raises UsageError for what does not exist or cannot be read, WeightsError where the network's weights cannot be had.
+    Raises UsageError for an image, key or column that does not exist or cannot be read, WeightsError without the weights.
     """
-    nearest, _ = _find_engine(engine)
+    find_nearest, _ = _choose_engine(engine)
     name = choose_column(store, block, column)
     if not images and not keys:
         raise UsageError("nothing to search for: give images or keys")
@@ -60,11 +59,11 @@ def find_neighbours(
 
         vectors.append(embed(store, name, images, weights, device))
     vectors += [store.read(name, row, row + 1).astype(np.float32) for row in rows]
-    told = read_entries(store, np.array(rows, np.int64))
-    queries = [Query(ImageEntry(str(image))) for image in images] + [Query(told[row], row) for row in rows]
+    entries = read_entries(store, np.array(rows, np.int64))
+    queries = [Query(ImageEntry(str(image))) for image in images] + [Query(entries[row], row) for row in rows]
     leave_out = [-1] * len(images) + rows
-    found = nearest(store, np.concatenate(vectors), name, k, metric, leave_out, progress)
-    return Neighbours(store, name, metric, tuple(queries), *found)
+    result = find_nearest(store, np.concatenate(vectors), name, k, metric, leave_out, progress)
+    return Neighbours(store, name, metric, tuple(queries), *result)
 
 
 def find_duplicates(
@@ -77,16 +76,16 @@ def find_duplicates(
     max_pairs: int = MAX_PAIRS,
     progress: Progress | None = None,
 ) -> Pairs:
-    """All pairs of rows at least as similar as ``threshold``, or at most as far apart, and the groups they form.
+    """Find all pairs of rows at least as similar as ``threshold``, or at most as far apart, and the groups that they form.
 
-    Arguments and errors as in :func:`find_neighbours` and :func:`densefeat.search.exact.near_duplicates`.
+    Arguments and errors as in :func:`find_neighbours` and :func:`densefeat.search.exact.find_pairs`.
     """
-    _, near_duplicates = _find_engine(engine)
+    _, find_pairs = _choose_engine(engine)
     name = choose_column(store, block, column)
-    return Pairs(store, name, metric, threshold, near_duplicates(store, name, threshold, metric, max_pairs, progress))
+    return Pairs(store, name, metric, threshold, find_pairs(store, name, threshold, metric, max_pairs, progress))
 
 
-def _find_engine(engine: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _choose_engine(engine: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     if engine not in _ENGINES:
         raise UsageError(f"engine {engine!r}: choose one of {', '.join(_ENGINES)}")
     return _ENGINES[engine]
@@ -94,10 +93,10 @@ def _find_engine(engine: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 def find_row(store: Store, key: str) -> int:
     """Return the row of an image's key, or of a tile, ``KEY:X,Y``. UsageError if there is none, with close keys, or several."""
-    rows = _rows_with_key(store, key)
+    rows = _find_rows(store, key)
     tile = re.fullmatch(r"(.*):(\d+),(\d+)", key, re.DOTALL) if "x" in store.schema.names else None
     if tile and not len(rows):
-        rows = _rows_with_key(store, tile[1])
+        rows = _find_rows(store, tile[1])
         rows = rows[(store.read("x")[rows] == int(tile[2])) & (store.read("y")[rows] == int(tile[3]))]
     if len(rows) == 1:
         return int(rows[0])
@@ -108,6 +107,6 @@ def find_row(store: Store, key: str) -> int:
     raise UsageError(f"key {key!r} is not in {store.path}" + (f": did you mean {', '.join(close)}?" if close else ""))
 
 
-def _rows_with_key(store: Store, key: str) -> np.ndarray:
+def _find_rows(store: Store, key: str) -> np.ndarray:
     equal = pc.equal(store.column("path"), pa.scalar(key))
     return np.flatnonzero(equal.combine_chunks().to_numpy(zero_copy_only=False))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from densefeat.search.exact import Duplicates
+from densefeat.search.exact import RowPairs
 from densefeat.store import ImageEntry, Store, entry_columns, read_entries
 
 
@@ -72,7 +72,7 @@ class Pairs:
     column: str
     metric: str
     threshold: float
-    pairs: Duplicates
+    pairs: RowPairs
 
     @cached_property
     def entries(self) -> dict[int, ImageEntry]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from densefeat.errors import OutputError
-from densefeat.search.exact import near_duplicates, nearest
+from densefeat.search.exact import find_nearest, find_pairs
 from densefeat.search.page import write_page
 from densefeat.search.results import Neighbours, Pairs, Query
 from densefeat.store.entries import ImageEntry
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 
 def neighbours(store: Store, queries: list[Query], k: int = 3) -> Neighbours:
     vectors = store["block1"][: len(queries)]
-    return Neighbours(store, "block1", "cosine", tuple(queries), *nearest(store, vectors, "block1", k))
+    return Neighbours(store, "block1", "cosine", tuple(queries), *find_nearest(store, vectors, "block1", k))
 
 
 def vectors(rows: int) -> np.ndarray:
@@ -94,7 +94,7 @@ def test_groups_of_duplicates(make_store, photo_folder: Path, tmp_path: Path) ->
     values = np.float32([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, -1]])
     keys = [f"china/{i:02}.jpg" for i in range(5)]
     store = make_store({"block1": values}, keys, images=str(photo_folder))
-    found = Pairs(store, "block1", "cosine", 0.9, near_duplicates(store, "block1", 0.9))
+    found = Pairs(store, "block1", "cosine", 0.9, find_pairs(store, "block1", 0.9))
     assert write_page(tmp_path / "d.html", found) is None
     page = Page(tmp_path / "d.html")
     assert len(page.all("img")) == 4
@@ -106,7 +106,7 @@ def test_large_groups_and_many_groups_are_cut(make_store, tmp_path: Path, monkey
     monkeypatch.setattr("densefeat.search.page._MAX_IMAGES", 6)
     monkeypatch.setattr("densefeat.search.page._MAX_GROUP_IMAGES", 4)
     store = make_store({"block1": np.repeat(np.eye(4, dtype=np.float32), [6, 2, 2, 2], 0)}, images="/nowhere")
-    found = Pairs(store, "block1", "cosine", 0.9, near_duplicates(store, "block1", 0.9))
+    found = Pairs(store, "block1", "cosine", 0.9, find_pairs(store, "block1", 0.9))
     write_page(tmp_path / "d.html", found)
     page = Page(tmp_path / "d.html")
     assert len(page.all("figure")) == 6
@@ -115,7 +115,7 @@ def test_large_groups_and_many_groups_are_cut(make_store, tmp_path: Path, monkey
 
 def test_a_search_that_stopped_says_so(make_store, tmp_path: Path) -> None:
     store = make_store({"block1": np.ones((5, 2), np.float32)})
-    write_page(tmp_path / "d.html", Pairs(store, "block1", "cosine", 0.9, near_duplicates(store, "block1", 0.9, max_pairs=3)))
+    write_page(tmp_path / "d.html", Pairs(store, "block1", "cosine", 0.9, find_pairs(store, "block1", 0.9, max_pairs=3)))
     assert "The search stopped at this number of pairs: there are more." in Page(tmp_path / "d.html").texts
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from densefeat.search.exact import near_duplicates, nearest
+from densefeat.search.exact import find_nearest, find_pairs
 from densefeat.search.results import Neighbours, Pairs, Query
 from densefeat.store.entries import ImageEntry
 
@@ -13,7 +13,7 @@ def test_neighbours_as_records(make_store) -> None:
     places = [(0, 0), (8, 0), (16, 0), (24, 0), (32, 0), (40, 0)]
     store = make_store({"block1": VALUES}, labels=["p", None, "q", "r", "s", "t"], places=places)
     queries = (Query(ImageEntry("q.jpg")), Query(ImageEntry("1.jpg", None, 8, 0), 1))
-    found = Neighbours(store, "block1", "cosine", queries, *nearest(store, VALUES[:2], "block1", 2))
+    found = Neighbours(store, "block1", "cosine", queries, *find_nearest(store, VALUES[:2], "block1", 2))
     assert found.fields == ["query", "rank", "score", "path", "label", "x", "y"]
     assert [list(map(record.get, found.fields)) for record in found.records()] == [
         ["q.jpg", 1, 1.0, "0.jpg", "p", 0, 0],
@@ -26,7 +26,7 @@ def test_neighbours_as_records(make_store) -> None:
 
 def test_missing_neighbours_have_no_record(make_store) -> None:
     store = make_store({"block1": VALUES[[3, 0]]})
-    found = Neighbours(store, "block1", "cosine", (Query(ImageEntry("q.jpg")),), *nearest(store, VALUES[:1], "block1", 5))
+    found = Neighbours(store, "block1", "cosine", (Query(ImageEntry("q.jpg")),), *find_nearest(store, VALUES[:1], "block1", 5))
     assert found.fields == ["rank", "score", "path"]
     assert [record["path"] for record in found.records()] == ["1.jpg"]
 
@@ -34,7 +34,7 @@ def test_missing_neighbours_have_no_record(make_store) -> None:
 def test_pairs_as_records_and_groups(make_store) -> None:
     """0-2-5 hang together through 2; 1-4 are the other group, with a pair better than the last of the first."""
     store = make_store({"block1": VALUES})
-    found = Pairs(store, "block1", "cosine", 0.97, near_duplicates(store, "block1", 0.97))
+    found = Pairs(store, "block1", "cosine", 0.97, find_pairs(store, "block1", 0.97))
     assert found.fields == ["rank", "score", "group", "path", "other_path"]
     assert [list(map(record.get, found.fields)) for record in found.records()] == [
         [1, 0.9950372, 1, "0.jpg", "2.jpg"],
@@ -49,5 +49,5 @@ def test_pairs_as_records_and_groups(make_store) -> None:
 
 def test_no_pairs(make_store) -> None:
     store = make_store({"block1": VALUES[:2]})
-    found = Pairs(store, "block1", "cosine", 0.97, near_duplicates(store, "block1", 0.97))
+    found = Pairs(store, "block1", "cosine", 0.97, find_pairs(store, "block1", 0.97))
     assert (list(found.records()), list(found.groups())) == ([], [])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densefeat.errors import UsageError
-from densefeat.search.metrics import _METRICS, approximate, check_metric, exact, on_scale, prepare
+from densefeat.search.vectors import _METRICS, check_metric, compute_closeness, estimate_closeness, prepare_vectors, to_product
 
 
 @pytest.mark.parametrize("metric", _METRICS)
@@ -13,10 +13,10 @@ from densefeat.search.metrics import _METRICS, approximate, check_metric, exact,
 def test_approximate_is_within_its_error(metric: str, size: int, scale: float) -> None:
     generator = np.random.default_rng(0)
     values = (scale * (5 + generator.standard_normal((40, size)))).astype(np.float32)  # far from 0: rounding shows
-    a, b = prepare(values[:20].copy(), metric), prepare(values[20:].copy(), metric)
-    fast, error = approximate(a, b, metric)
+    a, b = prepare_vectors(values[:20].copy(), metric), prepare_vectors(values[20:].copy(), metric)
+    fast, error = estimate_closeness(a, b, metric)
     for i in range(20):
-        true = [on_scale(float(closeness), metric) for closeness in exact(b.rows, a.rows[i : i + 1], metric)]
+        true = [to_product(float(closeness), metric) for closeness in compute_closeness(b.rows, a.rows[i : i + 1], metric)]
         assert np.abs(fast[i] - true).max() <= error
 
 
@@ -26,32 +26,32 @@ def test_exact_agrees_with_plain_float64() -> None:
     dot = (wide_x * wide_y).sum(1)
     cosine = dot / np.linalg.norm(wide_x, axis=1) / np.linalg.norm(wide_y, axis=1)
     for metric, expected in (("dot", dot), ("cosine", cosine), ("euclidean", -np.linalg.norm(wide_x - wide_y, axis=1))):
-        got = exact(prepare(x.copy(), metric).rows, prepare(y.copy(), metric).rows, metric)
+        got = compute_closeness(prepare_vectors(x.copy(), metric).rows, prepare_vectors(y.copy(), metric).rows, metric)
         np.testing.assert_allclose(got, expected, rtol=3e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("metric", _METRICS)
 def test_equal_rows_are_equally_near_wherever_they_stand(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densefeat.search.metrics._EXACT_VALUES", 500)  # several pieces
+    monkeypatch.setattr("densefeat.search.vectors._EXACT_VALUES", 500)  # several pieces
     generator = np.random.default_rng(0)
-    rows = prepare(np.tile(generator.standard_normal((1, 77)).astype(np.float32), (50, 1)), metric).rows
-    query = prepare(generator.standard_normal((1, 77)).astype(np.float32), metric).rows
-    assert len(set(exact(rows, query, metric).tolist())) == 1
+    rows = prepare_vectors(np.tile(generator.standard_normal((1, 77)).astype(np.float32), (50, 1)), metric).rows
+    query = prepare_vectors(generator.standard_normal((1, 77)).astype(np.float32), metric).rows
+    assert len(set(compute_closeness(rows, query, metric).tolist())) == 1
 
 
 def test_rows_that_are_near_to_nothing() -> None:
     values = np.float32([[0, 0], [1, np.nan], [np.inf, 1], [3, 4]])
-    cosine, dot = prepare(values.copy(), "cosine"), prepare(values.copy(), "dot")
+    cosine, dot = prepare_vectors(values.copy(), "cosine"), prepare_vectors(values.copy(), "dot")
     assert cosine.usable.tolist() == [False, False, False, True]
     assert dot.usable.tolist() == [True, False, False, True]  # zeros are as far from all, but somewhere
     np.testing.assert_allclose(cosine.rows, [[0, 0], [0, 0], [0, 0], [0.6, 0.8]])
-    fast, _ = approximate(dot, dot, "dot")
+    fast, _ = estimate_closeness(dot, dot, "dot")
     assert np.isneginf(fast).tolist() == [[False, True, True, False], [True] * 4, [True] * 4, [False, True, True, False]]
 
 
 def test_float16_and_maps_are_compared_as_float32_vectors() -> None:
     maps = np.random.default_rng(0).standard_normal((5, 2, 3, 4)).astype(np.float16)
-    prepared = prepare(maps, "dot")
+    prepared = prepare_vectors(maps, "dot")
     assert prepared.rows.dtype == np.float32
     np.testing.assert_array_equal(prepared.rows, maps.reshape(5, 24).astype(np.float32))
 
