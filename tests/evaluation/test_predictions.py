@@ -1,4 +1,4 @@
-"""Predictions of runs, probes and named networks: the right class for the right file, whatever happens on the way."""
+"""Predictions of runs, probes and named networks: the right class for the right file, also among damaged files."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from support.helpers import BUNDLED
 from support.runs import tiny_finetuning, write_classes
 
 
-def rows_of(table: Path) -> list[dict[str, str]]:
+def read_rows(table: Path) -> list[dict[str, str]]:
     with open(table, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network whose classifier is a probe's: what it says is right."""
+    """A run whose classifier is a probe's, and whose predictions are right."""
     out = tmp_path_factory.mktemp("run")
     finetune(tiny_finetuning(out, train=str(data), mode="head", epochs=1, warmup_epochs=0), out / "run", "cpu")
     return out / "run"
@@ -43,10 +43,10 @@ def test_a_run_on_a_folder_with_broken_files(data: Path, run: Path, tmp_path: Pa
     shutil.copytree(data, images)
     (images / "class 0/000.png").write_bytes(b"nothing")
     Image.open(images / "class 1/001.png").save(images / "class 1" / 'ä, "x".png')
-    found = predict(str(run), images, tmp_path / "out", device="cpu", batch_size=7)
-    assert (found.rows, found.failures) == (30, 1)
-    assert found.counts == {"class 1": 11, "class 2": 10, "class 0": 9}
-    rows = rows_of(found.table)
+    result = predict(str(run), images, tmp_path / "out", device="cpu", batch_size=7)
+    assert (result.rows, result.failures) == (30, 1)
+    assert result.counts == {"class 1": 11, "class 2": 10, "class 0": 9}
+    rows = read_rows(result.table)
     assert [row["path"] for row in rows] == sorted(
         str(file.relative_to(images)) for file in images.rglob("*.png") if file.name != "000.png" or "class 0" not in str(file)
     )
@@ -58,11 +58,11 @@ def test_a_run_on_a_folder_with_broken_files(data: Path, run: Path, tmp_path: Pa
         chances = model(x).softmax(1).max(1).values
     assert [float(row["score"]) for row in rows] == pytest.approx(chances.tolist(), abs=1e-4)
     again = predict(str(run), images, tmp_path / "out", device="cpu")
-    assert (again.rows, again.counts) == (found.rows, found.counts)
-    assert densefeat.open_store(found.store).provenance["model"] == str(run)
+    assert (again.rows, again.counts) == (result.rows, result.counts)
+    assert densefeat.open_store(result.store).provenance["model"] == str(run)
 
 
-def test_another_network_does_not_go_on_where_one_stopped(data: Path, run: Path, tmp_path: Path) -> None:
+def test_another_network_does_not_resume(data: Path, run: Path, tmp_path: Path) -> None:
     predict(str(run), data, tmp_path / "out", device="cpu")
     other = tmp_path / "other"
     shutil.copytree(run, other)
@@ -76,10 +76,10 @@ def test_a_probe(data: Path, tmp_path: Path) -> None:
     densefeat.extract(data, tmp_path / "store", model=BUNDLED, labels="folder", device="cpu")
     probe(tmp_path / "store", tmp_path / "probe")
     for model in (tmp_path / "probe", tmp_path / "probe/probe.safetensors"):
-        found = predict(str(model), data, tmp_path / f"out {model.name}", device="cpu")
-        rows = rows_of(found.table)
+        result = predict(str(model), data, tmp_path / f"out {model.name}", device="cpu")
+        rows = read_rows(result.table)
         assert all(row["predicted"] == row["path"].partition("/")[0] for row in rows)
-        assert found.counts == {"class 0": 10, "class 1": 10, "class 2": 10}
+        assert result.counts == {"class 0": 10, "class 1": 10, "class 2": 10}
 
 
 def test_several_labels(data: Path, tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_several_labels(data: Path, tmp_path: Path) -> None:
         tmp_path, train=str(tmp_path / "tags.csv"), label_column="label", mode="head", epochs=1, warmup_epochs=0
     )
     finetune(recipe, tmp_path / "run", "cpu")
-    found = predict(str(tmp_path / "run"), data, tmp_path / "out", device="cpu")
-    rows = rows_of(found.table)
+    result = predict(str(tmp_path / "run"), data, tmp_path / "out", device="cpu")
+    rows = read_rows(result.table)
     assert [row["predicted"] for row in rows] == [tags[row["path"].partition("/")[0]] for row in rows]
     for row in rows:
         chances = [float(chance) for chance in row["score"].split("|") if chance]
@@ -104,20 +104,20 @@ def test_several_labels(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_named_network(data: Path, tmp_path: Path) -> None:
-    found = predict(BUNDLED, data / "class 0", tmp_path / "out", device="cpu")
-    assert sum(found.counts.values()) == 10
-    assert all(name.startswith("n0") for name in found.counts)  # WordNet's names, which the weights' file tells
-    store = densefeat.open_store(found.store)
+    result = predict(BUNDLED, data / "class 0", tmp_path / "out", device="cpu")
+    assert sum(result.counts.values()) == 10
+    assert all(name.startswith("n0") for name in result.counts)  # WordNet's names, from the metadata of the weights file
+    store = densefeat.open_store(result.store)
     assert store["scores"].shape == (10, 200)
     assert np.isfinite(store["scores"]).all()
 
 
-def test_what_is_no_model(data: Path, run: Path, tmp_path: Path) -> None:
+def test_unknown_models(data: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "empty").mkdir()
     for model, kind, message in (
         ("nothing", UsageError, "unknown model 'nothing'"),
-        (str(tmp_path / "file.txt"), WeightsError, "damaged, or no probe"),
+        (str(tmp_path / "file.txt"), WeightsError, "damaged, or not a probe"),
         (str(tmp_path / "empty"), UsageError, "this folder holds no config.json"),
     ):
         with pytest.raises(kind, match=message):
