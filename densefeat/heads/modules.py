@@ -1,7 +1,7 @@
 """Classification heads: modules that take the maps of a network's blocks to logits.
 
-A network gives one map for each entry of timm's ``feature_info``. The linear head and the MLP read the last map; the
-cross-layer head reads all of them with the aggregation of DelugeNet, within a block's layers there, across blocks here.
+A network returns one map for each entry of timm's ``feature_info``. The linear head and the MLP read the last map. The
+cross-layer head reads all maps and combines blocks as DelugeNet combines the layers within a block.
 Source: Kuen et al., "DelugeNets: Deep Networks with Efficient and Flexible Cross-layer Information Inflows"
 (arXiv 1611.05552), section 3.2.
 """

@@ -1,4 +1,4 @@
-"""How a cross-layer head uses each block, as a picture."""
+"""A picture of how a cross-layer head uses each block."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,15 @@ from densefeat.errors import UsageError
 
 
 def draw_usage(usage: np.ndarray, names: Sequence[str], stem: Path) -> bool:
-    """``stem.png`` and ``stem.svg``; False where matplotlib is not installed.
+    """Draw ``stem.png`` and ``stem.svg``. Returns False where matplotlib is not installed.
 
     Args:
         usage: ``(blocks, width)``, shares in [0, 1] as :meth:`CrossLayerHead.block_usage` gives them.
-        names: Of the blocks, in the same order.
+        names: The blocks' names, in the same order.
         stem: The files' path without its suffix.
 
-    On the left every channel, those of one strongest block side by side; on the right the mean over channels. Raises
-    UsageError where there is not one name a block.
+    On the left are all channels, grouped by their strongest block, on the right the mean over channels. Raises UsageError
+    unless there is one name for each block.
     """
     if usage.ndim != 2 or len(usage) != len(names):
         raise UsageError(f"usage of shape {usage.shape} for {len(names)} names: give (blocks, width), a name for each block")
@@ -30,7 +30,7 @@ def draw_usage(usage: np.ndarray, names: Sequence[str], stem: Path) -> bool:
     blocks, width = usage.shape
     figure = Figure(figsize=(10, 1.6 + 0.4 * blocks), layout="constrained")
     heat, bars = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
-    image = heat.imshow(usage[:, _by_strongest_block(usage)], aspect="auto", vmin=0, interpolation="nearest")
+    image = heat.imshow(usage[:, _sort_by_strongest_block(usage)], aspect="auto", vmin=0, interpolation="nearest")
     heat.set(xlabel=f"{width} channels, by strongest block", title="share of each block in each channel")
     heat.set_yticks(range(blocks), names, parse_math=False)
     figure.colorbar(image, ax=heat, label="share")
@@ -44,6 +44,6 @@ def draw_usage(usage: np.ndarray, names: Sequence[str], stem: Path) -> bool:
     return True
 
 
-def _by_strongest_block(usage: np.ndarray) -> np.ndarray:
-    """Channels int64 ``(width,)``: by their strongest block, then by its share, largest first."""
+def _sort_by_strongest_block(usage: np.ndarray) -> np.ndarray:
+    """Order channels by their strongest block, then by its share, largest first: int64 ``(width,)``."""
     return np.lexsort((-usage.max(0), usage.argmax(0)))

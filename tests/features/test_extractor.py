@@ -1,4 +1,4 @@
-"""FeatureExtractor: the right tensors, from any kind of image, independent of the company they are in."""
+"""FeatureExtractor: the right tensors, from any kind of image, whatever else is in the batch."""
 
 from pathlib import Path
 
@@ -121,7 +121,7 @@ def test_alone_in_a_batch_or_shuffled(small_extractor: FeatureExtractor, photogr
             assert relative_difference(shuffled[name][order.index(i)], alone[name][0]) < 1e-5
 
 
-def test_a_model_of_your_own_keeps_mode_statistics_and_gradients(batch: torch.Tensor) -> None:
+def test_a_module_keeps_mode_statistics_and_gradients(batch: torch.Tensor) -> None:
     model = timm.create_model(BUNDLED, pretrained=True).train()
     model.features.denseblock2.eval()
     modes = [module.training for module in model.modules()]
@@ -133,10 +133,10 @@ def test_a_model_of_your_own_keeps_mode_statistics_and_gradients(batch: torch.Te
     expected = FeatureExtractor(model.eval())(batch)
     assert all(torch.equal(evaluated[name], expected[name]) for name in expected)
     probe = nn.Linear(342, 2)
-    probe(evaluated["block3"]).sum().backward()  # an inference tensor could not be learnt from
+    probe(evaluated["block3"]).sum().backward()  # autograd refuses inference tensors
 
 
-def test_mode_comes_back_after_an_error(trained: nn.Module) -> None:
+def test_the_mode_is_restored_after_an_error(trained: nn.Module) -> None:
     model = timm.create_model(BUNDLED).train()
     with pytest.raises(RuntimeError):
         FeatureExtractor(model)(torch.randn(1, 5, 32, 32))
@@ -144,7 +144,7 @@ def test_mode_comes_back_after_an_error(trained: nn.Module) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_stops_after_the_last_block_asked_for(batch: torch.Tensor) -> None:
+def test_stops_after_the_last_requested_block(batch: torch.Tensor) -> None:
     model = timm.create_model(BUNDLED, pretrained=True).eval()
     ran: list[str] = []
     for name, module in model.named_modules():
@@ -167,7 +167,7 @@ def test_other_timm_models(name: str, taps: list[str], photographs: list[Image.I
         torch.testing.assert_close(value, expected.detach())
 
 
-def test_a_module_with_feature_info_of_its_own() -> None:
+def test_a_module_that_defines_feature_info() -> None:
     class Own(nn.Module):
         feature_info = [dict(num_chs=4, reduction=1, module="first"), dict(num_chs=6, reduction=2, module="second")]
 
@@ -199,7 +199,7 @@ def test_a_model_in_half_precision(batch: torch.Tensor) -> None:
     assert features["block3"].isfinite().all()
 
 
-def test_maps_are_safe_from_what_comes_next() -> None:
+def test_maps_are_safe_from_later_layers() -> None:
     class InPlace(nn.Module):
         feature_info = [dict(num_chs=3, reduction=1, module="first"), dict(num_chs=3, reduction=1, module="second")]
 
@@ -222,7 +222,7 @@ def test_image_size(trained: nn.Module, photographs: list[Image.Image]) -> None:
     assert FeatureExtractor(trained, image_size=75).feature_shapes() == {"block1": (216,), "block2": (300,), "block3": (342,)}
 
 
-def test_models_that_cannot_take_the_size_say_so() -> None:
+def test_sizes_that_a_model_cannot_take_are_refused() -> None:
     extractor = FeatureExtractor(timm.create_model("vit_tiny_patch16_224"), image_size=96)
     with pytest.raises(UsageError, match="VisionTransformer cannot take images of 96×96 pixels"):
         extractor.feature_shapes()
@@ -239,12 +239,12 @@ def test_models_that_cannot_take_the_size_say_so() -> None:
         (torch.zeros(1, 32, 32, dtype=torch.uint8), r"shape \(1, 32, 32\) and torch.uint8"),
     ],
 )
-def test_what_is_no_image(images, match: str, small_extractor: FeatureExtractor) -> None:
+def test_inputs_that_are_no_images(images, match: str, small_extractor: FeatureExtractor) -> None:
     with pytest.raises(UsageError, match=match):
         small_extractor(images)
 
 
-def test_unreadable_images_are_named_with_their_place(
+def test_unreadable_images_are_named_with_their_position(
     small_extractor: FeatureExtractor, photographs: list[Image.Image], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"no")

@@ -11,7 +11,7 @@ from densefeat.features.taps import find_taps
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    return timm.create_model("densefeat_densenet121")
+    return timm.create_model("densefeat_densenet121", growth_rate=4, block_config=(2, 2, 2, 2))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The head on all blocks, against its description written out in numpy; what other heads share with it; the picture."""
+"""Classification heads: the cross-layer head against its description in numpy, what all heads share, the usage chart."""
 
 import copy
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import nn
 
 from densefeat.errors import UsageError
 from densefeat.heads.modules import KINDS, CrossLayerHead, LinearHead, MlpHead, make_head
-from densefeat.heads.usage_chart import _by_strongest_block, draw_usage
+from densefeat.heads.usage_chart import _sort_by_strongest_block, draw_usage
 from densefeat.loading.load import load_network
 from support.helpers import BUNDLED, randomize_statistics, relative_difference
 
@@ -36,7 +36,7 @@ def random_head(num_classes: int = 4) -> CrossLayerHead:
     return randomize_statistics(CrossLayerHead(INFO, 8, num_classes)).double()
 
 
-def written_out(head: CrossLayerHead, maps: list[torch.Tensor], training: bool) -> np.ndarray:
+def compute_in_numpy(head: CrossLayerHead, maps: list[torch.Tensor], training: bool) -> np.ndarray:
     """Projected at full size, then averaged to 3×3, each normalised, summed, normalised, ReLU, averaged, classified."""
 
     def norm(module: nn.Module, x: np.ndarray) -> np.ndarray:
@@ -48,8 +48,8 @@ def written_out(head: CrossLayerHead, maps: list[torch.Tensor], training: bool) 
         return scaled * weight[:, None, None] + bias[:, None, None]
 
     total = 0.0
-    for given, project, own in zip(maps, head.projections, head.aggregate.norms, strict=True):
-        x = np.einsum("nchw,dc->ndhw", given.numpy(), project.weight.detach().numpy()[:, :, 0, 0])
+    for values, project, own in zip(maps, head.projections, head.aggregate.norms, strict=True):
+        x = np.einsum("nchw,dc->ndhw", values.numpy(), project.weight.detach().numpy()[:, :, 0, 0])
         n, d, height, width = x.shape
         total = total + norm(own, x.reshape(n, d, 3, height // 3, 3, width // 3).mean((3, 5)))
     pooled = np.maximum(norm(head.aggregate.norm, total), 0).mean((2, 3))
@@ -57,9 +57,9 @@ def written_out(head: CrossLayerHead, maps: list[torch.Tensor], training: bool) 
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_head_is_what_it_says(training: bool) -> None:
+def test_the_head_computes_its_description(training: bool) -> None:
     head, maps = random_head(), random_maps()
-    expected = written_out(head, maps, training)
+    expected = compute_in_numpy(head, maps, training)
     assert np.abs(head.train(training)(maps).detach().numpy() - expected).max() < 1e-12
     assert expected.std(0).min() > 1e-3
 
@@ -82,7 +82,7 @@ def test_one_block_has_one_norm_and_all_the_usage() -> None:
     assert torch.equal(head.block_usage(), torch.ones(1, 8))
 
 
-def test_block_usage_is_each_blocks_share_of_what_is_summed() -> None:
+def test_block_usage_is_each_blocks_share_of_the_sum() -> None:
     head = random_head().train()
     with torch.no_grad():
         head.aggregate.norms[1].weight[3] *= -2
@@ -111,7 +111,7 @@ def test_usage_of_a_channel_without_weights_is_zero() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_heads_learn_on_maps_of_any_timm_network(kind: str) -> None:
-    """A network from timm by feature_info of its features_only form; frozen, it stays as it is."""
+    """The head learns on the maps of a frozen network, which stays unchanged."""
     torch.manual_seed(0)
     network = timm.create_model("resnet10t", features_only=True, out_indices=(1, 2, 3)).eval().requires_grad_(False)
     before = copy.deepcopy(network.state_dict())
@@ -159,13 +159,13 @@ def test_channels_last_and_autocast() -> None:
         assert relative_difference(cast.float().detach(), plain.detach()) < 0.03
 
 
-def test_weights_travel() -> None:
+def test_weights_can_be_loaded_into_another_head() -> None:
     first, second = random_head().eval(), CrossLayerHead(INFO, 8, 4).double().eval()
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(random_maps()), second(random_maps()))
 
 
-def test_dropout_is_of_training_alone() -> None:
+def test_dropout_applies_in_training_alone() -> None:
     for kind in KINDS:
         torch.manual_seed(0)
         head, maps = make_head(kind, INFO, 4, 8, 0.5).double(), random_maps()
@@ -178,7 +178,7 @@ def test_every_parameter_is_trained_under_ddp(tmp_path: Path) -> None:
     try:
         head, alone = random_head().train(), random_head().train()
         network = nn.parallel.DistributedDataParallel(head)
-        for _ in range(2):  # DDP tells of an unused parameter in the second step
+        for _ in range(2):  # DDP reports an unused parameter in the second step
             network(random_maps()).square().sum().backward()
             alone(random_maps()).square().sum().backward()
         for own, other in zip(head.parameters(), alone.parameters(), strict=True):
@@ -259,6 +259,6 @@ def test_the_picture_shows_the_shares(tmp_path: Path) -> None:
         draw_usage(usage, ["a", "b"], tmp_path / "usage")
 
 
-def test_channels_of_one_strongest_block_lie_side_by_side() -> None:
+def test_channels_are_sorted_sort_by_strongest_block() -> None:
     usage = np.array([[0.6, 0.1, 0.9, 0.2], [0.4, 0.9, 0.1, 0.8]])
-    assert _by_strongest_block(usage).tolist() == [2, 0, 1, 3]
+    assert _sort_by_strongest_block(usage).tolist() == [2, 0, 1, 3]
