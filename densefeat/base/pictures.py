@@ -1,4 +1,4 @@
-"""Figures to files, the same bytes for the same figure."""
+"""Matplotlib figures saved as files: the same bytes for the same figure."""
 
 import io
 import warnings
@@ -10,19 +10,22 @@ from matplotlib.figure import Figure
 from densefeat.base.files import atomic_file
 from densefeat.errors import UsageError
 
-_METADATA = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}  # without what changes from call to call
+_METADATA = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+}  # fields that change with each call
 
 
 def check_picture(path: Path) -> None:
-    """UsageError unless the name ends in .png or .svg."""
+    """Raise UsageError unless the name ends in .png or .svg."""
     if path.suffix.lower() not in _METADATA:
         raise UsageError(f"picture {str(path)!r}: its name must end in {' or '.join(_METADATA)}")
 
 
 def save_picture(figure: Figure, path: Path) -> bytes:
-    """PNG or SVG by the suffix, whole or not at all; returns the file's content.
+    """Save as PNG or SVG, by the suffix, whole or not at all; return the file's content.
 
-    UsageError for another suffix, OutputError where it cannot be written.
+    Raises UsageError for another suffix, OutputError where the file cannot be written.
     """
     check_picture(path)
     content = picture_bytes(figure, path.suffix.lower())
@@ -32,9 +35,9 @@ def save_picture(figure: Figure, path: Path) -> bytes:
 
 
 def picture_bytes(figure: Figure, suffix: str) -> bytes:
-    """``suffix``: .png or .svg."""
-    drawn = io.BytesIO()
+    """Return the content of a file with the suffix ``.png`` or ``.svg``."""
+    content = io.BytesIO()
     with warnings.catch_warnings(), rc_context({"svg.hashsalt": "densefeat"}):
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of names in scripts that the font has not
-        figure.savefig(drawn, format=suffix[1:], dpi=120, metadata=_METADATA[suffix])
-    return drawn.getvalue()
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the font lacks some scripts that names are written in
+        figure.savefig(content, format=suffix[1:], dpi=120, metadata=_METADATA[suffix])
+    return content.getvalue()

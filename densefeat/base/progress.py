@@ -1,4 +1,4 @@
-"""Progress with rate and time left, on a terminal; silence elsewhere."""
+"""A progress bar with rate and time left, shown only on a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from rich.text import Text
 
 
 class RateColumn(ProgressColumn):
-    """Images or tiles per second, over rich's recent window."""
+    """A column with images or tiles per second, over rich's window of recent steps."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class RateColumn(ProgressColumn):
 def progress_bar(
     description: str, total: int | None, unit: str = "images", show: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """Yields the function to call with the number done since the last call. ``total`` None: not known."""
+    """Yield a function to call with the number of steps since the last call. ``total`` None: not known."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(unit), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not (show and console.is_terminal)) as progress:
