@@ -116,14 +116,14 @@ def _show(probed: "Probed") -> None:
     results = probed.results
     for line in [*labelling.format_remarks(results["labels"]), *results["notes"]]:
         print_note(line)
-    best = [number for number, candidate in enumerate(results["candidates"]) if candidate["name"] == results["best"]]
-    wide, narrow = probing.candidate_table(results), probing.candidate_table(results, narrow=True)
-    headings, rows = wide if fits_terminal(*wide) else narrow
-    print_table(headings, rows, right=headings[1:], bold=best)
+    table = probing.candidate_table(results)
+    if not fits_terminal(table.headings, table.rows):
+        table = probing.candidate_table(results, narrow=True)
+    print_table(table.headings, table.rows, right=table.headings[1:], bold=table.bold_rows)
     click.echo()
     if results["few_shot"]:
-        headings, rows = probing.few_shot_table(results)
-        print_table(headings, rows, right=headings[1:])
+        table = probing.few_shot_table(results)
+        print_table(table.headings, table.rows, right=table.headings[1:])
         click.echo()
     click.echo(f"best: {printable(results['best'])} (by the validation rows; brackets: 95 % intervals on the test rows)")
     if results["comparison"]:

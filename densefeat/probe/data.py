@@ -65,7 +65,7 @@ def load_data(
     """
     if split_column is not None and len(stores) > 1:
         raise UsageError("--split-column names the test rows, and so does --test: leave out one of them")
-    columns, notes = open_columns(stores)
+    columns, notes = _open_columns(stores)
     _check_no_overlap(stores)
     file = None if labels is None else LabelFile(Path(labels))
     labelled = load_labels(stores, file, label_column, task, split_column, group_column)
@@ -196,7 +196,7 @@ def _fill(out: np.ndarray, store: Store, name: str, rows: np.ndarray) -> None:
             raise UsageError(f"{store.path}: {name} of {path!r} has NaN or infinite features: extract it again")
 
 
-def open_columns(stores: Sequence[Store]) -> tuple[Columns, list[str]]:
+def _open_columns(stores: Sequence[Store]) -> tuple[Columns, list[str]]:
     """Find the columns of vectors, and say in notes what is left out.
 
     Raises UsageError if there is none, or if the rows of the second store were made in another way than those of the first.

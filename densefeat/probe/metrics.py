@@ -45,11 +45,11 @@ def compute_metrics(targets: Targets, scores: np.ndarray) -> dict[str, float | N
         UsageError: Scores of another shape, no rows, or NaN or infinite scores.
     """
     once = np.ones((len(targets), 1), np.uint8)
-    measured = resample_metrics(targets, scores, once)
+    measured = _resample_metrics(targets, scores, once)
     return {name: None if np.isnan(values[0]) else float(values[0]) for name, values in measured.items()}
 
 
-def resample_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray, ranked: int | None = None) -> _Measured:
+def _resample_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray, ranked: int | None = None) -> _Measured:
     """Compute every metric for R resamples, float64 ``(R,)``, NaN where undefined.
 
     Row i counts ``counts[i, r]`` times in resample r (``(n, R)`` uint8). ``ranked``: compute the metrics from ranks (AUROC and
@@ -65,14 +65,14 @@ def resample_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray, r
 
 
 def main_metric(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Compute the metric of :data:`MAIN` as :func:`resample_metrics` does, without the work for the others."""
+    """Compute the metric of :data:`MAIN` as :func:`_resample_metrics` does, without the work for the others."""
     if targets.task == "single":
         _check_scores(targets, scores)
         return 100 * _sum_counts(counts, scores.argmax(1) == targets.values) / _sum_counts(counts)
     if targets.task == "multi":
         _check_scores(targets, scores)
         return _rank_metrics(targets, scores, counts)["map"]
-    return resample_metrics(targets, scores, counts)["r2"]
+    return _resample_metrics(targets, scores, counts)["r2"]
 
 
 def _check_scores(targets: Targets, scores: np.ndarray) -> None:
@@ -250,7 +250,7 @@ def bootstrap(
     left = _RANKED_RESAMPLES if scores.size <= _MAX_RANKED else 0
     measured: dict[str, list[np.ndarray]] = {}
     for counts in _draw_pieces(len(targets), resamples, seed):
-        for name, values in resample_metrics(targets, scores, counts, ranked=left).items():
+        for name, values in _resample_metrics(targets, scores, counts, ranked=left).items():
             measured.setdefault(name, []).append(values)
         left = max(0, left - counts.shape[1])
     return {name: _interval(np.concatenate(values)) for name, values in measured.items()}

@@ -169,11 +169,11 @@ def read_finished(out: Path, request: ProbeRequest) -> dict[str, Any] | None:
     identity = to_json(request.identity())
     if differing := [name for name, value in identity.items() if results.get(name) != value]:
         raise UsageError(f"output {shown} holds another probe ({', '.join(differing)} differ): choose another --out")
-    names = list_files(results["task"], len(results["classes"]))
+    names = _list_files(results["task"], len(results["classes"]))
     return results if all((out / name).exists() for name in names) else None
 
 
-def list_files(task: Task, classes: int) -> set[str]:
+def _list_files(task: Task, classes: int) -> set[str]:
     """Name the files of a whole report on known test rows; charts belong to it only where matplotlib is installed."""
     try:
         import matplotlib.figure  # noqa: F401  optional

@@ -19,7 +19,7 @@ from densefeat.probe.candidates import (
     fit_few_shots,
     select_candidate,
 )
-from densefeat.probe.data import open_columns
+from densefeat.probe.data import _open_columns
 from densefeat.probe.fitting import Linear
 from densefeat.probe.protocols import GRIDS, ProbeFit, fit_head
 from support.probes import draw_codes, make_features, single_targets, write_probe_store
@@ -117,7 +117,7 @@ def make_fitter(
     store = densefeat.open_store(write_probe_store(folder / "s.parquet", None, make_features(codes, widths=widths)))
     targets, done = single_targets(codes), list[int]()
     return BlockFitter(
-        protocol, open_columns([store])[0], targets, np.arange(rows), split_rows(targets, 0), 0, done.append
+        protocol, _open_columns([store])[0], targets, np.arange(rows), split_rows(targets, 0), 0, done.append
     ), done
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import densefeat
 from densefeat.errors import UsageError
-from densefeat.probe.data import Columns, open_columns
+from densefeat.probe.data import Columns, _open_columns
 from densefeat.store.reader import Store
 from support.probes import draw_codes, make_features, write_class_store, write_probe_store
 from support.stores import write_store
@@ -22,7 +22,7 @@ def pair(tmp_path: Path, **second: object) -> list[Store]:
 def test_rows_of_two_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int) -> None:
     monkeypatch.setattr("densefeat.probe.data._READ_BYTES", read_bytes)
     monkeypatch.setattr("densefeat.probe.data._PIECE_BYTES", 4 * 12 * 5)
-    columns, notes = open_columns(pair(tmp_path))
+    columns, notes = _open_columns(pair(tmp_path))
     one, two = (make_features(draw_codes(rows, seed=seed), seed) for rows, seed in ((50, 0), (20, 1)))
     whole = np.concatenate([np.concatenate([part["block3"], part["block1"]], 1) for part in (one, two)])
     rows = np.flatnonzero(np.random.default_rng(0).random(70) < 0.4)
@@ -37,7 +37,7 @@ def test_rows_of_two_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rea
 
 def test_half_precision_and_parts(tmp_path: Path) -> None:
     features = write_store(tmp_path / "s", rows=30, part_rows=7, dtype="float16")
-    columns, _ = open_columns([densefeat.open_store(tmp_path / "s")])
+    columns, _ = _open_columns([densefeat.open_store(tmp_path / "s")])
     rows = np.arange(0, 30, 3)
     np.testing.assert_array_equal(columns.read(["block2"], rows), features["block2"][rows].astype(np.float32))
 
@@ -45,16 +45,16 @@ def test_half_precision_and_parts(tmp_path: Path) -> None:
 def test_maps_are_left_out(tmp_path: Path) -> None:
     store = densefeat.open_store(write_probe_store(tmp_path / "m.parquet", None, {"a_none": np.ones((3, 2, 4, 4), np.float32)}))
     with pytest.raises(UsageError, match=r"has only maps \(a_none\): extract with --pool avg"):
-        open_columns([store])
+        _open_columns([store])
     both = {"a_avg": np.ones((3, 2), np.float32), "a_none": np.ones((3, 2, 4, 4), np.float32)}
-    columns, notes = open_columns([densefeat.open_store(write_probe_store(tmp_path / "n.parquet", None, both))])
+    columns, notes = _open_columns([densefeat.open_store(write_probe_store(tmp_path / "n.parquet", None, both))])
     assert columns.widths == {"a_avg": 2}
     assert notes == ["maps are left out, only pooled features are learnt from: a_none"]
 
 
 def test_an_unfinished_store_says_so(tmp_path: Path) -> None:
     write_store(tmp_path / "s", rows=30, part_rows=10, finished=2)
-    _, notes = open_columns([densefeat.open_store(tmp_path / "s")])
+    _, notes = _open_columns([densefeat.open_store(tmp_path / "s")])
     assert notes == [f"{tmp_path / 's'} is not finished: 20 rows are there"]
 
 
@@ -80,10 +80,10 @@ def test_features_that_are_not_finite(tmp_path: Path, bad: float) -> None:
 def test_stores_with_different_features(tmp_path: Path, provenance: dict, match: str) -> None:
     first = densefeat.open_store(write_class_store(tmp_path / "a.parquet", weights={"sha256": "0", "source": "here"}))
     same = densefeat.open_store(write_class_store(tmp_path / "b.parquet", weights={"sha256": "0", "source": "there"}))
-    assert open_columns([first, same])[1] == []
+    assert _open_columns([first, same])[1] == []
     settings = {"weights": {"sha256": "0"}} | provenance
     with pytest.raises(UsageError, match=match):
-        open_columns([first, densefeat.open_store(write_class_store(tmp_path / "c.parquet", **settings))])
+        _open_columns([first, densefeat.open_store(write_class_store(tmp_path / "c.parquet", **settings))])
 
 
 def test_second_store_with_another_column(tmp_path: Path) -> None:
@@ -91,4 +91,4 @@ def test_second_store_with_another_column(tmp_path: Path) -> None:
     features = {"block1": np.ones((3, 4), np.float32), "block2": np.ones((3, 9), np.float32)}
     other = densefeat.open_store(write_probe_store(tmp_path / "b.parquet", None, features))
     with pytest.raises(UsageError, match=r"b.parquet: block2 is \(9,\), in .*a.parquet it is \(6,\)"):
-        open_columns([first, other])
+        _open_columns([first, other])

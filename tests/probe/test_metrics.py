@@ -16,11 +16,11 @@ from densefeat.probe.metrics import (
     Comparison,
     _draw_all,
     _draw_pieces,
+    _resample_metrics,
     bootstrap,
     compare_predictions,
     compute_metrics,
     main_metric,
-    resample_metrics,
 )
 
 
@@ -88,7 +88,7 @@ def test_against_scikit_learn(task: Task, ties: bool, classes: int) -> None:
 def test_counts_equal_repeated_rows(task: Task) -> None:
     targets, scores = random_predictions(task, rows=60, ties=True)
     counts = _draw_all(60, 7, seed=3)
-    measured, main = resample_metrics(targets, scores, counts), main_metric(targets, scores, counts)
+    measured, main = _resample_metrics(targets, scores, counts), main_metric(targets, scores, counts)
     for r in range(7):
         rows = np.repeat(np.arange(60), counts[:, r])
         alone = compute_metrics(targets.take(rows), scores[rows])
@@ -100,10 +100,10 @@ def test_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     for task in ("single", "multi"):
         targets, scores = random_predictions(task, ties=True)
         counts = _draw_all(300, 30, seed=3)
-        whole = resample_metrics(targets, scores, counts)
+        whole = _resample_metrics(targets, scores, counts)
         monkeypatch.setattr("densefeat.probe.metrics._PIECE_VALUES", 100)
         monkeypatch.setattr("densefeat.probe.matrices._PIECE_VALUES", 100)
-        for name, values in resample_metrics(targets, scores, counts).items():
+        for name, values in _resample_metrics(targets, scores, counts).items():
             np.testing.assert_array_equal(values, whole[name])
         monkeypatch.undo()
 

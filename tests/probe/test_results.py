@@ -8,7 +8,7 @@ import pytest
 
 from densefeat.base.pages import Table
 from densefeat.probe.page import candidate_table, few_shot_table
-from densefeat.probe.results import list_files, to_json
+from densefeat.probe.results import _list_files, to_json
 
 
 def test_only_what_json_has() -> None:
@@ -43,10 +43,10 @@ RESULTS = {
 
 def test_files_of_a_whole_report(monkeypatch: pytest.MonkeyPatch) -> None:
     charts = {"blocks.png", "blocks.svg"}
-    assert list_files("single", 2001) == list_files("multi", 3) == list_files("regression", 0) == FILES | charts
-    assert list_files("single", 3) == FILES | charts | {"confusion.png", "confusion.svg"}
+    assert _list_files("single", 2001) == _list_files("multi", 3) == _list_files("regression", 0) == FILES | charts
+    assert _list_files("single", 3) == FILES | charts | {"confusion.png", "confusion.svg"}
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert list_files("single", 3) == FILES
+    assert _list_files("single", 3) == FILES
 
 
 def test_tables() -> None:
