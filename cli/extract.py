@@ -1,11 +1,11 @@
 """``densefeat extract``."""
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from densefeat import extraction
+from densefeat.base import Ranks
 from densefeat_cli.options import (
     NumberOrAuto,
     blocks_option,
@@ -75,7 +75,7 @@ def extract_command(**options: Any) -> None:
     if options["max_pixels"] is None:
         del options["max_pixels"]
     result = extraction.extract(**options)
-    if os.environ.get("RANK", "0") != "0":  # under torchrun only the first process prints
+    if not Ranks.from_environment().first:  # under torchrun only the first process prints
         return
     if not result.rows:
         raise click.ClickException(f"none of {result.failures} images could be read: see {result.failures_path}")

@@ -2,11 +2,11 @@
 
 import importlib
 import logging
-import os
 import sys
 
 import click
 
+from densefeat.base import Ranks
 from densefeat.errors import DensefeatError
 from densefeat_cli.options import epilog
 
@@ -47,7 +47,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         shown = record.levelno >= logging.WARNING or sys.stderr.isatty()
-        if shown and os.environ.get("RANK", "0") == "0":  # under torchrun only the first process prints
+        if shown and Ranks.from_environment().first:  # under torchrun only the first process prints
             click.echo(f"densefeat: {record.getMessage()}", err=True)
 
 

@@ -1,6 +1,5 @@
 """``densefeat probe``."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from densefeat import labels as labelling
 from densefeat import probe as probing
 from densefeat import sgd_probe
 from densefeat import store as stores
-from densefeat.base import printable
+from densefeat.base import Ranks, printable
 from densefeat_cli.options import PATH, epilog, image_size_option, model_option, out_option, pool_option, weights_option
 from densefeat_cli.output import fits_terminal, print_note, print_table
 
@@ -95,7 +94,7 @@ def _probe_by_sgd(images: str, out: Path, chosen: dict[str, Any]) -> None:
     if "pool" in chosen:
         chosen["pools"] = chosen.pop("pool")
     probed = sgd_probe.probe_images(images, out, **chosen)
-    if os.environ.get("RANK", "0") == "0":  # under torchrun only the first process prints
+    if Ranks.from_environment().first:  # under torchrun only the first process prints
         _show(probed)
 
 
