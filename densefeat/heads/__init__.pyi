@@ -1,4 +1,4 @@
-from .modules import KINDS, CrossLayerHead, HeadedNet, make_head, pool_to_size
+from .modules import KINDS, CrossLayerHead, HeadedNet, make_head
 from .usage_chart import draw_usage
 
 __all__ = [
@@ -7,5 +7,4 @@ __all__ = [
     "HeadedNet",
     "draw_usage",
     "make_head",
-    "pool_to_size",
 ]

@@ -140,7 +140,7 @@ class CrossLayerHead(nn.Module):
         """
         _check_maps(maps, self.channels)
         size = min(x.shape[2] for x in maps), min(x.shape[3] for x in maps)
-        projected = [project(pool_to_size(x, size)) for project, x in zip(self.projections, maps, strict=True)]
+        projected = [project(_pool_to_size(x, size)) for project, x in zip(self.projections, maps, strict=True)]
         x = F.relu(self.aggregate(projected)).mean((2, 3))
         return self.classifier(self.drop(x))
 
@@ -159,7 +159,7 @@ class CrossLayerHead(nn.Module):
         return weights / weights.sum(0).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def pool_to_size(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def _pool_to_size(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Average ``(N, C, H, W)`` to ``(N, C, *size)``."""
     return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, size)
 
