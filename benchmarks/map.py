@@ -4,12 +4,10 @@
 
 A store of clustered random vectors, four blocks of 256 values, 200 labels, and a small picture for each row: pieces of the two
 photographs that ship with scikit-learn. "load": from opening the file in headless Chromium until the points are drawn; "pan":
-the time between animation frames while the map is dragged. Without a GPU, as here, the page draws on a plain canvas, with one
-it takes WebGL. Needs playwright, and Chromium (or CHROME, the path of one).
+the time between animation frames while the map is dragged. Without a GPU the page draws on a plain canvas, with one by WebGL.
+Needs playwright, and Chromium (or CHROME, its path).
 """
 
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from PIL import Image as Pillow
 from sklearn.datasets import load_sample_images
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from densefeat.bench import Report, benchmark_options, measure_rounds
 from densefeat.map import write_map
 from densefeat.store import EmbeddingWriter, embedding_schema, open_store
 from support.browser import chromium, opened
@@ -36,7 +35,6 @@ FRAMES = """() => {
 
 
 def write_pictures(path: Path, rows: int) -> None:
-    """Pieces of photographs, as Parquet."""
     photographs = [Pillow.fromarray(image) for image in load_sample_images().images]
     generator = np.random.default_rng(0)
     pieces = []
@@ -55,60 +53,50 @@ def write_store(path: Path, pictures: Path, rows: int) -> None:
         centres = generator.standard_normal((CLASSES, SIZE), np.float32)
         features[f"block{block}"] = centres[codes] + generator.standard_normal((rows, SIZE), np.float32)
     schema = embedding_schema(dict.fromkeys(features, (SIZE,)), {"images": str(pictures)}, labelled=True)
-    columns = {
-        "path": [f"{pictures.name}#{row}" for row in range(rows)],
-        "label": [f"class {code}" for code in codes],
-        "width": [EDGE] * rows,
-        "height": [EDGE] * rows,
-    }
+    columns = {"path": [f"{pictures.name}#{row}" for row in range(rows)], "label": [f"class {code}" for code in codes],
+               "width": [EDGE] * rows, "height": [EDGE] * rows}  # fmt: skip
     with EmbeddingWriter(path, schema) as writer:
         writer.append(columns, features)
 
 
-def looked_at(page: Path, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds until the page is there, and between frames while it is dragged."""
-    found: dict[str, list[float]] = {"load": [], "pan": []}
+def look_at(page: Path) -> tuple[float, list[float]]:
+    """Milliseconds until the page is drawn, and between the frames while it is dragged."""
     with chromium() as browser:
-        for _ in range(rounds):
-            began = time.perf_counter()
-            with opened(browser, page) as seen:
-                found["load"].append(1000 * (time.perf_counter() - began))
-                box = seen.page.locator("#plot").bounding_box()
-                assert box is not None
-                x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-                seen.page.mouse.move(x, y)
-                seen.page.mouse.down()
-                seen.page.evaluate(FRAMES)
-                for step in range(120):
-                    seen.page.mouse.move(x + 150 * np.sin(step / 10), y + 100 * np.cos(step / 10))
-                found["pan"] += np.diff(seen.page.evaluate("window.frames_at")).tolist()
-                seen.page.mouse.up()
-                assert not seen.complaints, seen.complaints
-    return found
+        began = time.perf_counter()
+        with opened(browser, page) as seen:
+            load = 1000 * (time.perf_counter() - began)
+            box = seen.page.locator("#plot").bounding_box()
+            assert box is not None
+            x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+            seen.page.mouse.move(x, y)
+            seen.page.mouse.down()
+            seen.page.evaluate(FRAMES)
+            for step in range(120):
+                seen.page.mouse.move(x + 150 * np.sin(step / 10), y + 100 * np.cos(step / 10))
+            frames = np.diff(seen.page.evaluate("window.frames_at")).tolist()
+            seen.page.mouse.up()
+            assert not seen.complaints, seen.complaints
+    return load, frames
 
 
 @click.command()
 @click.option("--rows", default=20_000, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Write the numbers as JSON, too.")
-def main(rows: int, rounds: int, out: Path | None) -> None:
+@benchmark_options(rounds=3)
+def main(rows: int, rounds: int, file: Path | None) -> None:
+    """Measure and print."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_pictures(root / "pictures.parquet", rows)
         write_store(root / "store.parquet", root / "pictures.parquet", rows)
-        began = time.perf_counter()
-        made = write_map(open_store(root / "store.parquet"), root / "map.html")
-        seconds = time.perf_counter() - began
-        size, table = made.page.stat().st_size, made.table.stat().st_size
-        found = looked_at(made.page, rounds)
-    frames = sorted(found["pan"])
-    print(f"{platform.processor() or platform.machine()}, {rows:,} rows, {BLOCKS} blocks of {SIZE}; {made.notes[-1]}")
-    print(f"written in {seconds:.1f} s: page {size / 1e6:.2f} MB, table {table / 1e6:.2f} MB")
-    print(f"load {statistics.median(found['load']) / 1000:.2f} s (median of {rounds})")
-    late = frames[int(0.95 * len(frames))]
-    print(f"pan {statistics.median(frames):.1f} ms a frame (median of {len(frames)}), 95 % within {late:.1f} ms")
-    if out is not None:
-        out.write_text(json.dumps({"rows": rows, "seconds": seconds, "page": size, "table": table, **found}, indent=1))
+        result = write_map(open_store(root / "store.parquet"), root / "map.html")
+        page, table = result.page.stat().st_size / 1e6, result.table.stat().st_size / 1e6
+        looks = measure_rounds({"page": lambda: look_at(result.page)}, rounds, warmups=0)["page"]
+    report = Report(f"{rows:,} rows, {BLOCKS} blocks of {SIZE}; {result.notes[-1]}", file)
+    report.note("size", {"page": page, "table": table}, f"page {page:.2f} MB, table {table:.2f} MB")
+    load, frames = statistics.median(each for each, _ in looks), sorted(each for _, some in looks for each in some)
+    report.note("load", load, f"load {load / 1000:.2f} s (median of {rounds})")
+    text = f"pan {statistics.median(frames):.1f} ms a frame (median of {len(frames)})"
+    report.note("pan", frames, f"{text}, 95 % within {frames[int(0.95 * len(frames))]:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT))
 
 from densefeat.base import atomic_file  # noqa: E402
 from densefeat.bench import Report, benchmark_options, rate_rows, time_rounds  # noqa: E402
-from densefeat.nets import VARIANTS  # noqa: E402
 from densefeat.loading import RECIPE, RESULTS  # noqa: E402
+from densefeat.nets import VARIANTS  # noqa: E402
 from densefeat.training.run_folder import METRICS, RunFolder  # noqa: E402
 
 
@@ -137,8 +137,8 @@ STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes; the second: bef
 HEAD = """\
 # Results
 
-Written by `python benchmarks/training.py results` from the files beside it: each run's recipe, metrics, scores and curves. One run
-each, of the seed in its recipe. The 32×32 images are JPEG-compressed, so errors run above those on original pixels.
+Written by `python benchmarks/training.py results` from the files beside it: each run's recipe, metrics, scores and curves. One
+run each, of the seed in its recipe. The 32×32 images are JPEG-compressed, so errors run above those on original pixels.
 
 | run | network | epochs | images | top-1, % | error, % | training, min | device |
 |---|---|---:|---:|---:|---:|---:|---|

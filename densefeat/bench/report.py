@@ -1,117 +1,101 @@
-"""A comparison for people: aligned text, or Markdown."""
+"""A comparison for people: a table, notes on how to read it, and which backend is the fastest."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from densefeat.bench.machine import BUSY
+from densefeat.bench.machine import format_machine
+from densefeat.bench.measure import format_ratio, format_table
 
-Told = dict[str, Any]
-UNSTEADY = 0.15  # spread of the ceiling's rate that is worth a line
+_BUSY = 0.10  # the share of the machine's time that others may use without a note
+_UNSTEADY = 0.15  # the spread of the ceiling's rate that is worth a note
+_HEADS = ("arm", "images/s", "ratio (range)", "of ceiling", "memory", "first call", "off by")
 
-
-def heading(told: Told) -> str:
-    machine = told["machine"]
-    where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
-    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "timm") if name in machine["versions"])
-    return f"{told['model']}, batch {told['batch']}, {told['size']}×{told['size']} pixels; {where}; {versions}"
+Comparison = dict[str, Any]  # as densefeat.bench.comparison.compare returns it
 
 
-def cells(told: Told) -> list[list[str]]:
-    """Rows of the table, the first its heads."""
-    heads = ["arm", "images/s", "ratio (range)", "of ceiling", "memory", "first call", "off by"]
-    return [heads, *(arm_cells(arm) for arm in told["arms"])]
+def format_comparison(comparison: Comparison, markdown: bool = False) -> str:
+    """Everything that a reader of a comparison needs, as text or Markdown."""
+    heading = (
+        f"{comparison['model']}, batch {comparison['batch']}, {comparison['size']}×{comparison['size']} pixels;"
+        f" {format_machine(comparison['machine'])}"
+    )
+    table = format_table([_HEADS, *(_arm_cells(arm) for arm in comparison["arms"])], markdown)
+    if markdown:
+        lines = [f"- {line}" for line in [*_notes(comparison), *_verdicts(comparison)]]
+        return "\n".join([f"### {heading}", "", table, "", *lines])
+    return "\n".join([heading, "", table, "", *_notes(comparison), "", *_verdicts(comparison)]).rstrip()
 
 
-def arm_cells(arm: Told) -> list[str]:
+def _arm_cells(arm: dict[str, Any]) -> list[str]:
     if arm["problem"] is not None:
         return [arm["title"], arm["problem"]]
-    ratio, off = arm["ratio"], f"{arm['difference']:.0e}" if arm["precision"] == "fp32" else f"cos {arm['cosine']:.4f}"
+    off = f"{arm['difference']:.0e}" if arm["precision"] == "fp32" else f"cos {arm['cosine']:.4f}"
     return [
-        arm["title"], f"{arm['images_per_second']:,.1f}", f"{ratio['median']:.2f} ({ratio['least']:.2f}–{ratio['most']:.2f})",
+        arm["title"], f"{arm['images_per_second']:,.1f}", format_ratio(arm["ratio"]),
         " / ".join(f"{value:.0f} %" for value in arm["percent"].values()) or "–", f"{arm['peak_bytes'] / 1e6:,.0f} MB",
         f"{arm['build_seconds'] + arm['first_call_seconds']:.1f} s", off,
     ]  # fmt: skip
 
 
-def text_table(told: Told) -> str:
-    rows = cells(told)
-    full = [row for row in rows if len(row) == len(rows[0])]
-    widths = [max(len(row[i]) for row in (rows if i == 0 else full)) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        right = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=False)] if row in full else row[1:]
-        lines.append("  ".join([row[0].ljust(widths[0]), *right]).rstrip())
-    return "\n".join(lines)
-
-
-def markdown_table(told: Told) -> str:
-    heads, *rows = cells(told)
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    lines += [row + [""] * (len(heads) - len(row)) for row in rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-
-
-def notes(told: Told) -> list[str]:
-    """What a reader of the table has to know: what its columns are, and whether the machine was disturbed."""
-    found = [f"ratio: to {told['baseline']}, in the same round; median of {told['rounds']} rounds and range"]
-    found.append(f"off by: from the plain network in float64, whose own float32 is off by {told['rounding']:.0e}")
-    return [*found, ceiling_note(told), *busy_notes(told)]
-
-
-def ceiling_note(told: Told) -> str:
+def _notes(comparison: Comparison) -> list[str]:
+    """What the columns are, and whether the machine was disturbed."""
+    units = {"copy": "TB/s"}
     rates = [
-        f"{name} {rate['largest'] / 1e12:.2f} T{'B' if name == 'copy' else 'FLOP'}/s" for name, rate in told["ceiling"].items()
+        f"{name} {rate['largest'] / 1e12:.2f} {units.get(name, 'TFLOP/s')}" for name, rate in comparison["ceiling"].items()
     ]
-    flops, pooled = (told["flops"][key] / 1e9 for key in ("plain", "pooled first"))
-    return (
+    flops, pooled = (comparison["flops"][key] / 1e9 for key in ("plain", "pooled first"))
+    return [
+        *(f"ratio in {precision}: to {title}, in the same round; median of {comparison['rounds']} rounds and range"
+          for precision, title in comparison["baselines"].items()),
+        f"off by: from the plain network in float64, whose own float32 is off by {comparison['rounding']:.0e}",
         f"ceiling: {'; '.join(rates) or 'not measured'}; an image is {flops:.2f} GFLOP,"
-        f" {pooled:.2f} for engines that pool before a transition's convolution"
-    )
+        f" {pooled:.2f} for engines that pool before a transition's convolution",
+        *_disturbances(comparison),
+    ]  # fmt: skip
 
 
-def busy_notes(told: Told) -> list[str]:
-    found, share = [], told["busy"]["share"]
+def _disturbances(comparison: Comparison) -> list[str]:
+    lines, share = [], comparison["busy"]["share"]
     if share is None:
-        found.append("whether other processes disturbed this cannot be told on this system")
-    elif share > BUSY:
-        found.append(f"the machine was busy: others used {share:.0%} of its processors' time; ratios are indicative only")
-    unsteady = {name: rate["spread"] for name, rate in told["ceiling"].items() if rate["spread"] > UNSTEADY}
-    found += [f"the machine was unsteady: its {name} varied by {spread:.0%}" for name, spread in unsteady.items()]
-    return found
+        lines.append("this system does not tell whether other processes disturbed the measurement")
+    elif share > _BUSY:
+        lines.append(f"the machine was busy: others used {share:.0%} of its processors' time; ratios are indicative only")
+    unsteady = {name: rate["spread"] for name, rate in comparison["ceiling"].items() if rate["spread"] > _UNSTEADY}
+    return lines + [f"the machine was unsteady: its {name} varied by {spread:.0%}" for name, spread in unsteady.items()]
 
 
-def verdict(told: Told) -> list[str]:
+def _verdicts(comparison: Comparison) -> list[str]:
     """Which backend is the fastest here, by precision."""
     lines = []
     for precision in ("fp32", "bf16"):
-        arms = [arm for arm in told["arms"] if arm["problem"] is None and arm["precision"] == precision]
+        arms = [arm for arm in comparison["arms"] if arm["problem"] is None and arm["precision"] == precision]
         ours, others = ([arm for arm in arms if arm["ours"] == own] for own in (True, False))
-        if ours:
-            best = max(ours, key=speed)
-            line = f"fastest backend here in {precision}: {best['name']}, {speed(best):,.1f} images/s"
-            lines.append(line + (beside(best, max(others, key=speed)) if others else ""))
+        if not ours:
+            continue
+        best = max(ours, key=_rate)
+        line = f"fastest backend here in {precision}: {best['name']}, {_rate(best):,.1f} images/s"
+        if others:
+            other = max(others, key=_rate)
+            line += f", {_rate(best) / _rate(other):.2f} times the fastest other ({other['title']})"
+        lines.append(line)
     return lines
 
 
-def speed(arm: Told) -> float:
+def _rate(arm: dict[str, Any]) -> float:
     return arm["images_per_second"]
 
 
-def beside(best: Told, other: Told) -> str:
-    return f", {speed(best) / speed(other):.2f} times the fastest other ({other['title']})"
-
-
-def overview(comparisons: Sequence[Told]) -> str:
-    """Markdown: a row an arm, a column a comparison, images per second with the ratio to its baseline."""
-    columns = [{(arm["name"], arm["precision"]): arm for arm in told["arms"]} for told in comparisons]
-    heads = [f"{told['model'].removeprefix('densefeat_')}, {told['batch']}" for told in comparisons]
-    lines = [["arm", *heads], ["---", *["---:"] * len(heads)]]
+def format_overview(comparisons: Sequence[Comparison]) -> str:
+    """Markdown: a row for each arm, a column for each comparison; images per second, with the ratio within the precision."""
+    columns = [{(arm["name"], arm["precision"]): arm for arm in comparison["arms"]} for comparison in comparisons]
+    heads = [f"{comparison['model'].removeprefix('densefeat_')}, {comparison['batch']}" for comparison in comparisons]
+    rows = [["arm", *heads]]
     for name, precision in dict.fromkeys(key for column in columns for key in column):
-        lines.append([f"{name}, {precision}", *(brief(column.get((name, precision))) for column in columns)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([f"{name}, {precision}", *(_brief(column.get((name, precision))) for column in columns)])
+    return format_table(rows, markdown=True)
 
 
-def brief(arm: Told | None) -> str:
+def _brief(arm: dict[str, Any] | None) -> str:
     if arm is None or arm["problem"] is not None:
         return "–"
-    return f"{speed(arm):,.1f} ({arm['ratio']['median']:.2f})"
+    return f"{_rate(arm):,.1f} ({arm['ratio']['median']:.2f})"

@@ -3,47 +3,46 @@
 import json
 import os
 import queue
-import resource
 import signal
 import sys
 import threading
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
 
-import densefeat
 from densefeat.bench.arms import Arm
-from densefeat.bench.builders import BUILDERS, Call, Features, NotInstalled, Setting
-from densefeat.bench.ceiling import GpuRates, ProcessorRates
-from densefeat.bench.networks import finite, worst_difference
+from densefeat.bench.builders import BUILDERS, Features, NotInstalled, Setting, build_ceilings
+from densefeat.bench.inputs import finite_or_none, worst_difference
+from densefeat.bench.measure import read_peak, reset_peak, time_call
+from densefeat.errors import DensefeatError
 
 
 def main() -> None:
-    """Answer until the other end closes. An error is a reply; what libraries print goes to stderr."""
+    """Answer requests until the other end closes. An error is a reply; what libraries print goes to stderr."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=read, args=(sys.stdin, requests), daemon=True).start()
-    subject: Ceiling | ArmUnderTest | None = None
+    threading.Thread(target=_read_requests, args=(sys.stdin, requests), daemon=True).start()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # our backends do not round to TF32
+    subject: _Subject | None = None
     while True:
         request = json.loads(requests.get())
         try:
             if subject is None:
-                subject = Ceiling(request) if request["arm"] is None else ArmUnderTest(request)
-                answer(replies, subject.told)
+                subject = _Ceiling(request) if request["arm"] is None else _ArmUnderTest(request)
+                reply = subject.summary
             else:
-                answer(replies, subject.turn(request["steps"]))
+                reply = subject.run(request["steps"])
         except Exception as error:
-            answer(replies, {"problem": problem(error)})
+            reply = {"problem": _describe(error)}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
 
 
-def read(lines: Iterable[str], requests: queue.SimpleQueue[str]) -> None:
-    """In a thread, so that this process and the compilers it runs end with the one that asks, whatever they are at."""
+def _read_requests(lines: Iterable[str], requests: queue.SimpleQueue[str]) -> None:
+    """Read in a thread, so that this process and its compilers end with the parent process, whatever they are doing."""
     for line in lines:
         requests.put(line)
     if os.getpgrp() == os.getpid():
@@ -51,116 +50,84 @@ def read(lines: Iterable[str], requests: queue.SimpleQueue[str]) -> None:
     os._exit(0)
 
 
-def answer(replies: IO[str], told: dict[str, Any]) -> None:
-    replies.write(json.dumps(told) + "\n")
-    replies.flush()
-
-
-def problem(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, NotInstalled):
         return str(error)
     text = " ".join(str(error).split()) or "no message"
     short = text if len(text) <= 200 else text[:200] + " …"
-    return short if isinstance(error, densefeat.DensefeatError) else f"{type(error).__name__}: {short}"
+    return short if isinstance(error, DensefeatError) else f"{type(error).__name__}: {short}"
 
 
-class Ceiling:
-    """What the machine can do at most, measured in turn with the arms."""
+class _Subject(Protocol):
+    """What a worker measures; ``summary`` is the reply to the request that builds it."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
-        device, precisions = torch.device(request["device"]), request["precisions"]
-        full_precision()
-        self.rates = GpuRates(precisions, device) if device.type == "cuda" else ProcessorRates(precisions)
-        self.told: dict[str, Any] = {}
+    summary: dict[str, Any]
 
-    def turn(self, _: int) -> dict[str, Any]:
-        return {"rates": self.rates.turn()}
+    def run(self, steps: int) -> dict[str, Any]: ...
 
 
-class ArmUnderTest:
-    """An arm, built, its first and third call's features compared; :attr:`told` has what that took and how far off they are."""
+class _Ceiling:
+    """The machine's largest rates, FLOP/s and bytes/s, measured in turn with the arms."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.device = torch.device(request["device"])
-        arm = Arm(**request["arm"])
-        x = load_file(request["batch"])["x"].to(self.device)
-        full_precision()
-        forget_peak()
-        before = peak_bytes(self.device)
-        with clock(self.device) as built:
-            call = BUILDERS[arm.kind](Setting(arm, request["model"], request["weights"], self.device, x))
-        with clock(self.device) as first:
-            features = call(x)
-        expected = (load_file(request["expected"]), request["taps"], request["rows"])
-        pairs = compared(features, *expected)
-        call(x)  # some capture now what they replay from the third call on
-        with clock(self.device) as third:
-            features = call(x)
-        pairs += compared(features, *expected)
-        self.call: Call = call
-        self.x, self.before = x, before
-        self.told: dict[str, Any] = {
-            "build_seconds": built[0], "first_call_seconds": first[0], "third_call_seconds": third[0], **farthest(pairs),
-        }  # fmt: skip
+        self.works = build_ceilings(self.device, request["precisions"])
+        self.summary: dict[str, Any] = {}
 
-    def turn(self, steps: int) -> dict[str, Any]:
-        """So many calls."""
-        with clock(self.device) as taken:
+    def run(self, _: int) -> dict[str, Any]:
+        return {"rates": {name: amount / min(time_call(work, self.device) for _ in range(4))
+                          for name, (amount, work) in self.works.items()}}  # fmt: skip
+
+
+class _ArmUnderTest:
+    """An arm that is built, with the features of its first and third call compared with the expected ones."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.device, arm = torch.device(request["device"]), Arm(**request["arm"])
+        self.x = load_file(request["batch"])["x"].to(self.device)
+        expected = load_file(request["expected"])
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        reset_peak()
+        self.before = read_peak(self.device)
+
+        def build() -> None:
+            self.call = BUILDERS[arm.kind](Setting(arm, request["model"], request["weights"], self.device, self.x))
+
+        def call() -> None:
+            self.features = self.call(self.x)
+
+        def check() -> None:
+            pairs.extend(_pair_features(self.features, expected, request["taps"], request["rows"]))
+
+        build_seconds, first_seconds = time_call(build, self.device), time_call(call, self.device)
+        check()
+        call()  # some arms capture in the second call what they replay from the third on
+        third_seconds = time_call(call, self.device)
+        check()
+        self.summary: dict[str, Any] = {
+            "build_seconds": build_seconds, "first_call_seconds": first_seconds, "third_call_seconds": third_seconds,
+        } | _compare_features(pairs)  # fmt: skip
+
+    def run(self, steps: int) -> dict[str, Any]:
+        def calls() -> None:
             for _ in range(steps):
                 self.call(self.x)
-        return {"seconds": taken[0], "peak_bytes": peak_bytes(self.device) - self.before}
+
+        seconds = time_call(calls, self.device)
+        return {"seconds": seconds, "peak_bytes": read_peak(self.device) - self.before}
 
 
-def full_precision() -> None:
-    """No arm rounds float32 to TF32, as ours do not."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
-@contextmanager
-def clock(device: torch.device) -> Iterator[list[float]]:
-    """Seconds, the device's work included, as the only entry of what it yields."""
-    taken: list[float] = []
-    wait_for(device)
-    began = time.perf_counter()
-    yield taken
-    wait_for(device)
-    taken.append(time.perf_counter() - began)
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def forget_peak() -> None:
-    """Imports need more for a moment than they keep."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most so far: of the device's memory where it has its own, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    with suppress(OSError):  # what getrusage tells may be of the process that started this one
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-def compared(features: Features, expected: dict[str, torch.Tensor], taps: list[str], rows: list[int]) -> list[Pair]:
-    """Of each block, what was found for the images in ``rows`` and what was expected: ``(N, C)``, float64, in memory."""
+def _pair_features(
+    features: Features, expected: dict[str, torch.Tensor], taps: list[str], rows: list[int]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each block the features of the images in ``rows``, computed and expected: ``(N, C)``, float64, on the CPU."""
     return [(own[rows].cpu().double(), expected[tap].double()) for own, tap in zip(features, taps, strict=True)]
 
 
-def farthest(pairs: list[Pair]) -> dict[str, float | None]:
-    """The worst ``‖a − b‖ / ‖b‖`` and, of single images, the worst cosine; None where one is not finite."""
+def _compare_features(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float | None]:
+    """The worst ``‖a − b‖ / ‖b‖`` and the worst cosine of a single image; None where one is not finite."""
     cosine = torch.stack([torch.cosine_similarity(a, b).min() for a, b in pairs]).min()
-    return {"difference": worst_difference(pairs), "cosine": finite(cosine)}
+    return {"difference": worst_difference(pairs), "cosine": finite_or_none(cosine)}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from densefeat.heads import HeadedNet
-from densefeat.nets import CrossLayerDepthwise
+from densefeat.nets import CrossLayerDepthwise, count_flops
 from densefeat.report.connections import check_known, list_blocks
 from densefeat.report.receptive import Field
 
@@ -46,25 +46,22 @@ class Tally:
     macs: int = 0
     values: int = 0
 
+    def run(self, module: nn.Module, x: Any) -> torch.Tensor:
+        """Call a module and count its convolutions and linear layers; :meth:`add` counts the cross-layer sums."""
+        outputs: list[torch.Tensor] = []
+        flops = count_flops(lambda: outputs.append(module(x)))  # before the sum: the hooks add to it meanwhile
+        self.macs += flops // 2
+        return outputs[0]
+
     def add(self, module: nn.Module, _: Any, output: torch.Tensor) -> None:
-        self.macs += _macs_of(module, output)
+        if isinstance(module, CrossLayerDepthwise):
+            self.macs += output.numel() * module.num_inputs
         self.values += output.numel()
 
     def take(self) -> tuple[int, int]:
         taken = self.macs, self.values
         self.macs = self.values = 0
         return taken
-
-
-def _macs_of(module: nn.Module, output: torch.Tensor) -> int:
-    """Multiplications with an addition that gave ``output``."""
-    if isinstance(module, nn.Conv2d):
-        height, width = module.kernel_size
-        return output.numel() * module.in_channels // module.groups * height * width
-    if isinstance(module, nn.Linear):
-        return output.numel() * module.in_features
-    assert isinstance(module, CrossLayerDepthwise)
-    return output.numel() * module.num_inputs
 
 
 @contextmanager
@@ -94,12 +91,12 @@ def stages_of(model: nn.Module, size: int) -> list[Stage]:
     with torch.inference_mode(), _tallied(sketch) as tally:
         for name, modules in groups[:-1]:
             for module in modules:
-                x, seen = module(x), seen.after(module)
+                x, seen = tally.run(module, x), seen.after(module)
             stages.append(stage(name, modules, x, tally, seen))
         name, modules = groups[-1]
         for module in modules[:-1]:
-            x = module(x)
-        stages.append(stage(name, modules, sketch.forward_head(x), tally, None))  # type: ignore[operator]
+            x = tally.run(module, x)
+        stages.append(stage(name, modules, tally.run(sketch.forward_head, x), tally, None))  # type: ignore[arg-type]
     return stages
 
 
@@ -114,7 +111,7 @@ def _head_stage(model: HeadedNet, size: int) -> Stage:
     with torch.inference_mode():
         maps = sketch.backbone.forward_intermediates(_blank(sketch.backbone, size), intermediates_only=True)  # type: ignore[operator]
         with _tallied(sketch.head) as tally:
-            logits = sketch.head(maps)
+            logits = tally.run(sketch.head, maps)
     return stage(f"{model.kind} head", [sketch.head], logits, tally, None)
 
 

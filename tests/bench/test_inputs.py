@@ -1,4 +1,4 @@
-"""The same weights for all, and the features they should give."""
+"""The same weights and images for all arms, and the features that they must return."""
 
 from pathlib import Path
 
@@ -7,18 +7,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import densefeat
-from densefeat.bench.networks import (
-    block_means,
-    checked_rows,
-    exact_and_rounding,
-    images_of,
-    own_size,
-    plain_network,
-    stage_taps,
-    timm_name,
-    torch_network,
+from densefeat.bench.inputs import (
+    _block_means,
+    _exact_features,
+    _make_batch,
+    _stage_taps,
+    calibrated_network,
+    default_size,
+    load_network,
+    network_code,
     write_inputs,
-)  # fmt: skip
+)
 from densefeat.errors import UsageError
 from support.helpers import BUNDLED, relative_difference
 
@@ -26,7 +25,7 @@ from support.helpers import BUNDLED, relative_difference
 def test_weights_are_the_same_every_time_and_leave_the_generator_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first, again, other = (plain_network(BUNDLED, 32, seed) for seed in (0, 0, 1))
+    first, again, other = (calibrated_network(BUNDLED, 32, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
@@ -34,17 +33,17 @@ def test_weights_are_the_same_every_time_and_leave_the_generator_alone() -> None
 
 
 def test_statistics_keep_features_in_range() -> None:
-    model = plain_network("densefeat_densenet121", 64)
+    model = calibrated_network("densefeat_densenet121", 64)
     assert not model.training
-    features = block_means(model, torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    features = _block_means(model, torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert all(0.01 < float(value.abs().mean()) < 10 for value in features.values())
 
 
 @pytest.mark.parametrize("name", [BUNDLED, "densefeat_delugenet146"])
 def test_means_are_the_extractors(name: str) -> None:
-    model = plain_network(name, 32)
+    model = calibrated_network(name, 32)
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    expected = block_means(model, x)
+    expected = _block_means(model, x)
     for tap in ("norm", "raw"):
         found = densefeat.FeatureExtractor(model, tap=tap, backend="reference")(x)
         for i, value in enumerate(found.values(), 1):
@@ -60,30 +59,30 @@ def test_means_are_the_extractors(name: str) -> None:
     ],
 )
 def test_stages_of_forward_intermediates(name: str, taps: list[str]) -> None:
-    model = plain_network(name, 32)
-    assert stage_taps(model) == taps
+    model = calibrated_network(name, 32)
+    assert _stage_taps(model) == taps
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         maps = model.forward_intermediates(x, indices=list(range(1, len(taps) + 1)), intermediates_only=True)
     for tap, each in zip(taps, maps, strict=True):
-        assert relative_difference(each.mean((2, 3)), block_means(model, x)[tap]) < 1e-5
+        assert relative_difference(each.mean((2, 3)), _block_means(model, x)[tap]) < 1e-5
 
 
 def test_timms_own_network_takes_the_weights(tmp_path: Path) -> None:
-    assert (timm_name("densefeat_densenet121"), timm_name(BUNDLED)) == ("densenet121", None)
+    assert (network_code("densefeat_densenet121"), network_code(BUNDLED)) == ("timm", "plain network")
     for name, module in (("densefeat_densenet121", "timm.models.densenet"), (BUNDLED, "densefeat.nets.dense_net")):
-        model = plain_network(name, 32)
+        model = calibrated_network(name, 32)
         save_file(model.state_dict(), tmp_path / "w.safetensors")
-        other = torch_network(name, str(tmp_path / "w.safetensors"))
+        other = load_network(name, str(tmp_path / "w.safetensors"))
         assert type(other).__module__ == module
         x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             assert relative_difference(other(x), model(x)) < 1e-5
 
 
-def test_images_of_a_folder_start_again_where_it_has_fewer(photo_folder: Path) -> None:
-    model = plain_network(BUNDLED, 32)
-    x = images_of(photo_folder, model, 14, 40)
+def test_images_of_a_folder_repeat_where_it_has_fewer(photo_folder: Path) -> None:
+    model = calibrated_network(BUNDLED, 32)
+    x = _make_batch(photo_folder, model, 14, 40)
     assert x.shape == (14, 3, 40, 40)
     assert torch.equal(x[12:], x[:2])
     assert len({float(image.sum()) for image in x[:12]}) == 12
@@ -91,28 +90,28 @@ def test_images_of_a_folder_start_again_where_it_has_fewer(photo_folder: Path) -
 
 def test_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no image file there"):
-        images_of(tmp_path, plain_network(BUNDLED, 32), 1, 32)
+        _make_batch(tmp_path, calibrated_network(BUNDLED, 32), 1, 32)
 
 
-def test_networks_of_others_are_refused() -> None:
+def test_networks_that_no_engine_is_for_are_refused() -> None:
     with pytest.raises(UsageError, match="model 'resnet18': engines are for densefeat_densenet121, "):
-        plain_network("resnet18")
+        calibrated_network("resnet18")
 
 
-def test_sizes_are_the_networks_own() -> None:
-    assert (own_size("densefeat_densenet201"), own_size("densefeat_delugenet146")) == (224, 32)
+def test_default_sizes() -> None:
+    assert (default_size("densefeat_densenet201"), default_size("densefeat_delugenet146")) == (224, 32)
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(1, [0]), (2, [0, 1]), (4, [0, 1, 2, 3]), (32, [0, 10, 21, 31])])
-def test_the_first_and_last_image_are_checked(batch: int, rows: list[int]) -> None:
-    assert checked_rows(batch) == rows
+def test_the_first_and_last_image_are_checked(batch: int, rows: list[int], tmp_path: Path) -> None:
+    assert write_inputs(tmp_path, "densefeat_densenet40_k12", batch, 32, None).rows == rows
 
 
-def test_features_that_are_no_numbers_cannot_be_expected() -> None:
+def test_images_with_features_that_are_not_finite_are_refused() -> None:
     x = torch.zeros(2, 3, 32, 32)
     x[1, 0, 3, 3] = float("nan")
     with pytest.raises(UsageError, match="features of these images are not finite"):
-        exact_and_rounding(plain_network(BUNDLED, 32), x)
+        _exact_features(calibrated_network(BUNDLED, 32), x)
 
 
 def test_files_for_the_workers(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+from .comparison import compare, make_plan
+from .inputs import calibrated_network, list_images, load_network
+from .measure import (
+    Report,
+    benchmark_options,
+    measure_rounds,
+    rate_rows,
+    read_peak,
+    reset_peak,
+    run_alone,
+    time_call,
+    time_rounds,
+    write_json,
+)
+from .report import format_comparison, format_overview
+
+__all__ = [
+    "Report",
+    "benchmark_options",
+    "calibrated_network",
+    "compare",
+    "format_comparison",
+    "format_overview",
+    "list_images",
+    "load_network",
+    "make_plan",
+    "measure_rounds",
+    "rate_rows",
+    "read_peak",
+    "reset_peak",
+    "run_alone",
+    "time_call",
+    "time_rounds",
+    "write_json",
+]

@@ -1,0 +1,168 @@
+"""How all benchmarks measure and report: arms take turns in rounds, ratios are of the same round, tables and a JSON file."""
+
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import click
+import torch
+
+from densefeat.base import atomic_file
+from densefeat.bench.machine import describe_machine, format_machine
+
+_T = TypeVar("_T")
+Row = dict[str, Any]
+
+
+def measure_rounds(arms: Mapping[str, Callable[[], _T]], rounds: int, warmups: int = 1) -> dict[str, list[_T]]:
+    """Call each arm once a round, in an order that reverses from round to round; return what each returned, by arm."""
+    results: dict[str, list[_T]] = {name: [] for name in arms}
+    for i in range(-warmups, rounds):
+        for name in list(arms)[:: -1 if i % 2 else 1]:
+            result = arms[name]()
+            if i >= 0:
+                results[name].append(result)
+    return results
+
+
+def time_rounds(
+    arms: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", warmups: int = 1
+) -> dict[str, list[float]]:
+    """As :func:`measure_rounds`, for the seconds of each call."""
+    return measure_rounds({name: lambda work=work: time_call(work, device) for name, work in arms.items()}, rounds, warmups)
+
+
+def time_call(work: Callable[[], object], device: str | torch.device = "cpu", least: float = 0.0) -> float:
+    """Seconds of one call, the device's work included; ``least``: the mean of as many calls as take so many seconds."""
+    _wait_for(device)
+    calls, began = 0, time.perf_counter()
+    while not calls or time.perf_counter() - began < least:
+        work()
+        calls += 1
+    _wait_for(device)
+    return (time.perf_counter() - began) / calls
+
+
+def _wait_for(device: str | torch.device) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare_rounds(own: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    """How many times as fast as ``base`` an arm was, by the seconds of the same rounds: median and range."""
+    ratios = [theirs / ours for ours, theirs in zip(own, base, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
+def rate_rows(seconds: Mapping[str, Sequence[float]], baselines: Mapping[str, str], count: int = 1) -> list[Row]:
+    """A row for each arm: median seconds, ``count`` a second, and the ratio to the arm that ``baselines`` names."""
+    return [
+        {"arm": name, "seconds": statistics.median(own), "rate": count / statistics.median(own)}
+        | {"ratio": compare_rounds(own, seconds[baselines[name]])}
+        for name, own in seconds.items()
+    ]
+
+
+def run_alone(function: Callable[..., _T], *arguments: Any, variables: Mapping[str, str] | None = None) -> _T:
+    """Call a top-level function in a new process, with environment variables that libraries read at their start."""
+    with patch.dict(os.environ, variables or {}), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def reset_peak() -> None:
+    """Set the process's peak memory back to its present size: imports need more for a moment than they keep."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def read_peak(device: str | torch.device = "cpu") -> int:
+    """The most bytes so far: of a GPU's memory, else of the process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    with suppress(OSError):  # getrusage may report the peak of the process that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Report:
+    """A benchmark's tables: printed as they come, and kept for a JSON file with the machine beside them."""
+
+    def __init__(self, title: str, file: Path | None = None, device: str = "cpu") -> None:
+        machine = describe_machine(device)
+        self.file, self.content = file, {"title": title, "machine": machine}
+        print(f"{title}\n{format_machine(machine)}", flush=True)
+
+    def add(self, name: str, rows: list[Row], columns: Mapping[str, tuple[str, str]]) -> None:
+        """Print ``rows`` under a heading. ``columns``: the heading and the format of each key; ratios get their range."""
+        self.content[name] = rows
+        cells = [[heading for heading, _ in columns.values()]]
+        cells += [[_format_cell(row.get(key), form) for key, (_, form) in columns.items()] for row in rows]
+        print(f"\n{name}\n{format_table(cells)}", flush=True)
+        self.save()
+
+    def note(self, name: str, value: Any, text: str) -> None:
+        """Print a line of text, and keep the value that it tells."""
+        self.content[name] = value
+        print(text, flush=True)
+        self.save()
+
+    def save(self) -> None:
+        if self.file is not None:
+            write_json(self.file, self.content)
+
+
+def write_json(file: Path, content: object) -> None:
+    with atomic_file(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _format_cell(value: Any, form: str) -> str:
+    if value is None:
+        return ""
+    return format_ratio(value) if isinstance(value, dict) else form.format(value)
+
+
+def format_ratio(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['least']:.2f}–{ratio['most']:.2f})"
+
+
+def format_table(rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
+    """Align rows of cells, the first row the headings; the first column to the left, the others to the right.
+
+    A row with fewer cells than there are headings holds a message in its last cell.
+    """
+    columns = len(rows[0])
+    if markdown:
+        full = [[cell.replace("|", "/") for cell in row] + [""] * (columns - len(row)) for row in rows]
+        lines = [full[0], ["---", *["---:"] * (columns - 1)], *full[1:]]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    widths = [max(len(row[i]) for row in rows if i == 0 or len(row) == columns) for i in range(columns)]
+    lines = []
+    for row in rows:
+        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=False)] if len(row) == columns else row[1:]
+        lines.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
+    return "\n".join(lines)
+
+
+def benchmark_options(rounds: int | None = None) -> Callable[[Any], Any]:
+    """Give a script's command the options of all benchmarks: ``--rounds`` (with a default) and ``--json``."""
+
+    def add(command: Any) -> Any:
+        path = click.Path(dir_okay=False, path_type=Path)
+        command = click.option("--json", "file", type=path, help="Also write the numbers to this file.")(command)
+        if rounds is None:
+            return command
+        return click.option("--rounds", type=click.IntRange(1), default=rounds, show_default=True)(command)
+
+    return add
