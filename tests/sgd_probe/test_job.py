@@ -1,4 +1,4 @@
-"""The protocol ``sgd``: learning that goes on, on one process or two, from a network that stays as it is; and its report."""
+"""The protocol ``sgd``: training that resumes, on one process or two, on a frozen network; and its report."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from densefeat.nets.dense_net import DenseNet
 from densefeat.probe.candidates import BlockFitter
 from densefeat.probe.data import load_data
 from densefeat.sgd_probe.job import _CHECKPOINTS, _choose_rate, probe_images
-from densefeat.sgd_probe.learning import TrainingStream, _match_images, fit_batch_size, open_training_stream, train_heads
+from densefeat.sgd_probe.learning import TrainingStream, _match_images, limit_batch_size, open_training_stream, train_heads
 from densefeat.sgd_probe.parallel_heads import RATES, ParallelHeads
 from densefeat.store.reader import open_store
 from densefeat.training.checkpoints import list_checkpoints
@@ -51,14 +51,14 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def extractor() -> FeatureExtractor:
-    """Of a network so small that its steps take no time."""
+    """An extractor of a tiny network."""
     torch.manual_seed(0)
     network = DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, stem_type="cifar")
     return FeatureExtractor(randomize_statistics(network), device="cpu", image_size=32)
 
 
 @pytest.fixture
-def lesson(table: Path, extractor: FeatureExtractor) -> TrainingStream:
+def stream(table: Path, extractor: FeatureExtractor) -> TrainingStream:
     source = open_source(table, label_column="label")
     labels = np.array(pq.read_table(table)["label"])
     targets = Targets("single", tuple("abcd"), labels.astype(np.int64))
@@ -71,52 +71,52 @@ def new_heads(extractor: FeatureExtractor, seed: int = 0) -> ParallelHeads:
     return ParallelHeads.start(sizes | {"all": sum(sizes.values())}, 4, "single", 16, seed, CPU)
 
 
-def learnt(
-    lesson: TrainingStream,
+def train(
+    stream: TrainingStream,
     extractor: FeatureExtractor,
     folder: Path,
     advance: Callable[[int], None] = lambda _: None,
     stop: StopRequest | None = None,
-    asked: str = "this",
+    identity: str = "this",
 ) -> ParallelHeads:
-    heads = new_heads(extractor, len(list_checkpoints(folder)))  # a checkpoint has to bring back the first ones
-    train_heads(heads, lesson, extractor, folder, asked, ALONE, StopRequest() if stop is None else stop, advance)
+    heads = new_heads(extractor, len(list_checkpoints(folder)))  # another seed where a checkpoint must restore the heads
+    train_heads(heads, stream, extractor, folder, identity, ALONE, StopRequest() if stop is None else stop, advance)
     return heads
 
 
-def test_going_on_equals_straight_on_and_the_network_stays(
-    lesson: TrainingStream, extractor: FeatureExtractor, tmp_path: Path
+def test_resumed_training_equals_uninterrupted_and_the_network_stays(
+    stream: TrainingStream, extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
     before = {name: value.clone() for name, value in extractor.model.state_dict().items()}
     (tmp_path / "straight").mkdir()
-    straight = learnt(lesson, extractor, tmp_path / "straight")
-    assert straight.step == lesson.steps == 8
+    straight = train(stream, extractor, tmp_path / "straight")
+    assert straight.step == stream.steps == 8
     assert all(torch.equal(value, before[name]) for name, value in extractor.model.state_dict().items())
     assert all(parameter.grad is None for parameter in extractor.model.parameters())
     assert (straight.weights["all"][-1] - new_heads(extractor).weights["all"][-1]).abs().max() > 1e-3
 
-    stop, done = StopRequest(), [0]
+    stop, seen = StopRequest(), [0]
 
     def advance(images: int) -> None:
-        done[0] += images
-        stop.signal = 15 if done[0] >= 3 * 16 else None
+        seen[0] += images
+        stop.signal = 15 if seen[0] >= 3 * 16 else None
 
     folder = tmp_path / "stopped"
-    with pytest.raises(Interrupted, match="stopped after step 3; the same command goes on") as raised:
-        learnt(lesson, extractor, folder, advance, stop)
+    with pytest.raises(Interrupted, match="stopped after step 3; the same command continues") as raised:
+        train(stream, extractor, folder, advance, stop)
     assert raised.value.exit_code == 143
-    told: list[int] = []
-    again = learnt(lesson, extractor, folder, told.append)
-    assert told == [3 * 16, *[16] * 5]
+    reported: list[int] = []
+    again = train(stream, extractor, folder, reported.append)
+    assert reported == [3 * 16, *[16] * 5]
     for name, weight in straight.weights.items():
         assert torch.equal(again.weights[name], weight)
         assert torch.equal(again.speeds[name], straight.speeds[name])
-    with pytest.raises(UsageError, match="holds the beginnings of another probe"):
-        learnt(lesson, extractor, folder, asked="that")
+    with pytest.raises(UsageError, match="holds another unfinished probe"):
+        train(stream, extractor, folder, identity="that")
 
 
-def test_batches_are_augmented_anew_and_the_same_again(lesson: TrainingStream) -> None:
-    first, second = list(lesson.parts(0)), list(lesson.parts(4))
+def test_batches_are_augmented_anew_each_epoch_and_reproducible(stream: TrainingStream) -> None:
+    first, second = list(stream.parts(0)), list(stream.parts(4))
     assert len(first) == 8
     for (x, rows), (again, same) in zip(first[4:], second, strict=True):
         assert torch.equal(x, again)
@@ -131,26 +131,26 @@ def test_batches_are_augmented_anew_and_the_same_again(lesson: TrainingStream) -
     assert all(not torch.equal(pictures[0][row], pictures[1][row]) for row in range(6, 64))
 
 
-def test_images_that_went_away(table: Path) -> None:
+def test_missing_images(table: Path) -> None:
     source = open_source(table, label_column="label")
     paths = [item.key for item in source.items(0, 96)]
     assert _match_images(source, paths[::-1], np.arange(96) >= 90).labels.tolist() == [*range(95, 89, -1), *[-1] * 90]
-    with pytest.raises(DensefeatError, match="1 images are not there any more, 'gone' first"):
+    with pytest.raises(DensefeatError, match="1 images are missing now, 'gone' first"):
         _match_images(source, [*paths, "gone"], np.ones(97, bool))
 
 
-def test_no_image_at_all_can_be_read(lesson: TrainingStream, extractor: FeatureExtractor, tmp_path: Path) -> None:
-    lesson.images.images.labelled.labels[:] = -1
-    lesson.images.failures.add(("a\udcff.png", "no image"))
+def test_no_image_can_be_read(stream: TrainingStream, extractor: FeatureExtractor, tmp_path: Path) -> None:
+    stream.images.images.labelled.labels[:] = -1
+    stream.images.failures.add(("a\udcff.png", "no image"))
     with pytest.raises(DensefeatError, match=r"none of the training images can be read, the first: a\\xff.png: no image"):
-        learnt(lesson, extractor, tmp_path)
+        train(stream, extractor, tmp_path)
 
 
 def test_batches_of_few_images() -> None:
-    assert fit_batch_size(128, 1000, World(0, 3, CPU)) == 126
-    assert fit_batch_size(128, 50, World(0, 4, CPU)) == 48
+    assert limit_batch_size(128, 1000, World(0, 3, CPU)) == 126
+    assert limit_batch_size(128, 50, World(0, 4, CPU)) == 48
     with pytest.raises(UsageError, match="3 training images and a batch of 128 for 4 processes"):
-        fit_batch_size(128, 3, World(0, 4, CPU))
+        limit_batch_size(128, 3, World(0, 4, CPU))
 
 
 def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path) -> None:
         assert candidate["val"]["top1"] == best["top1"]
     highest = [candidate["name"] for candidate in results["candidates"] if candidate["chosen"]["lr"] == RATES[-1]]
     assert [note for note in results["notes"] if "highest learning rate" in note] == [
-        f"the highest learning rate was the best for {', '.join(highest)}: more epochs may serve better"
+        f"the highest learning rate was the best for {', '.join(highest)}: more epochs may give better heads"
     ][: len(highest)]
     won = next(candidate for candidate in results["candidates"] if candidate["name"] == results["best"])
     assert won["val"]["top1"] > 50
@@ -197,7 +197,7 @@ def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path) -> None:
         probe_images(table, out, label_column="label", **FAST | {"epochs": 3})
 
 
-def test_labels_of_a_file_several_an_image(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_multi_labels_of_a_file(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     images = make_folder({"in": 40})
     names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
     with open(tmp_path / "labels.csv", "w") as file:
@@ -223,8 +223,8 @@ def test_split_group_and_task_of_a_file(table: Path, tmp_path: Path) -> None:
         f"{key},{label},{'test' if i < 24 else 'train'},{i // 6}" for i, (key, label) in enumerate(zip(keys, rows, strict=True))
     ]
     (tmp_path / "l.csv").write_text("\n".join(["path,label,part,group", *lines]))
-    given = dict(labels=tmp_path / "l.csv", task="multi", split_column="part", group_column="group")
-    results = probe_images(table, tmp_path / "out", **given, **FAST | {"epochs": 1}).results
+    options = dict(labels=tmp_path / "l.csv", task="multi", split_column="part", group_column="group")
+    results = probe_images(table, tmp_path / "out", **options, **FAST | {"epochs": 1}).results
     assert results["task"] == "multi"
     assert results["rows"]["test"] == 23  # one cannot be read
     assert results["rows"]["val"] % 6 == 0
@@ -235,8 +235,8 @@ def test_split_group_and_task_of_a_file(table: Path, tmp_path: Path) -> None:
         assert [row["path"] for row in csv.DictReader(file)] == [key for i, key in enumerate(keys[:24]) if i != 5]
 
 
-def judged(folder: Path) -> tuple[ParallelHeads, BlockFitter]:
-    """Heads as they start, and rows to judge them on."""
+def make_fitter(folder: Path) -> tuple[ParallelHeads, BlockFitter]:
+    """Heads at their start, and a fitter with rows to choose them on."""
     found = load_data([open_store(write_class_store(folder / "s.parquet", 60))])
     known = found.labelled
     heads = ParallelHeads.start({"block1": 4}, 3, "single", 16, 0, CPU)
@@ -244,18 +244,18 @@ def judged(folder: Path) -> tuple[ParallelHeads, BlockFitter]:
 
 
 def test_rates_that_diverged_are_left_out(tmp_path: Path) -> None:
-    heads, fits = judged(tmp_path)
+    heads, fitter = make_fitter(tmp_path)
     heads.weights["block1"][1] = torch.nan
     heads.weights["block1"][2, 0, 0] = torch.inf
     heads.weights["block1"][3] = 3e38
-    fitted = _choose_rate(heads, "block1", fits, ("block1",))
+    fitted = _choose_rate(heads, "block1", fitter, ("block1",))
     assert [setting["lr"] for setting in fitted.tried] == [RATES[0], *RATES[4:]]
     heads.weights["block1"][:] = torch.nan
     with pytest.raises(DensefeatError, match="heads on 'block1' diverged at all 13 learning rates: use --protocol ridge"):
-        _choose_rate(heads, "block1", fits, ("block1",))
+        _choose_rate(heads, "block1", fitter, ("block1",))
 
 
-def test_what_cannot_be_probed(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_unusable_input(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     images = make_folder({"in": 12})
     names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
     (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{name},{i + 0.5}\n" for i, name in enumerate(names)))
@@ -263,7 +263,7 @@ def test_what_cannot_be_probed(make_folder: Callable[..., Path], tmp_path: Path)
         probe_images(images, tmp_path / "out", labels=tmp_path / "labels.csv", **FAST)
     (tmp_path / "used").mkdir()
     (tmp_path / "used/thesis.txt").write_text("")
-    with pytest.raises(UsageError, match="holds something else than a probe"):
+    with pytest.raises(UsageError, match="holds something other than a probe"):
         probe_images(images, tmp_path / "used", **FAST)
     with pytest.raises(UsageError, match="'in'"):
         probe_images(images, tmp_path / "other", **FAST)
