@@ -98,7 +98,7 @@ def papers() -> Iterator[str]:
 
 
 def measured() -> dict[str, str]:
-    """The error of each recipe's last run, after how much of it, from the table that benchmarks/results.py writes."""
+    """The error of each recipe's last run, after how much of it, from the table that benchmarks/training.py writes."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in MEASURED.read_text(encoding="utf-8").splitlines()]
     heads, _, *runs = [row for row in rows if row]
     found = {}
