@@ -51,12 +51,15 @@ def images_option(name: str = "--images", required: bool = True, description: st
     return click.option(name, type=ImageInput(), required=required, help=description or kinds)
 
 
-def labelled_option(name: str = "--data", required: bool = True, purpose: str = "Labelled images") -> Decorator:
-    """An option for images with labels."""
-    kinds = "a folder of classes (class/image.jpg), a list with labels (.csv), Parquet files, tar shards, hf:NAME:SPLIT,"
-    return click.option(
-        name, type=ImageInput(), required=required, help=f"{purpose}: {kinds} or a folder with CIFAR's or SVHN's own files."
+def labelled_option(
+    name: str = "--data", required: bool = True, purpose: str = "Labelled images", checked: bool = True
+) -> Decorator:
+    """An option for images with labels. ``checked``: whether an input that does not exist is refused at once."""
+    kinds = (
+        "a folder of classes (class/image.jpg), a list with labels (.csv), Parquet files, tar shards, hf:NAME:SPLIT,"
+        " or a folder with CIFAR's or SVHN's own files."
     )
+    return click.option(name, type=ImageInput() if checked else str, required=required, help=f"{purpose}: {kinds}")
 
 
 def label_column_option(purpose: str = "") -> Decorator:

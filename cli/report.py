@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from densefeat import base, report
+from densefeat import base, images, report
 from densefeat import store as stores
 from densefeat.base import printable
 from densefeat.errors import UsageError
@@ -39,7 +39,9 @@ def report_command() -> None:
 @weights_option
 @click.option("--what", type=click.Choice(["weights", "prune"]), default="weights", show_default=True,
               help="prune: the accuracy that is lost without each connection.")  # fmt: skip
-@labelled_option("--images", required=False, purpose="For prune: a store, whose images are read, or labelled images")
+@labelled_option(
+    "--images", required=False, purpose="For prune: a store, whose images are read, or labelled images", checked=False
+)
 @click.option("--limit", type=click.IntRange(2), help="For prune: number of images, taken evenly.  [default: 1000]")
 @label_column_option("For prune: ")
 @training_device_option
@@ -55,6 +57,7 @@ def reuse(model: str, out: Path, weights: Path | None, what: str, **options: Any
     base.check_picture(out)
     stores.check_output(out)
     if what == "prune":
+        images.check_input(options["images"])
         _prune(model, out, weights, **options)
         return
     table = stores.choose_csv_file(out, report.REUSE_COLUMNS)

@@ -11,14 +11,16 @@ import pytest
 
 from support.commands import run_command
 from support.helpers import BUNDLED
+from support.tiny_net import TINY, write_tiny_weights
 
 
 def test_what_it_prints(tmp_path: Path) -> None:
-    out = tmp_path / "network.onnx"
-    finished = run_command("export", BUNDLED, "--to", "onnx", "--out", out, "--blocks", "1,2", check=True)
+    out, weights = tmp_path / "network.onnx", write_tiny_weights(tmp_path)
+    command = ("export", TINY, "--weights", weights, "--to", "onnx", "--out", out, "--blocks", "1,2")
+    finished = run_command(*command, check=True)
     assert finished.stderr == ""  # no terminal, no progress bar, nothing of torch's exporter
     first, second, third = finished.stdout.splitlines()
-    assert first == f"wrote {out}: {BUNDLED}.tin200 (block1 batch×216, block2 batch×300)"
+    assert first == f"wrote {out}: {TINY} (block1 batch×24, block2 batch×24)"
     assert second == "input: float32 batch×3×height×width, sizes: any, from 32 pixels; opset 18"
     assert re.search(
         r"largest difference from the plain network given the same pixels, .*: block1 \d\.\de-\d+, block2 \d\.\de-\d+ \(ONNX Runtime .*; images 1×32×32, 3×",

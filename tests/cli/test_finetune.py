@@ -20,13 +20,13 @@ def call(*arguments: object) -> str:
 def test_from_a_folder_to_predictions(tmp_path: Path) -> None:
     data, run = write_classes(tmp_path / "photos", 10, classes=2), tmp_path / "run"
     common = ["finetune", "--data", data, "--model", BUNDLED, "--out", run, "--device", "cpu", "--epochs", "2", *QUICK]
-    assert "stopped at step 1 of 4; the same command goes on from there" in call(*common, "--steps", 1)
-    said = call(*common)
-    assert f"{run}: 4 steps; weights in {run / 'model.safetensors'}" in said
-    assert "val: 4 images, top-1 100.00 %" in said
-    said = call("predict", "--model", run, "--images", data, "--out", tmp_path / "new", "--device", "cpu")
-    assert said.splitlines()[1].split() == ["class", "0", "10"]
-    assert f"wrote {tmp_path / 'new/predictions.csv'}: 20 rows; all scores in {tmp_path / 'new/scores'}" in said
+    assert "stopped at step 1 of 4; the same command " in call(*common, "--steps", 1)
+    output = call(*common)
+    assert f"{run}: 4 steps; weights in {run / 'model.safetensors'}" in output
+    assert "val: 4 images, top-1 100.00 %" in output
+    output = call("predict", "--model", run, "--images", data, "--out", tmp_path / "new", "--device", "cpu")
+    assert output.splitlines()[1].split() == ["class", "0", "10"]
+    assert f"wrote {tmp_path / 'new/predictions.csv'}: 20 rows; all scores in {tmp_path / 'new/scores'}" in output
     assert "100.00" in call("evaluate", run, "--data", data, "--device", "cpu")
     assert "20 rows" in call("extract", "--images", data, "--model", run, "--out", tmp_path / "store", "--device", "cpu")
 
@@ -50,11 +50,11 @@ def test_another_head_first_learns_by_itself(tmp_path: Path, head: str) -> None:
         (["lr"], "'lr': overrides are written key=value"),
         (["leaning_rate=1"], "unknown key 'leaning_rate'"),
         (["proj_drop_rate=0"], "unknown key 'proj_drop_rate'"),
-        (["head=mlp", "head_start=probe"], "head_start 'probe': it is a linear head, not mlp"),
+        (["head=mlp", "head_start=probe"], "head_start 'probe': a probe is a linear head, not mlp"),
         (["class_weights=balanced", "sampling=balanced"], "sampling is balanced, too"),
         (["mixup=0.2", "batch_size=9"], "batch_size 9: images are mixed in pairs"),
         (["val_share=1"], "val_share 1.0: give a share"),
-        (["keep=last"], "patience 6: it chooses weights that keep: last does not keep"),
+        (["keep=last"], "patience 6: it ends a run some steps after its best weights, which keep: last loses"),
         (["head_epochs=20"], "head_epochs 20.0: epochs are 15"),
         (["--model", "densefeat_densnet121"], "unknown model 'densefeat_densnet121': did you mean"),
     ],
@@ -69,9 +69,9 @@ def test_wrong_use(tmp_path: Path, arguments: list[str], message: str) -> None:
 
 def test_names_that_yaml_would_read_otherwise(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "emo😀: [x]", 3, classes=2)
-    said = call("finetune", "--data", data, "--model", BUNDLED, "--out", tmp_path / "run", "--recipe", "finetune_few_shot",
+    output = call("finetune", "--data", data, "--model", BUNDLED, "--out", tmp_path / "run", "--recipe", "finetune_few_shot",
                 "--head", "mlp", "--epochs", 1, "--device", "cpu", *QUICK)  # fmt: skip
-    assert "val: 2 images" in said
+    assert "val: 2 images" in output
 
 
 def test_a_run_is_no_image(tmp_path: Path) -> None:

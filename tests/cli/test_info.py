@@ -12,7 +12,7 @@ import pytest
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, read_manifest
 from support.commands import Finished, run_command
-from support.stores import made_up, write_rows, write_store
+from support.stores import random_features, write_rows, write_store
 
 HOSTILE = Failure("\x1b[2Jrød\r\n[bold]\u202e.jpg", "decode", "no image \x07")
 FAILURES = (HOSTILE, Failure("tile.tif", "tile", "damaged", 64, 0), *(Failure(f"{i}", "read", "gone") for i in range(5)))
@@ -104,7 +104,7 @@ def test_tiled_and_updated(info) -> None:
 
 
 def test_single_file(info) -> None:
-    write_rows(Path("e.parquet"), made_up(30), 0, 30)
+    write_rows(Path("e.parquet"), random_features(30), 0, 30)
     said = lines(info("e.parquet")[1])
     size = os.path.getsize("e.parquet")
     assert said[:3] == ["store e.parquet (single file)", "rows 30", "failures 0"]

@@ -9,7 +9,7 @@ import densefeat
 from densefeat.probe.probe_file import load_probe
 from support.commands import Finished, run_command
 from support.helpers import BUNDLED
-from support.probes import class_store, codes_of, features_of, write_probe_store
+from support.probes import draw_codes, make_features, write_class_store, write_probe_store
 from support.runs import write_table
 
 
@@ -18,7 +18,7 @@ def run(*arguments: object) -> Finished:
 
 
 def test_of_a_store_and_again(tmp_path: Path) -> None:
-    store = class_store(tmp_path / "s.parquet", 120)
+    store = write_class_store(tmp_path / "s.parquet", 120)
     first = run(store, "--out", tmp_path / "out", "--protocol", "ridge")
     assert first.exit_code == 0
     lines = first.stdout.splitlines()
@@ -96,7 +96,7 @@ def test_names_command_no_terminal(tmp_path: Path) -> None:
     names = [f"[red]\x1b[31m{i % 2}" for i in range(60)]
     labels: list[str | None] = [*names]
     labels[3] = None
-    store = write_probe_store(tmp_path / "s.parquet", labels, features_of(codes_of(60)), [f"\x1b]0;{i}" for i in range(60)])
+    store = write_probe_store(tmp_path / "s.parquet", labels, make_features(draw_codes(60)), [f"\x1b]0;{i}" for i in range(60)])
     result = run(store, "--out", tmp_path / "out", "--protocol", "knn")
     assert result.exit_code == 0
     assert "\x1b" not in result.stdout + result.stderr
@@ -129,7 +129,7 @@ def test_errors_come_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "out/mine.txt").write_text("")
     finished = run("--images", tmp_path, "--out", tmp_path / "out")
     assert finished.exit_code == 2
-    assert "holds something else than a probe ('mine.txt')" in finished.stderr
+    assert "holds something other than a probe ('mine.txt')" in finished.stderr
     finished = run(tmp_path / "no", "--out", tmp_path / "new")
     assert finished.exit_code == 2
     assert "no such file or folder" in finished.stderr

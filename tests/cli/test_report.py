@@ -45,7 +45,7 @@ def test_reuse(run, tmp_path: Path) -> None:
 
 def test_a_table_of_others_is_not_replaced(run, tmp_path: Path) -> None:
     (tmp_path / "reuse.csv").write_text("path,label\n")
-    for more in ((), ("--what", "prune", "--images", "data")):
+    for more in ((), ("--what", "prune", "--images", tmp_path)):
         code, _, err = run("reuse", BUNDLED, "--out", "reuse.png", *more)
         assert (code, err.count("\n")) == (2, 1)
         assert "output 'reuse.png': 'reuse.csv' beside it exists and was not written by this command" in err

@@ -1,4 +1,4 @@
-"""`densefeat train` as a process: what a person sees, and what a typing mistake costs."""
+"""``densefeat train``: what it prints, and its errors."""
 
 import json
 import signal
@@ -9,31 +9,24 @@ from pathlib import Path
 
 import pytest
 
+from support.commands import run_command
+from support.helpers import BUNDLED
 from support.runs import tiny_overrides
 
 
-def densefeat(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "densefeat", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
-
-
-def test_train_continue_and_evaluate(tmp_path: Path) -> None:
-    overrides = tiny_overrides(tmp_path, epochs=0.5)
-    ended = densefeat("train", "cifar10_fast", *overrides, "--device", "cpu", "--steps", 2, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == "runs/cifar10_fast: stopped at step 2 of 4; the same command goes on from there\n"
-    ended = densefeat("train", "cifar10_fast", *overrides, "--device", "cpu", cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    assert "going on from step 2" in ended.stderr
-    first, second = ended.stdout.splitlines()
+def test_train_resume_and_evaluate(folder: Path) -> None:
+    overrides = tiny_overrides(folder, epochs=0.5)
+    finished = run_command("train", "cifar10_fast", *overrides, "--device", "cpu", "--steps", 2, check=True)
+    assert finished.stdout.startswith("runs/cifar10_fast: stopped at step 2 of 4; the same command ")
+    finished = run_command("train", "cifar10_fast", *overrides, "--device", "cpu", check=True)
+    assert "from step 2" in finished.stderr
+    first, second = finished.stdout.splitlines()
     assert first == "runs/cifar10_fast: 4 steps; weights in runs/cifar10_fast/model.safetensors"
     assert second.startswith("val: 21 images, top-1 ")
-    scores = json.loads((tmp_path / "runs/cifar10_fast/results.json").read_text())["val"]
-    evaluated = densefeat(
-        "evaluate", "runs/cifar10_fast", "--data", "val.parquet", "--json", "e.json", "--image-size", 32, cwd=tmp_path
-    )
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads((tmp_path / "e.json").read_text())["images"] == scores["images"]
+    scores = json.loads((folder / "runs/cifar10_fast/results.json").read_text())["val"]
+    evaluation = ["runs/cifar10_fast", "--data", "val.parquet", "--json", "e.json", "--image-size", 32]
+    run_command("evaluate", *evaluation, check=True)
+    assert json.loads((folder / "e.json").read_text())["images"] == scores["images"]
 
 
 @pytest.mark.parametrize(
@@ -46,38 +39,27 @@ def test_train_continue_and_evaluate(tmp_path: Path) -> None:
         (["cifar10_fast", "--device", "tpu"], "device 'tpu': no such kind of device"),
     ],
 )
-def test_wrong_use_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str], message: str) -> None:
-    ended = densefeat("train", *arguments, cwd=tmp_path)
-    assert ended.returncode == 2
-    assert message in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+def test_wrong_use_is_one_line_and_exit_2(folder: Path, arguments: list[str], message: str) -> None:
+    finished = run_command("train", *arguments)
+    assert finished.exit_code == 2
+    assert message in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
 
 
-def hear_ctrl_c() -> None:
-    """A background job of a shell, as this test may be one, does not."""
+def restore_ctrl_c() -> None:
+    """Take Ctrl-C again: a background job of a shell, which this test may be, ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_ctrl_c_saves_a_checkpoint(tmp_path: Path) -> None:
-    overrides = tiny_overrides(tmp_path, epochs=200)
-    command = [
-        sys.executable,
-        "-m",
-        "densefeat",
-        "train",
-        "cifar10_fast",
-        *overrides,
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c) as process:
+    overrides = tiny_overrides(tmp_path, epochs=200, model=BUNDLED)
+    command = [sys.executable, "-m", "densefeat", "train", "cifar10_fast", *overrides, "--device", "cpu", "--out", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=restore_ctrl_c) as process:
         while not (tmp_path / "run/metrics.jsonl").exists():
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.splitlines()[-1].startswith("densefeat: stopped after step ")
+    assert errors.splitlines()[-1].startswith("densefeat: stopped after step ")
     assert len(list((tmp_path / "run/checkpoints").glob("*.pt"))) == 1
