@@ -237,10 +237,10 @@ def test_split_group_and_task_of_a_file(table: Path, tmp_path: Path) -> None:
 
 def make_fitter(folder: Path) -> tuple[ParallelHeads, BlockFitter]:
     """Heads at their start, and a fitter with rows to choose them on."""
-    found = load_data([open_store(write_class_store(folder / "s.parquet", 60))])
-    known = found.labelled
+    data = load_data([open_store(write_class_store(folder / "s.parquet", 60))])
+    labelled = data.labelled
     heads = ParallelHeads.start({"block1": 4}, 3, "single", 16, 0, CPU)
-    return heads, BlockFitter("sgd", found.columns, known.targets, known.rows, found.parts, 0, lambda _: None)
+    return heads, BlockFitter("sgd", data.columns, labelled.targets, labelled.rows, data.parts, 0, lambda _: None)
 
 
 def test_rates_that_diverged_are_left_out(tmp_path: Path) -> None:
