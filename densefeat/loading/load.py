@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -61,7 +61,7 @@ class LoadedNetwork:
         return list(map(str, names)) if names and len(names) == self.num_classes else None
 
     @property
-    def task(self) -> str:
+    def task(self) -> Literal["single", "multi"]:
         """``"multi"`` for a network trained on several labels an image, else ``"single"``."""
         return "multi" if self.run and self.run.task == "multi" else "single"
 

@@ -155,7 +155,7 @@ class StagedNet(nn.Module):
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier; pooling (unless given), device, dtype and mode stay."""
+        """Replace the classifier; pooling (unless ``global_pool`` is set), device, dtype and mode stay."""
         dd = get_device_dtype(self)
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.num_classes = num_classes

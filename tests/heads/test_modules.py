@@ -67,7 +67,7 @@ def test_the_head_computes_its_description(training: bool) -> None:
 def test_pooling_sizes_that_do_not_divide() -> None:
     head, maps = random_head().eval(), random_maps()
     maps[0] = maps[0][:, :, :11, :10]
-    commuted = [F.adaptive_avg_pool2d(given, 3) for given in maps]
+    commuted = [F.adaptive_avg_pool2d(x, 3) for x in maps]
     assert torch.equal(head(maps), head(commuted))
 
 
@@ -136,17 +136,17 @@ def test_our_networks_blocks() -> None:
     network = load_network(BUNDLED).model
     network.eval()
     maps = network.forward_intermediates(torch.randn(2, 3, 32, 32), intermediates_only=True)
-    for given, info in ((maps, network), (maps, network.feature_info), (maps[1:], network.feature_info[1:])):
+    for inputs, info in ((maps, network), (maps, network.feature_info), (maps[1:], network.feature_info[1:])):
         head = make_head("cross-layer", info, 5, 16, 0.0)
-        assert head(given).shape == (2, 5)
-        assert head.block_usage().shape == (len(given), 16)
+        assert head(inputs).shape == (2, 5)
+        assert head.block_usage().shape == (len(inputs), 16)
 
 
 def test_channels_last_and_autocast() -> None:
-    head, maps = random_head().float(), [given.float() for given in random_maps()]
+    head, maps = random_head().float(), [x.float() for x in random_maps()]
     for mode in (True, False):
         plain = copy.deepcopy(head).train(mode)(maps)
-        last = [given.contiguous(memory_format=torch.channels_last) for given in maps]
+        last = [x.contiguous(memory_format=torch.channels_last) for x in maps]
         assert (
             relative_difference(
                 copy.deepcopy(head).train(mode).to(memory_format=torch.channels_last)(last).detach(), plain.detach()
