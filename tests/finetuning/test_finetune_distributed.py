@@ -1,4 +1,4 @@
-"""Two processes that fine-tune take the steps of one, with whatever starts the head."""
+"""Two processes that fine-tune take the steps of one, for each way to start the head."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from densefeat.finetuning.setup import finetune
-from support.runs import FINETUNE, LAUNCH, newest_state, tiny_finetuning, untimed
+from support.runs import FINETUNE, LAUNCH, PROCESS_ENVIRONMENT, newest_state, tiny_finetuning, untimed
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="POSIX processes")]
 EXACT = dict(precision="float64", freeze_norm=True, log_steps=1, patience=None, warmup_epochs=0, optimizer="sgd", lr=0.01)
@@ -27,18 +27,9 @@ EXACT = dict(precision="float64", freeze_norm=True, log_steps=1, patience=None, 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path, changes: dict[str, Any]) -> None:
     recipe = tiny_finetuning(tmp_path, **EXACT | changes)
     overrides = [f"{key}={json.dumps(value)}" for key, value in vars(recipe).items()]
-    command = [
-        *LAUNCH,
-        "-m",
-        "densefeat.training",
-        str(FINETUNE),
-        *overrides,
-        "--out",
-        str(tmp_path / "two"),
-        "--device",
-        "cpu",
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    arguments = [str(FINETUNE), *overrides, "--out", str(tmp_path / "two"), "--device", "cpu"]
+    command = [*LAUNCH, "-m", "support.train_tiny", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=PROCESS_ENVIRONMENT)
     assert ended.returncode == 0, ended.stderr
     finetune(recipe, tmp_path / "one", "cpu")
     one, two = newest_state(tmp_path / "one"), newest_state(tmp_path / "two")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from support.tiny_net import TINY, write_tiny_weights
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
 LAUNCH += ["--rdzv-endpoint=localhost:0"]
+PROCESS_ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
 FINETUNE = Path(__file__).parents[2] / "recipes/finetune_folder.yaml"
-FAST = Path(__file__).parents[2] / "recipes/cifar10_fast.yaml"  # by its path: found where nothing is installed, too
+FAST = Path(__file__).parents[2] / "recipes/cifar10_fast.yaml"  # a path, so that the package need not be installed
 
 
 def write_table(path: Path, count: int, classes: int = 10, size: int = 16, seed: int = 0) -> Path:
