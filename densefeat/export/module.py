@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.features import FeatureExtractor, Pool, Tap, feature_name, find_taps, parse_pools
+from densefeat.features import FeatureExtractor, Pool, Tap, find_taps, parse_pools
 from densefeat.images import Preprocessing
 from densefeat.nets import StagedNet
+from densefeat.store import column_name
 
 _OUTPUTS = ("features", "maps", "logits")
 _Reference = Callable[[torch.Tensor], dict[str, torch.Tensor]]
@@ -49,7 +50,7 @@ class Outputs:
         """The names of the outputs, in order."""
         if self.kind == "logits":
             return ["logits"]
-        return [feature_name(tap, pool, len(self.pools)) for tap in self.taps(model) for pool in self.pools]
+        return [column_name(tap.name, pool, len(self.pools)) for tap in self.taps(model) for pool in self.pools]
 
 
 class ExportedNet(nn.Module):
@@ -95,7 +96,7 @@ class ExportedNet(nn.Module):
         return isinstance(self.model, StagedNet) or not hasattr(self.model, "forward_intermediates")
 
     def pool_maps(self, tap: Tap, maps: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {feature_name(tap, name, len(self.pools)): pool(maps) for name, pool in self.pools.items()}
+        return {column_name(tap.name, name, len(self.pools)): pool(maps) for name, pool in self.pools.items()}
 
     def run_intermediates(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Read the maps of other people's networks by timm's own method."""

@@ -1,6 +1,7 @@
-"""Networks of every family in every format for graphs, run in their own runtimes on other batches and sizes."""
+"""Graphs: networks of every family in every format, run in their own runtimes on other batches and sizes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,31 @@ from densefeat.nets.weights import state_sha256
 from support.helpers import BUNDLED, randomize_statistics, relative_difference
 
 SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
-SMALL = {
-    "densenet": ("densefeat_densenet121", dict(growth_rate=8, block_config=(2, 3, 2, 2))),
-    "densenet-efficient": ("densefeat_densenet121", dict(growth_rate=4, block_config=(2, 2), memory_efficient=True)),
-    "densenet-cifar": ("densefeat_densenet40_k12", dict(growth_rate=4, block_config=(2, 2, 2))),
-    "delugenet": ("densefeat_delugenet92", dict(block_widths=(4, 8, 8, 16), block_config=(2, 3, 2, 2))),
-    "delugenet-cifar": ("densefeat_delugenet146", dict(block_widths=(4, 8, 8), block_config=(3, 2, 2), memory_efficient=True)),
-}  # fmt: skip
+FAMILIES = {  # structures of two and of more stages; tracing takes longer with each stage
+    "densenet": ("densefeat_densenet121", dict(growth_rate=8), (3, 2), (2, 3, 2, 2)),
+    "densenet-efficient": ("densefeat_densenet121", dict(growth_rate=4, memory_efficient=True), (2, 2), (2, 2, 2)),
+    "densenet-cifar": ("densefeat_densenet40_k12", dict(growth_rate=4), (2, 2), (2, 2, 2)),
+    "delugenet": ("densefeat_delugenet92", dict(block_widths=(4, 8, 8, 16)), (3, 2), (2, 3, 2, 2)),
+    "delugenet-cifar": ("densefeat_delugenet146", dict(block_widths=(4, 8, 8), memory_efficient=True), (3, 2), (3, 2, 2)),
+}
+QUICK = [(family, "onnx") for family in FAMILIES]
+QUICK += [(family, to) for family in ("densenet", "delugenet-cifar") for to in ("torch-export", "openvino")]
+SLOW = [(family, to) for family in FAMILIES for to in SUFFIX if (family, to) not in QUICK]
 
 
-def small(family: str, **arguments: Any) -> nn.Module:
-    """With statistics of its own, as a trained network has."""
-    name, structure = SMALL[family]
+def small(family: str, deep: bool = False, **arguments: Any) -> nn.Module:
+    """A network of two stages, or of three or four, whose norms have statistics as a trained network's."""
+    name, structure, short, long = FAMILIES[family]
+    block_config = long if deep else short
+    if "block_widths" in structure:
+        structure = structure | {"block_widths": structure["block_widths"][: len(block_config)]}
     torch.manual_seed(0)
-    return randomize_statistics(timm.create_model(name, num_classes=7, **structure, **arguments)).eval()
+    model = timm.create_model(name, num_classes=7, block_config=block_config, **structure, **arguments)
+    return randomize_statistics(model).eval()
 
 
-def outputs_of(to: str, path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
-    """By name, as somebody without densefeat gets them."""
+def run_file(to: str, path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
+    """Run an exported file without densefeat: outputs by name."""
     if to == "onnx":
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
@@ -53,7 +61,7 @@ def outputs_of(to: str, path: Path, images: torch.Tensor) -> dict[str, np.ndarra
         return {name: value.numpy() for name, value in torch.export.load(path).module()(images).items()}
 
 
-def metadata_of(to: str, path: Path) -> dict[str, Any]:
+def read_metadata(to: str, path: Path) -> dict[str, Any]:
     if to == "onnx":
         (entry,) = onnx.load(path).metadata_props
         assert entry.key == "densefeat"
@@ -65,22 +73,18 @@ def metadata_of(to: str, path: Path) -> dict[str, Any]:
     return json.loads(files["densefeat.json"])
 
 
-def images_of(count: int, height: int, width: int) -> torch.Tensor:
+def make_images(count: int, height: int, width: int) -> torch.Tensor:
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(count))
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
-    assert list(found) == list(expected)
+def assert_same(outputs: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
+    assert list(outputs) == list(expected)
     for name, value in expected.items():
-        assert found[name].shape == tuple(value.shape)
-        assert relative_difference(found[name], value) < 1e-5, name
+        assert outputs[name].shape == tuple(value.shape)
+        assert relative_difference(outputs[name], value) < 1e-5, name
 
 
-@pytest.mark.parametrize("to", SUFFIX)
-@pytest.mark.parametrize("family", SMALL)
-def test_features_of_any_batch_and_size(tmp_path: Path, family: str, to: str) -> None:
-    model = small(family)
-    path = tmp_path / f"network{SUFFIX[to]}"
+def check_features_of_any_batch_and_size(path: Path, model: nn.Module, to: str) -> None:
     result = export_model(model, to, path)
     assert result.path == path
     assert max(result.differences.largest.values()) < 1e-5
@@ -88,28 +92,50 @@ def test_features_of_any_batch_and_size(tmp_path: Path, family: str, to: str) ->
     smallest = result.metadata["input"]["sizes"]["smallest"]
     plain = FeatureExtractor(model, device="cpu", backend="reference")
     for shape in [(2, smallest, smallest), (1, smallest + 3, smallest + 1), (3, 97, 131), (7, 64, 65), (33, 66, 70)]:
-        images = images_of(*shape)
-        assert_same(outputs_of(to, path, images), plain.forward(images))
+        images = make_images(*shape)
+        assert_same(run_file(to, path, images), plain.forward(images))
+
+
+@pytest.mark.parametrize(("family", "to"), [*QUICK, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)])
+def test_features_of_any_batch_and_size(tmp_path: Path, family: str, to: str) -> None:
+    check_features_of_any_batch_and_size(tmp_path / f"network{SUFFIX[to]}", small(family), to)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", SUFFIX)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_of_deeper_networks(tmp_path: Path, family: str, to: str) -> None:
+    check_features_of_any_batch_and_size(tmp_path / f"network{SUFFIX[to]}", small(family, deep=True), to)
+
+
+def check_pixels(path: Path, make: Callable[[], Any], blocks: tuple[int, ...], to: str, photographs: list[Image.Image]) -> None:
+    """Compare a graph that takes pixels with the extractor."""
+    export_model(make(), to, path, input="pixels", pool=("avg", "gem:4"), blocks=blocks)
+    extractor = FeatureExtractor(make(), device="cpu", backend="reference", pool=("avg", "gem:4"), blocks=blocks)
+    geometry = extractor.preprocessing.geometry()
+    pixels = torch.stack([geometry(photograph) for photograph in photographs]).permute(0, 2, 3, 1).contiguous()
+    assert_same(run_file(to, path, pixels), extractor(photographs))
 
 
 @pytest.mark.parametrize("to", SUFFIX)
-def test_photographs_as_pixels(tmp_path: Path, to: str, trained: nn.Module, photographs: list[Image.Image]) -> None:
-    """The bundled network by its name, preprocessing in the graph."""
-    path = tmp_path / f"network{SUFFIX[to]}"
-    export_model(BUNDLED, to, path, input="pixels", pool=("avg", "gem:4"), blocks=(1, 3))
-    extractor = FeatureExtractor(BUNDLED, device="cpu", backend="reference", pool=("avg", "gem:4"), blocks=(1, 3))
-    pixels = torch.stack([extractor._geometry(photograph) for photograph in photographs]).permute(0, 2, 3, 1).contiguous()
-    assert_same(outputs_of(to, path, pixels), extractor(photographs))
+def test_photographs_as_pixels(tmp_path: Path, to: str, photographs: list[Image.Image]) -> None:
+    check_pixels(tmp_path / f"network{SUFFIX[to]}", lambda: small("densenet-cifar"), (2,), to, photographs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", SUFFIX)
+def test_photographs_as_pixels_by_the_bundled_network(tmp_path: Path, to: str, photographs: list[Image.Image]) -> None:
+    check_pixels(tmp_path / f"network{SUFFIX[to]}", lambda: BUNDLED, (1, 3), to, photographs)
 
 
 @pytest.mark.parametrize("to", SUFFIX)
 def test_maps(tmp_path: Path, to: str) -> None:
-    model = small("delugenet")
+    model = small("delugenet-cifar", deep=True)
     path = tmp_path / f"network{SUFFIX[to]}"
     export_model(model, to, path, outputs="maps", tap="raw", blocks="2,3", image_size=48)
-    images = images_of(5, 70, 90)
+    images = make_images(5, 70, 90)
     plain = FeatureExtractor(model, device="cpu", backend="reference", pool="none", tap="raw", blocks="2,3")
-    assert_same(outputs_of(to, path, images), plain.forward(images))
+    assert_same(run_file(to, path, images), plain.forward(images))
 
 
 @pytest.mark.parametrize("to", SUFFIX)
@@ -118,16 +144,16 @@ def test_logits(tmp_path: Path, family: str, to: str) -> None:
     model = small(family)
     path = tmp_path / f"network{SUFFIX[to]}"
     export_model(model, to, path, outputs="logits")
-    images = images_of(4, 70, 97)
+    images = make_images(4, 70, 97)
     with torch.no_grad():
-        assert_same(outputs_of(to, path, images), {"logits": model(images)})
+        assert_same(run_file(to, path, images), {"logits": model(images)})
 
 
 @pytest.mark.parametrize("to", SUFFIX)
 def test_metadata(tmp_path: Path, to: str) -> None:
     path = tmp_path / f"network{SUFFIX[to]}"
-    result = export_model(BUNDLED, to, path, blocks=2, pool="max")
-    facts = metadata_of(to, path)
+    result = export_model(BUNDLED, to, path, blocks=1, pool="max")
+    facts = read_metadata(to, path)
     assert facts == result.metadata
     assert facts["model"] == f"{BUNDLED}.tin200"
     assert facts["weights"]["license"] == "apache-2.0"
@@ -137,7 +163,7 @@ def test_metadata(tmp_path: Path, to: str) -> None:
     assert facts["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
     assert "label_names" not in facts  # features are of no class
     assert facts["input"]["layout"] == "NCHW"
-    assert facts["outputs"] == [{"name": "block2", "shape": ["batch", 300]}]
+    assert facts["outputs"] == [{"name": "block1", "shape": ["batch", 216]}]
     assert (facts["kind"], facts["tap"], facts["pool"]) == ("features", "norm", ["max"])
     here = str(Path(__file__).parents[2]).encode()
     assert not [file for file in tmp_path.iterdir() if here in file.read_bytes()]
@@ -153,7 +179,7 @@ def test_onnx_names_its_dimensions_and_opset(tmp_path: Path) -> None:
         "height",
         "width",
     ]
-    assert [output.name for output in model.graph.output] == ["block1", "block2", "block3", "block4"]
+    assert [output.name for output in model.graph.output] == ["block1", "block2"]
     assert model.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert [entry.version for entry in model.opset_import if entry.domain == ""] == [18]
     assert result.metadata["opset"] == 18
@@ -176,7 +202,7 @@ def test_only_the_layers_that_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_given_network_stays_as_it_is(tmp_path: Path, training: bool) -> None:
+def test_the_module_is_left_unchanged(tmp_path: Path, training: bool) -> None:
     model = small("densenet-cifar").train(training)
     model.features.norm5.eval()
     before, modes = state_sha256(model), [module.training for module in model.modules()]
@@ -184,13 +210,13 @@ def test_the_given_network_stays_as_it_is(tmp_path: Path, training: bool) -> Non
     assert state_sha256(model) == before
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.requires_grad for parameter in model.parameters())
-    images = images_of(2, 32, 32)
+    images = make_images(2, 32, 32)
     plain = FeatureExtractor(model, device="cpu", backend="reference", blocks=1)  # evaluates, whatever the mode
-    assert_same(outputs_of("torch-export", tmp_path / "network.pt2", images), plain.forward(images))
+    assert_same(run_file("torch-export", tmp_path / "network.pt2", images), plain.forward(images))
 
 
 class Unshuffled(nn.Module):
-    """Takes multiples of 32 pixels alone."""
+    """A network that takes multiples of 32 pixels alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,14 +235,14 @@ class Unshuffled(nn.Module):
 
 
 @pytest.mark.parametrize("to", SUFFIX)
-def test_multiples_of_32_where_the_network_asks_for_them(tmp_path: Path, to: str) -> None:
+def test_multiples_of_32_where_the_network_requires_them(tmp_path: Path, to: str) -> None:
     torch.manual_seed(0)
     model = Unshuffled().eval()
     path = tmp_path / f"network{SUFFIX[to]}"
     assert export_model(model, to, path).metadata["input"]["sizes"] == {"kind": "multiples of 32", "smallest": 64}
-    images = images_of(3, 96, 160)
+    images = make_images(3, 96, 160)
     with torch.no_grad():
-        assert_same(outputs_of(to, path, images), {"conv": model(images)})
+        assert_same(run_file(to, path, images), {"conv": model(images)})
 
 
 @pytest.mark.parametrize("to", SUFFIX)
@@ -228,12 +254,12 @@ def test_other_networks_of_timm(tmp_path: Path, to: str) -> None:
     facts = export_model(model, to, path, image_size=64).metadata
     assert facts["input"]["sizes"] == {"kind": "fixed", "smallest": 64}
     assert facts["input"]["shape"] == ["batch", "3", "64", "64"]
-    images = images_of(5, 64, 64)
-    assert_same(outputs_of(to, path, images), FeatureExtractor(model, device="cpu").forward(images))
+    images = make_images(5, 64, 64)
+    assert_same(run_file(to, path, images), FeatureExtractor(model, device="cpu").forward(images))
 
 
 class Ranked(nn.Module):
-    """With a step that neither ONNX nor OpenVINO has a word for."""
+    """A network with an operation that neither ONNX nor OpenVINO knows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,23 +272,23 @@ class Ranked(nn.Module):
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
-def test_a_step_that_a_format_does_not_know(tmp_path: Path, to: str) -> None:
+def test_an_operation_that_a_format_does_not_know(tmp_path: Path, to: str) -> None:
     with pytest.raises(OutputError, match=f"^Ranked cannot be written as {to} .*linalg_eigh") as raised:
         export_model(Ranked().eval(), to, tmp_path / f"network{SUFFIX[to]}", outputs="logits")
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_appears_meanwhile_stays(tmp_path: Path) -> None:
-    path = tmp_path / "network.pt2"
-    with pytest.raises(UsageError, match=r"network.pt2' exists: remove it"):
-        export_model(small("densenet-cifar"), "torch-export", path, advance=lambda _: path.write_text("mine"))
+def test_a_file_that_appears_meanwhile_stays(tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    with pytest.raises(UsageError, match=r"network.safetensors' exists: remove it"):
+        export_model(small("densenet-cifar"), "safetensors", path, advance=lambda _: path.write_text("mine"))
     assert path.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_all_files_or_none(tmp_path: Path) -> None:
-    """The second cannot take its place: a folder of that name is there, which no file replaces."""
+    """The second file cannot be moved: a folder has its name, and no file replaces a folder."""
     paths, places = [tmp_path / name for name in ("a", "b")], [tmp_path / name for name in ("there", "there.bin")]
     for path in paths:
         path.write_text(path.name)
@@ -275,7 +301,7 @@ def test_all_files_or_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", SUFFIX)
 def test_nothing_is_left_of_a_file_that_computes_something_else(tmp_path: Path, to: str) -> None:
-    """NaN equals nothing, itself not either."""
+    """NaN equals nothing, not even itself."""
     model = small("densenet-cifar")
     model.features.conv0.weight.data[0] = float("nan")
     with pytest.raises(OutputError, match=r"block1 differs from the plain one's by nan.*nothing was written"):
@@ -283,7 +309,7 @@ def test_nothing_is_left_of_a_file_that_computes_something_else(tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_stays(tmp_path: Path) -> None:
+def test_existing_files_stay(tmp_path: Path) -> None:
     (tmp_path / "network.bin").write_text("mine")
     with pytest.raises(UsageError, match=r"network.bin' exists: remove it"):
         export_model(BUNDLED, "openvino", tmp_path / "network.xml")
@@ -310,9 +336,9 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_use(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
-    given: dict[str, Any] = dict(model=BUNDLED, to="onnx", out="network.onnx") | arguments
+    options: dict[str, Any] = dict(model=BUNDLED, to="onnx", out="network.onnx") | arguments
     with pytest.raises(UsageError, match=message):
-        export_model(**given | {"out": tmp_path / given["out"]})
+        export_model(**options | {"out": tmp_path / options["out"]})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -337,7 +363,7 @@ def test_whole_networks(tmp_path: Path, name: str, to: str) -> None:
     model = randomize_statistics(timm.create_model(name)).eval()
     path = tmp_path / f"network{SUFFIX[to]}"
     assert export_model(model, to, path).metadata["input"]["sizes"]["kind"] == "any"
-    images = images_of(3, 97, 131)
-    found, expected = outputs_of(to, path, images), FeatureExtractor(model, device="cpu", backend="reference").forward(images)
+    images = make_images(3, 97, 131)
+    found, expected = run_file(to, path, images), FeatureExtractor(model, device="cpu", backend="reference").forward(images)
     assert list(found) == list(expected)
     assert max(relative_difference(found[key], value) for key, value in expected.items()) < 1e-4
