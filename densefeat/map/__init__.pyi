@@ -1,5 +1,6 @@
-from .job import write_map
+from .job import MapResult, write_map
 
 __all__ = [
+    "MapResult",
     "write_map",
 ]

@@ -3,16 +3,19 @@ from .judging import Journal
 from .model_page import html_page, markdown_page, points_for
 from .pruning import PRUNING_COLUMNS, Pruning, count_work, prune, write_pruning_csv
 from .pruning_chart import draw_pruning
-from .reuse import REUSE_COLUMNS, Finding, feature_reuse, load_plain, observations, write_reuse_csv
+from .reuse import REUSE_COLUMNS, Finding, Reuse, feature_reuse, load_plain, observations, write_reuse_csv
 from .reuse_chart import draw_reuse
 from .sample import load_sample
+from .stages import Field, stages_of
 
 __all__ = [
     "PRUNING_COLUMNS",
     "REUSE_COLUMNS",
+    "Field",
     "Finding",
     "Journal",
     "Pruning",
+    "Reuse",
     "count_work",
     "draw_pruning",
     "draw_reuse",
@@ -25,6 +28,7 @@ __all__ = [
     "points_for",
     "prune",
     "read_card",
+    "stages_of",
     "write_pruning_csv",
     "write_reuse_csv",
 ]

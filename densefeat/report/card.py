@@ -30,7 +30,7 @@ from densefeat.loading import (
 from densefeat.nets import file_sha256
 from densefeat.report.published import Point, stem_of
 from densefeat.report.reuse import load_plain
-from densefeat.report.stages import Stage, stages_of, total
+from densefeat.report.stages import Stage, add_stages, stages_of
 
 _CARD_ROW = re.compile(r"\| ([\w ]+) \| (.+) \|")
 _CARD_TOP1 = re.compile(r"([\d.]+) % top-1")
@@ -129,7 +129,7 @@ def _card_points(architecture: str, rows: dict[str, str], stages: list[Stage]) -
     if found is None:
         return []
     data = rows.get("data", "its own data").split(":")[0]
-    cost = total(stages)
+    cost = add_stages(stages)
     return [Point(architecture, data, float(found.group(1)), cost.parameters, cost.macs, False, "its card")]
 
 
@@ -140,7 +140,7 @@ def _run_points(run: RunConfig, stages: list[Stage]) -> list[Point]:
     top1 = (results.get(where) or {}).get("top1")
     if not isinstance(top1, int | float):
         return []
-    data, cost = _data_name(read_recorded_recipe(run.path)), total(stages)
+    data, cost = _data_name(read_recorded_recipe(run.path)), add_stages(stages)
     told = name if where == "test" else f"{name}, validation"
     return [Point(run.architecture, data, float(top1), cost.parameters, cost.macs, False, told)]
 

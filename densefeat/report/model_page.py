@@ -7,7 +7,7 @@ from densefeat.base import Chart, Section, Table, picture_bytes, printable, rend
 from densefeat.report.card import Card, points_of_runs
 from densefeat.report.comparison import draw_comparison
 from densefeat.report.published import Point, published_points
-from densefeat.report.stages import Stage, total
+from densefeat.report.stages import Stage, add_stages
 
 _STAGE_NAMES = (
     "stage", "shape", "parameters", "weights, kB", "MACs, 10⁶", "FLOPs, 10⁶", "activations, kB", "receptive field", "stride",
@@ -83,7 +83,7 @@ def _stage_cells(stages: Sequence[Stage]) -> list[list[str]]:
             "" if each.field is None else f"{each.field.size:,}",
             "" if each.field is None else str(each.field.stride),
         ]
-        for each in (*stages, total(stages))
+        for each in (*stages, add_stages(stages))
     ]
 
 

@@ -7,27 +7,68 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import BlurPool2d
 from torch import nn
 
+from densefeat.errors import UsageError
 from densefeat.heads import HeadedNet
 from densefeat.nets import CrossLayerDepthwise, count_flops
 from densefeat.report.connections import check_known, list_blocks
-from densefeat.report.receptive import Field
 
 _FLOAT_BYTES = 4
 _COUNTED = (nn.Conv2d, nn.Linear, CrossLayerDepthwise)
+_POINTWISE = (nn.BatchNorm2d, nn.ReLU, nn.Identity, nn.Dropout, CrossLayerDepthwise)
+
+
+@dataclass(frozen=True)
+class Field:
+    """The receptive field of a map: a value sees ``size`` pixels a side, padding counted; neighbours are ``stride`` apart."""
+
+    size: int = 1
+    stride: int = 1
+
+    def after(self, module: nn.Module) -> "Field":
+        """Return the receptive field of the map that ``module`` makes of this one.
+
+        The modules within are taken to run one after the other, as they do on the longest way through a dense block, where each
+        layer reads the one before it, and through a DelugeNet's block. Raises UsageError for a module of other networks.
+        """
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            return self._slide(
+                _one_side(module.kernel_size), _one_side(module.stride), _one_side(getattr(module, "dilation", 1))
+            )
+        if isinstance(module, BlurPool2d):
+            return self._slide(module.filt_size, module.stride)
+        if isinstance(module, _POINTWISE):
+            return self
+        children = list(module.children())
+        if not children:
+            raise UsageError(f"{type(module).__name__}: its effect on the receptive field is not known")
+        field = self
+        for child in children:
+            field = field.after(child)
+        return field
+
+    def _slide(self, kernel: int, stride: int, dilation: int = 1) -> "Field":
+        return Field(self.size + dilation * (kernel - 1) * self.stride, self.stride * stride)
+
+
+def _one_side(value: int | tuple[int, ...]) -> int:
+    """Return a kernel's size or stride, which torch keeps as one number or as two equal ones."""
+    return value if isinstance(value, int) else value[0]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Part of a network, for one image.
+    """A part of a network, in numbers for one image.
 
     Attributes:
-        shape: Of what it hands on.
-        parameters, weight_bytes: The latter with the norms' statistics, in the precision that they are kept in.
-        macs: Multiplications with an addition, of convolutions, cross-layer sums and the linear layer: twice that in FLOPs.
-        activation_bytes: What these give, in float32.
-        field: None for the head, which sees the whole map.
+        shape: The shape of its output.
+        parameters: The number of parameters.
+        weight_bytes: Bytes of parameters and of the norms' statistics, in their own precision.
+        macs: Multiply-adds of convolutions, cross-layer sums and the linear layer; FLOPs are twice that.
+        activation_bytes: Bytes of the outputs of these, in float32.
+        field: The receptive field; None for the head, which sees the whole map.
     """
 
     name: str
@@ -41,15 +82,15 @@ class Stage:
 
 @dataclass
 class Tally:
-    """``macs``, and ``values`` that were given, since the last :meth:`take`."""
+    """Multiply-adds and output values counted since the last :meth:`take`."""
 
     macs: int = 0
     values: int = 0
 
     def run(self, module: nn.Module, x: Any) -> torch.Tensor:
-        """Call a module and count its convolutions and linear layers; :meth:`add` counts the cross-layer sums."""
+        """Call a module and count its convolutions and linear layers; hooks count the cross-layer sums."""
         outputs: list[torch.Tensor] = []
-        flops = count_flops(lambda: outputs.append(module(x)))  # before the sum: the hooks add to it meanwhile
+        flops = count_flops(lambda: outputs.append(module(x)))
         self.macs += flops // 2
         return outputs[0]
 
@@ -59,13 +100,13 @@ class Tally:
         self.values += output.numel()
 
     def take(self) -> tuple[int, int]:
-        taken = self.macs, self.values
+        counts = self.macs, self.values
         self.macs = self.values = 0
-        return taken
+        return counts
 
 
 @contextmanager
-def _tallied(model: nn.Module) -> Iterator[Tally]:
+def _count_operations(model: nn.Module) -> Iterator[Tally]:
     tally = Tally()
     handles = [module.register_forward_hook(tally.add) for module in model.modules() if isinstance(module, _COUNTED)]
     try:
@@ -76,55 +117,54 @@ def _tallied(model: nn.Module) -> Iterator[Tally]:
 
 
 def stages_of(model: nn.Module, size: int) -> list[Stage]:
-    """The stem, the blocks, the transitions and the head, for an image of ``size`` by ``size`` pixels; nothing is computed.
+    """Describe stem, blocks, transitions and head for an image of ``size`` × ``size`` pixels, without computing it.
 
-    Of a network with a head of ours, that is one more stage. Raises UsageError for one that is neither a DenseNet nor a
-    DelugeNet.
+    A head of densefeat's own is one more stage. Raises UsageError for a network that is neither a DenseNet nor a DelugeNet.
     """
     if isinstance(model, HeadedNet):
         return [*stages_of(model.backbone, size), _head_stage(model, size)]
     check_known(model)
     sketch = deepcopy(model).to("meta").eval()
-    x = _blank(sketch, size)
-    stages, seen = [], Field()
-    groups = _grouped(sketch)
-    with torch.inference_mode(), _tallied(sketch) as tally:
+    x = _blank_image(sketch, size)
+    stages, field = [], Field()
+    groups = _group_modules(sketch)
+    with torch.inference_mode(), _count_operations(sketch) as tally:
         for name, modules in groups[:-1]:
             for module in modules:
-                x, seen = tally.run(module, x), seen.after(module)
-            stages.append(stage(name, modules, x, tally, seen))
+                x, field = tally.run(module, x), field.after(module)
+            stages.append(_make_stage(name, modules, x, tally, field))
         name, modules = groups[-1]
         for module in modules[:-1]:
             x = tally.run(module, x)
-        stages.append(stage(name, modules, tally.run(sketch.forward_head, x), tally, None))  # type: ignore[arg-type]
+        stages.append(_make_stage(name, modules, tally.run(sketch.forward_head, x), tally, None))  # type: ignore[arg-type]
     return stages
 
 
-def _blank(sketch: nn.Module, size: int) -> torch.Tensor:
-    """An image that has a shape and no pixels."""
+def _blank_image(sketch: nn.Module, size: int) -> torch.Tensor:
+    """Return an image on the meta device, which has a shape and no pixels."""
     return torch.empty(1, int(getattr(sketch, "in_chans", 3)), size, size, device="meta")
 
 
 def _head_stage(model: HeadedNet, size: int) -> Stage:
-    """A head of ours, on the maps that it reads."""
+    """Describe a head of densefeat's own, on the maps that it reads."""
     sketch = deepcopy(model).to("meta").eval()
     with torch.inference_mode():
-        maps = sketch.backbone.forward_intermediates(_blank(sketch.backbone, size), intermediates_only=True)  # type: ignore[operator]
-        with _tallied(sketch.head) as tally:
+        maps = sketch.backbone.forward_intermediates(_blank_image(sketch.backbone, size), intermediates_only=True)  # type: ignore[operator]
+        with _count_operations(sketch.head) as tally:
             logits = tally.run(sketch.head, maps)
-    return stage(f"{model.kind} head", [sketch.head], logits, tally, None)
+    return _make_stage(f"{model.kind} head", [sketch.head], logits, tally, None)
 
 
-def stage(name: str, modules: Sequence[nn.Module], x: torch.Tensor, tally: Tally, seen: Field | None) -> Stage:
+def _make_stage(name: str, modules: Sequence[nn.Module], x: torch.Tensor, tally: Tally, field: Field | None) -> Stage:
     macs, values = tally.take()
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return Stage(name, tuple(x.shape[1:]), parameters, held, macs, _FLOAT_BYTES * values, seen)
+    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return Stage(name, tuple(x.shape[1:]), parameters, weight_bytes, macs, _FLOAT_BYTES * values, field)
 
 
-def _grouped(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
-    """Modules in the order they run; the last group is the head, what follows the last block, with the classifier."""
+def _group_modules(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
+    """Group modules in the order in which they run; the last group is what follows the last block."""
     blocks = {name for name, _ in list_blocks(model)}
     groups: list[tuple[str, list[nn.Module]]] = [("stem", [])]
     for name, module in model.features.named_children():  # type: ignore[union-attr]
@@ -136,8 +176,8 @@ def _grouped(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
     return [*groups[:-1], ("head", [*groups[-1][1], model.classifier])]  # type: ignore[list-item]
 
 
-def total(stages: Sequence[Stage]) -> Stage:
-    """All of them together, with the last one's shape."""
-    sums = {name: sum(getattr(each, name) for each in stages)
+def add_stages(stages: Sequence[Stage]) -> Stage:
+    """Return the sum of all stages, with the last one's shape."""
+    sums = {name: sum(getattr(stage, name) for stage in stages)
             for name in ("parameters", "weight_bytes", "macs", "activation_bytes")}  # fmt: skip
     return Stage("all", stages[-1].shape, field=None, **sums)

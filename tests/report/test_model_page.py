@@ -18,7 +18,7 @@ from densefeat.nets.zoo import BUNDLED as FOLDER
 from densefeat.report.card import _data_name, points_of_runs, read_card
 from densefeat.report.comparison import _short, draw_comparison
 from densefeat.report.model_page import html_page, markdown_page, points_for
-from densefeat.report.stages import total
+from densefeat.report.stages import add_stages
 from densefeat.training.job import train
 from densefeat.training.run_folder import RunFolder
 from support.helpers import BUNDLED
@@ -66,7 +66,7 @@ def test_the_page_needs_nothing_beside_it() -> None:
     assert "default-src 'none'" in page
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert "<script" not in page
-    assert f"{total(card.stages).parameters:,}" in page
+    assert f"{add_stages(card.stages).parameters:,}" in page
     assert page.count("paper: arXiv") == 18
     assert page.count("measured: its card") == 1
 

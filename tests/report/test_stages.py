@@ -8,8 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from densefeat.errors import UsageError
-from densefeat.report.receptive import Field
-from densefeat.report.stages import _grouped, stages_of, total
+from densefeat.report.stages import Field, _grouped, add_stages, stages_of
 from support.small_nets import deluge, dense
 
 NETWORKS = {
@@ -28,8 +27,8 @@ def test_parameters_and_arithmetic(name: str) -> None:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros(1, 3, 64, 64))
     sums = 0 if "dense" in name or name == "plain" else cross_layer_sums(model)
-    assert 2 * (total(stages).macs - sums) == counter.get_total_flops()
-    assert total(stages).parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert 2 * (add_stages(stages).macs - sums) == counter.get_total_flops()
+    assert add_stages(stages).parameters == sum(parameter.numel() for parameter in model.parameters())
     assert stages[-1].shape == (5,)
     assert (stages[0].name, stages[-1].name) == ("stem", "head")
 
@@ -64,7 +63,7 @@ def test_shapes_are_what_the_network_hands_on(name: str) -> None:
 def test_bytes(trained: nn.Module) -> None:
     stages = stages_of(trained, 32)
     state = trained.state_dict()
-    assert total(stages).weight_bytes == sum(value.numel() * value.element_size() for value in state.values())
+    assert add_stages(stages).weight_bytes == sum(value.numel() * value.element_size() for value in state.values())
     layers = 32 * 32 * (16 * 48 + 16 * 12)  # of block 1: bottlenecks and outputs
     assert stages[1].activation_bytes == 4 * layers
 
@@ -85,7 +84,7 @@ def test_the_network_stays_as_it_is(trained: nn.Module) -> None:
 def test_published_networks(name: str, size: int, wanted: tuple[int, int]) -> None:
     with torch.device("meta"):
         stages = stages_of(timm.create_model(name), size)
-    assert (total(stages).parameters, stages[-2].field.size) == wanted
+    assert (add_stages(stages).parameters, stages[-2].field.size) == wanted
     assert [stage.field.stride for stage in stages if stage.name.endswith(tuple("1234")) and "block" in stage.name] == [
         4,
         8,
@@ -150,7 +149,7 @@ def test_blurred_pooling() -> None:
 
 
 def test_unknown_modules_are_refused() -> None:
-    with pytest.raises(UsageError, match="GELU: what it does to the receptive field is not known"):
+    with pytest.raises(UsageError, match="GELU: its effect on the receptive field is not known"):
         Field().after(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU()))
     with pytest.raises(UsageError, match="ResNet: its connections are not known"):
         stages_of(timm.create_model("resnet18"), 64)
