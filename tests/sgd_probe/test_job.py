@@ -32,10 +32,17 @@ from densefeat.training.world import World
 from support.helpers import BUNDLED, randomize_statistics
 from support.probes import write_class_store
 from support.runs import write_table
+from support.tiny_net import TINY, write_tiny_weights
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
-FAST: dict[str, Any] = dict(model=BUNDLED, epochs=2, batch_size=32, workers=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Options for a probe that takes a second."""
+    weights = write_tiny_weights(tmp_path_factory.mktemp("weights"))
+    return dict(model=TINY, weights=weights, epochs=2, batch_size=32, workers=0, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +160,9 @@ def test_batches_of_few_images() -> None:
         limit_batch_size(128, 3, World(0, 4, CPU))
 
 
-def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path) -> None:
+def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path, fast: dict[str, Any]) -> None:
     out = tmp_path / "out"
-    probed = probe_images(table, out, label_column="label", **FAST)
+    probed = probe_images(table, out, label_column="label", **fast)
     results = json.loads((out / "results.json").read_text())
     assert probed.results == results
     assert results["protocol"]["name"] == "sgd"
@@ -190,14 +197,14 @@ def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path) -> None:
     assert [classes[scores[row["path"]].argmax()] for row in rows] == [row["predicted"] for row in rows]
     assert 100 * np.mean([row["label"] == row["predicted"] for row in rows]) == pytest.approx(won["test"]["top1"])
 
-    again = probe_images(table, out, label_column="label", **FAST)
+    again = probe_images(table, out, label_column="label", **fast)
     assert again.done_before
     assert again.results == results
     with pytest.raises(UsageError, match="holds another probe"):
-        probe_images(table, out, label_column="label", **FAST | {"epochs": 3})
+        probe_images(table, out, label_column="label", **fast | {"epochs": 3})
 
 
-def test_multi_labels_of_a_file(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_multi_labels_of_a_file(make_folder: Callable[..., Path], tmp_path: Path, fast: dict[str, Any]) -> None:
     images = make_folder({"in": 40})
     names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
     with open(tmp_path / "labels.csv", "w") as file:
@@ -205,7 +212,7 @@ def test_multi_labels_of_a_file(make_folder: Callable[..., Path], tmp_path: Path
             "path,kind\n" + "".join(f"{name},{'a|b' if i < 10 else 'a' if i < 20 else 'c|b'}\n" for i, name in enumerate(names))
         )
     results = probe_images(
-        images, tmp_path / "out", labels=tmp_path / "labels.csv", label_column="kind", **FAST, pools="avg,max"
+        images, tmp_path / "out", labels=tmp_path / "labels.csv", label_column="kind", **fast, pools="avg,max"
     ).results
     assert results["task"] == "multi"
     assert results["classes"] == ["a", "b", "c"]
@@ -215,7 +222,7 @@ def test_multi_labels_of_a_file(make_folder: Callable[..., Path], tmp_path: Path
     assert max(candidate["val"]["map"] for candidate in results["candidates"]) > 50
 
 
-def test_split_group_and_task_of_a_file(table: Path, tmp_path: Path) -> None:
+def test_split_group_and_task_of_a_file(table: Path, tmp_path: Path, fast: dict[str, Any]) -> None:
     rows = pq.read_table(table)["label"].to_pylist()
     source = open_source(table, label_column="label")
     keys = [item.key for item in source.items(0, 96)]
@@ -224,7 +231,7 @@ def test_split_group_and_task_of_a_file(table: Path, tmp_path: Path) -> None:
     ]
     (tmp_path / "l.csv").write_text("\n".join(["path,label,part,group", *lines]))
     options = dict(labels=tmp_path / "l.csv", task="multi", split_column="part", group_column="group")
-    results = probe_images(table, tmp_path / "out", **options, **FAST | {"epochs": 1}).results
+    results = probe_images(table, tmp_path / "out", **options, **fast | {"epochs": 1}).results
     assert results["task"] == "multi"
     assert results["rows"]["test"] == 23  # one cannot be read
     assert results["rows"]["val"] % 6 == 0
@@ -255,18 +262,18 @@ def test_rates_that_diverged_are_left_out(tmp_path: Path) -> None:
         _choose_rate(heads, "block1", fitter, ("block1",))
 
 
-def test_unusable_input(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_unusable_input(make_folder: Callable[..., Path], tmp_path: Path, fast: dict[str, Any]) -> None:
     images = make_folder({"in": 12})
     names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
     (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{name},{i + 0.5}\n" for i, name in enumerate(names)))
     with pytest.raises(UsageError, match="protocol 'sgd' predicts classes"):
-        probe_images(images, tmp_path / "out", labels=tmp_path / "labels.csv", **FAST)
+        probe_images(images, tmp_path / "out", labels=tmp_path / "labels.csv", **fast)
     (tmp_path / "used").mkdir()
     (tmp_path / "used/thesis.txt").write_text("")
     with pytest.raises(UsageError, match="holds something other than a probe"):
-        probe_images(images, tmp_path / "used", **FAST)
+        probe_images(images, tmp_path / "used", **fast)
     with pytest.raises(UsageError, match="'in'"):
-        probe_images(images, tmp_path / "other", **FAST)
+        probe_images(images, tmp_path / "other", **fast)
 
 
 SCRIPT = """

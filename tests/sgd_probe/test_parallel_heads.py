@@ -117,5 +117,7 @@ def test_images_left_out_of_a_batch_add_nothing() -> None:
 
 
 def test_more_heads_than_memory() -> None:
-    with pytest.raises(UsageError, match=r"13 heads of 100,000 classes for each block are 2,[0-9,]+ weights: probe fewer blocks"):
+    with pytest.raises(
+        UsageError, match=r"13 heads of 100,000 classes for each block are 2,[0-9,]+ weights: probe fewer blocks"
+    ):
         ParallelHeads.start({"a": 1024, "b": 1024}, 100_000, "single", 256, 0, CPU)
