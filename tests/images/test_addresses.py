@@ -44,7 +44,7 @@ def test_the_folder_that_names_are_relative_to(text: str, root: str) -> None:
     assert parse_address(text).fixed_folder() == root
 
 
-def test_a_file_may_be_named_like_a_glob(tmp_path: Path) -> None:
+def test_a_file_named_like_a_glob(tmp_path: Path) -> None:
     (tmp_path / "[x]").mkdir()
     (tmp_path / "[x]/{1..2}.tar").write_bytes(b"")
     assert parse_address(tmp_path / "[x]/{1..2}.tar").fixed_folder() == str(tmp_path / "[x]")

@@ -68,12 +68,12 @@ def test_exif_rotation_is_undone(orientation: int, photo: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_unreadable_exif_costs_nothing(decoder: str, photo: Image.Image) -> None:
+def test_unreadable_exif_is_ignored(decoder: str, photo: Image.Image) -> None:
     with_garbage, without = encode(photo, "JPEG", exif=GARBAGE_EXIF), encode(photo, "JPEG")
     assert np.array_equal(array(decode_pixels(with_garbage, decoder)), array(decode_pixels(without, decoder)))
 
 
-def test_an_odd_tag_beside_the_orientation_costs_no_rotation(photo: Image.Image) -> None:
+def test_a_damaged_tag_beside_the_orientation_does_not_matter(photo: Image.Image) -> None:
     stored = photo.transpose(Image.Transpose.ROTATE_90)
     assert np.array_equal(array(decode_image(encode(stored, exif=ODD_EXIF))), array(photo))
 
@@ -91,7 +91,7 @@ def test_torchvision_decodes_jpegs_as_pillow_does(kind: str, photo: Image.Image)
         assert difference.mean() < 0.01
 
 
-def test_what_is_left_to_pillow(photo: Image.Image) -> None:
+def test_images_that_pillow_decodes(photo: Image.Image) -> None:
     for stored, kind in ((photo.convert("CMYK"), "JPEG"), (photo, "PNG"), (photo.quantize(64), "GIF"), (photo, "WEBP")):
         data = encode(stored, kind)
         pixels = decode_pixels(data, "torchvision")
@@ -166,7 +166,7 @@ def test_transparency_lies_over_white(photo: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
-def test_animations_give_their_first_frame(kind: str, photo: Image.Image) -> None:
+def test_first_frames_of_animations(kind: str, photo: Image.Image) -> None:
     frames = [Image.new("RGB", (60, 40), colour) for colour in ("red", "blue", "lime")]
     decoded = array(decode_image(encode(frames[0], kind, save_all=True, append_images=frames[1:])))
     assert np.abs(decoded.astype(int) - [255, 0, 0]).max() <= 6
@@ -197,7 +197,7 @@ def test_jpegs_without_an_end_fail(kind: str, decoder: str, photo: Image.Image) 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("kind", ["baseline", "fine", "restarts", "turned", "grey", "cmyk"])
-def test_jpegs_closed_before_their_last_rows_fail(kind: str, decoder: str, photo: Image.Image) -> None:
+def test_jpegs_that_end_before_their_last_rows_fail(kind: str, decoder: str, photo: Image.Image) -> None:
     stored = photo.convert({"grey": "L", "cmyk": "CMYK"}.get(kind, "RGB"))
     data = encode(stored, "JPEG", **JPEGS.get(kind, {}))
     scan = data.index(b"\xff\xda")
@@ -209,7 +209,7 @@ def test_jpegs_closed_before_their_last_rows_fail(kind: str, decoder: str, photo
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("kind", ["baseline", "progressive", "restarts"])
-def test_grey_corners_of_the_pictures_own_are_no_failure(kind: str, decoder: str, photo: Image.Image) -> None:
+def test_grey_corners_of_complete_images_are_no_failure(kind: str, decoder: str, photo: Image.Image) -> None:
     corner = photo.copy()
     corner.paste((128, 128, 128), (corner.width // 2 // 16 * 16, corner.height // 2 // 16 * 16, corner.width, corner.height))
     for picture in (corner, Image.new("RGB", (50, 40), (128, 128, 128)), Image.new("L", (3, 5), 127)):
@@ -218,7 +218,7 @@ def test_grey_corners_of_the_pictures_own_are_no_failure(kind: str, decoder: str
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_what_follows_the_end_of_a_jpeg_is_no_concern(decoder: str, photo: Image.Image) -> None:
+def test_data_after_the_end_of_a_jpeg_does_not_matter(decoder: str, photo: Image.Image) -> None:
     data = encode(photo, "JPEG")
     expected = array(decode_pixels(data, decoder))
     for rest in (bytes(5000), b"text of a phone", data, data[:-500]):
@@ -276,7 +276,7 @@ def test_only_the_thread_that_decodes_is_quiet() -> None:
     thread.join()
 
 
-def test_the_limit_of_pixels_is_ours_and_pillows_stays(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_limit_on_pixels_applies_and_pillows_is_kept(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for kind in ("JPEG", "PNG", "BMP"):
         data = encode(photo, kind)
@@ -288,7 +288,7 @@ def test_the_limit_of_pixels_is_ours_and_pillows_stays(photo: Image.Image, monke
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
-def test_a_decoder_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="decoder 'opencv': choose one of torchvision, pillow"):
         decode_pixels(b"", "opencv")
     monkeypatch.setitem(sys.modules, "torchvision.io", None)

@@ -144,7 +144,7 @@ def test_tars(home: str) -> None:
         ("tables", r"pass '.*/home/tables/\*.parquet'"),
     ],
 )
-def test_what_is_not_there(name: str, match: str, home: str) -> None:
+def test_missing_inputs(name: str, match: str, home: str) -> None:
     with pytest.raises(UsageError, match=match):
         open_source(f"{home}/{name}")
 
@@ -165,7 +165,7 @@ def test_many_threads_read_at_once(home: str) -> None:
         assert list(pool.map(lambda item: item.read(), items)) == [b"photos/a.png", b"photos/b/2.JPG", b""] * 20
 
 
-def test_parts_of_a_file(home: str) -> None:
+def test_parts_of_a_file_are_read(home: str) -> None:
     item = next(open_source(f"{home}/photos").items(0, 1))
     assert item.path() is None
     with item.open() as file:
@@ -210,7 +210,7 @@ def test_single_files_on_the_web(web: str, tmp_path: Path) -> None:
         open_source(f"{web}/x.parquet?token=1")
 
 
-def test_nobody_answers(tmp_path: Path) -> None:
+def test_no_server_answers(tmp_path: Path) -> None:
     pytest.importorskip("aiohttp")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -225,7 +225,7 @@ def test_nobody_answers(tmp_path: Path) -> None:
         ("gs", "gcsfs", r"pip install 'densefeat\[gcs\]'"),
     ],
 )
-def test_packages_that_are_missing(protocol: str, package: str, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages(protocol: str, package: str, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, protocol, raising=False)  # as in a new process
     with pytest.raises(UsageError, match=match):

@@ -176,7 +176,7 @@ def test_only_the_segments_of_a_region_are_read_and_only_once(photo: np.ndarray,
 
 
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits", "zstd", "jpeg", "jpeg2000", None])
-def test_damage_costs_the_regions_that_touch_it(compression: str | None, photo: np.ndarray, tmp_path: Path) -> None:
+def test_damage_loses_only_the_regions_that_touch_it(compression: str | None, photo: np.ndarray, tmp_path: Path) -> None:
     """Segment 6 (second row, second column) is cut in half."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, photo, tile=(32, 16), compression=compression, photometric="rgb")
@@ -247,7 +247,7 @@ def test_a_plane_without_bytes(photo: np.ndarray, tmp_path: Path) -> None:
         (TILED, {"PhotometricInterpretation": 77}, "3 samples a pixel as 77"),
     ],
 )  # fmt: skip
-def test_headers_that_cannot_be(options: dict, tags: dict, match: str, photo: np.ndarray, tmp_path: Path) -> None:
+def test_impossible_headers(options: dict, tags: dict, match: str, photo: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, photo, photometric="rgb", **options)
     change(path, **tags)
@@ -285,9 +285,7 @@ def test_kinds_that_are_not_read_by_region(pixels: np.ndarray, options: dict, ma
         ("zlib", bytes(10**6), "1,000,000 bytes for 1,536 bytes of pixels"),
     ],
 )  # fmt: skip
-def test_segments_that_hold_something_else(
-    compression: str, segment: bytes, match: str, photo: np.ndarray, tmp_path: Path
-) -> None:
+def test_segments_with_other_content(compression: str, segment: bytes, match: str, photo: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, photo, **TILED, compression=compression, photometric="rgb")
     offset = path.stat().st_size
@@ -408,7 +406,7 @@ def test_threads_compute_a_value_once() -> None:
 
 
 @pytest.mark.parametrize(("stage", "times"), [("decode", 1), ("read", 2)])
-def test_pixels_that_cannot_be_decoded_are_not_tried_again(stage: str, times: int) -> None:
+def test_failures_to_decode_are_cached(stage: str, times: int) -> None:
     cache: ByteCache[Bytes] = ByteCache(100)
     computed = []
 

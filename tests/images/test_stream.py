@@ -40,7 +40,7 @@ def test_near_positions_are_read_together(tmp_path: Path, monkeypatch: pytest.Mo
     assert entered == [10, 4000]
 
 
-def test_a_selection_is_told_apart_by_source_and_positions(tmp_path: Path) -> None:
+def test_a_selection_is_identified_by_source_and_positions(tmp_path: Path) -> None:
     one, two = table(tmp_path / "x.parquet", 5), table(tmp_path / "y.parquet", 5)
     selections = [Selected(source, np.array(some)) for source in (one, two) for some in ([1, 2], [2, 1], [1, 2, 3])]
     assert len({selection.fingerprint() for selection in selections}) == 6
@@ -56,7 +56,7 @@ def test_fingerprints_do_not_depend_on_the_layout() -> None:
     assert len({hash_columns(*columns) for columns in [*others, [texts]]}) == 7
 
 
-def test_repeated() -> None:
+def test_repeated_keys() -> None:
     keys = pa.array([b"a", b"b", b"a", b"c", b"b", b"a"], pa.large_binary())
     assert find_repeats(keys).tolist() == [False, False, True, False, True, True]
     assert find_repeats(pa.array([], pa.large_binary())).tolist() == []
@@ -67,7 +67,7 @@ def test_keys_are_printable() -> None:
     assert printable_key(os.fsdecode(b"caf\xe9")) == "caf\\xe9"
 
 
-def test_items_pickle_with_their_way_to_read(tmp_path: Path) -> None:
+def test_items_can_be_pickled(tmp_path: Path) -> None:
     (item,) = pickle.loads(pickle.dumps(list(table(tmp_path / "x.parquet", 1).items(0, 1))))
     assert isinstance(item, ImageItem)
     assert item.read() == b"0"

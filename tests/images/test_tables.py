@@ -126,7 +126,7 @@ def test_damaged_files_among_good_ones(tmp_path: Path) -> None:
     }
 
 
-def test_a_damaged_row_group_costs_its_own_rows(tmp_path: Path) -> None:
+def test_a_damaged_row_group_loses_only_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     write(path, {"image": images(9), "label": range(9)}, row_group_size=3, compression="none", use_dictionary=False, write_page_checksum=True)  # fmt: skip
     data = bytearray(path.read_bytes())
@@ -162,7 +162,7 @@ def test_a_range_after_the_last_goes_on_without_opening_the_file_again(tmp_path:
     assert outcomes(source.items(0, 1)) == [("x.parquet#0", None, "No such file or directory")]
 
 
-def test_what_a_crafted_file_may_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crafted_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("densefeat.images.rows.MAX_BYTES", 1000)
     monkeypatch.setattr("densefeat.images.tables._MAX_ROWS", 1000)
     large = write(tmp_path / "large.parquet", {"image": [b"x" * 1000, b"x" * 1001]})
@@ -183,7 +183,7 @@ def pool() -> Iterator[pa.MemoryPool]:
 
 
 @pytest.mark.parametrize("struct", [False, True])
-def test_one_image_in_many_rows_takes_its_memory_few_times(struct: bool, tmp_path: Path, pool: pa.MemoryPool) -> None:
+def test_one_image_in_many_rows_is_copied_few_times(struct: bool, tmp_path: Path, pool: pa.MemoryPool) -> None:
     picture = bytes(2**22)
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([picture]))
     if struct:
@@ -230,7 +230,7 @@ def test_wrong_tables(columns: dict, options: dict, match: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"no Parquet" * 10])
-def test_no_tables_at_all(data: bytes, tmp_path: Path) -> None:
+def test_files_that_are_no_tables(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(data)
     with pytest.raises(UsageError, match="not a Parquet file, or damaged: "):
         open_source(tmp_path / "x.parquet")

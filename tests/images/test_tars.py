@@ -77,7 +77,7 @@ def special(name: str, kind: bytes, target: str = "good.jpg") -> tarfile.TarInfo
     return member
 
 
-def test_members_that_are_no_images_of_their_own(tmp_path: Path) -> None:
+def test_members_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:
         for name in ("good.jpg", "/etc/x.jpg", "../up.jpg", "a/../../up.jpg", "good.jpg"):
@@ -118,7 +118,7 @@ def test_cut_off_in_the_middle(size: int, good: int, tmp_path: Path) -> None:
     assert found[-1][2].startswith(CUT)
 
 
-def test_damage_keeps_what_stands_before_it(tmp_path: Path) -> None:
+def test_members_before_damage_are_kept(tmp_path: Path) -> None:
     data = bytearray(write(tmp_path / "x.tar", [(f"{i}.jpg", b"x" * 100) for i in range(4)]).read_bytes())
     data[2048 + 3] ^= 1  # in the third name: its checksum is wrong
     (tmp_path / "x.tar").write_bytes(data)
@@ -137,7 +137,7 @@ def test_damage_keeps_what_stands_before_it(tmp_path: Path) -> None:
         (dict(size=2**60), CUT),
     ],
 )
-def test_headers_that_ask_for_too_much(header: dict, reason: str, tmp_path: Path) -> None:
+def test_headers_with_huge_sizes(header: dict, reason: str, tmp_path: Path) -> None:
     good = write(tmp_path / "x.tar", [("a.jpg", b"x")]).read_bytes()[:1024]
     member = tarfile.TarInfo("b.jpg")
     for name, value in header.items():
@@ -149,7 +149,7 @@ def test_headers_that_ask_for_too_much(header: dict, reason: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
-def test_headers_parsed_here_are_what_tarfile_parses(kind: int) -> None:
+def test_our_headers_equal_those_of_tarfile(kind: int) -> None:
     for name, size in (("a.jpg", 7), ("d/" * 60 + "b.jpg", 2**33 - 1), ("ü" * 40, 0)):
         member = tarfile.TarInfo(name)
         member.size = size
@@ -185,7 +185,7 @@ def test_wrong_tars(name: str, members: list, options: dict, match: str, tmp_pat
         (b"short", "truncated header"),
     ],
 )
-def test_no_tar_at_all(data: bytes, match: str, tmp_path: Path) -> None:
+def test_files_that_are_no_tars(data: bytes, match: str, tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(data)
     with pytest.raises(UsageError, match=match):
         open_source(tmp_path / "x.tar")

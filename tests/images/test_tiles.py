@@ -173,7 +173,7 @@ def test_places_are_those_of_the_upright_image(kind: str, orientation: int, phot
         assert_tiles_of(everything(TiledSource(source, 100)), upright)
 
 
-def test_content() -> None:
+def test_the_share_of_content() -> None:
     pixels = np.full((3, 10, 10), 255, np.uint8)
     assert _measure_content(pixels.transpose(1, 2, 0)) == 0
     pixels[:, :2] = 15
@@ -226,7 +226,7 @@ def test_threads_read_regions(photographs: list[Image.Image], tmp_path: Path) ->
         assert np.array_equal(tile.permute(1, 2, 0).numpy(), pixels[item.y : item.y + 48, item.x : item.x + 48])
 
 
-def test_what_cannot_be_decoded_fails_for_each_of_its_tiles_but_is_tried_once(photo: Image.Image) -> None:
+def test_an_image_that_cannot_be_decoded_fails_for_each_tile_but_is_tried_once(photo: Image.Image) -> None:
     listed = Listed({"broken": encode(photo, "JPEG")[:-900], "fine": encode(photo)})
     source = TiledSource(listed, 64)
     listed.times_read.clear()
@@ -275,7 +275,7 @@ def png_header(width: int, height: int) -> bytes:
         ("a.tif", encode(Image.new("CMYK", (2000, 2000)), "TIFF"), "more than the limit of 1,000,000 .4 samples a pixel as SEPARATED", "decode"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_cut_is_one_position_that_fails(
+def test_an_image_that_cannot_be_cut_is_one_position_that_fails(
     name: str, data: bytes, reason: str, stage: str, photo: Image.Image, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(data)
@@ -291,7 +291,7 @@ def test_what_cannot_be_cut_is_one_position_that_fails(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
-def test_what_is_no_file_does_not_block(tmp_path: Path) -> None:
+def test_named_pipes_do_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").symlink_to("nowhere.jpg")
     fifo, link = everything(TiledSource(open_source(tmp_path), 96))
@@ -331,7 +331,7 @@ def test_tiffs_of_other_kinds_are_decoded_whole(photo: Image.Image, tmp_path: Pa
         assert_tiles_of(own, np.asarray(decode_image((tmp_path / name).read_bytes())))
 
 
-def test_the_limit_on_pixels_is_not_for_what_is_read_by_region(
+def test_images_read_by_region_have_no_limit_on_pixels(
     photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.asarray(photo), tile=(64, 64))
@@ -378,7 +378,7 @@ def test_the_fingerprint_says_which_tile_a_position_is(photo: Image.Image) -> No
     assert len(set(prints)) == 1 + len(other)
 
 
-def test_an_image_that_has_changed_since(photo: Image.Image, tmp_path: Path) -> None:
+def test_an_image_that_changes_after_it_was_measured(photo: Image.Image, tmp_path: Path) -> None:
     for name in ("a.png", "b.tif"):
         photo.save(tmp_path / name)
     items = everything(TiledSource(open_source(tmp_path), 100))
@@ -389,7 +389,7 @@ def test_an_image_that_has_changed_since(photo: Image.Image, tmp_path: Path) -> 
             item.decode()
 
 
-def test_pickled_without_what_it_holds(mixed: Path) -> None:
+def test_pickling_leaves_the_caches_out(mixed: Path) -> None:
     source = TiledSource(open_source(mixed), 64)
     fresh = len(pickle.dumps(source))
     tiles = [item.decode("pillow") for item in everything(source)]
@@ -400,7 +400,7 @@ def test_pickled_without_what_it_holds(mixed: Path) -> None:
         assert torch.equal(item.decode("pillow").pixels, tile.pixels)
 
 
-def test_nothing_to_cut() -> None:
+def test_an_input_without_tiles() -> None:
     source = TiledSource(Listed({}), 64)
     assert source.length == 0
     assert everything(source) == []

@@ -36,7 +36,7 @@ def test_equals_timms_evaluation_transform_bit_for_bit(name: str, size: int | No
         ("densefeat_densenet_bc100_k12", {"in_chans": 1}, None, "the model reads 1 channels"),
     ],
 )
-def test_inputs_that_cannot_be_prepared(name: str, kwargs: dict, size: int | None, match: str) -> None:
+def test_unsupported_inputs(name: str, kwargs: dict, size: int | None, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         Preprocessing.for_model(timm.create_model(name, **kwargs), size)
 
@@ -62,7 +62,7 @@ def test_tensors_come_out_as_images_do(interpolation: str, crop_mode: str, size:
             assert difference.max() <= (8 if tall else 2)
 
 
-def test_borders_have_the_models_own_mean_as_timms_do(photographs: list[Image.Image]) -> None:
+def test_borders_have_the_mean_colour_of_the_weights(photographs: list[Image.Image]) -> None:
     model = timm.create_model("densefeat_densenet_bc100_k12")
     mean = (0.2, 0.5, 0.8)
     own = replace(Preprocessing.for_model(model, 64), crop_mode="border", mean=mean)
