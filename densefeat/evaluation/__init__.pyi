@@ -1,7 +1,9 @@
-from .accuracy import check_classes, evaluate, load_eval_images
-from .predictions import predict
+from .accuracy import Evaluation, check_classes, evaluate, load_eval_images
+from .predictions import Predicted, predict
 
 __all__ = [
+    "Predicted",
+    "Evaluation",
     "check_classes",
     "evaluate",
     "load_eval_images",
