@@ -52,7 +52,7 @@ def find_neighbours(
     name = choose_column(store, block, column)
     if not images and not keys:
         raise UsageError("nothing to search for: give images or keys")
-    rows = [find_row(store, key) for key in keys]
+    rows = [_find_row(store, key) for key in keys]
     vectors = []
     if images:
         from densefeat.search.queries import embed  # loads torch, which rows of the store do not need
@@ -91,7 +91,7 @@ def _choose_engine(engine: str) -> tuple[Callable[..., Any], Callable[..., Any]]
     return _ENGINES[engine]
 
 
-def find_row(store: Store, key: str) -> int:
+def _find_row(store: Store, key: str) -> int:
     """Return the row of an image's key, or of a tile, ``KEY:X,Y``. UsageError if there is none, with close keys, or several."""
     rows = _find_rows(store, key)
     tile = re.fullmatch(r"(.*):(\d+),(\d+)", key, re.DOTALL) if "x" in store.schema.names else None

@@ -1,4 +1,4 @@
-"""Several processes under torchrun, each its share of the parts; one that is killed costs nothing but its part."""
+"""Several processes under torchrun: each extracts its share of the parts; one that is killed loses only its current part."""
 
 import os
 import shutil
@@ -44,6 +44,12 @@ def test_torchrun_writes_the_same_store(folder: Path, tmp_path: Path) -> None:
     assert shared.failures == alone.failures
     assert np.abs(shared["block3"] - alone["block3"]).max() < 1e-5
     assert not (tmp_path / "shared/work").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_on_a_finished_store(folder: Path, tmp_path: Path) -> None:
+    densefeat.extract(folder, tmp_path / "shared", BUNDLED, batch_size=4, part_rows=8)
+    command = [*TORCHRUN, "--standalone", *EXTRACT, "--images", folder, "--out", tmp_path / "shared", "--part-rows", "8"]
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert again.returncode == 0, again.stderr
     assert "nothing was left to do" in again.stdout

@@ -1,4 +1,4 @@
-"""Text of someone else's on a terminal."""
+"""Other people's text on a terminal."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Vectors that search has something to find in."""
+"""Vectors with neighbours that search can find."""
 
 import numpy as np
 import pytest

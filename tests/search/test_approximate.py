@@ -13,7 +13,7 @@ pytest.importorskip("faiss")
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_recall_of_neighbours(make_store, clustered: np.ndarray, metric: str) -> None:
-    """Of the ten nearest to each of 200 queries at least 98 % are found, 16 of 50 cells looked into."""
+    """At least 98 % of the ten nearest to each of 200 queries are found in 16 of 50 cells."""
     store = make_store({"block1": clustered})
     leave_out = list(range(0, 2000, 10))
     true, true_scores = exact.find_nearest(store, clustered[::10], "block1", 10, metric, leave_out)
@@ -40,7 +40,7 @@ def test_recall_of_pairs(make_store, clustered: np.ndarray, metric: str, thresho
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_equal_rows_are_found_with_their_numbers_in_the_store(make_store, clustered: np.ndarray, metric: str) -> None:
-    """Also behind rows that are in no index; distance 0 and cosine 1 are within a threshold of just that."""
+    """Rows that are not in the index do not shift the numbers; a threshold of distance 0 or cosine 1 includes equal rows."""
     clustered[[0, 7]] = np.nan
     clustered[1500] = clustered[40]
     store = make_store({"block1": clustered})

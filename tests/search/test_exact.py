@@ -1,4 +1,4 @@
-"""Exact search against scikit-learn and plain numpy; the same whatever the blocks, in memory that they bound."""
+"""Exact search agrees with scikit-learn and numpy, whatever the size of the chunks, and these bound its memory."""
 
 import tracemalloc
 
@@ -46,7 +46,7 @@ def test_nearest_by_dot_product(make_store, clustered: np.ndarray) -> None:
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
 def test_equally_near_rows_come_in_their_order(make_store, metric: str) -> None:
-    """Equal vectors all over a store: a matrix product would rate them by where they stand in its blocks."""
+    """Equal vectors all over a store: in a matrix product their scores would depend on their positions."""
     one, other = np.random.default_rng(0).random((2, 24), np.float32)
     values = np.tile(one, (1000, 1))
     values[::3] = other / 10
@@ -137,12 +137,12 @@ def test_pairs_are_bounded(make_store, max_pairs: int, complete: bool) -> None:
     assert (len(found.first), found.complete) == (max_pairs, complete)
 
 
-def test_memory_is_bounded_by_the_blocks(make_store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The vectors take 20 MB; blocks of 1 MB are searched, and 16,000 × 16,000 products would take 1 GB."""
+def test_memory_is_bounded_by_the_chunks(make_store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vectors take 10 MB, all 8,000 × 8,000 products would take 256 MB; chunks of 1 MB are searched."""
     monkeypatch.setattr("densefeat.store.writer._ROW_GROUP_BYTES", 2**20)
     monkeypatch.setattr("densefeat.search.vectors._CHUNK_BYTES", 2**20)
     monkeypatch.setattr("densefeat.search.exact.TILE_VALUES", 2**18)
-    store = make_store({"block1": np.random.default_rng(0).standard_normal((16_000, 320), np.float32)})
+    store = make_store({"block1": np.random.default_rng(0).standard_normal((8_000, 320), np.float32)})
     query = store.read("block1", 0, 1)
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""The page: all in one file, other people's text escaped, whatever the images."""
+"""The page of a search is one file with its thumbnails, in which other people's text is escaped."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +17,7 @@ EVIL = "\"><script src=//evil.example></script><img src=x onerror='alert(1)'>.jp
 
 
 class Page(HTMLParser):
-    """The elements, with their attributes and text."""
+    """A page's elements, with their attributes and text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def test_neighbours_with_their_pictures(make_store, photo_folder: Path, tmp_path
     assert {"1 · 1.0000", "china/02.jpg", "a & b", "3 rows, block1 of some.model; cosine similarity"} <= set(page.texts)
 
 
-def test_the_page_asks_for_nothing_else(make_store, tmp_path: Path) -> None:
+def test_the_page_requests_nothing(make_store, tmp_path: Path) -> None:
     """No scripts, styles, fonts or pictures from elsewhere, and a policy that would forbid them."""
     store = make_store({"block1": vectors(2)}, [EVIL, "b.jpg"], [EVIL, None], images="/nowhere")
     found = neighbours(store, [Query(ImageEntry(EVIL))])

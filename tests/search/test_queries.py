@@ -1,4 +1,4 @@
-"""Queries: embedded as the store was, by the same weights or not at all; or found by key."""
+"""Queries are embedded as the store was, with the same weights or not at all; rows are found by key."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ import timm
 import densefeat
 from densefeat.errors import UsageError
 from densefeat.nets.weights import file_sha256
-from densefeat.search.find import find_row
+from densefeat.search.find import _find_row
 from densefeat.search.queries import embed, rebuild_extractor
 from support.helpers import BUNDLED, relative_difference
 
@@ -48,7 +48,7 @@ def bundled_file() -> Path:
 
 @pytest.fixture
 def of_checkpoint(tmp_path: Path, photo_folder: Path, bundled_file: Path) -> Path:
-    """A store made from a checkpoint file, which lies beside it."""
+    """A store made from a checkpoint file that is beside it."""
     checkpoint = shutil.copy(bundled_file, tmp_path / "mine.safetensors")
     densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, weights=checkpoint, device="cpu", workers=1, blocks="1")
     return tmp_path / "e.parquet"
@@ -118,18 +118,18 @@ def test_unreadable_queries(photo_folder: Path, tmp_path: Path, content: bytes |
 
 def test_rows_by_key(make_store) -> None:
     store = make_store({"block1": np.ones((3, 2), np.float32)}, keys=["a.jpg", "b.jpg:1,2", "dir/c.jpg"])
-    assert [find_row(store, key) for key in ("a.jpg", "b.jpg:1,2", "dir/c.jpg")] == [0, 1, 2]
+    assert [_find_row(store, key) for key in ("a.jpg", "b.jpg:1,2", "dir/c.jpg")] == [0, 1, 2]
     with pytest.raises(UsageError, match=r"key 'dir/d.jpg' is not in .*: did you mean dir/c.jpg"):
-        find_row(store, "dir/d.jpg")
+        _find_row(store, "dir/d.jpg")
     with pytest.raises(UsageError, match=r"key 'zzz' is not in \S+$"):
-        find_row(store, "zzz")
+        _find_row(store, "zzz")
 
 
 def test_tiles_by_key_and_place(make_store) -> None:
     places = [(0, 0), (32, 0), (0, 0)]
     store = make_store({"block1": np.ones((3, 2), np.float32)}, keys=["a.tif", "a.tif", "b.tif"], places=places)
-    assert [find_row(store, key) for key in ("a.tif:0,0", "a.tif:32,0", "b.tif:0,0", "b.tif")] == [0, 1, 2, 2]
+    assert [_find_row(store, key) for key in ("a.tif:0,0", "a.tif:32,0", "b.tif:0,0", "b.tif")] == [0, 1, 2, 2]
     with pytest.raises(UsageError, match="key 'a.tif' has 2 tiles in .*: name one by its place, as in a.tif:0,0"):
-        find_row(store, "a.tif")
+        _find_row(store, "a.tif")
     with pytest.raises(UsageError, match="key 'a.tif:1,1' is not in"):
-        find_row(store, "a.tif:1,1")
+        _find_row(store, "a.tif:1,1")

@@ -1,4 +1,4 @@
-"""Records and groups."""
+"""The records and groups of results."""
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def test_missing_neighbours_have_no_record(make_store) -> None:
 
 
 def test_pairs_as_records_and_groups(make_store) -> None:
-    """0-2-5 hang together through 2; 1-4 are the other group, with a pair better than the last of the first."""
+    """Rows 0, 2 and 5 are connected through 2; 1 and 4 are the other group, with a pair better than the worst of the first."""
     store = make_store({"block1": VALUES})
     found = Pairs(store, "block1", "cosine", 0.97, find_pairs(store, "block1", 0.97))
     assert found.fields == ["rank", "score", "group", "path", "other_path"]

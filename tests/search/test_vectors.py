@@ -1,4 +1,4 @@
-"""Closeness: the fast one within its error of the exact one, which does not depend on place."""
+"""Estimated closeness is within its error of the exact one, which does not depend on positions."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_exact_agrees_with_plain_float64() -> None:
 
 
 @pytest.mark.parametrize("metric", _METRICS)
-def test_equal_rows_are_equally_near_wherever_they_stand(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_rows_are_equally_near_at_any_position(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("densefeat.search.vectors._EXACT_VALUES", 500)  # several pieces
     generator = np.random.default_rng(0)
     rows = prepare_vectors(np.tile(generator.standard_normal((1, 77)).astype(np.float32), (50, 1)), metric).rows

@@ -20,7 +20,7 @@ ONE = np.ones((1, 2), np.float32)
         (["layer1", "layer2"], {"block": 2}, "layer2"),  # of another's model: the n-th
     ],
 )
-def test_the_column_that_is_meant(make_store, names: list[str], question: dict, chosen: str) -> None:
+def test_choose_column(make_store, names: list[str], question: dict, chosen: str) -> None:
     assert choose_column(make_store(dict.fromkeys(names, ONE)), **question) == chosen
 
 
@@ -52,13 +52,13 @@ def test_a_store_without_rows(make_store) -> None:
         ("block2_max", "avg,max", ("block2", "max")),
     ],
 )
-def test_what_made_a_column(column: str, pool: list[str] | str, expected: tuple[str, str]) -> None:
+def test_find_source(column: str, pool: list[str] | str, expected: tuple[str, str]) -> None:
     source = find_source({"blocks": ["block1", "block2"], "pool": pool}, column, "unknown")
     assert (source.block, source.pool) == expected
     assert column_name(*expected, 1 if len(pool) == 1 else 2) == column
 
 
-def test_a_column_that_nothing_made() -> None:
+def test_find_source_of_an_unknown_column() -> None:
     with pytest.raises(UsageError, match="who made mine"):
         find_source({"blocks": ["block1"], "pool": ["avg"]}, "mine", "who made mine")
 

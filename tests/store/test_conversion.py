@@ -1,4 +1,4 @@
-"""Every format read back by the library it is for; whole or not at all."""
+"""Every format is read back by the library it is for, and appears whole or not at all."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from safetensors import safe_open
 import densefeat
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.conversion import _FORMATS, convert
-from support.stores import PROVENANCE, made_up, write_rows, write_store
+from support.stores import PROVENANCE, random_features, write_rows, write_store
 
 MAPS = {"block1": (3,), "block1_max": (2,), "block2": (2, 3, 4)}
 
@@ -27,7 +27,7 @@ def dtype(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def features(tmp_path: Path, dtype: str) -> dict[str, np.ndarray]:
-    """Of the store at ``tmp_path/s``: 25 rows in 3 parts, pooled vectors and maps."""
+    """The vectors of the store at ``tmp_path/s``: 25 rows in 3 parts, pooled vectors and maps."""
     return write_store(tmp_path / "s", 25, shapes=MAPS, dtype=dtype)
 
 
@@ -115,7 +115,7 @@ def test_csv(tmp_path: Path, features: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize("to", _FORMATS)
 def test_a_single_file_without_labels_and_rows(tmp_path: Path, to: str) -> None:
-    write_rows(tmp_path / "e.parquet", made_up(0), 0, 0, labelled=False)
+    write_rows(tmp_path / "e.parquet", random_features(0), 0, 0, labelled=False)
     out = convert(tmp_path / "e.parquet", to, tmp_path / f"out.{to}")
     if to == "npy":
         assert np.load(out / "block1.npy", mmap_mode=None).shape == (0, 3)
@@ -160,7 +160,7 @@ def test_an_error_leaves_nothing(tmp_path: Path, to: str) -> None:
 
 @pytest.fixture
 def nearly_full_disk() -> Iterator[None]:
-    """A limit on the size of files stands for it."""
+    """A limit on the size of files has the same effect as a full disk."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
@@ -212,7 +212,7 @@ def test_headers_that_safetensors_would_refuse(tmp_path: Path, monkeypatch: pyte
 
 
 def test_no_column_leads_out_of_the_folder(tmp_path: Path) -> None:
-    write_rows(tmp_path / "e.parquet", made_up(1, {"../block1": (2,)}), 0, 1)
+    write_rows(tmp_path / "e.parquet", random_features(1, {"../block1": (2,)}), 0, 1)
     with pytest.raises(OutputError, match="column '../block1' cannot be a file's name"):
         convert(tmp_path / "e.parquet", "npy", tmp_path / "out")
     assert os.listdir(tmp_path) == ["e.parquet"]

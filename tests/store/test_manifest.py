@@ -1,4 +1,4 @@
-"""What a store says of itself, and what of it is believed."""
+"""Manifests and records: what is written is read back, and damaged ones are not believed."""
 
 import json
 from dataclasses import replace
@@ -45,7 +45,7 @@ def test_no_manifest(layout: Layout) -> None:
         (dict(parts=[{"part": 1}]), "not a readable manifest"),
     ],
 )
-def test_manifests_that_are_not_believed(change: dict, match: str, layout: Layout) -> None:
+def test_manifests_that_are_refused(change: dict, match: str, layout: Layout) -> None:
     Manifest({}, {}, "photos/", ()).save(layout)
     layout.manifest.write_text(json.dumps(json.loads(layout.manifest.read_text()) | change))
     with pytest.raises(OutputError, match=match):
@@ -69,7 +69,7 @@ def test_record_round_trip(layout: Layout) -> None:
         ("job-1", RECORD, "part", b"rows"),  # of a round that is closed
     ],
 )
-def test_records_that_are_not_believed(job: str, record: PartRecord, file: str | None, content: bytes, layout: Layout) -> None:
+def test_records_that_are_refused(job: str, record: PartRecord, file: str | None, content: bytes, layout: Layout) -> None:
     if file:
         getattr(layout, file)(record.part).write_bytes(content)
     save_record(layout, job, record)
@@ -80,6 +80,6 @@ NULL = '{"round": "job-2", "part": 2, "start": 0, "reached": 1, "stop": 1, "rows
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"round": "job-2"}', '{"round": "job-2", "part": 1, "more": 2}', NULL])
-def test_damaged_records_are_as_if_not_there(text: str, layout: Layout) -> None:
+def test_damaged_records_are_ignored(text: str, layout: Layout) -> None:
     layout.record(2).write_text(text)
     assert list(read_records(layout, MANIFEST)) == []

@@ -13,7 +13,7 @@ from densefeat.errors import OutputError, UsageError
 from densefeat.store.manifest import Failure
 from densefeat.store.reader import is_store
 from densefeat.store.writer import METADATA_KEY, EmbeddingWriter, embedding_schema
-from support.stores import PROVENANCE, made_up, write_rows, write_store
+from support.stores import PROVENANCE, random_features, write_rows, write_store
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -39,7 +39,7 @@ def test_folder(tmp_path: Path, dtype: str) -> None:
 
 
 def test_single_file(tmp_path: Path) -> None:
-    features = made_up(4, {"block1": (2, 3, 4)})
+    features = random_features(4, {"block1": (2, 3, 4)})
     write_rows(tmp_path / "e.parquet", features, 0, 4, labelled=False)
     failures = [{"path": "a", "stage": "decode", "reason": "b"}, {"path": "c", "stage": "read", "reason": "d", "x": 1, "y": 2}]
     (tmp_path / "e.failures.jsonl").write_text("".join(json.dumps(line) + "\n" for line in failures))
@@ -82,7 +82,7 @@ def test_batches_end_with_parts(tmp_path: Path, rows: int | None, sizes: list[in
     assert np.array_equal(np.concatenate([values for _, values in batches]), features["block2"])
 
 
-def test_record_batches_hold_columns_in_the_order_asked(tmp_path: Path) -> None:
+def test_record_batches_have_columns_in_the_requested_order(tmp_path: Path) -> None:
     features = write_store(tmp_path / "s", rows=25)
     batches = list(densefeat.open_store(tmp_path / "s").record_batches(["block2", "path"]))
     assert batches[0].schema.names == ["block2", "path"]
@@ -91,8 +91,8 @@ def test_record_batches_hold_columns_in_the_order_asked(tmp_path: Path) -> None:
 
 
 def test_names_that_are_the_start_of_others(tmp_path: Path) -> None:
-    """As of models whose features are named by their modules."""
-    features = made_up(4, {"norm.a": (2,), "norm": (3,)})
+    """Columns of models whose features have their modules' names."""
+    features = random_features(4, {"norm.a": (2,), "norm": (3,)})
     write_rows(tmp_path / "e.parquet", features, 0, 4)
     store = densefeat.open_store(tmp_path / "e.parquet")
     assert np.array_equal(store["norm"], features["norm"])
@@ -135,7 +135,7 @@ def test_unfinished(tmp_path: Path) -> None:
     assert store.failures == [failure]
 
 
-def test_begun(tmp_path: Path) -> None:
+def test_started_and_without_parts(tmp_path: Path) -> None:
     write_store(tmp_path / "s", finished=0)
     store = densefeat.open_store(tmp_path / "s")
     assert (len(store), store.shapes, store.failures, store.progress) == (0, {}, [], (0, 30))
@@ -144,7 +144,7 @@ def test_begun(tmp_path: Path) -> None:
 
 
 def test_no_rows(tmp_path: Path) -> None:
-    write_rows(tmp_path / "e.parquet", made_up(0), 0, 0)
+    write_rows(tmp_path / "e.parquet", random_features(0), 0, 0)
     store = densefeat.open_store(tmp_path / "e.parquet")
     assert store["block1"].shape == (0, 3)
     assert store.keys.tolist() == []
@@ -152,11 +152,11 @@ def test_no_rows(tmp_path: Path) -> None:
 
 
 def other_rows(root: Path) -> None:
-    write_rows(root / "data/part-00001.parquet", made_up(9), 0, 9)
+    write_rows(root / "data/part-00001.parquet", random_features(9), 0, 9)
 
 
 def other_columns(root: Path) -> None:
-    write_rows(root / "data/part-00001.parquet", made_up(10, {"block1": (4,)}), 0, 10)
+    write_rows(root / "data/part-00001.parquet", random_features(10, {"block1": (4,)}), 0, 10)
 
 
 def newer_folder(root: Path) -> None:
@@ -184,7 +184,7 @@ def newer_single(root: Path) -> None:
 )
 def test_damaged(tmp_path: Path, name: str, damage, match: str) -> None:
     write_store(tmp_path / "s")
-    write_rows(tmp_path / "e.parquet", made_up(4), 0, 4)
+    write_rows(tmp_path / "e.parquet", random_features(4), 0, 4)
     damage(tmp_path / "s")
     with pytest.raises(OutputError, match=match):
         store = densefeat.open_store(tmp_path / name)
@@ -209,15 +209,15 @@ def test_no_store(tmp_path: Path, name: str, match: str) -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 2), (0, 31)])
-def test_rows_that_are_not_there(tmp_path: Path, start: int, stop: int) -> None:
+def test_missing_rows_and_columns(tmp_path: Path, start: int, stop: int) -> None:
     write_store(tmp_path / "s")
     with pytest.raises(UsageError, match=f"rows {start} to {stop} of .*: it has 30"):
         densefeat.open_store(tmp_path / "s").read("block1", start, stop)
 
 
-def test_what_is_a_store(tmp_path: Path) -> None:
+def test_is_store(tmp_path: Path) -> None:
     write_store(tmp_path / "s")
-    write_rows(tmp_path / "e.parquet", made_up(4), 0, 4)
+    write_rows(tmp_path / "e.parquet", random_features(4), 0, 4)
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     (tmp_path / "site").mkdir()
     (tmp_path / "site/manifest.json").write_text('{"name": "a web page"}')

@@ -1,4 +1,4 @@
-"""Thumbnails from wherever the images are; those that cannot be had are missing, no more."""
+"""Thumbnails from every kind of input; images that cannot be read are left out."""
 
 import base64
 import io
@@ -40,7 +40,7 @@ def test_a_folder_is_read_by_key(make_store, photo_folder: Path) -> None:
         assert_shows(made[entry], Image.open(photo_folder / entry.path))
 
 
-def test_what_is_missing_broken_or_outside_is_left_out(make_store, photo_folder: Path) -> None:
+def test_missing_broken_and_outside_images_are_left_out(make_store, photo_folder: Path) -> None:
     (photo_folder / "bad.jpg").write_bytes(b"x")
     (photo_folder / "folder.jpg").mkdir()
     (photo_folder.parent / "outside.jpg").write_bytes((photo_folder / "china/00.jpg").read_bytes())
@@ -51,7 +51,7 @@ def test_what_is_missing_broken_or_outside_is_left_out(make_store, photo_folder:
     assert (list(made), problem) == ([ImageEntry("china/01.jpg")], None)
 
 
-def test_other_inputs_are_walked_by_key(make_store, photo_folder: Path, tmp_path: Path) -> None:
+def test_other_inputs_are_searched_by_key(make_store, photo_folder: Path, tmp_path: Path) -> None:
     paths = [path.relative_to(photo_folder).as_posix() for path in sorted(photo_folder.rglob("*.jpg"))]
     images = [{"bytes": (photo_folder / path).read_bytes(), "path": path} for path in paths]
     images[3]["bytes"] = b"x"

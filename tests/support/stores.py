@@ -17,7 +17,7 @@ SHAPES: dict[str, tuple[int, ...]] = {"block1": (3,), "block2": (5,)}
 PROVENANCE = {"model": "made-up", "pool": ["avg"], "weights": {"sha256": "0" * 64}}
 
 
-def made_up(rows: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES, dtype: str = "float32") -> dict[str, np.ndarray]:
+def random_features(rows: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES, dtype: str = "float32") -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     return {name: generator.normal(size=(rows, *shape)).astype(dtype) for name, shape in shapes.items()}
 
@@ -52,7 +52,7 @@ def write_store(
     layout.root.mkdir(exist_ok=True)
     manifest = Manifest({}, PROVENANCE, "made-up", (Round(0, "", "", rows),))
     start_job(layout, manifest)
-    features = made_up(rows, shapes, dtype)
+    features = random_features(rows, shapes, dtype)
     for part, start in list(enumerate(range(0, rows, part_rows)))[:finished]:
         stop = min(start + part_rows, rows)
         write_rows(layout.unfinished(part), features, start, stop)
