@@ -131,20 +131,20 @@ def test_grey_and_transparent_arrays(photographs: list[Image.Image]) -> None:
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        ("photo.jpg", "a str is no sequence of images"),
-        (Path("photo.jpg"), "is no sequence of images"),
-        (Image.new("RGB", (9, 9)), "a Image is no sequence of images"),
-        ((path for path in ["photo.jpg"]), "a generator is no sequence of images"),
-        (None, "a NoneType is no sequence of images"),
+        ("photo.jpg", "a str is not a sequence of images"),
+        (Path("photo.jpg"), "is not a sequence of images"),
+        (Image.new("RGB", (9, 9)), "a Image is not a sequence of images"),
+        ((path for path in ["photo.jpg"]), "a generator is not a sequence of images"),
+        (None, "a NoneType is not a sequence of images"),
         ([], "no images"),
         (np.empty((0, 9, 9, 3), np.uint8), "no images"),
         (np.zeros((4, 5)), r"shape \(4, 5\) and float64 holds no images"),
         (np.zeros((4, 9, 9, 3)), r"shape \(4, 9, 9, 3\) and float64 holds no images"),
         (np.zeros((4, 9, 9, 2), np.uint8), r"shape \(4, 9, 9, 2\) and uint8 holds no images"),
         (pd.DataFrame({"path": ["a"], "label": ["b"]}), r"table of shape \(1, 2\): give the column"),
-        ([np.zeros((9, 9, 3))], r"shape \(9, 9, 3\) and float64 is no image"),
-        ([np.zeros((9, 0, 3), np.uint8)], r"shape \(9, 0, 3\) and uint8 is no image"),
-        ([1.5], "a float is no image"),
+        ([np.zeros((9, 9, 3))], r"shape \(9, 9, 3\) and float64 is not an image"),
+        ([np.zeros((9, 0, 3), np.uint8)], r"shape \(9, 0, 3\) and uint8 is not an image"),
+        ([1.5], "a float is not an image"),
     ],
 )
 def test_what_is_no_image(X, message: str) -> None:

@@ -1,33 +1,23 @@
 """The examples on the pages run, in an empty folder, without a network."""
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.docs_examples import Block, blocks, commands, pages, run_command, run_page
+from support.commands import run_command
+from support.docs_examples import Block, blocks, commands, pages, run_page
 
 SLOW = {"export.md": pytest.mark.slow, "integrations.md": pytest.mark.slow}
 
 
-@pytest.fixture
-def quiet_log() -> Iterator[None]:
-    """The command line sets up the log of the whole process: put it back."""
-    log = logging.getLogger("densefeat")
-    before = log.handlers, log.level
-    yield
-    log.handlers, log.level = before
-
-
-# Lightning on this machine's cores and on code of its own and its metrics' that torch has renamed
+# Lightning warns of this machine's cores, and of code in it and its metrics that torch has renamed
 @pytest.mark.filterwarnings(
     "ignore:The 'train_dataloader' does not have many workers",
     "ignore:GPU available but not used",
     "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",
 )
 @pytest.mark.parametrize("page", [pytest.param(page, marks=SLOW.get(page.name, ()), id=page.name) for page in pages()])
-def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_log: None) -> None:
+def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_page(page, tmp_path)
 
@@ -38,7 +28,7 @@ def test_pages_are_found() -> None:
     assert "python" in found["integrations.md"]
 
 
-def test_a_page_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_log: None) -> None:
+def test_a_page_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "page.md"
     page.write_text(
@@ -48,7 +38,7 @@ def test_a_page_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run_page(page, tmp_path)
     assert failed.traceback[-1].lineno == 13 - 1
     with pytest.raises(AssertionError, match="densefeat info absent/: exit code 2"):
-        run_command(["densefeat", "info", "absent/"])
+        run_command("info", "absent/", check=True)
     with pytest.raises(AssertionError, match="line 3: pip is not run here"):
         list(commands(Block("bash", "pip install densefeat\n", 3)))
 
