@@ -19,20 +19,20 @@ MakeFolder = MakeParquet = MakeTar = Callable[..., Path]
 COUNTS = {"zebra": 3, "Ant": 2, "bee": 4}
 
 
-def opened(path: object, **options: object) -> EncodedImages:
-    found = open_labelled(str(path), train=True, **options)  # type: ignore[arg-type]
-    assert isinstance(found, EncodedImages)
-    assert found.labels.dtype == np.int64
-    return found
+def open_encoded(path: object, **options: object) -> EncodedImages:
+    images = open_labelled(str(path), train=True, **options)  # type: ignore[arg-type]
+    assert isinstance(images, EncodedImages)
+    assert images.labels.dtype == np.int64
+    return images
 
 
-def told(found: EncodedImages) -> list[str | None]:
-    return [found.classes[label] if label >= 0 else None for label in found.labels]
+def list_labels(images: EncodedImages) -> list[str | None]:
+    return [images.classes[label] if label >= 0 else None for label in images.labels]
 
 
-def read(found: EncodedImages, positions: range | list[int]) -> list[bytes | str]:
-    """By one reader; of an image that cannot be had, why."""
-    reader, outcomes = found.reader(), list[bytes | str]()
+def read_images(images: EncodedImages, positions: range | list[int]) -> list[bytes | str]:
+    """Read images with one reader; for one that cannot be read, the reason."""
+    reader, outcomes = images.reader(), list[bytes | str]()
     for position in positions:
         try:
             outcomes.append(reader.read(position))
@@ -42,58 +42,58 @@ def read(found: EncodedImages, positions: range | list[int]) -> list[bytes | str
     return outcomes
 
 
-def assert_random_access(found: EncodedImages, seed: int = 0) -> None:
-    """Each position in any order, in a copy as a worker gets it, is what the stream has there; and so are the keys."""
-    count = len(found.labels)
-    stream = [(item.key, item.read()) for item in found.source.items(0, count)]
+def assert_random_access(images: EncodedImages, seed: int = 0) -> None:
+    """Check images read in any order, from a copy as workers have it, against the stream; and the keys."""
+    count = len(images.labels)
+    stream = [(item.key, item.read()) for item in images.source.items(0, count)]
     order = np.random.default_rng(seed).permutation(np.repeat(np.arange(count), 2)).tolist()
-    assert read(pickle.loads(pickle.dumps(found)), order) == [stream[position][1] for position in order]
-    assert [found.key(position) for position in range(count)] == [key for key, _ in stream]
+    assert read_images(pickle.loads(pickle.dumps(images)), order) == [stream[position][1] for position in order]
+    assert [images.key(position) for position in range(count)] == [key for key, _ in stream]
 
 
-def test_a_folder_of_classes_is_in_the_order_of_torchvision(make_folder: MakeFolder) -> None:
+def test_a_folder_of_classes_has_the_order_of_torchvision(make_folder: MakeFolder) -> None:
     folder = make_folder(COUNTS)
-    found, theirs = opened(folder), ImageFolder(folder)
-    assert found.classes == theirs.classes == ["Ant", "bee", "zebra"]
-    assert [os.path.relpath(path, folder) for path, _ in theirs.samples] == [found.key(i) for i in range(9)]
-    assert found.labels.tolist() == theirs.targets
-    assert found.groups is None
-    assert_random_access(found)
+    images, theirs = open_encoded(folder), ImageFolder(folder)
+    assert images.classes == theirs.classes == ["Ant", "bee", "zebra"]
+    assert [os.path.relpath(path, folder) for path, _ in theirs.samples] == [images.key(i) for i in range(9)]
+    assert images.labels.tolist() == theirs.targets
+    assert images.groups is None
+    assert_random_access(images)
 
 
-def test_classes_that_are_numbers_count_by_their_value(make_folder: MakeFolder) -> None:
-    assert opened(make_folder({str(i): 1 for i in range(12)})).classes == [str(i) for i in range(12)]
-    assert opened(make_folder({"2": 1, "10": 1, "x": 1}, "mixed")).classes == ["10", "2", "x"]
+def test_classes_that_are_numbers_are_sorted_by_value(make_folder: MakeFolder) -> None:
+    assert open_encoded(make_folder({str(i): 1 for i in range(12)})).classes == [str(i) for i in range(12)]
+    assert open_encoded(make_folder({"2": 1, "10": 1, "x": 1}, "mixed")).classes == ["10", "2", "x"]
 
 
 def test_files_beside_the_folders_have_no_label(make_folder: MakeFolder, pngs: list[bytes]) -> None:
     folder = make_folder(COUNTS)
     (folder / "M.png").write_bytes(pngs[0])
-    found = opened(folder)
-    assert told(found) == ["Ant"] * 2 + [None] + ["bee"] * 4 + ["zebra"] * 3
-    assert found.key(2) == "M.png"
+    images = open_encoded(folder)
+    assert list_labels(images) == ["Ant"] * 2 + [None] + ["bee"] * 4 + ["zebra"] * 3
+    assert images.key(2) == "M.png"
 
 
 def test_classes_of_the_training_data(make_folder: MakeFolder, make_parquet: MakeParquet) -> None:
-    train = opened(make_folder(COUNTS)).classes
-    val = opened(make_folder({"zebra": 1, "bee": 2}, "val"), classes=train)
+    train = open_encoded(make_folder(COUNTS)).classes
+    val = open_encoded(make_folder({"zebra": 1, "bee": 2}, "val"), classes=train)
     assert (val.classes, val.labels.tolist()) == (train, [1, 1, 2])
     other_order = make_parquet("val.parquet", [0, 1, 2], ["zebra", "bee", "Ant"])
-    assert opened(other_order, classes=train).labels.tolist() == [2, 1, 0]
+    assert open_encoded(other_order, classes=train).labels.tolist() == [2, 1, 0]
     message = r"val2': label 'cat' is not one of the 3 known classes, "
     with pytest.raises(UsageError, match=message):
-        opened(make_folder({"bee": 1, "cat": 1}, "val2"), classes=train)
+        open_encoded(make_folder({"bee": 1, "cat": 1}, "val2"), classes=train)
 
 
 def test_parquet_keeps_the_order_of_its_classes(make_parquet: MakeParquet) -> None:
     names = ["dog", "cat", "unused", "ant"]
     path = make_parquet("x.parquet", [3, 1, 0, None, -1, 1], names, row_group_size=4)
-    found = opened(path)
-    assert found.classes == names
-    assert found.labels.tolist() == [3, 1, 0, -1, -1, 1]
-    assert found.groups is not None
-    assert found.groups.tolist() == [4, 2]
-    assert_random_access(found)
+    images = open_encoded(path)
+    assert images.classes == names
+    assert images.labels.tolist() == [3, 1, 0, -1, -1, 1]
+    assert images.groups is not None
+    assert images.groups.tolist() == [4, 2]
+    assert_random_access(images)
 
 
 @pytest.mark.parametrize(
@@ -105,15 +105,15 @@ def test_parquet_keeps_the_order_of_its_classes(make_parquet: MakeParquet) -> No
     ],
 )
 def test_parquet_without_class_names(labels: list, classes: list[str], codes: list[int], make_parquet: MakeParquet) -> None:
-    found = opened(make_parquet("x.parquet", labels))
-    assert (found.classes, found.labels.tolist()) == (classes, codes)
+    images = open_encoded(make_parquet("x.parquet", labels))
+    assert (images.classes, images.labels.tolist()) == (classes, codes)
 
 
 def test_parquet_with_another_column_of_labels(make_parquet: MakeParquet) -> None:
     path = make_parquet("x.parquet", [1, 0], ["apple", "pear"], column="fine_label")
-    assert told(opened(path, label_column="fine_label")) == ["pear", "apple"]
+    assert list_labels(open_encoded(path, label_column="fine_label")) == ["pear", "apple"]
     with pytest.raises(UsageError, match="no column 'label': it has image, fine_label"):
-        opened(path)
+        open_encoded(path)
 
 
 def test_shards_one_of_them_damaged(make_parquet: MakeParquet, tmp_path: Path) -> None:
@@ -122,15 +122,15 @@ def test_shards_one_of_them_damaged(make_parquet: MakeParquet, tmp_path: Path) -
         make_parquet(f"s-{i}.parquet", [i % 2] * 3, names, first=3 * i, row_group_size=2)
     damaged = tmp_path / "s-1.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-50])
-    found = opened(tmp_path / "s-?.parquet")
-    assert found.labels.tolist() == [0, 0, 0, -1, 0, 0, 0, 1, 1, 1]
-    assert found.groups is not None
-    assert found.groups.tolist() == [2, 1, 1, 2, 1, 2, 1]
-    outcomes = read(found, [9, 3, 0, 3, 4])
+    images = open_encoded(tmp_path / "s-?.parquet")
+    assert images.labels.tolist() == [0, 0, 0, -1, 0, 0, 0, 1, 1, 1]
+    assert images.groups is not None
+    assert images.groups.tolist() == [2, 1, 1, 2, 1, 2, 1]
+    outcomes = read_images(images, [9, 3, 0, 3, 4])
     assert [type(outcome) for outcome in outcomes] == [bytes, str, bytes, str, bytes]
     assert str(outcomes[1]).startswith("not a Parquet file, or damaged: ")
-    assert [found.key(i) for i in (0, 3, 4)] == ["s-0.parquet#0", "s-1.parquet", "s-2.parquet#0"]
-    some = opened(tmp_path / "s-{2..3}.parquet")
+    assert [images.key(i) for i in (0, 3, 4)] == ["s-0.parquet#0", "s-1.parquet", "s-2.parquet#0"]
+    some = open_encoded(tmp_path / "s-{2..3}.parquet")
     assert some.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert_random_access(some)
 
@@ -140,20 +140,36 @@ def test_row_groups_without_rows(pngs: list[bytes], tmp_path: Path) -> None:
     with pq.ParquetWriter(tmp_path / "x.parquet", table.schema) as writer:
         for start, stop in ((0, 0), (0, 2), (2, 2), (2, 5), (5, 5)):
             writer.write_table(table.slice(start, stop - start))
-    found = opened(tmp_path / "x.parquet")
-    assert sum(found.groups.tolist()) == 5  # type: ignore[union-attr]
-    assert read(found, [4, 2, 0, 1, 3]) == [pngs[i] for i in (4, 2, 0, 1, 3)]
+    images = open_encoded(tmp_path / "x.parquet")
+    assert sum(images.groups.tolist()) == 5  # type: ignore[union-attr]
+    assert read_images(images, [4, 2, 0, 1, 3]) == [pngs[i] for i in (4, 2, 0, 1, 3)]
 
 
 def test_tars_with_labels_beside_the_images(make_tar: MakeTar, pngs: list[bytes], tmp_path: Path) -> None:
     members = [("a/1.cls", b"10\n"), ("a/1.png", pngs[0]), ("a/2.png", pngs[1]), ("a/2.cls", b"9"), ("a/3.png", pngs[2])]
     make_tar("x-0.tar", members)
     make_tar("x-1.tar", [("b.png", pngs[3]), ("b.cls", b"9"), ("b.txt", b"nine")])
-    found = opened(tmp_path / "x-{0..1}.tar")
-    assert (found.classes, found.labels.tolist()) == (["9", "10"], [1, 0, -1, 0])
-    assert found.groups is None
-    assert_random_access(found)
-    assert told(opened(tmp_path / "x-*.tar", label_column="txt")) == [None] * 3 + ["nine"]
+    images = open_encoded(tmp_path / "x-{0..1}.tar")
+    assert (images.classes, images.labels.tolist()) == (["9", "10"], [1, 0, -1, 0])
+    assert images.groups is None
+    assert_random_access(images)
+    assert list_labels(open_encoded(tmp_path / "x-*.tar", label_column="txt")) == [None] * 3 + ["nine"]
+
+
+def test_lists_and_saved_data_sets(make_folder: MakeFolder, pngs: list[bytes], tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    names = [str(path.relative_to(tmp_path)) for path in sorted(make_folder({"x": 3}).rglob("*.png"))]
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{name},{name[-5]}\n" for name in names))
+    images = open_encoded(tmp_path / "list.csv")
+    assert images.classes == sorted(name[-5] for name in names)
+    assert_random_access(images)
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
+    rows = {"image": [{"bytes": png, "path": None} for png in pngs[:40]], "label": [i % 2 for i in range(40)]}
+    datasets.Dataset.from_dict(rows, features).save_to_disk(tmp_path / "saved")
+    images = open_encoded(tmp_path / "saved")
+    assert (images.classes, images.labels.tolist(), images.groups) == (["b", "a"], [0, 1] * 20, None)
+    assert_random_access(images)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +183,7 @@ def test_tars_with_labels_beside_the_images(make_tar: MakeTar, pngs: list[bytes]
         ("none.tar", {}, "none.tar': no member with the extension 'cls': there are png"),
     ],
 )
-def test_refused(
+def test_inputs_without_usable_labels(
     name: str, options: dict, message: str, make_parquet: MakeParquet, make_tar: MakeTar, pngs: list[bytes], tmp_path: Path
 ) -> None:
     (tmp_path / "flat").mkdir()
@@ -176,14 +192,14 @@ def test_refused(
     make_parquet("far.parquet", [0, 7], ["a", "b"])
     make_tar("none.tar", [("a.png", pngs[0])])
     with pytest.raises(UsageError, match=message):
-        opened(tmp_path / name, **options)
+        open_encoded(tmp_path / name, **options)
 
 
-def test_rows_are_kept_up_to_a_limit(make_parquet: MakeParquet, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = opened(make_parquet("x.parquet", [0] * 40, ["a"], row_group_size=4))
+def test_groups_are_kept_up_to_a_limit(make_parquet: MakeParquet, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_encoded(make_parquet("x.parquet", [0] * 40, ["a"], row_group_size=4))
     group = max(sum(map(len, pngs[start : start + 4])) for start in range(0, 40, 4))
     monkeypatch.setattr("densefeat.images.tables._CACHE_BYTES", 3 * group)
-    reader = found.reader()
+    reader = images.reader()
     assert isinstance(reader, RowGroupReader)
     most = 0
     for position in np.random.default_rng(0).permutation(np.repeat(np.arange(40), 3)):
@@ -194,10 +210,10 @@ def test_rows_are_kept_up_to_a_limit(make_parquet: MakeParquet, pngs: list[bytes
     assert most >= 3  # not one at a time
 
 
-def test_the_rows_used_last_are_kept(make_parquet: MakeParquet, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    found = opened(make_parquet("x.parquet", [0] * 12, ["a"], row_group_size=4))
+def test_the_groups_used_last_are_kept(make_parquet: MakeParquet, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_encoded(make_parquet("x.parquet", [0] * 12, ["a"], row_group_size=4))
     monkeypatch.setattr("densefeat.images.tables._CACHE_BYTES", sum(map(len, pngs[:12])) - 1)  # never all three
-    reader = found.reader()
+    reader = images.reader()
     assert isinstance(reader, RowGroupReader)
     for position in (0, 4, 1, 8):
         reader.read(position)
@@ -207,9 +223,9 @@ def test_the_rows_used_last_are_kept(make_parquet: MakeParquet, pngs: list[bytes
 def test_a_group_over_the_limit_is_kept_alone(
     make_parquet: MakeParquet, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = opened(make_parquet("x.parquet", [0] * 12, ["a"], row_group_size=4))
+    images = open_encoded(make_parquet("x.parquet", [0] * 12, ["a"], row_group_size=4))
     monkeypatch.setattr("densefeat.images.tables._CACHE_BYTES", 1)
-    reader = found.reader()
+    reader = images.reader()
     assert isinstance(reader, RowGroupReader)
     for position in (0, 5, 6, 11, 1):
         assert reader.read(position) == pngs[position]
