@@ -68,11 +68,11 @@ class FineTuning(Run):
 def load_finetuning(name: str, overrides: Sequence[str] = ()) -> FineTuning:
     """Load a recipe for fine-tuning, as :func:`densefeat.training.load_recipe` loads one for training from scratch."""
     recipe = read_recipe(name, overrides, FineTuning)
-    check_finetuning(recipe)
+    _check_finetuning(recipe)
     return recipe
 
 
-def check_finetuning(recipe: FineTuning) -> None:
+def _check_finetuning(recipe: FineTuning) -> None:
     """Raise UsageError for values that are impossible or do not go together."""
     check_run(recipe, ("layer_decay", "head_width", "patience"), ("mixup", "cutmix"), ("layer_decay",))
     refuse(not _MODE.fullmatch(recipe.mode), "mode", recipe.mode, "give head, full, or blocks:3-4")

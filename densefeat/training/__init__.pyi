@@ -10,7 +10,6 @@ from .recipe import Recipe, Run, check_run, refuse
 from .recipe_files import load_recipe, read_recipe, recipe_names, recipe_text
 from .sampling import Sampler, micro_batch_slices
 from .scores import AnyScores, LabelScores, Scores, score, score_labels
-from .setup import TrainingSetup
 from .state import Setup, State
 from .worker_data import ImageDataset, TenCropGeometry, WorkerImages
 from .world import World, join_world
@@ -38,7 +37,6 @@ __all__ = [
     "TenCropGeometry",
     "Trained",
     "TrainingData",
-    "TrainingSetup",
     "WorkerImages",
     "World",
     "check_run",

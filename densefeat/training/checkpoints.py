@@ -25,13 +25,13 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     path = folder / f"step-{state['step']:08}-{_digest(data)}.pt"
     with atomic_file(path) as beside, output_errors(path):
         beside.write_bytes(data)
-    for old in list_checkpoints(folder)[_MAX_KEPT:]:
+    for old in _list_checkpoints(folder)[_MAX_KEPT:]:
         if not old.name.startswith(_FIRST):
             old.unlink()
     return path
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
+def _list_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoint files of a folder, newest first."""
     files = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
     return sorted(files, key=lambda path: (int(path.name.split("-")[1]), path.stat().st_mtime_ns), reverse=True)
@@ -43,7 +43,7 @@ def newest_checkpoint(folder: Path, rejected: Collection[str] = ()) -> tuple[Pat
     Checkpoints with ``rejected`` names are removed, except that of step 0.
     """
     messages: list[str] = []
-    for path in list_checkpoints(folder):
+    for path in _list_checkpoints(folder):
         if path.name in rejected and not path.name.startswith(_FIRST):
             path.unlink()
         elif path.name.endswith(f"-{_digest(path.read_bytes())}.pt"):

@@ -53,16 +53,16 @@ class DeviceImages:
         """Yield the augmented micro-batches of each step."""
         for step in range(start, stop):
             positions = torch.from_numpy(sampler.batch(step))
-            draws = draw(len(positions), self.images.shape[1], augment, sampler.seed, step)
+            draws = _draw(len(positions), self.images.shape[1], augment, sampler.seed, step)
             yield [self.load(positions[part], draws.select(part, self.images.device)) for part in slices]
 
     def load(self, positions: torch.Tensor, draws: "Draws") -> MicroBatch:
         rows = positions.to(self.images.device, non_blocking=True)
-        return gather_augmented(self.images, rows, draws, self.mean, self.std, self.dtype), self.labels[rows]
+        return _gather_augmented(self.images, rows, draws, self.mean, self.std, self.dtype), self.labels[rows]
 
     def eval_batches(self, positions: np.ndarray) -> Iterator[MicroBatch]:
         """Yield the images at ``positions`` without augmentation, some hundreds at a time."""
-        still = draw(_EVAL_BATCH, self.images.shape[1], "none", 0, 0)
+        still = _draw(_EVAL_BATCH, self.images.shape[1], "none", 0, 0)
         for rows in torch.from_numpy(positions).split(_EVAL_BATCH):
             yield self.load(rows, still.select(slice(0, len(rows)), self.images.device))
 
@@ -81,7 +81,7 @@ class Draws:
         return Draws(*(values[part].to(device, non_blocking=True) for values in vars(self).values()))
 
 
-def draw(count: int, size: int, augment: str, seed: int, step: int) -> Draws:
+def _draw(count: int, size: int, augment: str, seed: int, step: int) -> Draws:
     """Draw for the ``count`` images of a step's batch, on the CPU: the same for any number of ranks."""
     generator = torch.Generator().manual_seed(seed + 1_000_003 * (step + 1))
 
@@ -96,7 +96,7 @@ def draw(count: int, size: int, augment: str, seed: int, step: int) -> Draws:
     return Draws(*shift, *cut)
 
 
-def gather_augmented(
+def _gather_augmented(
     images: torch.Tensor, rows: torch.Tensor, draws: Draws, mean: torch.Tensor, std: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     """Shift, mirror, cut and normalise images in one gather.
@@ -140,10 +140,10 @@ def decode_all(
         if labelled.images.shape[1:] != (size, size, 3):
             raise UsageError(f"image_size {size}: the images of {labelled.name} have {labelled.images.shape[1]} pixels")
         return labelled.images, labelled.labels, []
-    return decode_encoded(labelled, preprocessing, advance)
+    return _decode_encoded(labelled, preprocessing, advance)
 
 
-def decode_encoded(
+def _decode_encoded(
     labelled: EncodedImages, preprocessing: Preprocessing, advance: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray, Failures]:
     """Decode as :func:`decode_all` does, images from files."""

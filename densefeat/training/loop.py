@@ -48,7 +48,7 @@ def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, 
             state.set_mode()
 
         lr = state.set_lr()
-        watch.record(state.step, backward(state, micro_batches, loss, mixing))
+        watch.record(state.step, _backward(state, micro_batches, loss, mixing))
         if recipe.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad)
         step = state.step + 1
@@ -76,7 +76,7 @@ def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, 
             raise Interrupted(f"stopped after step {step}; the same command resumes the run", 128 + signal)
 
 
-def backward(
+def _backward(
     state: State,
     micro_batches: list[MicroBatch],
     loss: Loss,

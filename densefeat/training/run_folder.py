@@ -102,7 +102,7 @@ class RunFolder:
 
     def draw_curves(self) -> None:
         """Draw the metrics as ``curves.png``, if matplotlib is installed."""
-        draw_curves(self.metrics(), self.path / "curves.png")
+        _draw_curves(self.metrics(), self.path / "curves.png")
 
     def close(self) -> None:
         if self.events is not None:
@@ -139,7 +139,7 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def draw_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
+def _draw_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
     """Draw the lines of metrics.jsonl as a PNG; return False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ class Sampler:
     """Full batches of ``batch_size`` of ``positions``, in a new permutation for every epoch.
 
     The images left over at an epoch's end (fewer than a batch) differ from epoch to epoch. ``groups``: see
-    :func:`epoch_order`. ``chances``: the probability of each position, summing to 1, for epochs drawn with replacement;
+    :func:`_epoch_order`. ``chances``: the probability of each position, summing to 1, for epochs drawn with replacement;
     ``groups`` are then ignored.
     """
 
@@ -45,7 +45,7 @@ class Sampler:
 
     def order(self, epoch: int) -> np.ndarray:
         if self.chances is None:
-            return epoch_order(self.positions, self.groups, self.seed, epoch)
+            return _epoch_order(self.positions, self.groups, self.seed, epoch)
         random = np.random.default_rng([self.seed, epoch])
         return random.choice(self.positions, len(self.positions), p=self.chances)
 
@@ -62,7 +62,7 @@ def micro_batch_slices(batch_size: int, accumulation: int, rank: int, ranks: int
     return [slice(first + i * size, first + (i + 1) * size) for i in range(accumulation)]
 
 
-def epoch_order(positions: np.ndarray, groups: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
+def _epoch_order(positions: np.ndarray, groups: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
     """Return a permutation of ``positions``, int64 ``(n,)``, the same for any number of ranks and workers.
 
     ``groups``: the sizes of the ranges of positions that are read together (Parquet's row groups). The order then runs

@@ -68,7 +68,7 @@ class Setup(ABC):
 
     def set_mode(self, model: nn.Module, head_only: bool) -> None:  # noqa: ARG002
         """Set train mode for the modules that a step changes, eval mode for all others."""
-        set_train_mode(model, self.recipe.freeze_norm)
+        _set_train_mode(model, self.recipe.freeze_norm)
 
     def start(self, state: "State", data: TrainingData, stop: StopRequest, progress: Progress) -> bool:  # noqa: ARG002
         """Prepare the network on the images, before the first step; return whether anything changed."""
@@ -221,7 +221,7 @@ def build_state(
     return State(setup, world, model, network, optimizer, scheduler, _make_scaler(recipe, world), ema, head_steps, sums=sums)
 
 
-def set_train_mode(model: nn.Module, freeze_norm: bool) -> None:
+def _set_train_mode(model: nn.Module, freeze_norm: bool) -> None:
     """Set train mode, except for BatchNorm layers that are to keep their statistics."""
     model.train()
     if freeze_norm:

@@ -21,6 +21,7 @@ from densefeat.finetuning.recipe import load_finetuning
 from densefeat.finetuning.setup import finetune
 from densefeat.training.job import format_result
 from densefeat.training.recipe_files import recipe_names
+from support.helpers import BUNDLED
 from support.runs import assert_same_training, newest_state, tiny_finetuning, untimed, write_classes, write_table
 from support.tiny_net import TINY, tiny_state, write_tiny_weights
 
@@ -121,9 +122,9 @@ def test_the_head_starts_as_a_probe(tmp_path: Path) -> None:
             for i, file in enumerate(sorted((data / f"class {label}").iterdir())):
                 if (i < 3) == (split == "val"):
                     file.rename(tmp_path / "split" / split / f"class {label}" / file.name)
-    recipe = tiny_finetuning(tmp_path, train=str(tmp_path / "split"), mode="head", lr=1e-30, weight_decay=0)
+    recipe = tiny_finetuning(tmp_path, model=BUNDLED, train=str(tmp_path / "split"), mode="head", lr=1e-30, weight_decay=0)
     finetune(recipe, tmp_path / "run", "cpu", steps=1)
-    extractor = densefeat.FeatureExtractor(TINY, weights=recipe.weights, blocks=3, device="cpu", decoder="pillow")
+    extractor = densefeat.FeatureExtractor(BUNDLED, blocks=3, device="cpu", decoder="pillow")
     features, labels = {}, {}
     for split in ("train", "val"):
         files = sorted((tmp_path / "split" / split).rglob("*.png"))

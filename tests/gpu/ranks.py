@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from densefeat.training.loop import backward
+from densefeat.training.loop import _backward
 from densefeat.training.losses import Loss
 from densefeat.training.setup import TrainingSetup
 from densefeat.training.state import build_state
@@ -30,7 +30,7 @@ def main(folder: Path, rank: int, size: int) -> None:
         x = torch.randn(IMAGES, 3, 16, 16, dtype=torch.float64, generator=generator).chunk(size)[rank]
         y = torch.randint(10, (IMAGES,), generator=generator).chunk(size)[rank]
         state.set_lr()
-        backward(state, [(x.cuda(), y.cuda())], Loss("single", 10, 0.0))
+        _backward(state, [(x.cuda(), y.cuda())], Loss("single", 10, 0.0))
         state.optimizer.step()
         state.step += 1
     save_file(

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from densefeat.training.job import train
-from densefeat.training.loop import backward
+from densefeat.training.loop import _backward
 from densefeat.training.losses import Loss
 from densefeat.training.recipe import Recipe
 from densefeat.training.setup import TrainingSetup
 from densefeat.training.state import State, build_state
 from densefeat.training.world import World
 from support.helpers import relative_difference
-from support.runs import assert_same_training, newest_state, find_tensors, tiny_recipe
+from support.runs import assert_same_training, find_tensors, newest_state, tiny_recipe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICE = "cuda:0"
@@ -45,7 +45,7 @@ def take_steps(state: State, count: int) -> list[float]:
     losses = []
     for seed in range(count):
         state.set_lr()
-        losses.append(backward(state, [batch(seed)], LOSS))
+        losses.append(_backward(state, [batch(seed)], LOSS))
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.step += 1
@@ -151,7 +151,7 @@ def peak_bytes(state: State) -> int:
     for _ in range(2):  # the first makes gradients, and finds cuDNN's workspaces
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        backward(state, parts, LOSS)
+        _backward(state, parts, LOSS)
     return torch.cuda.max_memory_allocated() - before
 
 

@@ -27,7 +27,7 @@ from densefeat.sgd_probe.job import _CHECKPOINTS, _choose_rate, probe_images
 from densefeat.sgd_probe.learning import TrainingStream, _match_images, limit_batch_size, open_training_stream, train_heads
 from densefeat.sgd_probe.parallel_heads import RATES, ParallelHeads
 from densefeat.store.reader import open_store
-from densefeat.training.checkpoints import list_checkpoints
+from densefeat.training.checkpoints import _list_checkpoints
 from densefeat.training.world import World
 from support.helpers import BUNDLED, randomize_statistics
 from support.probes import write_class_store
@@ -86,7 +86,7 @@ def train(
     stop: StopRequest | None = None,
     identity: str = "this",
 ) -> ParallelHeads:
-    heads = new_heads(extractor, len(list_checkpoints(folder)))  # another seed where a checkpoint must restore the heads
+    heads = new_heads(extractor, len(_list_checkpoints(folder)))  # another seed where a checkpoint must restore the heads
     train_heads(heads, stream, extractor, folder, identity, ALONE, StopRequest() if stop is None else stop, advance)
     return heads
 

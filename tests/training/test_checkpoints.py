@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from densefeat.errors import OutputError
-from densefeat.training.checkpoints import _MAX_KEPT, list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+from densefeat.training.checkpoints import _MAX_KEPT, _list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 
 
 def state(step: int) -> dict:
@@ -17,7 +17,7 @@ def state(step: int) -> dict:
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 900, 100_000_000):
         save_checkpoint(tmp_path, state(step))
-    assert len(list_checkpoints(tmp_path)) == _MAX_KEPT
+    assert len(_list_checkpoints(tmp_path)) == _MAX_KEPT
     path, messages = newest_checkpoint(tmp_path)
     assert path is not None
     assert load_checkpoint(path)["weights"].tolist() == [100_000_000.0] * 3
@@ -51,7 +51,7 @@ def test_all_damaged_or_none(tmp_path: Path) -> None:
 def test_the_first_stays_and_rejected_ones_go(tmp_path: Path) -> None:
     first = save_checkpoint(tmp_path, state(0))
     names = [save_checkpoint(tmp_path, state(step)).name for step in (4, 8, 12)]
-    assert [path.name for path in list_checkpoints(tmp_path)] == [names[2], names[1], first.name]
+    assert [path.name for path in _list_checkpoints(tmp_path)] == [names[2], names[1], first.name]
     path, _ = newest_checkpoint(tmp_path, {names[2], first.name})
     assert path is not None
     assert path.name == names[1]

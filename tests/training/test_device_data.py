@@ -14,7 +14,7 @@ from densefeat import UsageError
 from densefeat.images.transforms import Preprocessing
 from densefeat.training import device_data
 from densefeat.training.classic import DecodedImages
-from densefeat.training.device_data import _CUT, _PAD, DeviceImages, Draws, decode_all, draw, gather_augmented
+from densefeat.training.device_data import _CUT, _PAD, DeviceImages, Draws, _draw, _gather_augmented, decode_all
 from densefeat.training.labelled import open_labelled
 from densefeat.training.sampling import Sampler, micro_batch_slices
 
@@ -98,8 +98,8 @@ def test_batches_are_the_same_in_any_micro_batches_and_from_any_step(pieces: np.
     for step, (x, y) in enumerate(whole):
         assert x.shape == (12, 3, 32, 32)
         assert y.tolist() == sampler.batch(step).tolist()
-        draws = draw(12, 32, "cutout", 2, step)
-        assert torch.equal(x, gather_augmented(images.images, y, draws, images.mean, images.std, torch.float32))
+        draws = _draw(12, 32, "cutout", 2, step)
+        assert torch.equal(x, _gather_augmented(images.images, y, draws, images.mean, images.std, torch.float32))
     for ranks, accumulation in ((1, 3), (2, 2), (3, 1)):
         by_rank = [
             list(images.train_batches(sampler, micro_batch_slices(12, accumulation, rank, ranks), "cutout", 2, 7))
@@ -149,8 +149,8 @@ def augment_one(image: torch.Tensor, down: int, right: int, mirror: int, cut_y: 
 @pytest.mark.parametrize("size", [8, 32])
 def test_equals_one_image_at_a_time(augment: str, size: int) -> None:
     images, rows = random_images(50, size), torch.randperm(50, generator=torch.Generator().manual_seed(1))[:40]
-    draws = draw(40, size, augment, seed=3, step=5)
-    found = gather_augmented(images, rows, draws, MEANS, STDS, torch.float64)
+    draws = _draw(40, size, augment, seed=3, step=5)
+    found = _gather_augmented(images, rows, draws, MEANS, STDS, torch.float64)
     assert found.shape == (40, 3, size, size)
     assert found.dtype == torch.float64
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -168,21 +168,21 @@ def test_equals_one_image_at_a_time(augment: str, size: int) -> None:
 def test_every_corner(down: int, right: int, mirror: int, cut: tuple[int, int]) -> None:
     image = random_images(1)
     draws = Draws(*(torch.tensor([value]) for value in (down, right, mirror, *cut)))
-    found = gather_augmented(image, torch.zeros(1, dtype=torch.int64), draws, MEANS, STDS, torch.float64)
+    found = _gather_augmented(image, torch.zeros(1, dtype=torch.int64), draws, MEANS, STDS, torch.float64)
     assert torch.equal(found[0], augment_one(image[0], down, right, mirror, *cut))
 
 
 def test_none_is_normalisation_alone() -> None:
     images = random_images(6)
-    still = draw(6, 32, "none", 0, 0)
-    found = gather_augmented(images, torch.arange(6), still, MEANS.float(), STDS.float(), torch.float32)
+    still = _draw(6, 32, "none", 0, 0)
+    found = _gather_augmented(images, torch.arange(6), still, MEANS.float(), STDS.float(), torch.float32)
     assert found.dtype == torch.float32
     wanted = (images.permute(0, 3, 1, 2) / 255 - MEANS[:, None, None]) / STDS[:, None, None]
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-6)
 
 
 def test_draws_lie_in_their_ranges_and_reach_the_ends() -> None:
-    draws = draw(5000, 32, "cutout", seed=0, step=0)
+    draws = _draw(5000, 32, "cutout", seed=0, step=0)
     for values, low, high in ((draws.down, -_PAD, _PAD), (draws.right, -_PAD, _PAD), (draws.mirror, 0, 1), (draws.cut_y, 0, 31), (draws.cut_x, 0, 31)):  # fmt: skip
         assert values.dtype == torch.int64
         counts = torch.bincount(values - low)
@@ -192,7 +192,7 @@ def test_draws_lie_in_their_ranges_and_reach_the_ends() -> None:
 
 def test_draws_by_seed_and_step() -> None:
     def drawn(seed: int, step: int) -> list[list[int]]:
-        return [values.tolist() for values in vars(draw(64, 32, "cutout", seed, step)).values()]
+        return [values.tolist() for values in vars(_draw(64, 32, "cutout", seed, step)).values()]
 
     assert drawn(1, 2) == drawn(1, 2)
     different = [drawn(seed, step) for seed in range(3) for step in range(3)]
@@ -202,15 +202,15 @@ def test_draws_by_seed_and_step() -> None:
 def test_drawing_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    draw(64, 32, "cutout", 0, 0)
+    _draw(64, 32, "cutout", 0, 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_micro_batches_are_slices_of_the_batch() -> None:
     """Each image gets the same draws, however a batch is divided."""
     images, rows = random_images(24), torch.arange(24)
-    draws = draw(24, 32, "cutout", seed=0, step=9)
-    whole = gather_augmented(images, rows, draws, MEANS, STDS, torch.float64)
+    draws = _draw(24, 32, "cutout", seed=0, step=9)
+    whole = _gather_augmented(images, rows, draws, MEANS, STDS, torch.float64)
     parts = [slice(0, 6), slice(6, 7), slice(7, 24)]
-    found = [gather_augmented(images, rows[part], draws.select(part, CPU), MEANS, STDS, torch.float64) for part in parts]
+    found = [_gather_augmented(images, rows[part], draws.select(part, CPU), MEANS, STDS, torch.float64) for part in parts]
     assert torch.equal(torch.cat(found), whole)

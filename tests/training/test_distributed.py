@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from densefeat.training.checkpoints import list_checkpoints
+from densefeat.training.checkpoints import _list_checkpoints
 from densefeat.training.job import train
 from support.runs import (
     FAST,
@@ -115,7 +115,7 @@ def find_workers(run: Path) -> list[int]:
 
 
 def saved_steps(run: Path) -> int:
-    names = [path.name for path in list_checkpoints(run / "checkpoints")]
+    names = [path.name for path in _list_checkpoints(run / "checkpoints")]
     return int(names[0].split("-")[1]) if names else 0
 
 
@@ -143,7 +143,7 @@ def test_a_run_that_is_killed_preempted_and_damaged_ends_the_same(tmp_path: Path
     assert "stopped after step" in output
     assert "resuming from step" in output
     # the newest checkpoint is damaged
-    newest, _ = list_checkpoints(out / "checkpoints")
+    newest, _ = _list_checkpoints(out / "checkpoints")
     newest.write_bytes(newest.read_bytes()[:-1000])
     ended = run(overrides, out)
     assert ended.returncode == 0, ended.stderr

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from densefeat import DensefeatError, UsageError
-from densefeat.training.checkpoints import list_checkpoints
+from densefeat.training.checkpoints import _list_checkpoints
 from densefeat.training.job import Trained, train
 from densefeat.training.watch import DivergedError
 from support.runs import assert_same_training, newest_state, tiny_recipe, untimed, write_table
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, capsy
     recipe = tiny_recipe(tmp_path, checkpoint_steps=2)
     train(recipe, tmp_path / "straight", "cpu")
     train(recipe, tmp_path / "run", "cpu", 6)
-    newest, _ = list_checkpoints(tmp_path / "run/checkpoints")
+    newest, _ = _list_checkpoints(tmp_path / "run/checkpoints")
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densefeat import UsageError
-from densefeat.training.sampling import _CHUNK, _LANES, _WINDOW, Sampler, epoch_order, micro_batch_slices, split_off
+from densefeat.training.sampling import _CHUNK, _LANES, _WINDOW, Sampler, _epoch_order, micro_batch_slices, split_off
 
 GROUPS = {
     "one": [50],
@@ -19,11 +19,11 @@ GROUPS = {
 def test_a_permutation_by_seed_and_epoch(groups: list[int] | None) -> None:
     sizes = None if groups is None else np.array(groups)
     positions = np.arange(500 if groups is None else sum(groups))
-    order = epoch_order(positions, sizes, seed=3, epoch=2)
+    order = _epoch_order(positions, sizes, seed=3, epoch=2)
     assert order.dtype == np.int64
     assert np.array_equal(np.sort(order), positions)
-    assert np.array_equal(order, epoch_order(positions, sizes, seed=3, epoch=2))
-    others = [epoch_order(positions, sizes, seed, epoch) for seed, epoch in ((3, 1), (3, 3), (2, 2), (2, 3))]
+    assert np.array_equal(order, _epoch_order(positions, sizes, seed=3, epoch=2))
+    others = [_epoch_order(positions, sizes, seed, epoch) for seed, epoch in ((3, 1), (3, 3), (2, 2), (2, 3))]
     assert not any(np.array_equal(order, other) for other in others)
     assert not np.array_equal(order, positions)
 
@@ -32,14 +32,14 @@ def test_a_permutation_by_seed_and_epoch(groups: list[int] | None) -> None:
 def test_some_positions_alone(groups: list[int]) -> None:
     """Positions have gaps where images are held out or have no label."""
     positions = np.flatnonzero(np.random.default_rng(1).random(sum(groups)) < 0.6)
-    order = epoch_order(positions, np.array(groups), seed=0, epoch=0)
+    order = _epoch_order(positions, np.array(groups), seed=0, epoch=0)
     assert np.array_equal(np.sort(order), positions)
 
 
 @pytest.mark.parametrize("size", [3, 40, 100])
 def test_few_groups_are_open_at_once(size: int) -> None:
     groups = np.full(1000, size)
-    order = epoch_order(np.arange(groups.sum()), groups, seed=0, epoch=0)
+    order = _epoch_order(np.arange(groups.sum()), groups, seed=0, epoch=0)
     group = order // size
     last = np.zeros(1000, int)
     last[group] = np.arange(len(group))
@@ -56,7 +56,7 @@ def test_few_groups_are_open_at_once(size: int) -> None:
 def test_groups_are_mixed_within_a_batch() -> None:
     """Images that are neighbours in the files, often of one class, do not form a batch."""
     groups = np.full(320, 100)
-    group = epoch_order(np.arange(groups.sum()), groups, seed=0, epoch=0) // 100
+    group = _epoch_order(np.arange(groups.sum()), groups, seed=0, epoch=0) // 100
     assert [len(set(group[start : start + _LANES * _CHUNK].tolist())) for start in (0, 5000, 20000)] == [_LANES * _WINDOW] * 3
 
 
@@ -76,7 +76,7 @@ def test_split_off_depends_on_the_seed() -> None:
     positions = np.arange(100)
     chosen = [split_off(positions, 20, seed)[1].tolist() for seed in range(3)]
     assert chosen[0] != chosen[1] != chosen[2]
-    assert sorted(epoch_order(positions, None, 0, 0)[:20].tolist()) != chosen[0]  # not the draws of an epoch
+    assert sorted(_epoch_order(positions, None, 0, 0)[:20].tolist()) != chosen[0]  # not the draws of an epoch
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_two_epochs(groups: list[int] | None) -> None:
         own = batches[6 * epoch : 6 * epoch + 6].ravel()
         assert len(set(own.tolist())) == 48  # none twice
         assert set(own.tolist()) <= set(positions.tolist())
-        assert np.array_equal(own, epoch_order(positions, sizes, 7, epoch)[:48])
+        assert np.array_equal(own, _epoch_order(positions, sizes, 7, epoch)[:48])
     assert set(batches[:6].ravel().tolist()) != set(batches[6:].ravel().tolist())  # other images are left over
 
 
