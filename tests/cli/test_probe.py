@@ -8,9 +8,9 @@ import pytest
 import densefeat
 from densefeat.probe.probe_file import load_probe
 from support.commands import Finished, run_command
-from support.helpers import BUNDLED
 from support.probes import draw_codes, make_features, write_class_store, write_probe_store
 from support.runs import write_table
+from support.tiny_net import TINY, write_tiny_weights
 
 
 def run(*arguments: object) -> Finished:
@@ -50,7 +50,20 @@ def images_of(folder: Path, photographs: list, rows: int = 20) -> Path:
 
 def test_of_images(tmp_path: Path, photographs: list) -> None:
     images = images_of(tmp_path / "images", photographs)
-    given = ["--images", images, "--out", tmp_path / "out", "--model", BUNDLED, "--device", "cpu", "--workers", 1]
+    given = [
+        "--images",
+        images,
+        "--out",
+        tmp_path / "out",
+        "--model",
+        TINY,
+        "--weights",
+        write_tiny_weights(tmp_path),
+        "--device",
+        "cpu",
+        "--workers",
+        1,
+    ]
     result = run(*given, "--protocol", "knn")
     assert result.exit_code == 0
     results = json.loads((tmp_path / "out/results.json").read_text())
@@ -82,7 +95,20 @@ def test_of_images(tmp_path: Path, photographs: list) -> None:
 
 def test_of_tables_with_test_images(tmp_path: Path) -> None:
     train, test = write_table(tmp_path / "train.parquet", 40, 2), write_table(tmp_path / "test.parquet", 20, 2, seed=1)
-    given = ["--model", BUNDLED, "--device", "cpu", "--workers", 1, "--label-column", "label", "--protocol", "knn"]
+    given = [
+        "--model",
+        TINY,
+        "--weights",
+        write_tiny_weights(tmp_path),
+        "--device",
+        "cpu",
+        "--workers",
+        1,
+        "--label-column",
+        "label",
+        "--protocol",
+        "knn",
+    ]
     assert run("--images", train, "--test", test, "--out", tmp_path / "out", *given).exit_code == 0
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["rows"] == {"train": 36, "val": 4, "test": 20}
