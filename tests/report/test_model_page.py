@@ -83,7 +83,7 @@ def test_markdown() -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "tiny"
-    train(tiny_recipe(tmp_path), folder, device="cpu")
+    train(tiny_recipe(tmp_path, model=BUNDLED), folder, device="cpu")
     return folder
 
 
