@@ -74,10 +74,10 @@ def rebuild_extractor(
     )
     _check_sha256(extractor.provenance["weights"] | {"sha256": extractor.weights_sha256}, recorded, owner)
     extractor.taps = [tap for tap in extractor.taps if tap.name in blocks]
-    preprocessing: dict[str, Any] = dict(provenance["preprocessing"])
-    extractor.preprocessing = Preprocessing(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in preprocessing.items()}
-    )
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in provenance["preprocessing"].items()
+    }
+    extractor.preprocessing = Preprocessing(**options)
     return extractor
 
 
