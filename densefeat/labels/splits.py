@@ -1,6 +1,6 @@
 """Training, validation and test rows: stratified, groups kept whole, the same for the same seed.
 
-scikit-learn's splitters do not serve here: StratifiedShuffleSplit refuses classes of one row, GroupShuffleSplit does not
+scikit-learn's splitters do not meet this: StratifiedShuffleSplit refuses classes of one row, GroupShuffleSplit does not
 stratify, and StratifiedGroupKFold may leave a class out of one side. Besides, results.json records the SHA-256 of the split,
 and a probe that is continued or compared later has to find the same one for its seed.
 """

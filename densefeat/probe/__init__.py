@@ -1,4 +1,4 @@
-"""Which block's features serve the labels, and how well."""
+"""The probe: how well the features of each block predict labels."""
 
 import lazy_loader
 
