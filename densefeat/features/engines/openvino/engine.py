@@ -94,8 +94,9 @@ class OpenVinoEngine:
 
     def __init__(self, network: FoldedNetwork, spec: EngineSpec) -> None:
         self.core = get_openvino_core()
-        graph = importlib.import_module("densefeat.features.engines.openvino.graph")  # imports openvino
-        self.graph = graph.build_graph(network, spec)
+        from densefeat.features.engines.openvino.graph import build_graph  # imports openvino, which must be loaded before
+
+        self.graph = build_graph(network, spec)
         self.broken = find_broken_blocks(network, spec)
         self.precision = {"fp32": "f32", "bf16": "bf16"}[spec.precision]
         self.threads = torch.get_num_threads()
