@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +40,7 @@ def time_rounds(
     arms: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", warmups: int = 1
 ) -> dict[str, list[float]]:
     """As :func:`measure_rounds`, for the seconds of each call."""
-    return measure_rounds({name: lambda work=work: time_call(work, device) for name, work in arms.items()}, rounds, warmups)
+    return measure_rounds({name: partial(time_call, work, device) for name, work in arms.items()}, rounds, warmups)
 
 
 def time_call(work: Callable[[], object], device: str | torch.device = "cpu", least: float = 0.0) -> float:
@@ -100,7 +101,8 @@ class Report:
 
     def __init__(self, title: str, file: Path | None = None, device: str = "cpu") -> None:
         machine = describe_machine(device)
-        self.file, self.content = file, {"title": title, "machine": machine}
+        self.file = file
+        self.content: dict[str, Any] = {"title": title, "machine": machine}
         print(f"{title}\n{format_machine(machine)}", flush=True)
 
     def add(self, name: str, rows: list[Row], columns: Mapping[str, tuple[str, str]]) -> None:
@@ -148,11 +150,11 @@ def format_table(rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
         lines = [full[0], ["---", *["---:"] * (columns - 1)], *full[1:]]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     widths = [max(len(row[i]) for row in rows if i == 0 or len(row) == columns) for i in range(columns)]
-    lines = []
+    text = []
     for row in rows:
         rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=False)] if len(row) == columns else row[1:]
-        lines.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
-    return "\n".join(lines)
+        text.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
+    return "\n".join(text)
 
 
 def benchmark_options(rounds: int | None = None) -> Callable[[Any], Any]:
