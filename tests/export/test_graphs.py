@@ -31,6 +31,7 @@ FAMILIES = {  # structures of two and of more stages; tracing takes longer with 
     "delugenet": ("densefeat_delugenet92", dict(block_widths=(4, 8, 8, 16)), (3, 2), (2, 3, 2, 2)),
     "delugenet-cifar": ("densefeat_delugenet146", dict(block_widths=(4, 8, 8), memory_efficient=True), (3, 2), (3, 2, 2)),
 }
+ONE_QUICK = ["onnx", *(pytest.param(to, marks=pytest.mark.slow) for to in ("torch-export", "openvino"))]
 QUICK = [(family, "onnx") for family in FAMILIES]
 QUICK += [(family, to) for family in ("densenet", "delugenet-cifar") for to in ("torch-export", "openvino")]
 SLOW = [(family, to) for family in FAMILIES for to in SUFFIX if (family, to) not in QUICK]
@@ -128,7 +129,7 @@ def test_photographs_as_pixels_by_the_bundled_network(tmp_path: Path, to: str, p
     check_pixels(tmp_path / f"network{SUFFIX[to]}", lambda: BUNDLED, (1, 3), to, photographs)
 
 
-@pytest.mark.parametrize("to", SUFFIX)
+@pytest.mark.parametrize("to", ONE_QUICK)
 def test_maps(tmp_path: Path, to: str) -> None:
     model = small("delugenet-cifar", deep=True)
     path = tmp_path / f"network{SUFFIX[to]}"
@@ -139,7 +140,7 @@ def test_maps(tmp_path: Path, to: str) -> None:
 
 
 @pytest.mark.parametrize("to", SUFFIX)
-@pytest.mark.parametrize("family", ["densenet", "delugenet-cifar"])
+@pytest.mark.parametrize("family", [pytest.param("densenet", marks=pytest.mark.slow), "delugenet-cifar"])
 def test_logits(tmp_path: Path, family: str, to: str) -> None:
     model = small(family)
     path = tmp_path / f"network{SUFFIX[to]}"
