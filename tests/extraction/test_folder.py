@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from densefeat import DensefeatError, FeatureExtractor, UsageError
 from densefeat.base.files import hold_lock
 from densefeat.errors import OutputError
 from densefeat.store.layout import Layout
+from support.commands import run_command
 from support.helpers import BUNDLED
 
 
@@ -177,11 +176,11 @@ def test_refuses_a_damaged_manifest(content: str, match: str, photo_folder: Path
 
 def test_the_second_of_two_writers_refuses(photo_folder: Path, tmp_path: Path) -> None:
     extract(photo_folder, tmp_path / "store")
-    command = [sys.executable, "-m", "densefeat", "extract", "--images", photo_folder, "--out", tmp_path / "store"]
+    arguments = ["extract", "--images", photo_folder, "--out", tmp_path / "store", "--model", BUNDLED, "--overwrite"]
     with hold_lock(Layout(tmp_path / "store").lock):
-        ended = subprocess.run([*command, "--model", BUNDLED, "--overwrite"], capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert "another process is writing to it" in ended.stderr
+        finished = run_command(*arguments)
+    assert finished.exit_code == 1
+    assert "another process is writing to it" in finished.stderr
     assert len(densefeat.open_store(tmp_path / "store")) == 12
 
 

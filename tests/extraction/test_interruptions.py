@@ -21,9 +21,9 @@ TESTS = Path(__file__).parents[1]
 
 
 def run_script(script: str, *arguments: object) -> tuple[str, str]:
-    """In an interpreter of its own, with the helpers of support/forked.py; the last line it printed, and all of its errors."""
+    """Run a script with the helpers of support/forked.py in another interpreter; return its last line and all of its errors."""
     environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from forked import *\n" + script, *map(str, arguments)]
+    command = [sys.executable, "-c", "from support.forked import *\n" + script, *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return ended.stdout.splitlines()[-1], ended.stderr
@@ -34,7 +34,7 @@ def table_of(store: Path) -> pa.Table:
 
 
 def assert_same(store: Path, reference: Path) -> None:
-    """Row for row and bit for bit, the same failures, and nothing left lying about."""
+    """Compare rows bit for bit, failures, and the files of two stores."""
     assert table_of(store).equals(table_of(reference))
     assert pq.read_table(store / "failures.parquet").equals(pq.read_table(reference / "failures.parquet"))
     assert sorted(os.listdir(store)) == [".lock", "data", "failures.parquet", "manifest.json"]
@@ -44,7 +44,7 @@ def assert_same(store: Path, reference: Path) -> None:
 
 @pytest.fixture
 def many(tmp_path: Path, photographs: list[Image.Image]) -> Path:
-    """Some of small photographs, some of them broken."""
+    """A folder of 150 small photographs, five of them broken."""
     folder = tmp_path / "many"
     folder.mkdir()
     for i in range(150):
@@ -56,33 +56,36 @@ def many(tmp_path: Path, photographs: list[Image.Image]) -> Path:
 
 
 INTERRUPTED = """
-*arguments, number = sys.argv[1:]
+*arguments, number, times = sys.argv[1:]
 reference = arguments.index("--out") + 1
 whole = [*arguments]
 whole[reference] += "-whole"
 began = time.monotonic()
 assert exit_code(start(whole)) == 0
-print(*interrupt_at_random(arguments, 20, signal.Signals(int(number)), time.monotonic() - began, seed=4))
+print(*interrupt_at_random(arguments, int(times), signal.Signals(int(number)), time.monotonic() - began, seed=4))
 """
 
 
 @pytest.mark.parametrize(
-    ("number", "allowed"),
+    ("number", "times", "allowed"),
     [
-        (signal.SIGKILL, {0, -9}),
-        pytest.param(signal.SIGINT, {0, 130}, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, {0, 143, -15}, marks=pytest.mark.slow),
+        (signal.SIGKILL, 4, {0, -9}),
+        pytest.param(signal.SIGKILL, 20, {0, -9}, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 20, {0, 130}, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 20, {0, 143, -15}, marks=pytest.mark.slow),
     ],
 )
-def test_twenty_interruptions_change_nothing(number: int, allowed: set[int], many: Path, tmp_path: Path) -> None:
+def test_interruptions_change_nothing(number: int, times: int, allowed: set[int], many: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
-    printed, errors = run_script(INTERRUPTED, "--images", many, "--out", out, "--batch-size", 7, "--part-rows", 20, int(number))
+    printed, errors = run_script(
+        INTERRUPTED, "--images", many, "--out", out, "--batch-size", 7, "--part-rows", 20, int(number), times
+    )
     codes = [int(code) for code in printed.split()]
     assert codes[-1] == 0
     assert set(codes) <= allowed
     assert len(set(codes)) > 1, "every run was over before its signal came"
     if number != signal.SIGKILL:
-        assert re.search(r"densefeat: interrupted after \d+ of 150 images; the same command .* goes on from there", errors)
+        assert re.search(r"densefeat: interrupted after \d+ of 150 images; the same command .* resumes there", errors)
     assert_same(out, tmp_path / "store-whole")
     assert len(densefeat.open_store(out)) == 145
 

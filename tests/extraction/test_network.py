@@ -1,4 +1,4 @@
-"""Batches that do not fit into memory: halved where that was asked for, else one clear message. Real limits, real failures."""
+"""Batches that do not fit into memory: halved on request, else one clear message. Real limits, real failures."""
 
 import subprocess
 import sys
@@ -35,13 +35,14 @@ except DensefeatError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's own account of memory")
 def test_out_of_memory() -> None:
     environment = {"MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}  # what is freed goes back at once
     ended = subprocess.run([sys.executable, "-c", MEASURED, BUNDLED], capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
-    told, difference, hopeless = ended.stdout.splitlines()
-    assert told == "out of memory with 8 images a pass: give a smaller --batch-size, or --batch-size auto"
+    message, difference, hopeless = ended.stdout.splitlines()
+    assert message == "out of memory with 8 images a pass: give a smaller --batch-size, or --batch-size auto"
     assert float(difference) < 1e-5
     assert hopeless == "out of memory with a single image: give a smaller --image-size or fewer --blocks"
 
