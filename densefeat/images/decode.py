@@ -72,7 +72,7 @@ def open_image(image: ImageLike, decoder: str = "torchvision") -> "Image.Image |
     import torch
 
     if not isinstance(image, torch.Tensor):
-        raise UsageError(f"a {type(image).__name__} is no image: pass PIL images, paths or uint8 tensors (3, H, W)")
+        raise UsageError(f"a {type(image).__name__} is not an image: pass PIL images, paths or uint8 tensors (3, H, W)")
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
         raise UsageError(f"image tensor of shape {tuple(image.shape)} and {image.dtype}: pass uint8 (3, H, W)")
     return image.cpu()

@@ -79,7 +79,7 @@ class Geometry:
     """Resizing and cropping of RGB images and uint8 tensors ``(3, H, W)`` to contiguous uint8 ``(3, size, size)``.
 
     The result for images equals timm's evaluation transform bit for bit. Tensors are resized by torchvision, several times as
-    fast; on photographs the results differ very little (``benchmarks/decode.py``), and more where Pillow, from version 13 on,
+    fast; on photographs the results differ very little (``benchmarks/extract.py``), and more where Pillow, from version 13 on,
     resizes a tall image's columns first. Where torchvision lacks a step (borders, filters other than bilinear and bicubic)
     tensors are converted to images. Picklable, safe in threads.
     """
