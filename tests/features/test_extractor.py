@@ -233,7 +233,7 @@ def test_sizes_that_a_model_cannot_take_are_refused() -> None:
     [
         ([], "no images"),
         (42, "no images"),
-        ([42], "a int is no image"),
+        ([42], "a int is not an image"),
         (torch.zeros(3, 32, 32), r"float images of shape \(3, 32, 32\): pass \(N, C, H, W\)"),
         (torch.zeros(0, 3, 32, 32), r"float images of shape \(0, 3, 32, 32\)"),
         (torch.zeros(1, 32, 32, dtype=torch.uint8), r"shape \(1, 32, 32\) and torch.uint8"),
