@@ -22,7 +22,7 @@ from densefeat.errors import OutputError, UsageError
 from densefeat.map.job import MapResult, write_map
 from densefeat.probe.job import probe
 from densefeat.store.reader import open_store
-from support.probes import class_store, codes_of, features_of, write_probe_store
+from support.probes import draw_codes, make_features, write_class_store, write_probe_store
 from support.stores import write_store
 
 HOSTILE = ["</script><script>x()</script>", "<!--<script>", "\u2028\n\r\"'&amp;"]
@@ -112,7 +112,7 @@ def test_again_the_same_bytes(made: MapResult, tmp_path: Path) -> None:
 
 def test_thumbnails_of_the_photographs(photo_folder: Path, tmp_path: Path) -> None:
     names = sorted(path.relative_to(photo_folder).as_posix() for path in photo_folder.rglob("*.jpg"))
-    features = features_of(codes_of(len(names)))
+    features = make_features(draw_codes(len(names)))
     store = write_probe_store(tmp_path / "s.parquet", None, features, [*names[:-1], "gone.jpg"], images=str(photo_folder))
     made = write_map(open_store(store), tmp_path / "map.html")
     thumbnails = data_of(made.page)["thumbnails"]
@@ -124,7 +124,9 @@ def test_thumbnails_of_the_photographs(photo_folder: Path, tmp_path: Path) -> No
 
 def test_a_page_keeps_its_budget(photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = sorted(path.relative_to(photo_folder).as_posix() for path in photo_folder.rglob("*.jpg"))
-    store = write_probe_store(tmp_path / "s.parquet", None, features_of(codes_of(len(names))), names, images=str(photo_folder))
+    store = write_probe_store(
+        tmp_path / "s.parquet", None, make_features(draw_codes(len(names))), names, images=str(photo_folder)
+    )
     whole = write_map(open_store(store), tmp_path / "whole.html").page.stat().st_size
     monkeypatch.setattr(densefeat.map.job, "_PAGE_BYTES", whole)  # and the note has its room
     made = write_map(open_store(store), tmp_path / "map.html")
@@ -156,7 +158,7 @@ def test_tiles_are_named_by_their_place(tmp_path: Path) -> None:
 
 
 def test_failures_of_a_probe(tmp_path: Path) -> None:
-    store = open_store(class_store(tmp_path / "s.parquet"))
+    store = open_store(write_class_store(tmp_path / "s.parquet"))
     probe(store.path, tmp_path / "probe", protocol="ridge")
     made = write_map(store, tmp_path / "map.html", probe=tmp_path / "probe")
     table, data = pq.read_table(made.table), data_of(made.page)
@@ -193,7 +195,7 @@ def test_without_labels(tmp_path: Path) -> None:
 
 
 def test_wrong_use(tmp_path: Path) -> None:
-    store = open_store(class_store(tmp_path / "s.parquet"))
+    store = open_store(write_class_store(tmp_path / "s.parquet"))
     for problem, kind, options in [
         ("method 'lda'", UsageError, {"method": "lda"}),
         ("no column 'age'", UsageError, {"label_column": "age"}),
@@ -218,9 +220,9 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     store, out = open_store(tmp_path / "store"), tmp_path / "map.html"
     write_map(store, out)
     write_map(store, out)
-    for content in (b"not mine", class_store(tmp_path / "s.parquet").read_bytes()):
+    for content in (b"not mine", write_class_store(tmp_path / "s.parquet").read_bytes()):
         (tmp_path / "map.parquet").write_bytes(content)
-        with pytest.raises(UsageError, match=r"map.parquet' beside it is there, and was not written by this command"):
+        with pytest.raises(UsageError, match=r"map.parquet' beside it exists and was not written by this command"):
             write_map(store, out)
         assert (tmp_path / "map.parquet").read_bytes() == content
     for name in ("store/failures.html", "store/data/map.html"):
@@ -272,7 +274,7 @@ def test_how_points_were_made(tmp_path: Path, rows: int, wanted: str) -> None:
 
 
 def test_a_probe_of_other_columns(tmp_path: Path) -> None:
-    whole = class_store(tmp_path / "s.parquet")
+    whole = write_class_store(tmp_path / "s.parquet")
     probe(whole, tmp_path / "probe", protocol="ridge")
     part = write_probe_store(tmp_path / "p.parquet", None, {"block9": np.eye(3, dtype=np.float32)})
     with pytest.raises(UsageError, match=r"p.parquet has no features block.* for this probe: it takes block"):

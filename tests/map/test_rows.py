@@ -9,11 +9,11 @@ from densefeat.errors import UsageError
 from densefeat.map.rows import _read_rows, _sample_rows, choose_block_columns, read_map_rows
 from densefeat.store.reader import open_store
 from support.probes import write_probe_store
-from support.stores import made_up, write_store
+from support.stores import random_features, write_store
 
 
 def pooled_store(path: Path, names: list[str], pools: list[str], shape: tuple[int, ...] = (3,)) -> Path:
-    return write_probe_store(path, None, made_up(4, dict.fromkeys(names, shape)), pool=pools)
+    return write_probe_store(path, None, random_features(4, dict.fromkeys(names, shape)), pool=pools)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_maps_alone(tmp_path: Path) -> None:
 
 
 def test_maps_beside_are_left_out(tmp_path: Path) -> None:
-    features = made_up(4, {"block1_avg": (3,), "block1_none": (3, 2, 2)})
+    features = random_features(4, {"block1_avg": (3,), "block1_none": (3, 2, 2)})
     store = open_store(write_probe_store(tmp_path / "s.parquet", None, features, pool=["avg", "none"]))
     assert choose_block_columns(store) == {"block1": "block1_avg"}
 
@@ -83,7 +83,7 @@ def test_rows_are_read_across_parts(tmp_path: Path) -> None:
 
 
 def test_rows_without_sound_features_are_left_out(tmp_path: Path) -> None:
-    features = made_up(6)
+    features = random_features(6)
     features["block1"][2, 1] = np.nan
     features["block2"][4, 0] = np.inf
     store = open_store(write_probe_store(tmp_path / "s.parquet", None, features))

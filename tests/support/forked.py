@@ -10,13 +10,14 @@ from contextlib import suppress
 
 import pyarrow.parquet as pq
 
+import densefeat
 import densefeat_cli.main
 from support.helpers import BUNDLED
 
 
 def start(arguments: list[str], before: Callable[[], None] | None = None) -> int:
     """`densefeat extract` in a process of its own, with the bundled network; returns its id."""
-    import densefeat  # noqa: F401  (once, before the first fork)
+    assert densefeat.extract  # loaded once, before the first fork
 
     pid = os.fork()
     if pid:
