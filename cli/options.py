@@ -8,7 +8,7 @@ import click
 
 from densefeat import images
 
-Decorator = Callable[[Any], Any]
+_Decorator = Callable[[Any], Any]
 
 PATH = click.Path(path_type=Path)
 
@@ -37,12 +37,12 @@ class NumberOrAuto(click.ParamType):
             self.fail(f"{value!r} is neither a number nor auto", param, ctx)
 
 
-def out_option(description: str, required: bool = True) -> Decorator:
+def out_option(description: str, required: bool = True) -> _Decorator:
     """``--out``: a path to write. ``description`` says what is written."""
     return click.option("--out", type=PATH, required=required, help=description)
 
 
-def images_option(name: str = "--images", required: bool = True, description: str = "") -> Decorator:
+def images_option(name: str = "--images", required: bool = True, description: str = "") -> _Decorator:
     """An option for images, labelled or not."""
     kinds = (
         "Folder; list of paths (.txt, .csv, .parquet); Parquet, save_to_disk or hf:NAME:SPLIT data set; tar shards"
@@ -53,7 +53,7 @@ def images_option(name: str = "--images", required: bool = True, description: st
 
 def labelled_option(
     name: str = "--data", required: bool = True, purpose: str = "Labelled images", checked: bool = True
-) -> Decorator:
+) -> _Decorator:
     """An option for images with labels. ``checked``: whether an input that does not exist is refused at once."""
     kinds = (
         "a folder of classes (class/image.jpg), a list with labels (.csv), Parquet files, tar shards, hf:NAME:SPLIT,"
@@ -62,13 +62,13 @@ def labelled_option(
     return click.option(name, type=ImageInput() if checked else str, required=required, help=f"{purpose}: {kinds}")
 
 
-def label_column_option(purpose: str = "") -> Decorator:
+def label_column_option(purpose: str = "") -> _Decorator:
     """``--label-column`` of labelled images."""
     text = "Column with the labels (default: label), or extension of the tar members that hold them (default: cls)."
     return click.option("--label-column", metavar="NAME", help=purpose + text)
 
 
-def model_option(default: str | None = None, purpose: str = "", required: bool = False, note: str = "") -> Decorator:
+def model_option(default: str | None = None, purpose: str = "", required: bool = False, note: str = "") -> _Decorator:
     """``--model`` by name or folder."""
     text = f"{purpose}A name of `densefeat models`, any timm model, or a run's folder.{note}"
     return click.option("--model", default=default, show_default=default is not None, required=required, help=text)
@@ -90,7 +90,7 @@ tap_option = click.option(
 )  # fmt: skip
 
 
-def pool_option(default: str | None = "avg", maps: bool = False) -> Decorator:
+def pool_option(default: str | None = "avg", maps: bool = False) -> _Decorator:
     """``--pool``; ``maps``: whether ``none``, for whole maps, is a choice."""
     kinds = f"avg, max, gem (gem:P for another power than 3){', none' if maps else ''}; or several: avg,max."
     note = "" if default else "  [default: avg]"

@@ -28,7 +28,18 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        run(work, "extract", "--images", arguments.table.absolute(), "--model", MODEL, "--out", "clothes", "--label-column", "label")
+        run(
+            work,
+            "extract",
+            "--images",
+            arguments.table.absolute(),
+            "--model",
+            MODEL,
+            "--out",
+            "clothes",
+            "--label-column",
+            "label",
+        )
         run(work, "probe", "clothes", "--out", "probe")
         run(work, "map", "clothes", "--method", "umap", "--out", "map.html")
         run(work, "report", "reuse", MODEL, "--out", "reuse.png")

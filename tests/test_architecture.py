@@ -123,9 +123,10 @@ def test_names_that_no_other_file_uses_are_private() -> None:
         if room is None or room not in FACES:
             continue
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                if node.name not in FACES[room] | used[module_name(path)] | {"main"} and not node.decorator_list:
-                    public.append(f"{path.relative_to(ROOT)}: {node.name}")
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_") or node.decorator_list:
+                continue
+            if node.name not in FACES[room] | used[module_name(path)] | {"main"}:
+                public.append(f"{path.relative_to(ROOT)}: {node.name}")
     assert not public
 
 

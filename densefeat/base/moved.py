@@ -34,7 +34,7 @@ class MovedModules(MetaPathFinder):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None,
+        path: Sequence[str] | None,  # noqa: ARG002
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
         return spec_from_loader(fullname, _MovedModule()) if fullname in _OLD_MODULES else None

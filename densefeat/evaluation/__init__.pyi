@@ -2,8 +2,8 @@ from .accuracy import Evaluation, check_classes, evaluate, load_eval_images
 from .predictions import Predicted, predict
 
 __all__ = [
-    "Predicted",
     "Evaluation",
+    "Predicted",
     "check_classes",
     "evaluate",
     "load_eval_images",

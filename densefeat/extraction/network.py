@@ -109,10 +109,10 @@ def _keep_finite(batch: Batch, features: _Features) -> tuple[Batch, _Features]:
 def choose_batch_size(batch_size: int | str, extractor: FeatureExtractor) -> tuple[int, bool]:
     """Return the number of images a pass, and whether batches that do not fit are halved, as they are for ``"auto"``."""
     auto = batch_size == "auto"
-    return find_batch_size(extractor) if auto else int(batch_size), auto
+    return _find_batch_size(extractor) if auto else int(batch_size), auto
 
 
-def find_batch_size(extractor: FeatureExtractor, largest: int = 1024) -> int:
+def _find_batch_size(extractor: FeatureExtractor, largest: int = 1024) -> int:
     """Return the smallest power of two, from 32, after which doubling it gains less than 3 % or exceeds memory."""
     if extractor.device.type == "cpu":
         return 32  # on a CPU the extractor works in chunks of its own size

@@ -18,7 +18,7 @@ from densefeat.images import MAX_PIXELS, Source, TiledSource, is_remote
 from densefeat.store import PART_ROWS, embedding_schema, split_pools
 from densefeat.version import __version__
 
-PART_BYTES = 256 * 2**20  # of a part's vectors, before compression
+_PART_BYTES = 256 * 2**20  # of a part's vectors, before compression
 _BATCHES_AHEAD = 3  # decoded in advance beside an accelerator or behind a network connection
 
 
@@ -157,7 +157,7 @@ class ExtractJob:
     def _bounded_part_rows(self) -> int:
         """Return the rows of a part: as requested, or the default, but no more than ``PART_BYTES`` of vectors."""
         row_bytes = sum(int(np.prod(shape)) for shape in self.shapes.values()) * np.dtype(self.dtype).itemsize
-        return max(1, min(self.part_rows or PART_ROWS, PART_BYTES // max(1, row_bytes)))
+        return max(1, min(self.part_rows or PART_ROWS, _PART_BYTES // max(1, row_bytes)))
 
     @cached_property
     def schema(self) -> pa.Schema:

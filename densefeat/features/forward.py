@@ -10,10 +10,10 @@ from torch import nn
 from densefeat.features.taps import Tap, all_taps
 from densefeat.nets import StagedNet
 
-UseMaps = Callable[[Tap, torch.Tensor], None]
+_UseMaps = Callable[[Tap, torch.Tensor], None]
 
 
-def run_network(model: nn.Module, taps: Sequence[Tap], x: torch.Tensor, use_maps: UseMaps) -> None:
+def run_network(model: nn.Module, taps: Sequence[Tap], x: torch.Tensor, use_maps: _UseMaps) -> None:
     """Call ``use_maps`` with each tap and its maps, in the network's order.
 
     Our networks are read by hooks; other networks by timm's own ``forward_intermediates``, where they have it.
@@ -33,7 +33,7 @@ class _LastTapReached(Exception):
     """Ends a forward pass from inside a hook."""
 
 
-def _run_hooked(model: nn.Module, taps: Sequence[Tap], x: torch.Tensor, use_maps: UseMaps) -> None:
+def _run_hooked(model: nn.Module, taps: Sequence[Tap], x: torch.Tensor, use_maps: _UseMaps) -> None:
     pending = {tap.module for tap in taps}
 
     def make_hook(tap: Tap) -> Callable[..., None]:

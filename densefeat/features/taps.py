@@ -11,7 +11,7 @@ from densefeat.errors import UsageError
 from densefeat.nets import StagedNet
 from densefeat.store import block_name
 
-TAPS = ("norm", "raw")
+_TAPS = ("norm", "raw")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def find_taps(model: nn.Module, blocks: str | int | Sequence[int], tap: str) -> 
 
 def all_taps(model: nn.Module, tap: str) -> list[Tap]:
     """The taps of all blocks, in the network's order. Arguments and errors as for :func:`find_taps`."""
-    if tap not in TAPS:
+    if tap not in _TAPS:
         raise UsageError(f"tap {tap!r}: choose 'norm' (what the next stage reads) or 'raw' (the block's own output)")
     if isinstance(model, StagedNet):
         taps = [Tap(block_name(i), module) for i, module in enumerate(model.block_taps[tap], 1)]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ImageLike = Union[Image.Image, str, Path, "torch.Tensor"]
 
-DECODERS = ("torchvision", "pillow")
+_DECODERS = ("torchvision", "pillow")
 MAX_PIXELS = 2 * 89_478_485  # twice Pillow's warning limit: 0.5 GB as RGB
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")  # no others: Pillow would even run PostScript
 Image.init()  # fills Image.OPEN here, in one thread
@@ -125,8 +125,8 @@ def pixel_tensor(pixels: np.ndarray) -> "torch.Tensor":
 
 def check_decoder(decoder: str) -> None:
     """Raise UsageError for a decoder that does not exist, or is not installed."""
-    if decoder not in DECODERS:
-        raise UsageError(f"decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
+    if decoder not in _DECODERS:
+        raise UsageError(f"decoder {decoder!r}: choose one of {', '.join(_DECODERS)}")
     if decoder == "torchvision":
         try:
             from torchvision.io import decode_jpeg  # noqa: F401

@@ -12,7 +12,7 @@ from densefeat.probe.request import ProbeRequest
 from densefeat.store import ImageEntry, make_thumbnails
 
 _MISTAKES = 60
-TITLES = {
+_TITLES = {
     "top1": "top-1, %",
     "top5": "top-5, %",
     "balanced_accuracy": "balanced, %",
@@ -31,9 +31,9 @@ def candidate_table(results: dict[str, Any], narrow: bool = False) -> Table:
     ``narrow``: of the test metrics the main one alone.
     """
     main, candidates = results["main_metric"], results["candidates"]
-    tested = [name for name in TITLES if any(name in candidate["test"] for candidate in candidates)]
+    tested = [name for name in _TITLES if any(name in candidate["test"] for candidate in candidates)]
     tested = [name for name in tested if name == main] if narrow else tested
-    headings = ["candidate", "features", "setting", f"val {TITLES[main]}", *(TITLES[name] for name in tested)]
+    headings = ["candidate", "features", "setting", f"val {_TITLES[main]}", *(_TITLES[name] for name in tested)]
     rows = [
         [
             candidate["name"],
@@ -58,7 +58,7 @@ def _format_interval(candidate: dict[str, Any], name: str) -> str:
 def _format_number(value: float | None, name: str) -> str:
     if value is None:
         return "–"
-    if "%" in TITLES[name]:
+    if "%" in _TITLES[name]:
         return f"{value:.1f}"
     return f"{value:.3f}" if name in ("auroc", "r2") else f"{value:.4g}"
 
@@ -126,7 +126,7 @@ def _confusion_section(results: dict[str, Any]) -> list[Section]:
 def _few_shot_section(results: dict[str, Any]) -> list[Section]:
     if not results["few_shot"]:
         return []
-    title = f"Few shots: {TITLES[results['main_metric']]}, mean ± standard deviation over seeds"
+    title = f"Few shots: {_TITLES[results['main_metric']]}, mean ± standard deviation over seeds"
     return [Section(title, [few_shot_table(results)])]
 
 

@@ -23,13 +23,13 @@ from densefeat.probe.probe_file import FILE, Probe, save_probe
 from densefeat.probe.request import ProbeRequest
 from densefeat.version import __version__
 
-RESULTS, PAGE, PREDICTIONS = "results.json", "report.html", "predictions.csv"
-BLOCKS, CONFUSION = "blocks", "confusion"  # charts
-SUFFIXES = (".png", ".svg")
+_RESULTS, _PAGE, _PREDICTIONS = "results.json", "report.html", "predictions.csv"
+_BLOCKS, _CONFUSION = "blocks", "confusion"  # charts
+_SUFFIXES = (".png", ".svg")
 FEATURES, TEST_FEATURES = "features", "test-features"  # stores that the probe of a folder of images makes
 _KIND = "densefeat probe"
-_CHARTS = tuple(f"{stem}{suffix}" for stem in (BLOCKS, CONFUSION) for suffix in SUFFIXES)
-_NAMES = {RESULTS, FILE, PAGE, PREDICTIONS, *_CHARTS, FEATURES, TEST_FEATURES}
+_CHARTS = tuple(f"{stem}{suffix}" for stem in (_BLOCKS, _CONFUSION) for suffix in _SUFFIXES)
+_NAMES = {_RESULTS, FILE, _PAGE, _PREDICTIONS, *_CHARTS, FEATURES, TEST_FEATURES}
 
 
 def write_report(out: Path, selection: Selection, request: ProbeRequest) -> dict[str, Any]:
@@ -41,13 +41,13 @@ def write_report(out: Path, selection: Selection, request: ProbeRequest) -> dict
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     save_probe(out / FILE, _make_probe(selection, request))
-    charts = [draw_blocks(out / BLOCKS, results)]
+    charts = [draw_blocks(out / _BLOCKS, results)]
     if selection.scores is not None:
-        _write_predictions(out / PREDICTIONS, selection.targets, selection.scores, request)
+        _write_predictions(out / _PREDICTIONS, selection.targets, selection.scores, request)
         if selection.targets.task == "single":
-            charts.append(draw_confusion(out / CONFUSION, selection.targets, selection.scores))
-    write_page(out / PAGE, selection, request, results, [chart for chart in charts if chart])
-    with atomic_file(out / RESULTS) as beside:
+            charts.append(draw_confusion(out / _CONFUSION, selection.targets, selection.scores))
+    write_page(out / _PAGE, selection, request, results, [chart for chart in charts if chart])
+    with atomic_file(out / _RESULTS) as beside:
         beside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
     return results
 
@@ -156,16 +156,16 @@ def read_finished(out: Path, request: ProbeRequest) -> dict[str, Any] | None:
     Raises UsageError if it holds anything else.
     """
     check_folder(out)
-    if not (out / RESULTS).exists():
+    if not (out / _RESULTS).exists():
         return None
     shown = repr(str(out))
     try:
-        results = json.loads((out / RESULTS).read_text(encoding="utf-8"))
+        results = json.loads((out / _RESULTS).read_text(encoding="utf-8"))
         kind = results.get("kind")
     except (OSError, ValueError, AttributeError):
         kind = None
     if kind != _KIND:
-        raise UsageError(f"output {shown}: its {RESULTS} was not written by a probe: choose another --out")
+        raise UsageError(f"output {shown}: its {_RESULTS} was not written by a probe: choose another --out")
     identity = to_json(request.identity())
     if differing := [name for name, value in identity.items() if results.get(name) != value]:
         raise UsageError(f"output {shown} holds another probe ({', '.join(differing)} differ): choose another --out")
@@ -180,8 +180,8 @@ def _list_files(task: Task, classes: int) -> set[str]:
     except ImportError:
         charts = []
     else:
-        charts = [BLOCKS, CONFUSION] if task == "single" and classes <= MATRIX_CLASSES else [BLOCKS]
-    return {RESULTS, PAGE, PREDICTIONS, FILE} | {f"{stem}{suffix}" for stem in charts for suffix in SUFFIXES}
+        charts = [_BLOCKS, _CONFUSION] if task == "single" and classes <= MATRIX_CLASSES else [_BLOCKS]
+    return {_RESULTS, _PAGE, _PREDICTIONS, FILE} | {f"{stem}{suffix}" for stem in charts for suffix in _SUFFIXES}
 
 
 def check_folder(out: Path) -> None:

@@ -233,9 +233,7 @@ def test_a_classifier_for_other_classes_is_refused(tmp_path: Path, labelled: Pat
     """The network would keep a random one."""
     run, other = write_run(tmp_path / "run", small(), NAMES), write_run(tmp_path / "other", small(4), [*NAMES, "w"])
     for model in (str(run), TINY):
-        with pytest.raises(
-            WeightsError, match="classifier.weight.*: for another number of classes than the network's (3|10)$"
-        ):
+        with pytest.raises(WeightsError, match="classifier.weight.*: for another number of classes than the network's (3|10)$"):
             evaluate(model, str(labelled), weights=other / "model.safetensors")
 
 

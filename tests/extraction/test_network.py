@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import densefeat
-from densefeat.extraction.network import find_batch_size
+from densefeat.extraction.network import _find_batch_size
 from support.helpers import BUNDLED
 
 MEASURED = """
@@ -48,6 +48,6 @@ def test_out_of_memory() -> None:
 
 
 def test_batch_size_auto(photo_folder: Path, tmp_path: Path, small_extractor: densefeat.FeatureExtractor) -> None:
-    assert find_batch_size(small_extractor) == 32
+    assert _find_batch_size(small_extractor) == 32
     result = densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, batch_size="auto", device="cpu")
     assert result.rows == 12

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images.decode import DECODERS, check_decoder, decode_errors, decode_image, decode_pixels, open_image
+from densefeat.images.decode import _DECODERS, check_decoder, decode_errors, decode_image, decode_pixels, open_image
 
 MAKER_AS_A_FRACTION = struct.pack(">HHII", 0x010F, 5, 1, 38)
 TURNED_LEFT = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
@@ -67,7 +67,7 @@ def test_exif_rotation_is_undone(orientation: int, photo: Image.Image) -> None:
     assert np.array_equal(array(decode_pixels(jpeg)), array(decode_image(jpeg)))
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", _DECODERS)
 def test_unreadable_exif_is_ignored(decoder: str, photo: Image.Image) -> None:
     with_garbage, without = encode(photo, "JPEG", exif=GARBAGE_EXIF), encode(photo, "JPEG")
     assert np.array_equal(array(decode_pixels(with_garbage, decoder)), array(decode_pixels(without, decoder)))
@@ -181,7 +181,7 @@ def test_truncated_files_fail_and_are_never_half_grey(kind: str, photo: Image.Im
             decode_image(data[: int(len(data) * part)])
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", _DECODERS)
 @pytest.mark.parametrize("kind", [*JPEGS, "grey", "cmyk"])
 def test_jpegs_without_an_end_fail(kind: str, decoder: str, photo: Image.Image) -> None:
     stored = photo.convert({"grey": "L", "cmyk": "CMYK"}.get(kind, "RGB"))
@@ -195,7 +195,7 @@ def test_jpegs_without_an_end_fail(kind: str, decoder: str, photo: Image.Image) 
                 decode_pixels(data[:kept] + rest, decoder)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", _DECODERS)
 @pytest.mark.parametrize("kind", ["baseline", "fine", "restarts", "turned", "grey", "cmyk"])
 def test_jpegs_that_end_before_their_last_rows_fail(kind: str, decoder: str, photo: Image.Image) -> None:
     stored = photo.convert({"grey": "L", "cmyk": "CMYK"}.get(kind, "RGB"))
@@ -207,7 +207,7 @@ def test_jpegs_that_end_before_their_last_rows_fail(kind: str, decoder: str, pho
             decode_pixels(cut + END_OF_IMAGE, decoder)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", _DECODERS)
 @pytest.mark.parametrize("kind", ["baseline", "progressive", "restarts"])
 def test_grey_corners_of_complete_images_are_no_failure(kind: str, decoder: str, photo: Image.Image) -> None:
     corner = photo.copy()
@@ -217,7 +217,7 @@ def test_grey_corners_of_complete_images_are_no_failure(kind: str, decoder: str,
         assert pixels[-1, -1].tolist() in ([128] * 3, [127] * 3)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", _DECODERS)
 def test_data_after_the_end_of_a_jpeg_does_not_matter(decoder: str, photo: Image.Image) -> None:
     data = encode(photo, "JPEG")
     expected = array(decode_pixels(data, decoder))
@@ -239,7 +239,7 @@ def test_zeros_in_place_of_a_pngs_pixels_fail(photo: Image.Image) -> None:
         decode_image(bytes(broken))
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", _DECODERS)
 def test_eight_threads_get_what_one_gets(decoder: str, photographs: list[Image.Image]) -> None:
     files = [encode(photographs[0], "JPEG", **options) for options in JPEGS.values()]
     files += [encode(photograph, kind) for photograph in photographs[:3] for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
@@ -317,7 +317,7 @@ def png_header(width: int, height: int) -> bytes:
         (encode(Image.fromarray(np.full((4, 4), 70_000, np.int32)), "TIFF"), "32-bit pixels have no agreed white"),
     ],
 )
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", _DECODERS)
 def test_broken_images(decoder: str, data: bytes, match: str) -> None:
     with pytest.raises(DecodeError, match=match) as caught:
         decode_pixels(data, decoder)

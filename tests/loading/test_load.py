@@ -42,7 +42,9 @@ def test_the_classifier_of_a_file_must_fit_where_it_is_used(tmp_path: Path, has_
     name = "densefeat_densenet40_k12"
     torch.save(timm.create_model(name, num_classes=7 if has_classifier else 0).state_dict(), tmp_path / "w.pth")
     load_network(name, tmp_path / "w.pth")
-    message = "another number of classes than the network's 10" if has_classifier else "2 keys missing .first: classifier.weight"
+    message = (
+        "another number of classes than the network's 10" if has_classifier else "2 keys missing .first: classifier.weight"
+    )
     with pytest.raises(WeightsError, match=message):
         load_network(name, tmp_path / "w.pth", head=True)
 

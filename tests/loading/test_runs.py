@@ -10,8 +10,8 @@ from torch import nn
 
 import densefeat
 from densefeat import UsageError, WeightsError
-from densefeat.images.transforms import Preprocessing
 from densefeat.heads.modules import HeadedNet
+from densefeat.images.transforms import Preprocessing
 from densefeat.training.run_folder import RunFolder
 from support.helpers import BUNDLED, randomize_statistics, relative_difference
 
