@@ -32,6 +32,7 @@ maximum_signature_line_length = 100
 python_display_short_literal_types = True
 add_module_names = False
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes without a line on their type
 
 html_theme = "furo"  # system fonts, nothing from other servers
 html_title = "densefeat"

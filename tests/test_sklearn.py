@@ -46,6 +46,7 @@ class OfTables(DenseFeatTransformer):
         return tags
 
 
+@pytest.mark.slow
 @parametrize_with_checks([OfTables(BUNDLED, blocks=1)], expected_failed_checks=lambda _: EXPECTED_FAILED_CHECKS)
 def test_estimator_checks(estimator: DenseFeatTransformer, check) -> None:
     if check.func is check_array_api_input:

@@ -19,7 +19,7 @@ def test_the_first_signal_asks_to_stop_and_the_second_one_stops() -> None:
         assert stop
         assert stop.exit_code == 143
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -30,6 +30,7 @@ import densefeat
 from densefeat.images.transforms import Preprocessing
 from support.helpers import BUNDLED
 
+pytestmark = pytest.mark.slow
 IMAGENET_STEM = "densefeat_densenet121"
 SMALL = dict(block_config=(2, 2, 2, 2))  # the same code in less time
 

@@ -20,6 +20,7 @@ from densefeat.training.recipe_files import recipe_names, recipe_text
 from densefeat_cli.main import densefeat as commands
 from support.browser import chromium
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "object": "data"}
 LOADED_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch"}

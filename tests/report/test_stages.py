@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from densefeat.errors import UsageError
-from densefeat.report.stages import Field, _grouped, add_stages, stages_of
+from densefeat.report.stages import Field, _group_modules, stages_of, sum_stages
 from support.small_nets import deluge, dense
 
 NETWORKS = {
@@ -27,8 +27,8 @@ def test_parameters_and_arithmetic(name: str) -> None:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros(1, 3, 64, 64))
     sums = 0 if "dense" in name or name == "plain" else cross_layer_sums(model)
-    assert 2 * (add_stages(stages).macs - sums) == counter.get_total_flops()
-    assert add_stages(stages).parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert 2 * (sum_stages(stages).macs - sums) == counter.get_total_flops()
+    assert sum_stages(stages).parameters == sum(parameter.numel() for parameter in model.parameters())
     assert stages[-1].shape == (5,)
     assert (stages[0].name, stages[-1].name) == ("stem", "head")
 
@@ -53,7 +53,7 @@ def cross_layer_sums(model: nn.Module) -> int:
 def test_shapes_are_what_the_network_hands_on(name: str) -> None:
     model = NETWORKS[name]()
     x = torch.zeros(1, 3, 64, 64)
-    for stage, (named, modules) in zip(stages_of(model, 64)[:-1], _grouped(model)[:-1], strict=True):
+    for stage, (named, modules) in zip(stages_of(model, 64)[:-1], _group_modules(model)[:-1], strict=True):
         for module in modules:
             x = module(x)
         assert (stage.name, stage.shape) == (named, tuple(x.shape[1:]))
@@ -63,7 +63,7 @@ def test_shapes_are_what_the_network_hands_on(name: str) -> None:
 def test_bytes(trained: nn.Module) -> None:
     stages = stages_of(trained, 32)
     state = trained.state_dict()
-    assert add_stages(stages).weight_bytes == sum(value.numel() * value.element_size() for value in state.values())
+    assert sum_stages(stages).weight_bytes == sum(value.numel() * value.element_size() for value in state.values())
     layers = 32 * 32 * (16 * 48 + 16 * 12)  # of block 1: bottlenecks and outputs
     assert stages[1].activation_bytes == 4 * layers
 
@@ -84,7 +84,7 @@ def test_the_network_stays_as_it_is(trained: nn.Module) -> None:
 def test_published_networks(name: str, size: int, wanted: tuple[int, int]) -> None:
     with torch.device("meta"):
         stages = stages_of(timm.create_model(name), size)
-    assert (add_stages(stages).parameters, stages[-2].field.size) == wanted
+    assert (sum_stages(stages).parameters, stages[-2].field.size) == wanted
     assert [stage.field.stride for stage in stages if stage.name.endswith(tuple("1234")) and "block" in stage.name] == [
         4,
         8,
@@ -116,10 +116,10 @@ def test_the_receptive_field_is_where_gradients_come_from(name: str) -> None:
 
 def maps_of(model: nn.Module, side: int):
     """For each stage but the head: images that want a gradient, and the stage's maps."""
-    for number in range(len(_grouped(model)) - 1):
+    for number in range(len(_group_modules(model)) - 1):
         image = torch.rand(6, 3, side, side, dtype=torch.float64, requires_grad=True)
         x = image
-        for _, modules in _grouped(model)[: number + 1]:
+        for _, modules in _group_modules(model)[: number + 1]:
             for module in modules:
                 x = module(x)
         yield image, x
