@@ -7,7 +7,7 @@ import click
 
 from densefeat import map as maps
 from densefeat import store as stores
-from densefeat_cli.options import PATH, current_images_option, epilog, out_option, store_argument
+from densefeat_cli.options import PATH_TYPE, current_images_option, epilog, out_option, store_argument
 from densefeat_cli.output import print_note
 
 
@@ -17,8 +17,8 @@ from densefeat_cli.output import print_note
 @click.option("--method", type=click.Choice(["pca", "umap", "tsne"]), default="pca", show_default=True,
               help="Projection of each block; umap needs densefeat[umap].")  # fmt: skip
 @current_images_option
-@click.option("--probe", type=PATH, help="Folder of densefeat probe: colours by right and wrong.")
-@click.option("--labels", type=PATH, metavar="FILE.csv", help="CSV file of path,label.  [default: the store's own labels]")
+@click.option("--probe", type=PATH_TYPE, help="Folder of densefeat probe: colours by right and wrong.")
+@click.option("--labels", type=PATH_TYPE, metavar="FILE.csv", help="CSV file of path,label.  [default: the store's own labels]")
 @click.option("--label-column", metavar="NAME", help="Column with the labels.  [default: label]")
 @click.option("--clusters", "cluster_count", type=click.IntRange(1), default=10, show_default=True,
               help="Clusters of k-means on the last block.")  # fmt: skip

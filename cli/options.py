@@ -10,7 +10,7 @@ from densefeat import images
 
 _Decorator = Callable[[Any], Any]
 
-PATH = click.Path(path_type=Path)
+PATH_TYPE = click.Path(path_type=Path)
 
 
 class ImageInput(click.ParamType):
@@ -39,7 +39,7 @@ class NumberOrAuto(click.ParamType):
 
 def out_option(description: str, required: bool = True) -> _Decorator:
     """``--out``: a path to write. ``description`` says what is written."""
-    return click.option("--out", type=PATH, required=required, help=description)
+    return click.option("--out", type=PATH_TYPE, required=required, help=description)
 
 
 def images_option(name: str = "--images", required: bool = True, description: str = "") -> _Decorator:
@@ -80,8 +80,8 @@ def epilog(*examples: str) -> str:
 
 
 model_argument = click.argument("model")
-store_argument = click.argument("store", type=PATH)
-weights_option = click.option("--weights", type=PATH, help="Checkpoint file instead of the published weights.")
+store_argument = click.argument("store", type=PATH_TYPE)
+weights_option = click.option("--weights", type=PATH_TYPE, help="Checkpoint file instead of the published weights.")
 image_size_option = click.option("--image-size", type=int, help="Pixels of the square input.  [default: the weights' own]")
 blocks_option = click.option("--blocks", default="all", show_default=True, help="Blocks by number, such as 2,4.")
 tap_option = click.option(

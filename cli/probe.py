@@ -11,7 +11,7 @@ from densefeat import probe as probing
 from densefeat import sgd_probe
 from densefeat import store as stores
 from densefeat.base import Ranks, printable
-from densefeat_cli.options import PATH, epilog, image_size_option, model_option, out_option, pool_option, weights_option
+from densefeat_cli.options import PATH_TYPE, epilog, image_size_option, model_option, out_option, pool_option, weights_option
 from densefeat_cli.output import fits_terminal, print_note, print_table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _EXTRACTION_OPTIONS = ("model", "weights", "image_size", "pool", "device", "batc
 
 
 @click.command(epilog=epilog("probe embeddings/ --out probe/", "probe --images photos/ --out probe/"))
-@click.argument("store", required=False, type=PATH)
+@click.argument("store", required=False, type=PATH_TYPE)
 @out_option("Folder to write: results, charts, page and probe.")
 @click.option("--images", help="Images to extract features from, into OUT/features; with STORE: where its images are now.")
 @click.option("--test", help="Store (or, with --images, images) to test on.  [default: a fifth of the rows]")

@@ -11,7 +11,7 @@ from densefeat import store as stores
 from densefeat.base import printable
 from densefeat.errors import UsageError
 from densefeat_cli.options import (
-    PATH,
+    PATH_TYPE,
     epilog,
     label_column_option,
     labelled_option,
@@ -61,7 +61,7 @@ def reuse(model: str, out: Path, weights: Path | None, what: str, **options: Any
         _prune(model, out, weights, **options)
         return
     table = stores.choose_csv_file(out, report.REUSE_COLUMNS)
-    weights_read = report.feature_reuse(report.load_plain(model, weights))
+    weights_read = report.feature_reuse(report.load_known_network(model, weights))
     report.write_reuse_csv(weights_read, table)
     base.save_picture(report.draw_reuse(weights_read, printable(model)), out)
     _print_findings(report.observations(weights_read))
@@ -134,7 +134,7 @@ def _print_pruning(pruning: "Pruning") -> None:
 @click.option("--out", required=True, metavar="FILE",
               help="Page to write, .html; Markdown, .md; or - for Markdown on the terminal.")  # fmt: skip
 @weights_option
-@click.option("--runs", type=PATH, help="Folder with folders of runs, which join the comparison.")
+@click.option("--runs", type=PATH_TYPE, help="Folder with folders of runs, which join the comparison.")
 def model(model: str, out: str, weights: Path | None, runs: Path | None) -> None:
     """Describe MODEL: shapes, parameters, FLOPs, bytes and receptive field of its stages, its card, and how it compares.
 
@@ -147,8 +147,8 @@ def model(model: str, out: str, weights: Path | None, runs: Path | None) -> None
     if out != "-":
         stores.check_output(Path(out))
     card = report.read_card(model, weights)
-    points = report.points_for(card, runs)
-    text = report.html_page(card, points) if kind == ".html" else report.markdown_page(card, points)
+    points = report.collect_points(card, runs)
+    text = report.render_html(card, points) if kind == ".html" else report.render_markdown(card, points)
     if out == "-":
         click.echo(text, nl=False)
         return

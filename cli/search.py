@@ -11,7 +11,7 @@ import click
 
 from densefeat import search
 from densefeat import store as stores
-from densefeat_cli.options import PATH, current_images_option, device_option, epilog, store_argument
+from densefeat_cli.options import PATH_TYPE, current_images_option, device_option, epilog, store_argument
 from densefeat_cli.output import late_progress_bar, print_note, print_table
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _TABLE_ROWS = 10_000
 
 @click.command(epilog=epilog("search embeddings/ --image query.jpg --html neighbours.html"))
 @store_argument
-@click.option("--image", "queries", multiple=True, type=PATH, help="Image file to find neighbours of; may be repeated.")
+@click.option("--image", "queries", multiple=True, type=PATH_TYPE, help="Image file to find neighbours of; may be repeated.")
 @click.option("--key", "keys", multiple=True,
               help="Image of the store to find neighbours of, by its path, or a tile, PATH:X,Y; may be repeated.")  # fmt: skip
 @click.option("--all-pairs", is_flag=True, help="Near duplicates: all pairs within --threshold.")
@@ -34,10 +34,10 @@ _TABLE_ROWS = 10_000
 @click.option("--metric", type=click.Choice(["cosine", "euclidean", "dot"]), default="cosine", show_default=True)
 @click.option("--engine", type=click.Choice(["exact", "faiss"]), default="exact", show_default=True,
               help="faiss: faster for all pairs or hundreds of queries, in memory, and may miss some.")  # fmt: skip
-@click.option("--weights", type=PATH, help="Checkpoint file that the store was made with, if it has moved.")
+@click.option("--weights", type=PATH_TYPE, help="Checkpoint file that the store was made with, if it has moved.")
 @device_option
 @click.option("--format", "shape", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-@click.option("--html", type=PATH, help="Page to write, with thumbnails.")
+@click.option("--html", type=PATH_TYPE, help="Page to write, with thumbnails.")
 @current_images_option
 def search_command(
     store: Path,

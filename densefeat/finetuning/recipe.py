@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from densefeat.training import Run, check_run, read_recipe, refuse
+from densefeat.training import Run, check_run, read_recipe, refuse_if
 
 _MAX_HEAD_EPOCHS = 2.0  # for head_epochs: auto
 _Head = Literal["linear", "mlp", "cross-layer"]  # the kinds of densefeat.heads, which would load torch
@@ -75,20 +75,20 @@ def load_finetuning(name: str, overrides: Sequence[str] = ()) -> FineTuning:
 def _check_finetuning(recipe: FineTuning) -> None:
     """Raise UsageError for values that are impossible or do not go together."""
     check_run(recipe, ("layer_decay", "head_width", "patience"), ("mixup", "cutmix"), ("layer_decay",))
-    refuse(not _MODE.fullmatch(recipe.mode), "mode", recipe.mode, "give head, full, or blocks:3-4")
-    refuse(recipe.blocks and recipe.blocks[1] < recipe.blocks[0], "mode", recipe.mode, "give the lower block first")
-    refuse(recipe.head not in get_args(_Head), "head", recipe.head, f"give one of {', '.join(get_args(_Head))}")
-    refuse(not 0 < recipe.val_share < 1, "val_share", recipe.val_share, "give a share, above 0 and below 1")
+    refuse_if(not _MODE.fullmatch(recipe.mode), "mode", recipe.mode, "give head, full, or blocks:3-4")
+    refuse_if(recipe.blocks and recipe.blocks[1] < recipe.blocks[0], "mode", recipe.mode, "give the lower block first")
+    refuse_if(recipe.head not in get_args(_Head), "head", recipe.head, f"give one of {', '.join(get_args(_Head))}")
+    refuse_if(not 0 < recipe.val_share < 1, "val_share", recipe.val_share, "give a share, above 0 and below 1")
     impossible = recipe.head_start == "probe" and recipe.head != "linear"
-    refuse(impossible, "head_start", "probe", f"a probe is a linear head, not {recipe.head}: give random, and head_epochs")
+    refuse_if(impossible, "head_start", "probe", f"a probe is a linear head, not {recipe.head}: give random, and head_epochs")
     first = recipe.head_only_epochs
-    refuse(first < 0, "head_epochs", first, "give 0 or more")
-    refuse(first and recipe.mode == "head", "head_epochs", first, "mode: head has no other epochs")
-    refuse(first >= recipe.epochs, "head_epochs", first, f"epochs are {recipe.epochs}")
-    refuse(recipe.cuda_graph and (first or recipe.mixes_images), "cuda_graph", True, "not with head_epochs or mixing")
+    refuse_if(first < 0, "head_epochs", first, "give 0 or more")
+    refuse_if(first and recipe.mode == "head", "head_epochs", first, "mode: head has no other epochs")
+    refuse_if(first >= recipe.epochs, "head_epochs", first, f"epochs are {recipe.epochs}")
+    refuse_if(recipe.cuda_graph and (first or recipe.mixes_images), "cuda_graph", True, "not with head_epochs or mixing")
     useless = recipe.patience is not None and recipe.keep == "last"
-    refuse(useless, "patience", recipe.patience, "it ends a run some steps after its best weights, which keep: last loses")
+    refuse_if(useless, "patience", recipe.patience, "it ends a run some steps after its best weights, which keep: last loses")
     twice = recipe.class_weights == recipe.sampling == "balanced"
-    refuse(twice, "class_weights", "balanced", "sampling is balanced, too: rare classes would count twice")
+    refuse_if(twice, "class_weights", "balanced", "sampling is balanced, too: rare classes would count twice")
     odd = recipe.mixes_images and (recipe.batch_size // recipe.accumulation) % 2
-    refuse(odd, "batch_size", recipe.batch_size, "images are mixed in pairs: give micro-batches of even size")
+    refuse_if(odd, "batch_size", recipe.batch_size, "images are mixed in pairs: give micro-batches of even size")

@@ -7,7 +7,7 @@ from torch import nn
 from densefeat.base import Interrupted, StopRequest
 from densefeat.errors import UsageError
 from densefeat.labels import Targets, hold_out
-from densefeat.probe import NEVER, Linear, fit_head
+from densefeat.probe import NEVER, LinearHead, fit_head
 from densefeat.training import Progress, Split, State, TrainingData
 
 _MAX_IMAGES = 20_000  # to fit the head to
@@ -41,7 +41,7 @@ def _fit_head(head: nn.Module, state: State, data: TrainingData, stop: StopReque
     if not _can_fit(targets, val):
         return "too few images can be read for a probe: the head starts at random"
     fitted = fit_head("logreg", features, targets, val)
-    assert isinstance(fitted.head, Linear)
+    assert isinstance(fitted.head, LinearHead)
     weight, bias = torch.from_numpy(fitted.head.weight), torch.from_numpy(_limit_bias(fitted.head.bias, len(targets)))
     if weight.numel() != head.weight.numel():  # type: ignore[operator]
         raise UsageError(f"{state.recipe.model!r}: its classifier does not read pooled features: give head_start=random")

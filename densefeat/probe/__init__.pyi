@@ -1,6 +1,6 @@
 from .candidates import ALL, BlockFitter, Candidate, select_candidate
-from .data import Columns, load_data
-from .fitting import Linear, choose
+from .data import FeatureColumns, load_data
+from .fitting import LinearHead, choose_setting
 from .job import Probed, extract_images, label_options, probe, source_options
 from .logreg import NEVER
 from .metrics import MAIN, compute_metrics
@@ -20,14 +20,14 @@ __all__ = [
     "NEVER",
     "BlockFitter",
     "Candidate",
-    "Columns",
-    "Linear",
+    "FeatureColumns",
+    "LinearHead",
     "Probe",
     "ProbeFit",
     "ProbeRequest",
     "Probed",
     "candidate_table",
-    "choose",
+    "choose_setting",
     "compute_metrics",
     "extract_images",
     "few_shot_table",

@@ -9,9 +9,9 @@ import numpy as np
 
 from densefeat.errors import UsageError
 from densefeat.labels import TEST, VAL, Targets
-from densefeat.probe.data import Columns
+from densefeat.probe.data import FeatureColumns
 from densefeat.probe.fitting import validation_metric
-from densefeat.probe.metrics import MAIN, Comparison, bootstrap, compare_predictions, compute_metrics
+from densefeat.probe.metrics import MAIN, PairedComparison, bootstrap, compare_predictions, compute_metrics
 from densefeat.probe.protocols import GRIDS, SHOTS, Head, ProbeFit, draw_shots, fit_few_shot, fit_head
 
 ALL = "all"  # the candidate that has every column
@@ -62,7 +62,7 @@ class BlockFitter:
     """
 
     protocol: str
-    columns: Columns
+    columns: FeatureColumns
     targets: Targets
     rows: np.ndarray
     parts: np.ndarray
@@ -195,7 +195,7 @@ class Selection:
     head: Head
     scores: np.ndarray | None
     targets: Targets
-    comparison: Comparison | None
+    comparison: PairedComparison | None
 
     @property
     def main_metric(self) -> str:
@@ -246,7 +246,7 @@ def _sorting_key(report: CandidateReport, main: str) -> tuple[float, int]:
     return (np.inf if value is None else -value), report.features
 
 
-def _compare_if_defined(test: Targets, first: np.ndarray, second: np.ndarray, seed: int) -> Comparison | None:
+def _compare_if_defined(test: Targets, first: np.ndarray, second: np.ndarray, seed: int) -> PairedComparison | None:
     """None where the main metric is undefined on these rows."""
     if any(compute_metrics(test, scores)[MAIN[test.task]] is None for scores in (first, second)):
         return None

@@ -40,7 +40,7 @@ class ProbeData:
     """
 
     stores: Sequence[Store]
-    columns: "Columns"
+    columns: "FeatureColumns"
     labelled: LabelledRows
     parts: np.ndarray
     notes: tuple[str, ...]
@@ -141,7 +141,7 @@ def _check_parts(targets: Targets, sizes: dict[str, int]) -> None:
 
 
 @dataclass(frozen=True)
-class Columns:
+class FeatureColumns:
     """The feature columns of stores whose rows follow one another. ``widths``: features of each column that has vectors."""
 
     stores: tuple[Store, ...]
@@ -196,7 +196,7 @@ def _fill(out: np.ndarray, store: Store, name: str, rows: np.ndarray) -> None:
             raise UsageError(f"{store.path}: {name} of {path!r} has NaN or infinite features: extract it again")
 
 
-def _open_columns(stores: Sequence[Store]) -> tuple[Columns, list[str]]:
+def _open_columns(stores: Sequence[Store]) -> tuple[FeatureColumns, list[str]]:
     """Find the columns of vectors, and say in notes what is left out.
 
     Raises UsageError if there is none, or if the rows of the second store were made in another way than those of the first.
@@ -213,7 +213,7 @@ def _open_columns(stores: Sequence[Store]) -> tuple[Columns, list[str]]:
     notes += [f"{store.path} is not finished: {len(store):,} rows are there" for store in stores if not store.complete]
     for other in stores[1:]:
         _check_same_features(first, other, widths)
-    return Columns(tuple(stores), widths), notes
+    return FeatureColumns(tuple(stores), widths), notes
 
 
 def _check_same_features(first: Store, other: Store, widths: dict[str, int]) -> None:

@@ -15,7 +15,7 @@ _PIECE_VALUES = 2**22  # features converted at a time
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearHead:
     """A linear head, ``x @ weight.T + bias``, for unscaled features: ``weight`` and ``bias`` include any standardisation.
 
     ``weight``: float32 ``(K, D)``; ``bias``: float32 ``(K,)``. ``squeeze``: scores are ``(n,)`` (regression, K = 1).
@@ -60,7 +60,7 @@ class Choice:
     val_scores: np.ndarray
 
 
-def choose(
+def choose_setting(
     name: str,
     solutions: Iterable[tuple[float | int, _Solution]],
     scores: Callable[[_Solution], np.ndarray],

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from densefeat.labels import Targets
-from densefeat.probe.fitting import Advance, Choice, check_features, choose
+from densefeat.probe.fitting import Advance, Choice, check_features, choose_setting
 from densefeat.probe.matrices import row_pieces
 
 TEMPERATURE = 0.07
@@ -17,7 +17,7 @@ _LEAST_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class KnnHead:
     """A head in which the ``k`` rows of largest cosine vote, weighted by exp(cosine / temperature).
 
     Source: arXiv 2104.14294, appendix F.1. ``features``: float16 or float32 ``(n, D)``, rows of length 1 or of zeros;
@@ -70,7 +70,7 @@ def _cosines(queries: np.ndarray, base: torch.Tensor) -> np.ndarray:
 
 
 def _count_votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
-    """Compute the scores of :meth:`Neighbours.scores` from the nearest rows and their weights, both ``(q, k)``."""
+    """Compute the scores of :meth:`KnnHead.scores` from the nearest rows and their weights, both ``(q, k)``."""
     weights = weights / weights.sum(1, keepdims=True)
     each = len(targets.classes) * (near.shape[1] if targets.task == "multi" else 1)
     step = max(1, _TILE_VALUES // max(1, each))
@@ -104,7 +104,7 @@ def _normalize(x: np.ndarray) -> None:
         x[piece] /= np.where(length > 0, length, 1)
 
 
-def fit_knn(x: np.ndarray, targets: Targets, train: int, advance: Advance) -> tuple[Neighbours, Choice]:
+def fit_knn(x: np.ndarray, targets: Targets, train: int, advance: Advance) -> tuple[KnnHead, Choice]:
     """Choose k with votes of the first ``train`` rows for the other rows, the validation rows; then let all rows vote.
 
     ``x``: float32 ``(n, D)``, normalised in place and kept in the head.
@@ -116,5 +116,5 @@ def fit_knn(x: np.ndarray, targets: Targets, train: int, advance: Advance) -> tu
     for similarity, near in _find_nearest(x[:train], x[train:], counts[-1]):
         for k, pieces in zip(counts, scores, strict=True):
             pieces.append(_count_votes(near[:, :k], _vote_weights(similarity[:, :k]), voters))
-    choice, _ = choose("k", zip(counts, scores, strict=True), np.concatenate, val, advance)
-    return Neighbours(x, targets, int(choice.chosen["k"])), choice
+    choice, _ = choose_setting("k", zip(counts, scores, strict=True), np.concatenate, val, advance)
+    return KnnHead(x, targets, int(choice.chosen["k"])), choice

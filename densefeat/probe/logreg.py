@@ -15,7 +15,7 @@ import torch
 from scipy.linalg import eigh
 
 from densefeat.labels import Targets
-from densefeat.probe.fitting import Advance, Choice, Linear, choose
+from densefeat.probe.fitting import Advance, Choice, LinearHead, choose_setting
 from densefeat.probe.matrices import centre_kernel, correlate, gram, invert_deviation, kernel, moments, rescale, row_pieces
 
 C = tuple(float(c) for c in 10.0 ** np.linspace(-6, 5, 45))
@@ -31,7 +31,7 @@ _MAX_SHORTENED = 20
 _Gradient = Callable[[np.ndarray], np.ndarray]
 
 
-def fit_logreg(x: np.ndarray, targets: Targets, train: int, standardize: bool, advance: Advance) -> tuple[Linear, Choice]:
+def fit_logreg(x: np.ndarray, targets: Targets, train: int, standardize: bool, advance: Advance) -> tuple[LinearHead, Choice]:
     """Fit the first ``train`` rows for every C, choose one on the others, the validation rows; then fit all rows.
 
     ``x``: float32 ``(n, D)``, overwritten. With fewer than ``FEW`` validation rows C is chosen by log loss alone: accuracy
@@ -49,7 +49,7 @@ def fit_logreg(x: np.ndarray, targets: Targets, train: int, standardize: bool, a
     def scores(weights: np.ndarray) -> np.ndarray:
         return partial.linear(weights).scores(axes.x[train:])
 
-    choice, solution = choose("C", _sweep(partial), scores, val, advance, by_loss=len(val) < FEW)
+    choice, solution = choose_setting("C", _sweep(partial), scores, val, advance, by_loss=len(val) < FEW)
     loss = _LogLoss(axes.x, axes.variance, targets)
     start = loss.start.copy()
     start[np.isin(loss.classes, partial.classes)] = solution
@@ -67,12 +67,12 @@ def _sweep(loss: "_LogLoss") -> Iterator[tuple[float, np.ndarray]]:
         yield c, weights
 
 
-def _to_features(head: Linear, axes: "_PrincipalAxes", mean: np.ndarray, scale: np.ndarray) -> Linear:
+def _to_features(head: LinearHead, axes: "_PrincipalAxes", mean: np.ndarray, scale: np.ndarray) -> LinearHead:
     """Turn a head on the axes into one for features that are neither rotated nor standardised."""
     weight = axes.back(head.weight.astype(np.float64))
     raw = weight * scale
     bias = head.bias - weight @ axes.mean - raw @ mean
-    return Linear(raw.astype(np.float32), bias.astype(np.float32))
+    return LinearHead(raw.astype(np.float32), bias.astype(np.float32))
 
 
 class _LogLoss:
@@ -118,12 +118,12 @@ class _LogLoss:
     def minimum(self, c: float, start: np.ndarray, curvature: "_Curvature") -> np.ndarray:
         return _minimize(self.gradient, self.penalty(c), start, curvature, self.scale, _TOLERANCE)
 
-    def linear(self, weights: np.ndarray) -> Linear:
+    def linear(self, weights: np.ndarray) -> LinearHead:
         """Make a head on the axes for all classes; the scores of classes that do not vary are constant."""
         weight = np.zeros((len(self.constants), self.x.shape[1]), np.float32)
         bias = self.constants.astype(np.float32)
         weight[self.classes], bias[self.classes] = weights[:, :-1], weights[:, -1]
-        return Linear(weight, bias)
+        return LinearHead(weight, bias)
 
 
 def _softmax_residual(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ _RANKED_RESAMPLES = 200  # for the metrics from ranks
 _MAX_RANKED = 2**25  # scores, which take about ten seconds
 _PERCENTILES = (2.5, 97.5)
 
-_Measured = dict[str, np.ndarray]
+_MetricValues = dict[str, np.ndarray]
 
 
 def compute_metrics(targets: Targets, scores: np.ndarray) -> dict[str, float | None]:
@@ -49,7 +49,7 @@ def compute_metrics(targets: Targets, scores: np.ndarray) -> dict[str, float | N
     return {name: None if np.isnan(values[0]) else float(values[0]) for name, values in measured.items()}
 
 
-def _resample_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray, ranked: int | None = None) -> _Measured:
+def _resample_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray, ranked: int | None = None) -> _MetricValues:
     """Compute every metric for R resamples, float64 ``(R,)``, NaN where undefined.
 
     Row i counts ``counts[i, r]`` times in resample r (``(n, R)`` uint8). ``ranked``: compute the metrics from ranks (AUROC and
@@ -85,7 +85,7 @@ def _check_scores(targets: Targets, scores: np.ndarray) -> None:
         raise UsageError(f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} scores are NaN or infinite")
 
 
-def _class_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _Measured:
+def _class_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _MetricValues:
     y, classes = targets.values, len(targets.classes)
     predicted, rows = scores.argmax(1), _sum_counts(counts)
     hit = predicted == y
@@ -101,13 +101,13 @@ def _class_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> 
     return measured
 
 
-def _multi_label_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _Measured:
+def _multi_label_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _MetricValues:
     predicted, wanted = scores > 0, targets.values
     support, guessed, right = (_weighted_sums(marks, counts) for marks in (wanted, predicted, wanted & predicted))
     return {"macro_f1": 100 * _mean_defined(2 * right / np.maximum(support + guessed, 1), support > 0)}
 
 
-def _rank_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _Measured:
+def _rank_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _MetricValues:
     single = targets.task == "single"
     shape = (len(targets.classes), counts.shape[1])
     precision, area = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -128,7 +128,7 @@ def _softmax_terms(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return top, np.concatenate([np.exp(scores[piece] - top[piece, None]).sum(1) for piece in row_pieces(scores)])
 
 
-def _regression_metrics(y: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> _Measured:
+def _regression_metrics(y: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> _MetricValues:
     centred, error = y - y.mean(), scores.astype(np.float64) - y
     columns = np.stack([centred, centred**2, error**2, np.abs(error)], axis=1)
     mean, square, squared_error, absolute = _weighted_sums(columns, counts) / _sum_counts(counts)
@@ -227,7 +227,7 @@ def _mean_defined(values: np.ndarray, defined: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """The difference, first less second, of the main metric. ``interval``: 95 %; ``p_value``: two-sided."""
 
     metric: str
@@ -256,7 +256,7 @@ def bootstrap(
     return {name: _interval(np.concatenate(values)) for name, values in measured.items()}
 
 
-def compare_predictions(targets: Targets, first: np.ndarray, second: np.ndarray, seed: int = 0) -> Comparison:
+def compare_predictions(targets: Targets, first: np.ndarray, second: np.ndarray, seed: int = 0) -> PairedComparison:
     """Test whether one set of predictions for the same rows is better than another by the main metric.
 
     Single-label: McNemar's test, exact (binomial over the rows that one set alone gets right). Else a paired bootstrap of 1000
@@ -271,11 +271,11 @@ def compare_predictions(targets: Targets, first: np.ndarray, second: np.ndarray,
     if ends is None or np.isnan(difference):
         raise UsageError(f"{MAIN[targets.task]} is undefined on these {len(targets)} rows: nothing can be compared")
     if targets.task == "single":
-        return Comparison("top1", "mcnemar", float(difference), ends, _mcnemar_test(targets.values, first, second))
+        return PairedComparison("top1", "mcnemar", float(difference), ends, _mcnemar_test(targets.values, first, second))
     spread = spread[~np.isnan(spread)]
     beyond = min(np.count_nonzero(spread <= 0), np.count_nonzero(spread >= 0))
     p_value = min(1.0, 2 * (int(beyond) + 1) / (len(spread) + 1))
-    return Comparison(MAIN[targets.task], "paired bootstrap", float(difference), ends, p_value)
+    return PairedComparison(MAIN[targets.task], "paired bootstrap", float(difference), ends, p_value)
 
 
 def _mcnemar_test(y: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:

@@ -14,8 +14,8 @@ from densefeat.base import atomic_file, describe_error
 from densefeat.errors import DensefeatError, UsageError, WeightsError
 from densefeat.features import FeatureExtractor
 from densefeat.labels import Targets, Task
-from densefeat.probe.fitting import Linear
-from densefeat.probe.knn import Neighbours
+from densefeat.probe.fitting import LinearHead
+from densefeat.probe.knn import KnnHead
 from densefeat.probe.protocols import Head
 from densefeat.search import rebuild_extractor
 
@@ -79,7 +79,7 @@ def save_probe(path: Path, probe: Probe) -> None:
         "told": probe.told,
         "provenance": probe.provenance,
     }
-    if isinstance(head, Linear):
+    if isinstance(head, LinearHead):
         tensors = {"weight": head.weight, "bias": head.bias}
         metadata |= {"head": _LINEAR, "squeeze": head.squeeze}
     else:
@@ -144,7 +144,7 @@ def _parse_names(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _parse_linear(tensors: dict[str, np.ndarray], classes: int, squeeze: Any) -> Linear:
+def _parse_linear(tensors: dict[str, np.ndarray], classes: int, squeeze: Any) -> LinearHead:
     weight, bias = tensors["weight"], tensors["bias"]
     outputs = classes or 1
     if weight.dtype != np.float32 or bias.dtype != np.float32 or squeeze is not (classes == 0):
@@ -152,12 +152,12 @@ def _parse_linear(tensors: dict[str, np.ndarray], classes: int, squeeze: Any) ->
     if weight.ndim != 2 or weight.shape[0] != outputs or not weight.shape[1] or bias.shape != (outputs,):
         raise ValueError(f"weight {weight.shape} and bias {bias.shape} for {outputs} outputs")
     _check_numbers(weight, bias)
-    return Linear(weight, bias, squeeze)
+    return LinearHead(weight, bias, squeeze)
 
 
 def _parse_neighbours(
     tensors: dict[str, np.ndarray], task: Task, classes: tuple[str, ...], k: Any, temperature: Any
-) -> Neighbours:
+) -> KnnHead:
     features, values = tensors["features"], tensors["values"]
     shape = (len(features), len(classes)) if task == "multi" else (len(features),)
     kind = {"single": np.int64, "multi": np.uint8, "regression": np.float64}[task]
@@ -168,7 +168,7 @@ def _parse_neighbours(
     if type(k) is not int or not 1 <= k <= len(features) or type(temperature) is not float or not temperature > 0:
         raise ValueError(f"k {k!r} of {len(features)} rows, temperature {temperature!r}")
     _check_numbers(features, values)
-    return Neighbours(features, Targets(task, classes, values.astype(bool) if task == "multi" else values), k, temperature)
+    return KnnHead(features, Targets(task, classes, values.astype(bool) if task == "multi" else values), k, temperature)
 
 
 def _check_numbers(*arrays: np.ndarray) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from densefeat.errors import UsageError
 from densefeat.labels import Targets, Task
 from densefeat.probe import knn, logreg, ridge
-from densefeat.probe.fitting import SMOOTHING, Choice, Linear
-from densefeat.probe.knn import Neighbours
+from densefeat.probe.fitting import SMOOTHING, Choice, LinearHead
+from densefeat.probe.knn import KnnHead
 from densefeat.probe.matrices import check_finite, move_validation_last
 from densefeat.probe.metrics import MAIN
 
@@ -20,7 +20,7 @@ SHOTS = (1, 5, 10, 25)
 LOWEST_LOSS = f"the lowest log loss (labels smoothed by {SMOOTHING})"
 _LOWEST_ERROR = "the lowest mean squared error"
 
-Head = Linear | Neighbours
+Head = LinearHead | KnnHead
 
 
 @dataclass(frozen=True)

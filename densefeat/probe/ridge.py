@@ -6,7 +6,7 @@ import numpy as np
 from scipy.linalg import eigh, solve
 
 from densefeat.labels import Targets, Task
-from densefeat.probe.fitting import Advance, Choice, Linear, choose
+from densefeat.probe.fitting import Advance, Choice, LinearHead, choose_setting
 from densefeat.probe.matrices import centre_kernel, correlate, gram, invert_deviation, kernel, moments, rescale
 
 L2 = tuple(2.0**i for i in range(-10, 20))
@@ -39,11 +39,11 @@ class _Scale:
     target_mean: float
     target_deviation: float
 
-    def fold(self, weight: np.ndarray, bias: np.ndarray, squeeze: bool) -> Linear:
+    def fold(self, weight: np.ndarray, bias: np.ndarray, squeeze: bool) -> LinearHead:
         """Turn ``(D, K)`` weights for standardised features into a head for features that are not."""
         raw = (weight * self.inverse[:, None]).T * self.target_deviation
         shift = bias * self.target_deviation + self.target_mean - raw @ self.mean
-        return Linear(raw.astype(np.float32), shift.astype(np.float32), squeeze)
+        return LinearHead(raw.astype(np.float32), shift.astype(np.float32), squeeze)
 
 
 def _measure_scale(x: np.ndarray, targets: Targets) -> _Scale:
@@ -62,7 +62,7 @@ def _regression_targets(targets: Targets, scale: _Scale) -> np.ndarray:
     return 2.0 * (targets.values[:, None] == np.arange(len(targets.classes))) - 1
 
 
-def fit_ridge(x: np.ndarray, targets: Targets, train: int, advance: Advance, refit: bool = True) -> tuple[Linear, Choice]:
+def fit_ridge(x: np.ndarray, targets: Targets, train: int, advance: Advance, refit: bool = True) -> tuple[LinearHead, Choice]:
     """Fit the first ``train`` rows, choose the penalty on the others, the validation rows; then fit all rows if ``refit``.
 
     ``x``: float32 ``(n, D)``, standardised in place by mean and deviation of the training rows.
@@ -76,7 +76,7 @@ def fit_ridge(x: np.ndarray, targets: Targets, train: int, advance: Advance, ref
     def scored(fit: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         return _score(x[train:], *fit, scale, val.task)
 
-    choice, solved = choose("l2", fits, scored, val, advance, loss="squared_error")
+    choice, solved = choose_setting("l2", fits, scored, val, advance, loss="squared_error")
     if refit:
         solved = _solve(x, _regression_targets(targets, scale), choice.chosen["l2"])
     return scale.fold(*solved, targets.task == "regression"), choice

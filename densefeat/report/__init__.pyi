@@ -1,9 +1,9 @@
 from .card import read_card
 from .judging import Journal
-from .model_page import html_page, markdown_page, points_for
+from .model_page import collect_points, render_html, render_markdown
 from .pruning import PRUNING_COLUMNS, Pruning, count_work, prune, write_pruning_csv
 from .pruning_chart import draw_pruning
-from .reuse import REUSE_COLUMNS, Finding, Reuse, feature_reuse, load_plain, observations, write_reuse_csv
+from .reuse import REUSE_COLUMNS, Finding, Reuse, feature_reuse, load_known_network, observations, write_reuse_csv
 from .reuse_chart import draw_reuse
 from .sample import load_sample
 from .stages import Field, stages_of
@@ -16,18 +16,18 @@ __all__ = [
     "Journal",
     "Pruning",
     "Reuse",
+    "collect_points",
     "count_work",
     "draw_pruning",
     "draw_reuse",
     "feature_reuse",
-    "html_page",
-    "load_plain",
+    "load_known_network",
     "load_sample",
-    "markdown_page",
     "observations",
-    "points_for",
     "prune",
     "read_card",
+    "render_html",
+    "render_markdown",
     "stages_of",
     "write_pruning_csv",
     "write_reuse_csv",

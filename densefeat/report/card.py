@@ -28,9 +28,9 @@ from densefeat.loading import (
     read_run,
 )
 from densefeat.nets import file_sha256
-from densefeat.report.published import Point, stem_of
-from densefeat.report.reuse import load_plain
-from densefeat.report.stages import Stage, add_stages, stages_of
+from densefeat.report.published import Point, find_stem
+from densefeat.report.reuse import load_known_network
+from densefeat.report.stages import Stage, stages_of, sum_stages
 
 _CARD_ROW = re.compile(r"\| ([\w ]+) \| (.+) \|")
 _CARD_TOP1 = re.compile(r"([\d.]+) % top-1")
@@ -39,7 +39,7 @@ _SHOWN_CLASSES = 5
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """``facts`` and ``recipe``: names and values, for people; ``measured``: what the weights' own files say they reached."""
 
     name: str
@@ -52,10 +52,10 @@ class Card:
 
     @property
     def stem(self) -> str:
-        return stem_of(self.architecture)
+        return find_stem(self.architecture)
 
 
-def read_card(model: str, weights: str | Path | None = None) -> Card:
+def read_card(model: str, weights: str | Path | None = None) -> ModelCard:
     """What is known of a name of ours or timm's, or of a run's folder.
 
     Nothing is fetched: of published weights the hash is told where their file is on this machine.
@@ -64,13 +64,13 @@ def read_card(model: str, weights: str | Path | None = None) -> Card:
         UsageError: Unknown model, or none whose structure is known.
         WeightsError: ``weights``, or those of a run, that do not fit.
     """
-    return _card_of_run(model, weights) if is_run_folder(model) else _card_of_name(model, weights)
+    return _read_run_card(model, weights) if is_run_folder(model) else _read_name_card(model, weights)
 
 
-def _card_of_name(model: str, weights: str | Path | None) -> Card:
+def _read_name_card(model: str, weights: str | Path | None) -> ModelCard:
     config = find_config(model)
-    network = timm.create_model(model) if weights is None else load_plain(model, weights)
-    size, stages = _sized(network)
+    network = timm.create_model(model) if weights is None else load_known_network(model, weights)
+    size, stages = _measure_stages(network)
     file = Path(weights) if weights is not None else find_weights_file(config) if config.has_weights else None
     source = "none" if not config.has_weights and file is None else str(weights) if weights else describe_source(config)
     facts = [
@@ -78,80 +78,80 @@ def _card_of_name(model: str, weights: str | Path | None) -> Card:
         ("weights", source),
         ("SHA-256 of their file", file_sha256(file) if file else _NOT_HERE if config.has_weights else "none"),
         ("licence", (config.license or "not told") if weights is None else "not told"),
-        ("classes", _classes_told(network.num_classes, read_class_names(file))),  # type: ignore[arg-type]
-        ("input", _input_told(network)),
+        ("classes", _format_classes(network.num_classes, read_class_names(file))),  # type: ignore[arg-type]
+        ("input", _format_input(network)),
     ]
     own: dict[str, str] = dict(_CARD_ROW.findall(read_card_text(file) or ""))
     facts += [(f"its card: {name}", value) for name, value in own.items()]
     architecture = split_model_name_tag(model)[0]
-    return Card(model, architecture, size, stages, facts, [], _card_points(architecture, own, stages))
+    return ModelCard(model, architecture, size, stages, facts, [], _parse_points(architecture, own, stages))
 
 
-def _card_of_run(folder: str, weights: str | Path | None) -> Card:
+def _read_run_card(folder: str, weights: str | Path | None) -> ModelCard:
     loaded = load_network(folder, weights, head=True)
     network, run, file = loaded.model, loaded.run, loaded.file
     assert run is not None and file is not None  # noqa: PT018  (for mypy)
-    size, stages = _sized(network)
+    size, stages = _measure_stages(network)
     facts = [
         ("model", f"{run.architecture}, head: {run.head}"),
         ("weights", str(file)),
         ("SHA-256 of their file", str(loaded.sha256)),
         ("licence", str(run.pretrained_cfg.get("license") or "not told")),
-        ("classes", _classes_told(run.num_classes, run.classes)),
-        ("input", _input_told(network)),
+        ("classes", _format_classes(run.num_classes, run.classes)),
+        ("input", _format_input(network)),
     ]
     recipe = read_recorded_recipe(run.path)
-    told = [(name, _shown(value)) for name, value in recipe.items() if value is not None]
-    points = _run_points(run, stages) if weights is None else []
-    return Card(folder, run.architecture, size, stages, facts, told, points)
+    told = [(name, _format_value(value)) for name, value in recipe.items() if value is not None]
+    points = _read_run_points(run, stages) if weights is None else []
+    return ModelCard(folder, run.architecture, size, stages, facts, told, points)
 
 
-def _sized(network: nn.Module) -> tuple[int, list[Stage]]:
+def _measure_stages(network: nn.Module) -> tuple[int, list[Stage]]:
     size = Preprocessing.for_model(network).size
     return size, stages_of(network, size)
 
 
-def _classes_told(count: int, names: list[str] | None) -> str:
+def _format_classes(count: int, names: list[str] | None) -> str:
     if not names or len(names) != count:
         return f"{count:,}"
     more = ", …" if len(names) > _SHOWN_CLASSES else ""
     return f"{count:,}: {', '.join(names[:_SHOWN_CLASSES])}{more}"
 
 
-def _input_told(network: nn.Module) -> str:
+def _format_input(network: nn.Module) -> str:
     own = Preprocessing.for_model(network)
     means, deviations = (", ".join(f"{value:g}" for value in values) for values in (own.mean, own.std))
     return f"3×{own.size}×{own.size}, {own.interpolation}, crop {own.crop_pct:g}, mean {means}, std {deviations}"
 
 
-def _card_points(architecture: str, rows: dict[str, str], stages: list[Stage]) -> list[Point]:
+def _parse_points(architecture: str, rows: dict[str, str], stages: list[Stage]) -> list[Point]:
     found = _CARD_TOP1.search(rows.get("accuracy", ""))
     if found is None:
         return []
     data = rows.get("data", "its own data").split(":")[0]
-    cost = add_stages(stages)
+    cost = sum_stages(stages)
     return [Point(architecture, data, float(found.group(1)), cost.parameters, cost.macs, False, "its card")]
 
 
-def _run_points(run: RunConfig, stages: list[Stage]) -> list[Point]:
+def _read_run_points(run: RunConfig, stages: list[Stage]) -> list[Point]:
     """The top-1 that a run ended with: on its test images; if it has none on those that its weights were chosen by, as told."""
     results = read_results(run.path)
     where, name = ("test" if results.get("test") else "val"), run.path.resolve().name
     top1 = (results.get(where) or {}).get("top1")
     if not isinstance(top1, int | float):
         return []
-    data, cost = _data_name(read_recorded_recipe(run.path)), add_stages(stages)
+    data, cost = _name_data(read_recorded_recipe(run.path)), sum_stages(stages)
     told = name if where == "test" else f"{name}, validation"
     return [Point(run.architecture, data, float(top1), cost.parameters, cost.macs, False, told)]
 
 
-def _sketch(run: RunConfig) -> nn.Module:
+def _make_sketch(run: RunConfig) -> nn.Module:
     """Make a run's network on the meta device, which has structure and no weights."""
     with torch.device("meta"):
         return make_network(run)
 
 
-def _data_name(recipe: dict[str, Any]) -> str:
+def _name_data(recipe: dict[str, Any]) -> str:
     """As the papers call it, where it is theirs; else the name of what was trained on.
 
     "+" is their shift and mirror augmentation; another one is named: figures with it do not compare.
@@ -166,7 +166,7 @@ def _data_name(recipe: dict[str, Any]) -> str:
     return f"{name}+" if augment == "shift-mirror" else f"{name}, {augment}"
 
 
-def points_of_runs(folder: Path) -> list[Point]:
+def collect_run_points(folder: Path) -> list[Point]:
     """Of every run in a folder that has been judged and whose network is one of ours; no weights are read.
 
     UsageError where there is no folder.
@@ -178,11 +178,11 @@ def points_of_runs(folder: Path) -> list[Point]:
         if (path / RESULTS).is_file():
             try:
                 run = read_run(path)
-                points += _run_points(run, _sized(_sketch(run))[1])
+                points += _read_run_points(run, _measure_stages(_make_sketch(run))[1])
             except DensefeatError:  # another network's, or unfinished: the others count
                 continue
     return points
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

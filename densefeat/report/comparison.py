@@ -60,9 +60,9 @@ def _write_names(axes: Axes, points: Sequence[Point], costs: Sequence[float]) ->
               for cost, point in zip(costs, points, strict=True)]  # fmt: skip
     taken = [(x - 0.01, y - 0.025, x + 0.01, y + 0.025) for x, y in places]
     for (x, y), point in zip(places, points, strict=True):
-        text = _short(point.network)
+        text = _shorten_name(point.network)
         boxes = [_text_box(x, y, text, *side[:2]) for side in _SIDES]
-        free = [all(_apart(box, other) for other in taken) for box in boxes]
+        free = [all(_are_apart(box, other) for other in taken) for box in boxes]
         chosen = free.index(True) if any(free) else 0
         taken.append(boxes[chosen])
         across, up, horizontal, vertical = _SIDES[chosen]
@@ -80,9 +80,9 @@ def _text_box(x: float, y: float, text: str, across: int, up: int) -> tuple[floa
     return left, bottom, left + width, bottom + height
 
 
-def _apart(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+def _are_apart(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
     return one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
 
 
-def _short(network: str) -> str:
+def _shorten_name(network: str) -> str:
     return network.removeprefix("densefeat_").replace("densenet", "D").replace("delugenet", "Deluge").replace("_", "-")

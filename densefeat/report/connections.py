@@ -17,7 +17,7 @@ _KNOWN_KINDS = "a DenseNet or DelugeNet of densefeat, or a DenseNet of timm"
 
 
 @dataclass(frozen=True)
-class Reader:
+class BlockReader:
     """What reads a block's outputs: one of its layers, or the transition or classifier behind it.
 
     Attributes:
@@ -40,7 +40,7 @@ class Reader:
         return self.name in (TRANSITION, CLASSIFIER)
 
 
-def find_readers(model: nn.Module) -> list[Reader]:
+def find_readers(model: nn.Module) -> list[BlockReader]:
     """List all readers, block by block: the layers in order, then the transition or classifier.
 
     A DelugeNet's first layer reads one source without weights and is left out; for its last block, the cross-layer sum that
@@ -77,7 +77,7 @@ def list_layers(block: nn.Module) -> list[nn.Module]:
     return list(block.layers) if isinstance(block, DelugeBlock) else list(block.children())
 
 
-def _deluge_readers(model: DelugeNet) -> Iterator[Reader]:
+def _deluge_readers(model: DelugeNet) -> Iterator[BlockReader]:
     blocks = list_blocks(model)
     for number, (_, block) in enumerate(blocks, 1):
         layers = list_layers(block)
@@ -86,21 +86,23 @@ def _deluge_readers(model: DelugeNet) -> Iterator[Reader]:
         for place, (name, layer) in enumerate(zip(names, [*layers, block], strict=True)):
             norms = layer.aggregate.norms  # type: ignore[union-attr]
             if len(norms):  # type: ignore[arg-type]
-                yield Reader(number, place, name, tuple(norm.weight.detach() for norm in norms))  # type: ignore[union-attr]
+                yield BlockReader(number, place, name, tuple(norm.weight.detach() for norm in norms))  # type: ignore[union-attr]
 
 
-def _dense_readers(model: DenseNet | TimmDenseNet) -> Iterator[Reader]:
+def _dense_readers(model: DenseNet | TimmDenseNet) -> Iterator[BlockReader]:
     blocks = list_blocks(model)
     for number, (_, block) in enumerate(blocks, 1):
         convolutions: list[nn.Conv2d] = [layer.conv1 for layer in list_layers(block)]  # type: ignore[misc]
         ends = [0, *(convolution.in_channels for convolution in convolutions)]
         for place, convolution in enumerate(convolutions):
-            yield Reader(number, place, str(place + 1), _split_columns(convolution.weight, ends[: place + 2]))
+            yield BlockReader(number, place, str(place + 1), _split_columns(convolution.weight, ends[: place + 2]))
         last = number == len(blocks)
         after = model.classifier if last else model.features.get_submodule(f"transition{number}.conv")
         if isinstance(after, nn.Conv2d | nn.Linear):
             name = CLASSIFIER if last else TRANSITION
-            yield Reader(number, len(convolutions), name, _split_columns(after.weight, [*ends, _block_channels(model, after)]))
+            yield BlockReader(
+                number, len(convolutions), name, _split_columns(after.weight, [*ends, _block_channels(model, after)])
+            )
 
 
 def _block_channels(model: DenseNet | TimmDenseNet, after: nn.Conv2d | nn.Linear) -> int:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densefeat.base import Chart, Section, Table, picture_bytes, printable, render_page
-from densefeat.report.card import Card, points_of_runs
+from densefeat.report.card import ModelCard, collect_run_points
 from densefeat.report.comparison import draw_comparison
 from densefeat.report.published import Point, published_points
-from densefeat.report.stages import Stage, add_stages
+from densefeat.report.stages import Stage, sum_stages
 
 _STAGE_NAMES = (
     "stage", "shape", "parameters", "weights, kB", "MACs, 10⁶", "FLOPs, 10⁶", "activations, kB", "receptive field", "stride",
@@ -23,53 +23,53 @@ _HOW_COUNTED = (
 _COMPARED = "Hollow, and “paper” in the table: figures that the papers print, not measured here. Different data do not compare."
 
 
-def points_for(card: Card, runs: Path | None = None) -> list[Point]:
+def collect_points(card: ModelCard, runs: Path | None = None) -> list[Point]:
     """The papers' figures for networks with the same stem, what the card says, and what the runs in a folder reached."""
-    own = card.measured + (points_of_runs(runs) if runs is not None else [])
+    own = card.measured + (collect_run_points(runs) if runs is not None else [])
     return published_points(card.stem) + list(dict.fromkeys(own))
 
 
-def html_page(card: Card, points: Sequence[Point]) -> str:
+def render_html(card: ModelCard, points: Sequence[Point]) -> str:
     chart = Chart(
-        "Accuracy against parameters and arithmetic", picture_bytes(draw_comparison(points), ".svg"), _alt_text(points)
+        "Accuracy against parameters and arithmetic", picture_bytes(draw_comparison(points), ".svg"), _describe_chart(points)
     )
-    stages = Table(_STAGE_NAMES, _stage_cells(card.stages), bold_rows=[len(card.stages)])  # the last row is the sum
+    stages = Table(_STAGE_NAMES, _format_stages(card.stages), bold_rows=[len(card.stages)])  # the last row is the sum
     sections = [
         Section("Stages", [stages]),
         Section("Card", [Table(_FACT_NAMES, card.facts, is_text=True)]),
         Section(chart.title, [chart]),
-        Section("The same in numbers", [Table(_POINT_NAMES, _point_cells(points))]),
+        Section("The same in numbers", [Table(_POINT_NAMES, _format_points(points))]),
     ]
     if card.recipe:
         sections.append(Section("Recipe", [Table(_FACT_NAMES, card.recipe, is_text=True)]))
-    return render_page(_title_of(card), [*_HOW_COUNTED, _COMPARED], sections)
+    return render_page(_format_title(card), [*_HOW_COUNTED, _COMPARED], sections)
 
 
-def markdown_page(card: Card, points: Sequence[Point]) -> str:
+def render_markdown(card: ModelCard, points: Sequence[Point]) -> str:
     parts = [
-        f"# {_cell(_title_of(card))}",
-        _markdown_table(_STAGE_NAMES, _stage_cells(card.stages)),
+        f"# {_escape_cell(_format_title(card))}",
+        _format_table(_STAGE_NAMES, _format_stages(card.stages)),
         "\n".join(_HOW_COUNTED),
         "## Card",
-        _markdown_table(_FACT_NAMES, card.facts),
+        _format_table(_FACT_NAMES, card.facts),
         "## Accuracy against parameters and arithmetic",
-        _markdown_table(_POINT_NAMES, _point_cells(points)),
+        _format_table(_POINT_NAMES, _format_points(points)),
         _COMPARED.replace("Hollow, and “paper” in the table", "“paper”"),
-        *(["## Recipe", _markdown_table(_FACT_NAMES, card.recipe)] if card.recipe else []),
+        *(["## Recipe", _format_table(_FACT_NAMES, card.recipe)] if card.recipe else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _title_of(card: Card) -> str:
+def _format_title(card: ModelCard) -> str:
     return f"{card.name}, {card.image_size}×{card.image_size}"
 
 
-def _alt_text(points: Sequence[Point]) -> str:
+def _describe_chart(points: Sequence[Point]) -> str:
     measured = sum(not point.papers for point in points)
     return f"{len(points) - measured} networks by the papers' figures and {measured} measured here"
 
 
-def _stage_cells(stages: Sequence[Stage]) -> list[list[str]]:
+def _format_stages(stages: Sequence[Stage]) -> list[list[str]]:
     """A row for each, and one for all."""
     return [
         [
@@ -83,11 +83,11 @@ def _stage_cells(stages: Sequence[Stage]) -> list[list[str]]:
             "" if each.field is None else f"{each.field.size:,}",
             "" if each.field is None else str(each.field.stride),
         ]
-        for each in (*stages, add_stages(stages))
+        for each in (*stages, sum_stages(stages))
     ]
 
 
-def _point_cells(points: Sequence[Point]) -> list[list[str]]:
+def _format_points(points: Sequence[Point]) -> list[list[str]]:
     return [
         [
             point.network,
@@ -101,12 +101,12 @@ def _point_cells(points: Sequence[Point]) -> list[list[str]]:
     ]
 
 
-def _markdown_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _format_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [names, ["---"] * len(names), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_escape_cell, line)) + " |" for line in lines)
 
 
-def _cell(text: str) -> str:
+def _escape_cell(text: str) -> str:
     """On one line, and no markup: names of classes and folders are other people's text."""
     text = printable(text, " ")
     for special in "\\`*[]<>|&":

@@ -20,7 +20,7 @@ from torch import nn
 from densefeat.base import atomic_file, output_errors
 from densefeat.errors import UsageError
 from densefeat.nets import DelugeBlock
-from densefeat.report.connections import Reader, check_classifies, find_readers, list_blocks, list_layers
+from densefeat.report.connections import BlockReader, check_classifies, find_readers, list_blocks, list_layers
 from densefeat.report.judging import Journal, Judgement, judge, judge_logits, judge_once, zero_weights
 from densefeat.report.sample import Sample
 
@@ -109,7 +109,7 @@ def count_work(model: nn.Module) -> int:
 
 def _remove_each(
     model: nn.Module,
-    readers: Sequence[Reader],
+    readers: Sequence[BlockReader],
     sample: Sample,
     whole: Judgement,
     journal: Journal,
@@ -141,10 +141,10 @@ class BlockTail:
     def inputs(self) -> list[torch.Tensor]:
         """The block's inputs, piece by piece."""
         with torch.inference_mode():
-            return [_run(self.before, x) for x, _ in self.sample.pieces()]
+            return [_run_stages(self.before, x) for x, _ in self.sample.pieces()]
 
     @torch.inference_mode()
-    def judge_without(self, reader: Reader) -> list[Judgement]:
+    def judge_without(self, reader: BlockReader) -> list[Judgement]:
         """Judge the network without each source of a reader in turn; what comes before the reader is computed once."""
         answers: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in reader.weights]
         for x, (_, y) in zip(self.inputs, self.sample.pieces(), strict=True):
@@ -160,10 +160,10 @@ class BlockTail:
         """Continue from the outputs of the block's layers before ``place``."""
         for layer in list_layers(self.block)[place:]:
             outputs.append(layer(outputs))
-        return self.model.forward_head(_run(self.after, _close_outputs(self.block, outputs)))  # type: ignore[operator]
+        return self.model.forward_head(_run_stages(self.after, _close_outputs(self.block, outputs)))  # type: ignore[operator]
 
 
-def _run(stages: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor:
+def _run_stages(stages: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor:
     for stage in stages:
         x = stage(x)
     return x
@@ -178,7 +178,7 @@ def _close_outputs(block: nn.Module, outputs: list[torch.Tensor]) -> torch.Tenso
     return block.aggregate(outputs) if isinstance(block, DelugeBlock) else torch.cat(outputs, 1)
 
 
-def _measure_effect(reader: Reader, source: int, without: Judgement, whole: Judgement) -> RemovedConnection:
+def _measure_effect(reader: BlockReader, source: int, without: Judgement, whole: Judgement) -> RemovedConnection:
     broken = int((whole.right & ~without.right).sum())
     mended = int((~whole.right & without.right).sum())
     p_value = float(binomtest(broken, broken + mended).pvalue) if broken + mended else 1.0
@@ -214,7 +214,7 @@ def _list_keys(removed: Iterable[RemovedConnection]) -> list[_Key]:
 
 def _measure_curve(
     model: nn.Module,
-    readers: Sequence[Reader],
+    readers: Sequence[BlockReader],
     order: Sequence[_Key],
     sample: Sample,
     name: str,

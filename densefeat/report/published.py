@@ -87,7 +87,7 @@ def _published_point(name: str, data: str, error: float) -> Point:
     )
 
 
-def stem_of(architecture: str) -> str:
+def find_stem(architecture: str) -> str:
     """Return the stem of a network: ``"cifar"`` or ``"imagenet"``."""
     _, structure = VARIANTS.get(architecture, (None, {}))
     return str(structure.get("stem_type", "imagenet"))

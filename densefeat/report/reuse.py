@@ -14,7 +14,7 @@ from densefeat.base import atomic_file, output_errors
 from densefeat.heads import HeadedNet
 from densefeat.loading import find_config, is_run_folder, load_network
 from densefeat.nets import DelugeNet
-from densefeat.report.connections import CLASSIFIER, TRANSITION, Reader, check_known, find_readers
+from densefeat.report.connections import CLASSIFIER, TRANSITION, BlockReader, check_known, find_readers
 
 # the bounds are ours: the paper gives none
 _SPREAD = 0.5  # share of its sources that a reader must use in effect, for "spreads its weight over them"
@@ -27,7 +27,7 @@ REUSE_COLUMNS = ("block", "target", "source", "mean_abs_weight", "weights")
 class ReuseColumn:
     """The weight that a reader gives to each source: ``means``, float64, is mean |weight|; ``weights`` is their number."""
 
-    reader: Reader
+    reader: BlockReader
     means: np.ndarray
     weights: np.ndarray
 
@@ -77,7 +77,7 @@ def feature_reuse(model: nn.Module) -> Reuse:
     return Reuse(tuple(_make_column(reader) for reader in find_readers(model)), isinstance(model, DelugeNet))
 
 
-def _make_column(reader: Reader) -> ReuseColumn:
+def _make_column(reader: BlockReader) -> ReuseColumn:
     means = [float(weight.abs().double().mean()) for weight in reader.weights]
     return ReuseColumn(reader, np.array(means), np.array([weight.numel() for weight in reader.weights]))
 
@@ -211,7 +211,7 @@ def check_structure(model: str) -> None:
     check_known(sketch)
 
 
-def load_plain(model: str, weights: str | Path | None = None) -> nn.Module:
+def load_known_network(model: str, weights: str | Path | None = None) -> nn.Module:
     """The network that a name or a run's folder stands for, with trained weights, its classifier's too; in eval mode.
 
     Of a run with a head of ours the network below it, which has no classifier. Raises UsageError and WeightsError as

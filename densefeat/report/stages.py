@@ -122,10 +122,10 @@ def stages_of(model: nn.Module, size: int) -> list[Stage]:
     A head of densefeat's own is one more stage. Raises UsageError for a network that is neither a DenseNet nor a DelugeNet.
     """
     if isinstance(model, HeadedNet):
-        return [*stages_of(model.backbone, size), _head_stage(model, size)]
+        return [*stages_of(model.backbone, size), _describe_head(model, size)]
     check_known(model)
     sketch = deepcopy(model).to("meta").eval()
-    x = _blank_image(sketch, size)
+    x = _make_blank_image(sketch, size)
     stages, field = [], Field()
     groups = _group_modules(sketch)
     with torch.inference_mode(), _count_operations(sketch) as tally:
@@ -140,16 +140,16 @@ def stages_of(model: nn.Module, size: int) -> list[Stage]:
     return stages
 
 
-def _blank_image(sketch: nn.Module, size: int) -> torch.Tensor:
+def _make_blank_image(sketch: nn.Module, size: int) -> torch.Tensor:
     """Return an image on the meta device, which has a shape and no pixels."""
     return torch.empty(1, int(getattr(sketch, "in_chans", 3)), size, size, device="meta")
 
 
-def _head_stage(model: HeadedNet, size: int) -> Stage:
+def _describe_head(model: HeadedNet, size: int) -> Stage:
     """Describe a head of densefeat's own, on the maps that it reads."""
     sketch = deepcopy(model).to("meta").eval()
     with torch.inference_mode():
-        maps = sketch.backbone.forward_intermediates(_blank_image(sketch.backbone, size), intermediates_only=True)  # type: ignore[operator]
+        maps = sketch.backbone.forward_intermediates(_make_blank_image(sketch.backbone, size), intermediates_only=True)  # type: ignore[operator]
         with _count_operations(sketch.head) as tally:
             logits = tally.run(sketch.head, maps)
     return _make_stage(f"{model.kind} head", [sketch.head], logits, tally, None)
@@ -176,7 +176,7 @@ def _group_modules(model: nn.Module) -> list[tuple[str, list[nn.Module]]]:
     return [*groups[:-1], ("head", [*groups[-1][1], model.classifier])]  # type: ignore[list-item]
 
 
-def add_stages(stages: Sequence[Stage]) -> Stage:
+def sum_stages(stages: Sequence[Stage]) -> Stage:
     """Return the sum of all stages, with the last one's shape."""
     sums = {name: sum(getattr(stage, name) for stage in stages)
             for name in ("parameters", "weight_bytes", "macs", "activation_bytes")}  # fmt: skip

@@ -14,7 +14,7 @@ from densefeat.errors import UsageError
 from densefeat.search.exact import (
     MAX_PAIRS,
     TILE_VALUES,
-    Progress,
+    Advance,
     RowPairs,
     check_threshold,
     merge_nearest,
@@ -43,7 +43,7 @@ class Index:
         return self.index.reconstruct_batch(positions)
 
 
-def _build_index(store: Store, column: str, metric: str, progress: Progress | None = None) -> Index:
+def _build_index(store: Store, column: str, metric: str, progress: Advance | None = None) -> Index:
     """Build an index, reading the column twice: evenly spaced rows to find the cells, then all rows to fill them.
 
     Raises UsageError without faiss, or for the dot product, which has no cells: a long vector is near to everything.
@@ -84,7 +84,7 @@ def find_nearest(
     k: int = 10,
     metric: str = "cosine",
     leave_out: Sequence[int] | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Do as :func:`densefeat.search.exact.find_nearest`, approximately. ``progress``: called with the rows that are indexed."""
     targets = prepare_queries(store, queries, column, k, metric)
@@ -108,7 +108,7 @@ def find_pairs(
     threshold: float,
     metric: str = "cosine",
     max_pairs: int = MAX_PAIRS,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> RowPairs:
     """Do as :func:`densefeat.search.exact.find_pairs`, approximately.
 

@@ -25,7 +25,7 @@ from densefeat.store import Store
 TILE_VALUES = 2**22  # products held at a time
 MAX_PAIRS = 1_000_000
 
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def find_nearest(
     k: int = 10,
     metric: str = "cosine",
     leave_out: Sequence[int] | None = None,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of a store that are nearest to each query; of equally near ones the earlier.
 
@@ -123,7 +123,7 @@ def find_pairs(
     threshold: float,
     metric: str = "cosine",
     max_pairs: int = MAX_PAIRS,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> RowPairs:
     """Return the pairs of rows whose similarity is at least ``threshold``, or whose distance is at most that.
 
@@ -161,7 +161,7 @@ def rank_pairs(pieces: list[tuple[np.ndarray, ...]], metric: str, complete: bool
 
 
 def _compare_rows(
-    store: Store, column: str, threshold: float, metric: str, progress: Progress | None
+    store: Store, column: str, threshold: float, metric: str, progress: Advance | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (first, second, closeness) of the pairs that are near enough, for a tile of products at a time."""
     least = np.float32(-threshold if metric == "euclidean" else threshold)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from densefeat.errors import UsageError
 from densefeat.search import approximate, exact
-from densefeat.search.exact import MAX_PAIRS, Progress
+from densefeat.search.exact import MAX_PAIRS, Advance
 from densefeat.search.results import Neighbours, Pairs, Query
 from densefeat.store import ImageEntry, Store, choose_column, read_entries
 
@@ -35,7 +35,7 @@ def find_neighbours(
     engine: str = "exact",
     weights: str | Path | None = None,
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Neighbours:
     """Find the k rows of a store nearest to each image file and each key.
 
@@ -74,7 +74,7 @@ def find_duplicates(
     metric: str = "cosine",
     engine: str = "exact",
     max_pairs: int = MAX_PAIRS,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Pairs:
     """Find all pairs of rows at least as similar as ``threshold``, or at most as far apart, and the groups that they form.
 

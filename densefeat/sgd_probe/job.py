@@ -22,12 +22,12 @@ from densefeat.probe import (
     MAIN,
     BlockFitter,
     Candidate,
-    Columns,
-    Linear,
+    FeatureColumns,
+    LinearHead,
     Probed,
     ProbeFit,
     ProbeRequest,
-    choose,
+    choose_setting,
     extract_images,
     label_options,
     load_data,
@@ -151,7 +151,7 @@ def _write_results(heads: ParallelHeads, fitter: BlockFitter, request: ProbeRequ
     return results
 
 
-def _candidate_columns(columns: Columns) -> dict[str, tuple[str, ...]]:
+def _candidate_columns(columns: FeatureColumns) -> dict[str, tuple[str, ...]]:
     """Name the candidates: each column alone, and all side by side."""
     alone = {name: (name,) for name in columns.widths}
     return alone | ({ALL: tuple(alone)} if len(alone) > 1 else {})
@@ -166,11 +166,11 @@ def _choose_rate(heads: ParallelHeads, name: str, fitter: BlockFitter, columns: 
     """Choose the rate that is best on the validation images. Raises DensefeatError if the heads of all rates diverged."""
     val = fitter.parts == VAL
     x, targets = fitter.columns.read(columns, fitter.rows[val]), fitter.targets.take(val)
-    choice, (head, _) = choose("lr", _score_rates(heads, name, x), lambda pair: pair[1], targets, lambda _: None)
+    choice, (head, _) = choose_setting("lr", _score_rates(heads, name, x), lambda pair: pair[1], targets, lambda _: None)
     return ProbeFit(head, choice.chosen, choice.tried, choice.val_scores)
 
 
-def _score_rates(heads: ParallelHeads, name: str, x: np.ndarray) -> Iterator[tuple[float, tuple[Linear, np.ndarray]]]:
+def _score_rates(heads: ParallelHeads, name: str, x: np.ndarray) -> Iterator[tuple[float, tuple[LinearHead, np.ndarray]]]:
     """Yield rates with their heads and scores, without those that diverged."""
     all_diverged = True
     for place, rate in enumerate(RATES):

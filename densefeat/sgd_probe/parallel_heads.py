@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from densefeat.errors import UsageError
 from densefeat.labels import Task
-from densefeat.probe import Linear
+from densefeat.probe import LinearHead
 from densefeat.training import World
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
@@ -94,10 +94,10 @@ class ParallelHeads:
             error.scatter_add_(2, y[:, None, None].expand(-1, heads, 1), error.new_full((len(x), heads, 1), -1))
         return (error.flatten(1).T @ x).view(heads, classes, size)
 
-    def linear(self, name: str, rate: int) -> Linear:
+    def linear(self, name: str, rate: int) -> LinearHead:
         """Return the head of a candidate for the learning rate at a position of the grid."""
         weight = self.weights[name][rate].float().cpu().numpy()
-        return Linear(np.ascontiguousarray(weight[:, :-1]), weight[:, -1].copy())
+        return LinearHead(np.ascontiguousarray(weight[:, :-1]), weight[:, -1].copy())
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "weights": self.weights, "speeds": self.speeds}

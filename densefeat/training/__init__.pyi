@@ -6,7 +6,7 @@ from .job import Trained, format_result, run_training, train
 from .labelled import EncodedImages, LabelledImages, open_labelled
 from .losses import Loss
 from .progress import Progress
-from .recipe import Recipe, Run, check_run, refuse
+from .recipe import Recipe, Run, check_run, refuse_if
 from .recipe_files import load_recipe, read_recipe, recipe_names, recipe_text
 from .sampling import Sampler, micro_batch_slices
 from .scores import AnyScores, LabelScores, Scores, score, score_labels
@@ -52,7 +52,7 @@ __all__ = [
     "read_recipe",
     "recipe_names",
     "recipe_text",
-    "refuse",
+    "refuse_if",
     "row_groups",
     "run_training",
     "save_checkpoint",

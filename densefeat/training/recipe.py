@@ -116,8 +116,8 @@ def check_recipe(recipe: Recipe) -> None:
     """Raise UsageError for values that are impossible or do not go together."""
     check_run(recipe)
     drop = recipe.proj_drop_rate
-    refuse(recipe.warmup_epochs >= recipe.epochs, "warmup_epochs", recipe.warmup_epochs, f"epochs are {recipe.epochs}")
-    refuse(drop != "auto" and not 0 <= float(drop) < 1, "proj_drop_rate", drop, "give auto, or a share below 1")
+    refuse_if(recipe.warmup_epochs >= recipe.epochs, "warmup_epochs", recipe.warmup_epochs, f"epochs are {recipe.epochs}")
+    refuse_if(drop != "auto" and not 0 <= float(drop) < 1, "proj_drop_rate", drop, "give auto, or a share below 1")
 
 
 def check_run(recipe: Run, positive: Sequence[str] = (), not_negative: Sequence[str] = (), shares: Sequence[str] = ()) -> None:
@@ -126,29 +126,29 @@ def check_run(recipe: Run, positive: Sequence[str] = (), not_negative: Sequence[
     for field in fields(recipe):  # without pydantic, nothing has checked the choices yet
         choices = get_args(field.type)
         if get_origin(field.type) is Literal:
-            refuse(values[field.name] not in choices, field.name, values[field.name], f"give one of {', '.join(choices)}")
+            refuse_if(values[field.name] not in choices, field.name, values[field.name], f"give one of {', '.join(choices)}")
     for key, value in values.items():
-        refuse(isinstance(value, float) and not math.isfinite(value), key, value, "give a finite number")
+        refuse_if(isinstance(value, float) and not math.isfinite(value), key, value, "give a finite number")
     for keys, wrong, instead in (
         ((*_POSITIVE, *positive), lambda value: value <= 0, "give a number above 0"),
         ((*_NOT_NEGATIVE, *not_negative), lambda value: value < 0, "give 0 or more"),
         ((*_SHARES, *shares), lambda value: value > 1, "give a share, at most 1"),
     ):
         for key in keys:
-            refuse(values.get(key) is not None and wrong(values[key]), key, values.get(key), instead)
-    refuse(not all(0 < share < 1 for share in recipe.milestones), "milestones", recipe.milestones, "give shares of the run")
+            refuse_if(values.get(key) is not None and wrong(values[key]), key, values.get(key), instead)
+    refuse_if(not all(0 < share < 1 for share in recipe.milestones), "milestones", recipe.milestones, "give shares of the run")
     choices = _AUGMENT[recipe.loader]
-    refuse(recipe.augment not in choices, "augment", recipe.augment, f"loader: {recipe.loader} has {', '.join(choices)}")
-    refuse(recipe.milestones != sorted(recipe.milestones), "milestones", recipe.milestones, "give them in order")
-    refuse(recipe.optimizer == "sgd" and not recipe.momentum, "momentum", recipe.momentum, "Nesterov's needs one above 0")
+    refuse_if(recipe.augment not in choices, "augment", recipe.augment, f"loader: {recipe.loader} has {', '.join(choices)}")
+    refuse_if(recipe.milestones != sorted(recipe.milestones), "milestones", recipe.milestones, "give them in order")
+    refuse_if(recipe.optimizer == "sgd" and not recipe.momentum, "momentum", recipe.momentum, "Nesterov's needs one above 0")
     several = recipe.cuda_graph and recipe.accumulation > 1
-    refuse(several, "cuda_graph", True, "it computes one gradient for all micro-batches: only with accumulation: 1")
-    refuse(recipe.sync_bn and recipe.memory_efficient, "sync_bn", True, "its layers are not memory_efficient: choose one")
-    refuse(recipe.sync_bn and recipe.cuda_graph, "sync_bn", True, "a cuda_graph cannot hold its communication: choose one")
-    refuse(recipe.compile and recipe.cuda_graph, "cuda_graph", True, "compile makes its own kernels: choose one")
+    refuse_if(several, "cuda_graph", True, "it computes one gradient for all micro-batches: only with accumulation: 1")
+    refuse_if(recipe.sync_bn and recipe.memory_efficient, "sync_bn", True, "its layers are not memory_efficient: choose one")
+    refuse_if(recipe.sync_bn and recipe.cuda_graph, "sync_bn", True, "a cuda_graph cannot hold its communication: choose one")
+    refuse_if(recipe.compile and recipe.cuda_graph, "cuda_graph", True, "compile makes its own kernels: choose one")
 
 
-def refuse(wrong: Any, key: str, value: object, instead: str) -> None:
+def refuse_if(wrong: Any, key: str, value: object, instead: str) -> None:
     """Raise UsageError for the value of a key if it is ``wrong``; ``instead`` says what to give."""
     if wrong:
         raise UsageError(f"recipe: {key} {value!r}: {instead}")

@@ -19,7 +19,7 @@ from densefeat.map.colours import (
     predict_points,
 )  # fmt: skip
 from densefeat.map.rows import MapRows
-from densefeat.probe.fitting import Linear
+from densefeat.probe.fitting import LinearHead
 from densefeat.probe.probe_file import Probe
 from densefeat.store.reader import open_store
 from support.probes import write_probe_store
@@ -82,7 +82,7 @@ def shown(tmp_path: Path) -> MapRows:
 
 
 def probe_of(shown: MapRows, task: str, names: tuple[str, ...], weight: np.ndarray) -> Probe:
-    head = Linear(weight.astype(np.float32), np.zeros(len(weight), np.float32), squeeze=task == "regression")
+    head = LinearHead(weight.astype(np.float32), np.zeros(len(weight), np.float32), squeeze=task == "regression")
     return Probe(task, names, ("block1",), shown.store.provenance, head)  # type: ignore[arg-type]
 
 

@@ -20,7 +20,7 @@ from densefeat.probe.candidates import (
     select_candidate,
 )
 from densefeat.probe.data import _open_columns
-from densefeat.probe.fitting import Linear
+from densefeat.probe.fitting import LinearHead
 from densefeat.probe.protocols import GRIDS, ProbeFit, fit_head
 from support.probes import draw_codes, make_features, single_targets, write_probe_store
 
@@ -34,7 +34,7 @@ def make_scores(targets: Targets, wrong: int) -> np.ndarray:
 
 
 def candidate(name: str, val_wrong: int, test_wrong: int, features: int = 4) -> Candidate:
-    head = Linear(np.zeros((3, features), np.float32), np.zeros(3, np.float32))
+    head = LinearHead(np.zeros((3, features), np.float32), np.zeros(3, np.float32))
     fitted = ProbeFit(head, {"C": 1.0}, [{"C": 1.0, "top1": 50.0}], make_scores(VAL_TARGETS, val_wrong))
     return Candidate(name, (name,), features, fitted, make_scores(TEST_TARGETS, test_wrong))
 
@@ -93,7 +93,7 @@ def test_without_test_rows() -> None:
 def test_equal_numbers_in_the_test_rows() -> None:
     """R² is not defined there: nothing is compared, the errors are done."""
     val, test = (Targets("regression", (), values) for values in (np.arange(5.0), np.ones(5)))
-    head = Linear(np.zeros((1, 2), np.float32), np.zeros(1, np.float32), True)
+    head = LinearHead(np.zeros((1, 2), np.float32), np.zeros(1, np.float32), True)
     candidates = []
     for noise in (0.1, 0.2):
         guess = (np.arange(5) + noise).astype(np.float32)

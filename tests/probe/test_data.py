@@ -7,7 +7,7 @@ import pytest
 
 import densefeat
 from densefeat.errors import UsageError
-from densefeat.probe.data import Columns, _open_columns
+from densefeat.probe.data import FeatureColumns, _open_columns
 from densefeat.store.reader import Store
 from support.probes import draw_codes, make_features, write_class_store, write_probe_store
 from support.stores import write_store
@@ -63,7 +63,7 @@ def test_features_that_are_not_finite(tmp_path: Path, bad: float) -> None:
     values = np.ones((5, 2), np.float32)
     values[3, 1] = bad
     store = densefeat.open_store(write_probe_store(tmp_path / "s.parquet", None, {"block1": values}))
-    columns = Columns((store,), {"block1": 2})
+    columns = FeatureColumns((store,), {"block1": 2})
     with pytest.raises(UsageError, match=r"block1 of '3.jpg' has NaN or infinite features: extract it again"):
         columns.read(["block1"], np.arange(5))
     assert len(columns.read(["block1"], np.array([0, 1, 2, 4]))) == 4

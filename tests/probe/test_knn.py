@@ -8,7 +8,7 @@ import pytest
 from densefeat.errors import UsageError
 from densefeat.labels.targets import Targets, Task
 from densefeat.probe import knn
-from densefeat.probe.knn import Neighbours, _count_votes, _normalize
+from densefeat.probe.knn import KnnHead, _count_votes, _normalize
 from densefeat.probe.protocols import fit_head
 from support.toy_data import make_data, validation_mask
 
@@ -37,7 +37,7 @@ def test_scores(monkeypatch: pytest.MonkeyPatch, task: Task, dtype: str, tile: i
     features = x.copy()
     _normalize(features)
     features = features.astype(dtype)
-    fit = Neighbours(features, targets, 10).scores(3 * x[:50])
+    fit = KnnHead(features, targets, 10).scores(3 * x[:50])
     assert fit.dtype == np.float32
     shares = {"single": np.exp(fit), "multi": fit + 0.5, "regression": fit}[task]
     expected = np.maximum(vote_naively(features, targets, x[:50], 10), knn._LEAST_SHARE if task == "single" else -np.inf)
@@ -99,8 +99,8 @@ def test_rows_of_zeros() -> None:
 
 def test_no_queries_and_other_features() -> None:
     x, targets = make_data("single")
-    head = Neighbours(x, targets, 10)
+    head = KnnHead(x, targets, 10)
     assert head.scores(x[:0]).shape == (0, 4)
-    assert Neighbours(x, make_data("regression")[1], 10).scores(x[:0]).shape == (0,)
+    assert KnnHead(x, make_data("regression")[1], 10).scores(x[:0]).shape == (0,)
     with pytest.raises(UsageError, match=r"takes shape \(rows, 12\)"):
         head.scores(x[:, :5])

@@ -13,7 +13,7 @@ from densefeat.errors import UsageError
 from densefeat.labels.targets import Targets, Task
 from densefeat.probe import metrics
 from densefeat.probe.metrics import (
-    Comparison,
+    PairedComparison,
     _draw_all,
     _draw_pieces,
     _resample_metrics,
@@ -245,7 +245,7 @@ def test_mcnemar_is_exact() -> None:
 
 def test_equal_predictions() -> None:
     targets, scores = noisy_scores()
-    assert compare_predictions(targets, scores, scores) == Comparison("top1", "mcnemar", 0.0, (0.0, 0.0), 1.0)
+    assert compare_predictions(targets, scores, scores) == PairedComparison("top1", "mcnemar", 0.0, (0.0, 0.0), 1.0)
     numbers = Targets("regression", (), np.arange(50.0))
     assert compare_predictions(numbers, scores[:50, 0], scores[:50, 0]).p_value == 1
 

@@ -11,7 +11,7 @@ import densefeat
 from densefeat.errors import OutputError
 from densefeat.labels.targets import Targets
 from densefeat.probe.candidates import Candidate, Selection, select_candidate
-from densefeat.probe.fitting import Linear
+from densefeat.probe.fitting import LinearHead
 from densefeat.probe.page import write_page
 from densefeat.probe.protocols import ProbeFit
 from densefeat.probe.request import ProbeRequest
@@ -42,7 +42,9 @@ class Page(HTMLParser):
 
 
 def make_selection(targets: Targets, scores: np.ndarray, name: str = "block1") -> Selection:
-    head = Linear(np.zeros((max(1, len(targets.classes)), 2), np.float32), np.zeros(max(1, len(targets.classes)), np.float32))
+    head = LinearHead(
+        np.zeros((max(1, len(targets.classes)), 2), np.float32), np.zeros(max(1, len(targets.classes)), np.float32)
+    )
     fit = ProbeFit(head, {"C": 0.1}, [], scores)
     return select_candidate(
         [Candidate(name, (name,), 2, fit, scores), Candidate("other", ("other",), 2, fit, scores)], targets, targets

@@ -11,13 +11,13 @@ from safetensors.numpy import load_file, save_file
 import densefeat
 from densefeat.errors import UsageError, WeightsError
 from densefeat.labels.targets import Targets
-from densefeat.probe.fitting import Linear
-from densefeat.probe.knn import Neighbours
+from densefeat.probe.fitting import LinearHead
+from densefeat.probe.knn import KnnHead
 from densefeat.probe.probe_file import Probe, load_probe, save_probe
 from support.helpers import BUNDLED
 
 R = np.random.default_rng(0)
-LINEAR = Linear(R.standard_normal((3, 5)).astype(np.float32), R.standard_normal(3).astype(np.float32))
+LINEAR = LinearHead(R.standard_normal((3, 5)).astype(np.float32), R.standard_normal(3).astype(np.float32))
 CLASSES = ("a", 'b "é"', "<c>")
 
 
@@ -33,10 +33,10 @@ def unit(rows: int) -> np.ndarray:
 
 HEADS: dict[str, tuple[str, tuple[str, ...], Any]] = {
     "linear": ("single", CLASSES, LINEAR),
-    "numbers": ("regression", (), Linear(LINEAR.weight[:1], LINEAR.bias[:1], True)),
-    "neighbours": ("single", CLASSES, Neighbours(unit(9), Targets("single", CLASSES, np.arange(9) % 3), 4)),
-    "half": ("multi", CLASSES, Neighbours(unit(9).astype(np.float16), Targets("multi", CLASSES, R.random((9, 3)) > 0.5), 4)),
-    "number neighbours": ("regression", (), Neighbours(unit(9), Targets("regression", (), R.random(9)), 4, 0.1)),
+    "numbers": ("regression", (), LinearHead(LINEAR.weight[:1], LINEAR.bias[:1], True)),
+    "neighbours": ("single", CLASSES, KnnHead(unit(9), Targets("single", CLASSES, np.arange(9) % 3), 4)),
+    "half": ("multi", CLASSES, KnnHead(unit(9).astype(np.float16), Targets("multi", CLASSES, R.random((9, 3)) > 0.5), 4)),
+    "number neighbours": ("regression", (), KnnHead(unit(9), Targets("regression", (), R.random(9)), 4, 0.1)),
 }
 
 

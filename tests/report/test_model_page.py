@@ -15,10 +15,10 @@ from densefeat.heads.modules import HeadedNet
 from densefeat.images.transforms import Preprocessing
 from densefeat.nets.weights import file_sha256
 from densefeat.nets.zoo import BUNDLED as FOLDER
-from densefeat.report.card import _data_name, points_of_runs, read_card
-from densefeat.report.comparison import _short, draw_comparison
-from densefeat.report.model_page import html_page, markdown_page, points_for
-from densefeat.report.stages import add_stages
+from densefeat.report.card import _name_data, collect_run_points, read_card
+from densefeat.report.comparison import _shorten_name, draw_comparison
+from densefeat.report.model_page import collect_points, render_html, render_markdown
+from densefeat.report.stages import sum_stages
 from densefeat.training.job import train
 from densefeat.training.run_folder import RunFolder
 from support.helpers import BUNDLED
@@ -53,27 +53,27 @@ def test_weights_of_ones_own(trained: nn.Module, tmp_path: Path) -> None:
     facts = dict(card.facts)
     assert facts["SHA-256 of their file"] == file_sha256(tmp_path / "own.safetensors")
     assert (facts["licence"], card.measured) == ("not told", [])
-    points = points_for(card)
-    page = html_page(card, points)
+    points = collect_points(card)
+    page = render_html(card, points)
     assert HOSTILE not in page
     assert "&lt;/td&gt;&lt;img src=x" in page
-    assert "\\</td\\>\\<img src=x onerror=alert(1)\\> \\| \\`a\\`" in markdown_page(card, points)
+    assert "\\</td\\>\\<img src=x onerror=alert(1)\\> \\| \\`a\\`" in render_markdown(card, points)
 
 
 def test_the_page_needs_nothing_beside_it() -> None:
     card = read_card(BUNDLED)
-    page = html_page(card, points_for(card))
+    page = render_html(card, collect_points(card))
     assert "default-src 'none'" in page
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert "<script" not in page
-    assert f"{add_stages(card.stages).parameters:,}" in page
+    assert f"{sum_stages(card.stages).parameters:,}" in page
     assert page.count("paper: arXiv") == 18
     assert page.count("measured: its card") == 1
 
 
 def test_markdown() -> None:
     card = read_card(BUNDLED)
-    text = markdown_page(card, points_for(card))
+    text = render_markdown(card, collect_points(card))
     assert "| denseblock2 | 300×16×16 | 242,880 | 1,003 | 60.2 | 120.3 | 983 | 100 | 2 |" in text
     assert "| densefeat\\_densenet" not in text
     widths = {line.count(" | ") for line in text.splitlines() if line.startswith("| dense") and "×" in line}
@@ -94,13 +94,13 @@ def test_a_run(run: Path) -> None:
     assert dict(card.recipe)["batch_size"] == "8"
     (point,) = card.measured
     assert (point.top1, point.where, point.data) == (results["val"]["top1"], "tiny, validation", "CIFAR-10")
-    assert points_of_runs(run.parent) == [point]
-    points = points_for(card, run.parent)
+    assert collect_run_points(run.parent) == [point]
+    points = collect_points(card, run.parent)
     assert [each for each in points if not each.papers] == [point]
     figure = draw_comparison(points)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["CIFAR-10+", "CIFAR-10+", "CIFAR-100+", "CIFAR-100+", "CIFAR-10", "CIFAR-10"]
-    assert "## Recipe" in markdown_page(card, points)
+    assert "## Recipe" in render_markdown(card, points)
 
 
 @pytest.mark.parametrize("head", ["mlp", "cross-layer"])
@@ -116,7 +116,7 @@ def test_a_head_counts(tmp_path: Path, head: str) -> None:
     assert (card.stages[-1].name, card.stages[-1].shape) == (f"{head} head", (3,))
     assert card.stages[-1].macs >= card.stages[-1].parameters - 200
     (folder.path / "model.safetensors").unlink()
-    (point,) = points_of_runs(tmp_path)
+    (point,) = collect_run_points(tmp_path)
     assert point == card.measured[0]
     assert (point.parameters, point.where, point.top1) == (parameters, "run", 50.0)
 
@@ -131,22 +131,22 @@ def test_a_head_counts(tmp_path: Path, head: str) -> None:
     ],
 )
 def test_the_papers_augmentation_alone_is_plus(data: str, augment: str, wanted: str) -> None:
-    assert _data_name({"data": data, "augment": augment}) == wanted
+    assert _name_data({"data": data, "augment": augment}) == wanted
 
 
 def test_folders_that_hold_no_runs(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other/results.json").write_text("{}")
-    assert points_of_runs(tmp_path) == []
+    assert collect_run_points(tmp_path) == []
     with pytest.raises(UsageError, match="no such folder"):
-        points_of_runs(tmp_path / "nothing")
+        collect_run_points(tmp_path / "nothing")
 
 
 def test_the_chart_has_every_point() -> None:
-    points = points_for(read_card(BUNDLED))
+    points = collect_points(read_card(BUNDLED))
     figure = draw_comparison(points)
     shown = {text.get_text() for axes in figure.axes for text in axes.texts}
-    assert shown == {_short(point.network) for point in points}
+    assert shown == {_shorten_name(point.network) for point in points}
     assert [(line.get_markerfacecolor(), len(line.get_xdata())) for line in figure.axes[0].lines] == [("none", 9)]
 
 

@@ -5,8 +5,8 @@ import timm
 import torch
 
 from densefeat.nets.zoo import VARIANTS
-from densefeat.report.published import _CLASSES, _COSTS, _ERRORS, _SIZES, published_points, stem_of
-from densefeat.report.stages import add_stages, stages_of
+from densefeat.report.published import _CLASSES, _COSTS, _ERRORS, _SIZES, find_stem, published_points
+from densefeat.report.stages import stages_of, sum_stages
 
 
 @pytest.mark.parametrize("name", [name for name in _ERRORS if "deluge" not in name and "264" not in name])
@@ -24,8 +24,8 @@ def check_costs(name: str) -> None:
     data = next(iter(_ERRORS[name]))
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=_CLASSES[data])
-    cost = add_stages(stages_of(model, _SIZES[data]))
-    point = next(point for point in published_points(stem_of(name)) if (point.network, point.data) == (name, data))
+    cost = sum_stages(stages_of(model, _SIZES[data]))
+    point = next(point for point in published_points(find_stem(name)) if (point.network, point.data) == (name, data))
     assert (point.parameters, point.macs) == (cost.parameters, cost.macs)
 
 

@@ -12,7 +12,7 @@ from densefeat.errors import UsageError
 from densefeat.heads.modules import HeadedNet
 from densefeat.nets.deluge_net import DelugeNet
 from densefeat.report.connections import find_readers
-from densefeat.report.reuse import Finding, feature_reuse, load_plain, observations, write_reuse_csv
+from densefeat.report.reuse import Finding, feature_reuse, load_known_network, observations, write_reuse_csv
 from support.helpers import BUNDLED
 from support.small_nets import deluge, dense
 
@@ -133,9 +133,9 @@ def test_without_a_classifier_nothing_is_said_of_it() -> None:
 
 
 def test_networks_by_name(tmp_path: Path) -> None:
-    assert len(feature_reuse(load_plain(BUNDLED)).columns) == 51
+    assert len(feature_reuse(load_known_network(BUNDLED)).columns) == 51
     with pytest.raises(UsageError, match="unknown model 'densnet'"):
-        load_plain("densnet")
+        load_known_network("densnet")
 
 
 def test_a_head_of_ours_is_left_out() -> None:
