@@ -55,8 +55,8 @@ def _format_result(result: "Exported") -> list[str]:
         lines.append(f"input: {images['dtype']} {'×'.join(images['shape'])}, sizes: {_format_sizes(images['sizes'])}{opset}")
     largest = ", ".join(f"{name} {value:.1e}" for name, value in differences.largest.items())
     measured = f"{differences.runtime}; images {', '.join(map(str, differences.batches))}"
-    what = "largest difference from the plain network given the same pixels, relative to its largest value"
-    return [*lines, f"{what}: {largest} ({measured})"]
+    title = "largest difference from the plain network given the same pixels, relative to its largest value"
+    return [*lines, f"{title}: {largest} ({measured})"]
 
 
 def _format_sizes(sizes: dict[str, Any]) -> str:

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @threads_option
 @click.option("--part-rows", type=int, help="Images for each part of a folder.  [default: 8192, 256 MB at most]")
 @click.option("--on-error", type=click.Choice(["skip", "fail"]), default="skip", show_default=True,
-              help="At an image that cannot be read: record it and continue, or stop.")  # fmt: skip
+              help="At an image that cannot be read: record it and go to the next image, or stop.")  # fmt: skip
 @click.option("--max-failures", metavar="N|P%", help="Stop beyond so many failures, or such a share of the images.")
 @overwrite_option
 @click.option("--update", is_flag=True, help="Extract the images added since; try failed reads again.")
@@ -70,7 +70,7 @@ def extract_command(**options: Any) -> None:
     """Extract embeddings of a stream of images from every block at once to a folder of Parquet parts or a single Parquet file.
 
     One row an image (or tile), in the order of the input. An image that cannot be read has an entry in OUT/failures.parquet,
-    or in NAME.failures.jsonl beside a single file. After an interruption the same command continues.
+    or in NAME.failures.jsonl beside a single file. After an interruption the same command resumes.
     """
     if options["max_pixels"] is None:
         del options["max_pixels"]

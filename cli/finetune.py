@@ -42,7 +42,7 @@ def finetune_command(
     """Fine-tune a network on labelled images of your own; KEY=VALUE changes any other line of the recipe.
 
     Writes weights and a configuration to the folder OUT, which timm and densefeat extract, predict and evaluate take as a
-    model. The same command continues where it stopped. On several GPUs: torchrun --nproc-per-node=8 -m densefeat finetune …
+    model. The same command resumes where it stopped. On several GPUs: torchrun --nproc-per-node=8 -m densefeat finetune …
     """
     values = {"train": data, "val": val, **options}
     lines = [

@@ -34,7 +34,7 @@ def _count_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("store", f"{summary['path']} ({parts})")]
     if not summary["complete"]:
         total = "" if summary["total"] is None else f" of {summary['total']:,}"
-        lines.append(("unfinished", f"{summary['done']:,}{total} done; the same densefeat extract continues from there"))
+        lines.append(("unfinished", f"{summary['done']:,}{total} done; the same densefeat extract command resumes there"))
     lines.append(("rows", f"{summary['rows']:,}"))
     failures = summary["failures"]
     stages = ", ".join(f"{stage} {count:,}" for stage, count in failures["by_stage"].items())

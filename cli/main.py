@@ -1,4 +1,4 @@
-"""``densefeat``: the group of commands, and how errors are shown."""
+"""``densefeat``: the group of commands, and the messages for errors."""
 
 import importlib
 import logging
@@ -46,8 +46,8 @@ class _StderrHandler(logging.Handler):
     """A handler that shows densefeat's log records as lines on stderr: all on a terminal, elsewhere only warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        shown = record.levelno >= logging.WARNING or sys.stderr.isatty()
-        if shown and Ranks.from_environment().first:  # under torchrun only the first process prints
+        visible = record.levelno >= logging.WARNING or sys.stderr.isatty()
+        if visible and Ranks.from_environment().first:  # under torchrun only the first process prints
             click.echo(f"densefeat: {record.getMessage()}", err=True)
 
 

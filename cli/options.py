@@ -14,7 +14,7 @@ PATH_TYPE = click.Path(path_type=Path)
 
 
 class ImageInput(click.ParamType):
-    """What names images: refused at once if it is a path on this machine that does not exist."""
+    """An input of images; a local path that does not exist is refused at once."""
 
     name = "text"
 
@@ -38,12 +38,12 @@ class NumberOrAuto(click.ParamType):
 
 
 def out_option(description: str, required: bool = True) -> _Decorator:
-    """``--out``: a path to write. ``description`` says what is written."""
+    """Make ``--out``, a path to write. ``description``: what is written."""
     return click.option("--out", type=PATH_TYPE, required=required, help=description)
 
 
 def images_option(name: str = "--images", required: bool = True, description: str = "") -> _Decorator:
-    """An option for images, labelled or not."""
+    """Make an option for images, labelled or not."""
     kinds = (
         "Folder; list of paths (.txt, .csv, .parquet); Parquet, save_to_disk or hf:NAME:SPLIT data set; tar shards"
         " ('shards-{000..099}.tar'); any of these at s3://, gs://, …"
@@ -54,7 +54,7 @@ def images_option(name: str = "--images", required: bool = True, description: st
 def labelled_option(
     name: str = "--data", required: bool = True, purpose: str = "Labelled images", checked: bool = True
 ) -> _Decorator:
-    """An option for images with labels. ``checked``: whether an input that does not exist is refused at once."""
+    """Make an option for images with labels. ``checked``: whether an input that does not exist is refused at once."""
     kinds = (
         "a folder of classes (class/image.jpg), a list with labels (.csv), Parquet files, tar shards, hf:NAME:SPLIT,"
         " or a folder with CIFAR's or SVHN's own files."
@@ -63,19 +63,19 @@ def labelled_option(
 
 
 def label_column_option(purpose: str = "") -> _Decorator:
-    """``--label-column`` of labelled images."""
+    """Make ``--label-column``, for labelled images."""
     text = "Column with the labels (default: label), or extension of the tar members that hold them (default: cls)."
     return click.option("--label-column", metavar="NAME", help=purpose + text)
 
 
 def model_option(default: str | None = None, purpose: str = "", required: bool = False, note: str = "") -> _Decorator:
-    """``--model`` by name or folder."""
+    """Make ``--model``, a name or a folder."""
     text = f"{purpose}A name of `densefeat models`, any timm model, or a run's folder.{note}"
     return click.option("--model", default=default, show_default=default is not None, required=required, help=text)
 
 
 def epilog(*examples: str) -> str:
-    """The last line of a command's help."""
+    """Format the last line of a command's help."""
     return "Example: " + ", or: ".join(f"densefeat {example}" for example in examples)
 
 
@@ -91,7 +91,7 @@ tap_option = click.option(
 
 
 def pool_option(default: str | None = "avg", maps: bool = False) -> _Decorator:
-    """``--pool``; ``maps``: whether ``none``, for whole maps, is a choice."""
+    """Make ``--pool``. ``maps``: whether ``none``, which keeps the maps, is a choice."""
     kinds = f"avg, max, gem (gem:P for another power than 3){', none' if maps else ''}; or several: avg,max."
     note = "" if default else "  [default: avg]"
     return click.option("--pool", default=default, show_default=default is not None, help=kinds + note)
@@ -109,7 +109,7 @@ follow_links_option = click.option(
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Start over where OUT holds earlier results.")
 steps_option = click.option(
-    "--steps", type=click.IntRange(1), help="Stop after N steps with a checkpoint; the same command continues from it.",
+    "--steps", type=click.IntRange(1), help="Stop after N steps with a checkpoint; the same command resumes from it.",
     metavar="N",
 )  # fmt: skip
 current_images_option = click.option("--images", help="Where the images are now.  [default: where the extraction found them]")

@@ -1,4 +1,4 @@
-"""What commands print: tables, notes, JSON files, and progress that appears late."""
+"""The output of commands: tables, notes, JSON files, and progress bars of long work."""
 
 import json
 import time
@@ -61,7 +61,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def fits_terminal(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether :func:`print_table` would print these rows without folding a cell."""
+    """Return whether :func:`print_table` would print these rows without folding a cell."""
     widths = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
     return sum(widths) + 2 * len(headings) <= _wide_console().width
 
@@ -81,7 +81,7 @@ def print_note(text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     with base.atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 

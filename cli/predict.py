@@ -37,7 +37,7 @@ def predict_command(**options: Any) -> None:
     """Predict the labels of images with a fine-tuned network or a probe: one line an image, in the order of the input.
 
     An image that cannot be read has an entry in OUT/scores/failures.parquet instead. After an interruption the same command
-    continues.
+    resumes.
     """
     result = evaluation.predict(**options)
     if not result.rows:

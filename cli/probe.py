@@ -58,14 +58,14 @@ def probe_command(store: Path | None, out: Path, images: str | None, protocol: s
     for name in (*_EXTRACTION_OPTIONS, "epochs"):
         options.pop(name)
     if store is None:
-        options |= _extract(str(images), out, chosen)
+        options |= _extract_stores(str(images), out, chosen)
         store, images = options.pop("store"), None
     opened = stores.open_store(store)  # before the heads load torch
-    _show(probing.probe(opened, out, images=images, protocol=protocol, **options))
+    _print_results(probing.probe(opened, out, images=images, protocol=protocol, **options))
 
 
 def _check_input(store: Path | None, images: str | None, protocol: str | None, options: dict[str, Any]) -> None:
-    """Raise UsageError for what does not exist, and for options that do not go together."""
+    """Raise UsageError for images that do not exist, and for options that exclude each other."""
     if store is None and images is None:
         raise click.UsageError("give a STORE of densefeat extract, or --images to extract features from")
     if protocol == "sgd":
@@ -95,22 +95,22 @@ def _probe_by_sgd(images: str, out: Path, chosen: dict[str, Any]) -> None:
         chosen["pools"] = chosen.pop("pool")
     probed = sgd_probe.probe_images(images, out, **chosen)
     if Ranks.from_environment().first:  # under torchrun only the first process prints
-        _show(probed)
+        _print_results(probed)
 
 
-def _extract(images: str, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Extract stores of the images and the test images, as far as it is not done; return them and where their labels are."""
+def _extract_stores(images: str, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Extract stores of the images and the test images, unless that is done already; return options for :func:`probe`."""
     settings = {name: chosen[name] for name in _EXTRACTION_OPTIONS if name in chosen}
     labels = chosen.get("labels"), chosen.get("label_column")
     print_note(f"features of {images} to {out / probing.FEATURES}")
     store, *others = probing.extract_images(
         images, chosen.get("test"), out, chosen.get("labels"), **settings, **probing.source_options(images, *labels)
     )
-    found = {"store": store, "test": others[0] if others else None, "labels": None, "label_column": None}
-    return found | probing.label_options(*labels)
+    options = {"store": store, "test": others[0] if others else None, "labels": None, "label_column": None}
+    return options | probing.label_options(*labels)
 
 
-def _show(probed: "Probed") -> None:
+def _print_results(probed: "Probed") -> None:
     """Print tables on stdout; remarks, and where everything is, on stderr."""
     results = probed.results
     for line in [*labelling.format_remarks(results["labels"]), *results["notes"]]:

@@ -50,7 +50,7 @@ def reuse(model: str, out: Path, weights: Path | None, what: str, **options: Any
 
     MODEL is a name of `densefeat models`, a DenseNet of timm, or a run's folder. The table says which of the paper's four
     observations hold. With --what prune, each connection is removed by itself on half of the images, and then more and more of
-    them on the other half: NAME.csv lists them, the cheapest first. After an interruption the same command continues from
+    them on the other half: NAME.csv lists them, the cheapest first. After an interruption the same command resumes from
     NAME.jsonl.
     """
     _check_prune_options(what, options)

@@ -52,7 +52,7 @@ def search_command(
     **options: Any,
 ) -> None:
     """Find the images of a STORE that are nearest to an image, or all pairs of near duplicates in it."""
-    _check_question(bool(queries or keys), all_pairs, threshold)
+    _check_request(bool(queries or keys), all_pairs, threshold)
     opened = stores.open_store(store)
     if not opened.complete:
         print_note(f"{store} is not finished: {len(opened):,} rows are searched")
@@ -71,7 +71,7 @@ def search_command(
     {"table": _print_table, "csv": _print_csv, "json": _print_json}[shape](result)
 
 
-def _check_question(has_queries: bool, all_pairs: bool, threshold: float | None) -> None:
+def _check_request(has_queries: bool, all_pairs: bool, threshold: float | None) -> None:
     if has_queries == all_pairs:
         raise click.UsageError("search for --image or --key, or for --all-pairs" + (": not both" if has_queries else ""))
     if all_pairs and threshold is None:

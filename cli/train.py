@@ -17,7 +17,7 @@ from densefeat_cli.options import epilog, out_option, steps_option, training_dev
 def train_command(recipe: str, overrides: tuple[str, ...], out: Path | None, device: str | None, steps: int | None) -> None:
     """Train a network from scratch by a RECIPE: its name (see `densefeat recipes`) or the path of a YAML file.
 
-    The same command continues where it stopped, after Ctrl-C, kill -9 or preemption (SIGTERM, SIGUSR1). On several GPUs:
+    The same command resumes where it stopped, after Ctrl-C, kill -9 or preemption (SIGTERM, SIGUSR1). On several GPUs:
     torchrun --nproc-per-node=8 -m densefeat train RECIPE …
     """
     chosen = training.load_recipe(recipe, overrides)

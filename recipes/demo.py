@@ -1,4 +1,4 @@
-"""The main job on real photographs, without network: embeddings from every block of the bundled network.
+"""The main job on real photographs, without a network connection: embeddings from every block of the bundled network.
 
     python -m densefeat_recipes.demo demo
 
@@ -21,7 +21,7 @@ TILE = 106
 
 
 def cut_photographs(folder: Path) -> None:
-    """China and a flower, 640×427 each, as JPEG tiles."""
+    """Write the photographs of China and of a flower, 640×427 each, as JPEG tiles."""
     photographs = load_sample_images()
     for name, pixels in zip(("china", "flower"), photographs.images, strict=True):
         image = Image.fromarray(pixels)
@@ -32,8 +32,8 @@ def cut_photographs(folder: Path) -> None:
                 tile.save(folder / name / f"y{top:03}-x{left:03}.jpg", quality=92)
 
 
-def nearest(vectors: np.ndarray) -> np.ndarray:
-    """Index of the most similar other row, by cosine: (N, C) to (N,)."""
+def find_nearest(vectors: np.ndarray) -> np.ndarray:
+    """Return for each row the position of the most similar other row, by cosine: (N, C) to (N,)."""
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -1)
@@ -41,21 +41,21 @@ def nearest(vectors: np.ndarray) -> np.ndarray:
 
 
 def main(out: Path) -> None:
-    """Cut, extract, print."""
+    """Cut the photographs, extract their embeddings, and print the nearest tiles."""
     console = Console()
     cut_photographs(out / "photos")
     result = densefeat.extract(out / "photos", out / "embeddings", model="densefeat_densenet_bc100_k12")
     store = densefeat.open_store(result.path)
     paths = [path.removesuffix(".jpg") for path in store.keys]
     photograph = np.array([path.split("/")[0] for path in paths])
-    neighbours = {name: nearest(store[name]) for name in store.shapes}
+    neighbours = {name: find_nearest(store[name]) for name in store.shapes}
 
     print(f"wrote {result.path}: {result.rows} rows, {result.failures} failures, {result.seconds:.1f} s\n")
     headings = [f"nearest by {name} ({shape[0]})" for name, shape in result.shapes.items()]
-    shown = Table("tile", *headings, box=None, pad_edge=False)
+    table = Table("tile", *headings, box=None, pad_edge=False)
     for row in range(0, len(paths), 6):
-        shown.add_row(paths[row], *(paths[indices[row]] for indices in neighbours.values()))
-    console.print(shown)
+        table.add_row(paths[row], *(paths[indices[row]] for indices in neighbours.values()))
+    console.print(table)
     console.print()
     for name, indices in neighbours.items():
         same = 100 * (photograph[indices] == photograph).mean()

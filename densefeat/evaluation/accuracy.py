@@ -67,7 +67,7 @@ def _per_class(scores: Scores, classes: list[str]) -> list[dict[str, Any]]:
 
 
 def _per_label(scores: LabelScores) -> list[dict[str, Any]]:
-    """Score each label as if it were the only one."""
+    """Return the scores of each label, computed as if it were the only one."""
     rows = []
     for column, name in enumerate(scores.targets.classes):
         alone = Targets("multi", (name,), scores.targets.values[:, [column]])

@@ -16,9 +16,9 @@ _MAX_WEIGHT = 100.0  # of a rare class, relative to others
 
 @dataclass(frozen=True)
 class Mixing:
-    """timm's mixup and cutmix: each image with the one as far from the other end of the micro-batch.
+    """A function that mixes images by timm's mixup or cutmix: the first with the last of the micro-batch, and so on.
 
-    What is drawn depends on seed, step and micro-batch alone.
+    The random numbers depend on seed, step and micro-batch alone.
     """
 
     mixup: Mixup

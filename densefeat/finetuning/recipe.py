@@ -14,7 +14,7 @@ _MODE = re.compile(r"head|full|blocks:([1-9]\d*)(?:-([1-9]\d*))?")
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Run):
-    """A recipe for training on from published weights, a checkpoint file, or an earlier run."""
+    """A recipe for fine-tuning published weights, a checkpoint file, or an earlier run."""
 
     command = "densefeat finetune"
 

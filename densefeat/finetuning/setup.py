@@ -1,4 +1,4 @@
-"""The setup of fine-tuning: known weights, a new head, frozen blocks, images of one's own."""
+"""The setup of fine-tuning: known weights, a new head, frozen blocks, the user's images."""
 
 import os
 from collections.abc import Callable

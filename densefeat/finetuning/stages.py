@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.features import all_taps
+from densefeat.features import list_taps
 from densefeat.finetuning.recipe import FineTuning
 from densefeat.heads import HeadedNet
 
@@ -35,7 +35,7 @@ def split_into_stages(model: nn.Module) -> Stages:
     headed = isinstance(model, HeadedNet)
     backbone: nn.Module = model.backbone if isinstance(model, HeadedNet) else model
     prefix = "backbone." if headed else ""
-    ends = [tap.module for tap in all_taps(backbone, "raw")]
+    ends = [tap.module for tap in list_taps(backbone, "raw")]
     classifier = "head" if headed else _module_name(model, model.get_classifier())  # type: ignore[operator]
     by_module, stage = {"": 1}, 1
     for name, _ in model.named_modules():
@@ -49,7 +49,7 @@ def split_into_stages(model: nn.Module) -> Stages:
 
 
 def _is_past(name: str, end: str, by_module: dict[str, int], prefix: str) -> bool:
-    """Whether a module comes after the module that ends a stage, and is not inside it."""
+    """Return whether a module comes after the module that ends a stage, and is not inside it."""
     return prefix + end in by_module and name != end and not name.startswith(f"{end}.")
 
 

@@ -63,7 +63,7 @@ def _select_images(state: State, data: TrainingData) -> tuple[Targets, np.ndarra
 
 
 def _can_fit(targets: Targets, val: np.ndarray) -> bool:
-    """Whether the rows to fit to have at least two classes, and there are rows to select C by."""
+    """Return whether the rows to fit to have at least two classes, and there are rows to select C by."""
     fitting = targets.values[~val]
     return bool(val.any()) and len(fitting) > 1 and bool((fitting != fitting[0]).any())
 
@@ -76,15 +76,15 @@ def _limit_bias(bias: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _extract_features(state: State, split: Split, stop: StopRequest) -> tuple[np.ndarray, np.ndarray]:
-    """Compute what the classifier reads, float32 ``(n, D)``, for the images that can be read; return bool ``(N,)``, too.
+    """Compute the classifier's input for the images that can be read, float32 ``(n, D)``.
 
-    The second result marks the images of the split that can be read.
+    The second result, bool ``(N,)``, marks the images of the split that can be read.
     """
     model, rows, masks = state.model.eval(), [], []
     with torch.inference_mode():
         for x, y in split.batches():
             if stop.signal:
-                raise Interrupted("stopped before the first step; the same command starts again", 128 + stop.signal)
+                raise Interrupted("stopped before the first step; the same command starts over", 128 + stop.signal)
             readable = (y >= 0) if y.ndim == 1 else (y[:, 0] >= 0)
             masks.append(readable.cpu().numpy())
             with state.autocast():

@@ -17,27 +17,27 @@ EXAMPLES = 3  # rows that a message names
 
 
 class LabelFile:
-    """A CSV or TSV file with a header and a column ``path``, all of it read as text.
+    """A CSV or TSV file with a header and a column ``path``, read as text.
 
     Raises UsageError for any other file. ``keys``: the normalised paths, one a line.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        shown = f"labels {str(path)!r}"
+        subject = f"labels {str(path)!r}"
         if not path.is_file():
             problem = "a folder" if path.is_dir() else "no such file"
-            raise UsageError(f"{shown}: {problem}; give a CSV file with the columns path,label")
+            raise UsageError(f"{subject}: {problem}; give a CSV file with the columns path,label")
         try:
             if path.stat().st_size > _MAX_BYTES:
-                raise UsageError(f"{shown}: more than {_MAX_BYTES:,} bytes: leave out the columns that are not needed")
+                raise UsageError(f"{subject}: more than {_MAX_BYTES:,} bytes: leave out the columns that are not needed")
             self._table = _read_texts(path)
             check_column(self._table.schema, PATH, str(path))
         except (pa.ArrowException, OSError, ValueError) as error:
             if isinstance(error, UsageError):
-                raise UsageError(f"{shown}: {_short(str(error).partition(': ')[2])}") from error
+                raise UsageError(f"{subject}: {_short(str(error).partition(': ')[2])}") from error
             advice = "give a CSV file in UTF-8 with the columns path,label"
-            raise UsageError(f"{shown}: {_short(describe_error(error))}; {advice}") from error
+            raise UsageError(f"{subject}: {_short(describe_error(error))}; {advice}") from error
         paths = join_chunks(self._table.column(PATH)).cast(pa.large_binary())
         self.keys = normalise_paths(paths, []).cast(pa.large_string())
 
@@ -69,7 +69,7 @@ class LabelFile:
             raise UsageError(f"labels {str(self.path)!r}: {name!r} of {path!r} spans several lines: is a quote not closed?")
 
     def count_repeats(self) -> int:
-        """Count the lines whose path an earlier line has."""
+        """Count the lines whose path is also in an earlier line."""
         return len(self.keys) - pc.count_distinct(self.keys).as_py()
 
     def find_unmatched(self, keys: pa.Array) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The labels of stored rows: a store's own column, or a CSV file; and what is odd about them."""
+"""The labels of stored rows, from a store's own column or a CSV file, and remarks on them for the user."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +20,11 @@ _PART_NAMES = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "val
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """The n rows with a label, of one store or of several in turn.
+    """The n rows with a label, of one store or of several stores one after the other.
 
-    ``rows``: int64 ``(n,)``, their positions; ``paths``: n paths; ``groups``: int64 ``(n,)``, rows of one number stay on one
-    side of a split; ``parts``: int8 ``(n,)`` as in :mod:`densefeat.labels.splits`, None unless a column gives them;
-    ``report``: what :func:`format_remarks` puts into words, as JSON.
+    ``rows``: int64 ``(n,)``, their positions; ``paths``: n paths; ``groups``: int64 ``(n,)``, rows with the same number stay on
+    one side of a split; ``parts``: int8 ``(n,)`` as in :mod:`densefeat.labels.splits`, None unless a column gives them;
+    ``report``: the facts that :func:`format_remarks` puts into words, as JSON.
     """
 
     targets: Targets
@@ -69,10 +69,10 @@ def load_labels(
     if file is not None:
         report |= {"labels_without_row": file.find_unmatched(keys), "repeated_lines": file.count_repeats()}
     if not len(rows):
-        raise UsageError(_explain_no_labels(stores, file, column, keys))
+        raise UsageError(_describe_missing_labels(stores, file, column, keys))
     paths = keys.take(pa.array(rows)).to_pylist()
     known = [text for text in texts if text is not None]
-    inferred, reason = infer_task(known) if task == "auto" else (task, "as asked")
+    inferred, reason = infer_task(known) if task == "auto" else (task, "as requested")
     targets = encode_labels(known, inferred, paths)  # type: ignore[arg-type]
     parts = None
     if split_column is not None:
@@ -106,7 +106,7 @@ def read_text_column(
     return pa.concat_arrays(columns).to_pylist()
 
 
-def _explain_no_labels(stores: Sequence[Store], file: LabelFile | None, column: str, keys: pa.Array) -> str:
+def _describe_missing_labels(stores: Sequence[Store], file: LabelFile | None, column: str, keys: pa.Array) -> str:
     if not len(keys):
         return f"{stores[0].path} has no rows to learn from"
     if file is None:
@@ -144,7 +144,7 @@ def _number_groups(images: Sequence[tuple[int, str]], names: Sequence[str | None
 
 
 def _parse_parts(values: Sequence[str | None], paths: Sequence[str], column: str) -> np.ndarray:
-    """int8 ``(n,)``. Raises UsageError for a value that names no part, and for none at all."""
+    """Return the part of each row, int8 ``(n,)``. Raises UsageError where a value is missing or names no part."""
     for value, path in zip(values, paths, strict=True):
         if value is None or value.lower() not in _PART_NAMES:
             raise UsageError(f"{column!r} of {path!r} is {value!r}: it must be train, val or test")
@@ -152,7 +152,7 @@ def _parse_parts(values: Sequence[str | None], paths: Sequence[str], column: str
 
 
 def lone_classes(targets: Targets, groups: np.ndarray, parts: np.ndarray) -> list[str]:
-    """List the classes of which there is one image (or group) alone, in the training part.
+    """List the classes that have a single image (or group), which is in the training part.
 
     ``parts``: int8 ``(n,)`` as in :mod:`densefeat.labels.splits`.
     """

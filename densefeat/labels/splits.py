@@ -1,8 +1,8 @@
-"""Training, validation and test rows: stratified, groups kept whole, the same for the same seed.
+"""Splits into training, validation and test rows: stratified, with groups kept together, equal for equal seeds.
 
 scikit-learn's splitters do not meet this: StratifiedShuffleSplit refuses classes of one row, GroupShuffleSplit does not
 stratify, and StratifiedGroupKFold may leave a class out of one side. Besides, results.json records the SHA-256 of the split,
-and a probe that is continued or compared later has to find the same one for its seed.
+and a probe that is resumed or compared later has to find the same one for its seed.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ PARTS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
 _TEST_SHARE = 0.2  # of all rows
 _VAL_SHARE = 0.1  # of the rows that are not for testing
-_ROUNDS = 2  # passes over the groups in which each may change sides
+_ROUNDS = 2  # passes over the groups; in each pass a group may change sides
 _QUANTILES = 10  # strata of the values of a regression
 
 
@@ -48,7 +48,7 @@ def hold_out(targets: Targets, share: float, seed: int, groups: np.ndarray | Non
 
     Args:
         groups: ``(n,)`` of a sortable type; rows of one value, such as the images of a patient, stay together. The share and
-            the classes are then met as closely as whole groups allow.
+            the classes are then met as closely as the groups allow.
 
     Raises:
         UsageError: Fewer than two rows or groups, or a share that is not between 0 and 1.
@@ -70,7 +70,7 @@ def hold_out(targets: Targets, share: float, seed: int, groups: np.ndarray | Non
 
 
 def _stratify(targets: Targets) -> np.ndarray:
-    """Number the strata, of which both sides should have the same share: int64 ``(n,)``, from 0."""
+    """Return the stratum of each row, int64 ``(n,)``, from 0; both sides should have the same share of a stratum."""
     values = targets.values
     if targets.task == "regression":
         ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
@@ -102,7 +102,7 @@ def _hold_out_rows(strata: np.ndarray, share: float, generator: np.random.Genera
 
 
 def _hold_out_groups(strata: np.ndarray, members: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
-    """Hold out whole groups.
+    """Hold out complete groups.
 
     Groups change sides one by one, large ones first, where that brings the strata nearer to their share.
     """

@@ -1,4 +1,4 @@
-"""Labels as text, and the targets that heads learn: the one rule for what a label means."""
+"""Labels as text, and the targets that heads learn from them; this file alone decides what a label means."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ _MAX_MULTI = 2**31  # rows times classes
 
 @dataclass(frozen=True)
 class Targets:
-    """What n rows are to be predicted as.
+    """The targets of n rows: what a head should predict for each.
 
     ``values``: single int64 ``(n,)``, positions in ``classes``; multi bool ``(n, K)``; regression float64 ``(n,)``.
     ``classes``: K names; empty for regression.
@@ -50,7 +50,8 @@ def infer_task(texts: Sequence[str]) -> tuple[Task, str]:
 def encode_labels(texts: Sequence[str], task: Task, paths: Sequence[str]) -> Targets:
     """Turn labels as text into targets. Multi-label: classes separated by ``|``; a lone ``|`` means none of them.
 
-    ``paths`` are for messages. Raises UsageError for fewer than two classes, and for a label of a regression that is no number.
+    ``paths`` are for messages. Raises UsageError for fewer than two classes, and for a label that a regression cannot read as a
+    number.
     """
     if task == "regression":
         return Targets(task, (), _encode_numbers(texts, paths))
@@ -97,7 +98,7 @@ def _check_classes(classes: list[str]) -> None:
 
 
 def _encode_numbers(texts: Sequence[str], paths: Sequence[str]) -> np.ndarray:
-    """float64 ``(n,)``."""
+    """Parse labels as numbers, float64 ``(n,)``; ``paths`` are for messages."""
     numbers = [parse_number(text) for text in texts]
     for number, text, path in zip(numbers, texts, paths, strict=True):
         if number is None:
@@ -111,7 +112,7 @@ def _encode_numbers(texts: Sequence[str], paths: Sequence[str]) -> np.ndarray:
 
 
 def decode_labels(targets: Targets) -> list[str]:
-    """Turn targets back into labels as text, as a CSV has them."""
+    """Turn targets back into labels as text, in the form that a CSV file has."""
     if targets.task == "regression":
         return [f"{value:.7g}" for value in targets.values.tolist()]
     if targets.task == "single":

@@ -42,7 +42,7 @@ Colouring = ClassColouring | NumberColouring
 
 
 def colour_by_values(name: str, texts: Sequence[str | None]) -> Colouring:
-    """Colour by labels: on a scale if they are numbers, not all whole; else the ten largest classes in a colour each."""
+    """Colour by labels: on a scale if they are numbers, not all integers; else the ten largest classes each in a colour."""
     known = [text for text in texts if text is not None]
     if known and infer_task(known)[0] == "regression":
         return NumberColouring(name, _to_float32([np.nan if text is None else float(text) for text in texts]))

@@ -19,7 +19,7 @@ from densefeat.map.projection import TITLES, check_method, find_clusters, projec
 from densefeat.map.rows import MapRows, choose_block_columns, read_map_rows
 from densefeat.map.thumbnails import Sheets, empty_sheets, make_sheets
 from densefeat.probe import Probe, load_probe
-from densefeat.store import MAP_KEY, ImageEntry, Store, check_output, choose_points_file, entry_columns
+from densefeat.store import MAP_KEY, ImageEntry, Store, check_output, choose_points_file, list_entry_columns
 
 _PAGE_BYTES = 25_000_000
 _NOTE_BYTES = 10_000  # kept free for the notes on thumbnails and size
@@ -40,7 +40,7 @@ class MapResult:
 
 @dataclass(frozen=True)
 class PointDetails:
-    """What is known of the points besides their places. ``values`` are columns of the table."""
+    """The facts about the points besides their places. ``values`` are columns of the table."""
 
     facts: list[PointFact] = field(default_factory=list)
     colourings: list[Colouring] = field(default_factory=list)
@@ -61,7 +61,7 @@ def write_map(
     pool: str | None = None,
     progress: bool = False,
 ) -> MapResult:
-    """Write a page at ``out``, and beside it the points as Parquet, each whole or not at all.
+    """Write a page at ``out``, and beside it the points as Parquet; neither file is ever incomplete.
 
     The page has at most 25 MB, unless paths and labels alone are more.
 
@@ -185,7 +185,7 @@ def _add_predictions(details: PointDetails, rows: MapRows, labels: Sequence[str 
 
 
 def _read_entries(rows: MapRows) -> list[ImageEntry]:
-    names = [name for name in entry_columns(rows.store) if name != "label"]
+    names = [name for name in list_entry_columns(rows.store) if name != "label"]
     columns = [rows.store.column(name).take(rows.rows).to_pylist() for name in names]
     return [ImageEntry(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 
@@ -199,7 +199,9 @@ def _write_table(
     schema's metadata marks the file as a map's.
     """
     columns = {
-        name: rows.store.column(name).take(rows.rows) for name in entry_columns(rows.store) if name not in ("label", *values)
+        name: rows.store.column(name).take(rows.rows)
+        for name in list_entry_columns(rows.store)
+        if name not in ("label", *values)
     }
     columns |= {name: pa.array(column) for name, column in values.items()}
     for block, places in points.items():
@@ -209,7 +211,7 @@ def _write_table(
 
 
 def _summarize(rows: MapRows, projections: Mapping[str, str], method: str) -> str:
-    """Say in a sentence what is shown, and for which blocks PCA took the place of another method."""
+    """Describe the map in a sentence: its points, and the method that projected each block."""
     model, count = rows.store.provenance.get("model", "a network"), len(rows.rows)
     columns: dict[str, list[str]] = {}
     for block, column in rows.columns.items():
@@ -244,7 +246,7 @@ def _write_page(
 
 
 def _note_thumbnails(sheets: Sheets, points: int) -> list[str]:
-    """Say how many points have no thumbnail, and why; nothing if all have one."""
+    """Return a note on how many points have thumbnails, and why others have none; no note if all have one."""
     count = int(np.count_nonzero(sheets.squares >= 0))
     if count == points:
         return []

@@ -37,7 +37,7 @@ class PointFact:
 
 @dataclass(frozen=True)
 class MapContent:
-    """What a page with n points shows.
+    """The content of a page with n points.
 
     Attributes:
         names: The n file names.
@@ -56,7 +56,7 @@ class MapContent:
 
 
 def render_map(content: MapContent, sheets: Sheets, notes: Sequence[str]) -> str:
-    """Return the HTML. No scripts but its own can run: the page's policy lists their SHA-256."""
+    """Return the HTML. Only its own scripts can run: the page's policy lists their SHA-256."""
     scripts = [*Resources(mode="inline", components=["bokeh", "bokeh-gl"]).js_raw[:2], _read_asset("map.js")]
     return render_template(
         "densefeat.map/templates/map.html",

@@ -8,7 +8,7 @@ import numpy as np
 from densefeat.errors import UsageError
 from densefeat.store import Store, parse_columns
 
-_MOST_POINTS = 20_000  # a browser moves so many smoothly
+_MOST_POINTS = 20_000  # as many as a browser moves smoothly
 _READ_BYTES = 2**27
 _SEED = 0
 
@@ -31,10 +31,10 @@ class MapRows:
     notes: tuple[str, ...] = ()
 
 
-def read_map_rows(store: Store, columns: dict[str, str], more: Sequence[str], progress: Callable[[int], None]) -> MapRows:
+def read_map_rows(store: Store, columns: dict[str, str], more: Sequence[str], advance: Callable[[int], None]) -> MapRows:
     """Read at most 20,000 rows, spread evenly over the store, without those that have NaN or infinite features.
 
-    ``columns`` are the blocks' columns, ``more`` others to read beside them. ``progress`` is called with 1 for each column
+    ``columns`` are the blocks' columns, ``more`` others to read beside them. ``advance`` is called with 1 for each column
     read. Raises UsageError if no row is left.
     """
     notes = [] if store.complete else [f"{store.path} is not finished: {len(store):,} rows are there."]
@@ -44,7 +44,7 @@ def read_map_rows(store: Store, columns: dict[str, str], more: Sequence[str], pr
     features = {}
     for name in dict.fromkeys([*columns.values(), *more]):
         features[name] = _read_rows(store, name, rows)
-        progress(1)
+        advance(1)
     finite = np.logical_and.reduce([np.isfinite(values).all(1) for values in features.values()])
     if not finite.all():
         notes.append(f"{np.count_nonzero(~finite):,} rows with NaN or infinite features are left out: extract them again.")
@@ -55,9 +55,9 @@ def read_map_rows(store: Store, columns: dict[str, str], more: Sequence[str], pr
 
 
 def choose_block_columns(store: Store, pool: str | None = None) -> dict[str, str]:
-    """The column of pooled features of each block, in order; of several the one of ``pool``, None: the first.
+    """Choose for each block, in order, its column of pooled features: that of ``pool``, or the first if ``pool`` is None.
 
-    Raises UsageError: no rows, no pooled features, no such pool.
+    Raises UsageError if the store has no rows, no pooled features, or none of this pool.
     """
     if not len(store):
         raise UsageError(f"{store.path} has no rows to show")

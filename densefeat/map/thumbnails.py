@@ -18,8 +18,6 @@ _QUALITY = 80
 _SAMPLE = 512  # thumbnails that are made first, to estimate how many fit
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
-_Progress = Callable[[int], None]
-
 
 @dataclass(frozen=True)
 class Sheets:
@@ -47,7 +45,7 @@ def make_sheets(
     entries: Sequence[ImageEntry],
     room: int,
     images: str | None,
-    progress: _Progress,
+    advance: Callable[[int], None],
 ) -> Sheets:
     """Make thumbnails of the entries, or of as many of them, evenly chosen, as fit into ``room`` bytes.
 
@@ -55,12 +53,12 @@ def make_sheets(
     that cannot be read is left out.
     """
     order = list(dict.fromkeys(entries[place] for place in _spread_order(len(entries)).tolist()))
-    made, problem = make_pictures(provenance, order[:_SAMPLE], images, _make_small_image, progress)
+    made, problem = make_pictures(provenance, order[:_SAMPLE], images, _make_small_image, advance)
     tried = min(_SAMPLE, len(order))
     if made and len(order) > _SAMPLE:
         each = sum(map(len, _pack_sheets(list(made.values()), _square_edge(made.values())))) / len(made)
         tried = max(_SAMPLE, min(len(order), int(room / each)))
-        more, problem = make_pictures(provenance, order[_SAMPLE:tried], images, _make_small_image, progress)
+        more, problem = make_pictures(provenance, order[_SAMPLE:tried], images, _make_small_image, advance)
         made |= more
     chosen = [entry for entry in order if entry in made]
     edge = _square_edge(made.values())
@@ -82,7 +80,7 @@ def _spread_order(count: int) -> np.ndarray:
 
 
 def _square_edge(made: Iterable[Image.Image]) -> int:
-    """Return the side of the squares: the longest side of an image, rounded up to whole blocks of a JPEG."""
+    """Return the side of the squares: the longest side of an image, rounded up to a multiple of a JPEG's blocks."""
     longest = max((max(image.size) for image in made), default=_EDGE)
     return -(-longest // _JPEG_BLOCK) * _JPEG_BLOCK
 

@@ -35,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class CandidateReport:
-    """What results.json has of a candidate. ``chosen``, ``tried``: settings, as of :class:`ProbeFit`.
+    """The entry of a candidate in results.json. ``chosen``, ``tried``: settings, see :class:`ProbeFit`.
 
     ``val``, ``test``: metrics; ``intervals``: 95 %, of the test metrics.
     """
@@ -55,7 +55,7 @@ class CandidateReport:
 
 @dataclass(frozen=True)
 class BlockFitter:
-    """Everything that the fits on different columns share.
+    """The data and the protocol that all fits share, whatever their columns.
 
     ``rows``: positions of the labelled rows in the columns; ``parts``: as in :mod:`densefeat.labels.splits`; ``advance``:
     called with the number of settings that have been tried.
@@ -103,7 +103,7 @@ def fit_candidates(fitter: BlockFitter) -> Iterator[Candidate]:
     """Fit every column alone, then the best with those added one by one that raise the validation metric most, then all.
 
     Candidates that the caller drops are not kept in memory. Decisions use the validation rows alone: test rows are scored
-    here, but what their labels say about the scores goes nowhere but into the report.
+    here, but how the scores compare with their labels is only reported.
     """
     names = tuple(fitter.columns.widths)
     ratings = {}
@@ -124,7 +124,7 @@ def fit_candidates(fitter: BlockFitter) -> Iterator[Candidate]:
 
 
 def _fit_best_addition(fitter: BlockFitter, added: list[str]) -> tuple[str, tuple[str, ...], ProbeFit]:
-    """Find the column that raises the validation metric most; of equals the one with fewer features, then the first."""
+    """Find the column that raises the validation metric most; a tie goes to fewer features, then to the first."""
     best: tuple[tuple[float, int], str, tuple[str, ...], ProbeFit] | None = None
     for name, width in fitter.columns.widths.items():
         if name in added:
@@ -206,9 +206,9 @@ class Selection:
 def select_candidate(candidates: Iterable[Candidate], val: Targets, test: Targets, seed: int = 0) -> Selection:
     """Choose the candidate with the highest main metric on the validation rows, and measure every one on the test rows.
 
-    Of equals the one with fewer features is taken, then the first. Of all candidates but the best two only the metrics are
-    kept in memory. ``val``: targets of the rows of ``fit.val_scores``; ``test``: targets of the test rows, may be empty.
-    Raises UsageError if there is no candidate.
+    A tie goes to the candidate with fewer features, then to the first. Memory holds the metrics of all candidates, and the
+    heads and scores of the best two. ``val``: targets of the rows of ``fit.val_scores``; ``test``: targets of the test rows,
+    may be empty. Raises UsageError if there is no candidate.
     """
     reports: list[CandidateReport] = []
     ranking: list[tuple[CandidateReport, Candidate]] = []
@@ -247,7 +247,7 @@ def _sorting_key(report: CandidateReport, main: str) -> tuple[float, int]:
 
 
 def _compare_if_defined(test: Targets, first: np.ndarray, second: np.ndarray, seed: int) -> PairedComparison | None:
-    """None where the main metric is undefined on these rows."""
+    """Compare two candidates; return None where the main metric is undefined on these rows."""
     if any(compute_metrics(test, scores)[MAIN[test.task]] is None for scores in (first, second)):
         return None
     return compare_predictions(test, first, second, seed)

@@ -1,4 +1,4 @@
-"""What a probe learns from: labelled rows of stores, their parts, and their feature columns."""
+"""The data of a probe: labelled rows of stores, their parts, and their feature columns."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -59,7 +59,7 @@ def load_data(
     group_column: str | None = None,
     seed: int = 0,
 ) -> ProbeData:
-    """Load labels, assign parts, and open the feature columns. Arguments as of :func:`densefeat.probe.job.probe`.
+    """Load labels, assign parts, and open the feature columns. For the arguments see :func:`densefeat.probe.job.probe`.
 
     Raises UsageError for labels, splits or stores that a probe cannot use.
     """
@@ -157,22 +157,22 @@ class FeatureColumns:
         No second copy of the result is made on the way. Raises UsageError for a row with NaN or infinite features.
         """
         out = np.empty((len(rows), self.width(names)), np.float32)
-        for store, local, done in self._rows_by_store(rows):
+        for store, local, before in self._rows_by_store(rows):
             at = 0
             for name in names:
-                block = out[done : done + len(local), at : at + self.widths[name]]
+                block = out[before : before + len(local), at : at + self.widths[name]]
                 _fill(block, store, name, local)
                 at += self.widths[name]
         return out
 
     def pieces(self, names: Sequence[str], rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Read the same, some rows at a time."""
+        """Yield what :meth:`read` returns, some rows at a time."""
         step = max(1, _PIECE_BYTES // (4 * self.width(names)))
         for start in range(0, len(rows), step):
             yield self.read(names, rows[start : start + step])
 
     def _rows_by_store(self, rows: np.ndarray) -> Iterator[tuple[Store, np.ndarray, int]]:
-        """Yield each store, which of its rows are wanted, and how many rows came before them."""
+        """Yield each store, the positions in it of the requested rows, and how many of them came before."""
         first = 0
         for store in self.stores:
             low, high = np.searchsorted(rows, (first, first + len(store)))

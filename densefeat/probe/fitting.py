@@ -1,4 +1,4 @@
-"""What all protocols share: linear heads, and the choice of a setting on validation rows."""
+"""The code that all protocols share: linear heads, and the choice of a setting on validation rows."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -71,11 +71,11 @@ def choose_setting(
 ) -> tuple[Choice, _Solution]:
     """Choose the best of several values of the setting ``name`` by the main metric on the validation rows.
 
-    Among equals the lowest ``loss``, one of :data:`_LOSSES`, decides: with few rows many settings have the same accuracy, also
+    Among equals the lowest ``loss``, one of :data:`_LOSSES`, decides: with few rows many settings have the same accuracy, even
     penalties so strong that all scores are nearly equal.
 
     Args:
-        solutions: Pairs of a value and what was fitted with it; only the best solution so far is kept in memory.
+        solutions: Pairs of a value and the solution fitted with it; only the best solution so far is kept in memory.
         scores: Computes the scores of the validation rows from a solution.
         targets: Targets of the validation rows. For a regression the metric alone decides.
         by_loss: Let the loss alone decide.

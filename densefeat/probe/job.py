@@ -104,11 +104,11 @@ def _check_writable(out: Path) -> None:
 def extract_images(
     images: str | Path, test: str | Path | None, out: Path, label_file: str | Path | None = None, **settings: Any
 ) -> list[Path]:
-    """Extract the images and the test images to stores in ``out``, as far as that is not done; return the stores.
+    """Extract the images and the test images to stores in ``out``, unless that is done already; return the stores.
 
     ``test`` may be a store already. ``label_file``: a CSV file that is needed later. ``settings``: for
-    :func:`densefeat.extract`. Raises what that does, UsageError if ``out`` holds something other than a probe, OutputError if
-    it cannot be made.
+    :func:`densefeat.extract`. Raises as :func:`densefeat.extract` does, UsageError if ``out`` holds something other than a
+    probe, OutputError if it cannot be made.
     """
     check_folder(out)
     if label_file not in (None, "folder"):

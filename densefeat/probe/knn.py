@@ -1,4 +1,4 @@
-"""Votes of the nearest training rows, as in DINO's k-NN evaluation."""
+"""The protocol ``knn``: votes of the nearest training rows, as in DINO's k-NN evaluation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class KnnHead:
 
 
 def _vote_weights(similarity: np.ndarray, temperature: float = TEMPERATURE) -> np.ndarray:
-    """float64, at most 1."""
+    """Compute the weights of votes from cosines, float64, at most 1."""
     return np.exp((similarity - 1) / temperature, dtype=np.float64)  # minus 1: no overflow at low temperatures
 
 
@@ -79,7 +79,7 @@ def _count_votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.
 
 
 def _sum_votes(near: np.ndarray, weights: np.ndarray, targets: Targets) -> np.ndarray:
-    """Do the same for weights that sum to 1, all at once."""
+    """Compute the scores for weights that sum to 1, all rows at once."""
     if targets.task == "regression":
         return (weights * targets.values[near]).sum(1).astype(np.float32)
     if targets.task == "multi":

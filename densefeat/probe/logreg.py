@@ -1,4 +1,4 @@
-"""Logistic regression for a whole grid of penalties: the sweep of DINOv2, made cheap enough to be done in full.
+"""Logistic regression for a grid of penalties: the sweep of DINOv2, made fast enough to try all of its values.
 
 Features are centred and rotated to their principal axes first, where the Hessian is nearly diagonal. Penalties are then tried
 from the strongest to the weakest. L-BFGS starts at each where the last two solutions point to, and keeps the curvature that it

@@ -112,11 +112,11 @@ def _rank_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> _
     shape = (len(targets.classes), counts.shape[1])
     precision, area = np.full(shape, np.nan), np.full(shape, np.nan)
     floats = counts.astype(np.float32)  # sums of counts stay exact up to 2**24 rows
-    top, whole = _softmax_terms(scores) if single and shape[1] else (None, None)
+    top, total = _softmax_terms(scores) if single and shape[1] else (None, None)
     for k in range(len(targets.classes) if shape[1] else 0):
         positive = targets.values == k if single else targets.values[:, k]
         if positive.any():
-            values = scores[:, k] if top is None else np.exp(scores[:, k] - top) / whole
+            values = scores[:, k] if top is None else np.exp(scores[:, k] - top) / total
             precision[k], area[k] = _rank_one_class(values, positive, floats)
     measured = {"auroc": _mean_defined(area, ~np.isnan(area))}
     return measured if single else {"map": 100 * _mean_defined(precision, ~np.isnan(precision)), **measured}
@@ -171,7 +171,7 @@ def _run_sums(order: np.ndarray, starts: np.ndarray, rows: int) -> csr_array:
 def _precision_and_area(
     sums: np.ndarray, hits: np.ndarray, starts: np.ndarray, stops: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the same from sums of counts between edges.
+    """Compute average precision and AUROC from sums of counts between edges.
 
     ``hits``: counts of the positives at each level of their scores; ``starts``, ``stops``: the edges of the levels.
     """

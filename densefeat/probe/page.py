@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from densefeat.base import Card, Chart, Section, Table, check_target, render_page, save_page
+from densefeat.base import Chart, ImageCard, Section, Table, check_target, render_page, save_page
 from densefeat.labels import decode_labels, format_remarks
 from densefeat.probe.candidates import Selection
 from densefeat.probe.predictions import predict_labels, worst_mistakes
@@ -28,7 +28,7 @@ _TITLES = {
 def candidate_table(results: dict[str, Any], narrow: bool = False) -> Table:
     """List for each candidate its features, setting, main metric on validation rows, and test metrics with intervals.
 
-    ``narrow``: of the test metrics the main one alone.
+    ``narrow``: of the test metrics, list the main one alone.
     """
     main, candidates = results["main_metric"], results["candidates"]
     tested = [name for name in _TITLES if any(name in candidate["test"] for candidate in candidates)]
@@ -82,7 +82,7 @@ def _format_spread(entry: dict[str, Any] | None, main: str) -> str:
 def write_page(
     path: Path, selection: Selection, request: ProbeRequest, results: dict[str, Any], charts: Sequence[Chart]
 ) -> str | None:
-    """Write the report to ``path``, whole or not at all; return why images are missing from it, or None.
+    """Write the report to ``path`` atomically; return why images are missing from it, or None.
 
     Raises OutputError where it cannot be written.
     """
@@ -152,6 +152,6 @@ def _mistake_section(selection: Selection, request: ProbeRequest) -> tuple[list[
             heading = f"{guess} ({confidence - float(str(entry.label)):+.4g})"
         elif targets.task == "single":
             remark = f" · {100 * confidence:.0f} %"
-        cards.append(Card(heading, remark=remark, picture=pictures.get(entry), **vars(entry)))
+        cards.append(ImageCard(heading, remark=remark, picture=pictures.get(entry), **vars(entry)))
     order = {"single": "surest in a wrong class", "multi": "largest loss", "regression": "largest error"}[targets.task]
     return [Section(f"Worst mistakes of {selection.best.name} on the test rows: {order}", cards)], problem

@@ -1,4 +1,4 @@
-"""Scores as predictions in words: labels, probabilities, confusions and the worst mistakes."""
+"""From scores to labels, probabilities, confused classes and the worst mistakes."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -30,7 +30,7 @@ _TASKS = ("single", "multi", "regression")
 class Probe:
     """A head on columns of features, side by side in their order.
 
-    ``provenance``: of the features, as stores have it; ``told``: protocol, setting, and metrics of the fit, as JSON.
+    ``provenance``: of the features, as in a store's manifest; ``told``: protocol, setting, and metrics of the fit, as JSON.
     """
 
     task: Task
@@ -57,15 +57,15 @@ class Probe:
         ``weights``: a checkpoint, if the recorded one has been moved; it must be the same file.
         Raises UsageError or WeightsError as :func:`densefeat.search.queries.rebuild_extractor`.
         """
-        shown = f"probe {str(self.path)!r}" if self.path else "this probe"
+        subject = f"probe {str(self.path)!r}" if self.path else "this probe"
         try:
             return rebuild_extractor(
-                self.provenance, self.columns, shown, weights, device, "probe a store of densefeat extract"
+                self.provenance, self.columns, subject, weights, device, "probe a store of densefeat extract"
             )
         except DensefeatError:
             raise
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise WeightsError(f"{shown}: its record of the network is damaged ({type(error).__name__}: {error})") from error
+            raise WeightsError(f"{subject}: its record of the network is damaged ({type(error).__name__}: {error})") from error
 
 
 def save_probe(path: Path, probe: Probe) -> None:
@@ -98,25 +98,25 @@ def load_probe(path: str | Path) -> Probe:
     """
     path = Path(path)
     path = path / FILE if path.is_dir() else path
-    shown = f"probe {str(path)!r}"
+    subject = f"probe {str(path)!r}"
     if not path.is_file():
-        raise WeightsError(f"{shown}: no such file; give the folder of `densefeat probe --out`, or the {FILE} in it")
+        raise WeightsError(f"{subject}: no such file; give the folder of `densefeat probe --out`, or the {FILE} in it")
     try:
         with safe_open(path, "np") as file:
             text = (file.metadata() or {}).get("densefeat_probe")
             if text is None or len(text) > _MAX_METADATA:
-                raise WeightsError(f"{shown}: not a probe of densefeat")
+                raise WeightsError(f"{subject}: not a probe of densefeat")
             metadata = json.loads(text)
             version = metadata["version"]
             if not isinstance(version, int) or version > _VERSION:
-                raise WeightsError(f"{shown}: its version is {version}, this one reads up to {_VERSION}: update densefeat")
+                raise WeightsError(f"{subject}: its version is {version}, this one reads up to {_VERSION}: update densefeat")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         return _parse_probe(metadata, tensors, path)
     except DensefeatError:
         raise
     except Exception as error:  # a damaged file can make the readers raise anything
         reason = describe_error(error)
-        raise WeightsError(f"{shown}: damaged, or not a probe ({type(error).__name__}: {reason})") from error
+        raise WeightsError(f"{subject}: damaged, or not a probe ({type(error).__name__}: {reason})") from error
 
 
 def _parse_probe(metadata: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Probe:

@@ -148,7 +148,7 @@ def _check_rows(x: np.ndarray, targets: Targets, val: np.ndarray) -> None:
 def describe_protocol(protocol: str, task: Task) -> dict[str, Any]:
     """Describe a protocol as results.json has it: name, grid, criterion, solver, sources.
 
-    The texts identify finished probes: with another wording these would count as other probes, so a test holds them.
+    The texts identify finished probes: with another wording these would count as other probes, so a test fixes them.
     """
     _check_protocol(protocol, task, standardize=False)
     setting = {"logreg": "C", "knn": "k", "ridge": "l2"}[protocol]

@@ -15,9 +15,9 @@ from densefeat.store import Store
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What is to be fitted on which data.
+    """The protocol and the data of a probe.
 
-    ``protocol``: as of :func:`densefeat.probe.protocols.describe_protocol`. ``settings``: columns, labels and kind of test
+    ``protocol``: see :func:`densefeat.probe.protocols.describe_protocol`. ``settings``: columns, labels and kind of test
     rows. ``sizes``: rows of each part; ``labels``: the report on them. ``paths``, ``places``: of the test rows, and int
     ``(n, 2)`` x and y where they are tiles. ``provenance``: of the features to learn from; ``test_provenance``: of another
     store of test rows. ``images``: where the images are now, None for the place in the provenance. ``few_shot``: results of

@@ -53,7 +53,7 @@ def write_report(out: Path, selection: Selection, request: ProbeRequest) -> dict
 
 
 def _summarize(selection: Selection, request: ProbeRequest) -> dict[str, Any]:
-    """Collect what results.json holds, in JSON types alone."""
+    """Collect the content of results.json, in JSON types alone."""
     targets, comparison, runner_up = selection.targets, selection.comparison, selection.runner_up
     results = {
         "kind": _KIND,
@@ -158,23 +158,23 @@ def read_finished(out: Path, request: ProbeRequest) -> dict[str, Any] | None:
     check_folder(out)
     if not (out / _RESULTS).exists():
         return None
-    shown = repr(str(out))
+    place = repr(str(out))
     try:
         results = json.loads((out / _RESULTS).read_text(encoding="utf-8"))
         kind = results.get("kind")
     except (OSError, ValueError, AttributeError):
         kind = None
     if kind != _KIND:
-        raise UsageError(f"output {shown}: its {_RESULTS} was not written by a probe: choose another --out")
+        raise UsageError(f"output {place}: its {_RESULTS} was not written by a probe: choose another --out")
     identity = to_json(request.identity())
     if differing := [name for name, value in identity.items() if results.get(name) != value]:
-        raise UsageError(f"output {shown} holds another probe ({', '.join(differing)} differ): choose another --out")
+        raise UsageError(f"output {place} holds another probe ({', '.join(differing)} differ): choose another --out")
     names = _list_files(results["task"], len(results["classes"]))
     return results if all((out / name).exists() for name in names) else None
 
 
 def _list_files(task: Task, classes: int) -> set[str]:
-    """Name the files of a whole report on known test rows; charts belong to it only where matplotlib is installed."""
+    """Name the files of a complete report; charts are among them only where matplotlib is installed."""
     try:
         import matplotlib.figure  # noqa: F401  optional
     except ImportError:

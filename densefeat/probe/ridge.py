@@ -1,4 +1,4 @@
-"""Ridge regression: a whole grid of L2 penalties from one eigendecomposition."""
+"""Ridge regression: a grid of L2 penalties from one eigendecomposition."""
 
 from dataclasses import dataclass
 
@@ -73,13 +73,13 @@ def fit_ridge(x: np.ndarray, targets: Targets, train: int, advance: Advance, ref
     grid = _solve_path(x[:train], _regression_targets(fitting, scale))
     fits = ((l2, grid.weight(l2)) for l2 in L2)
 
-    def scored(fit: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    def score_fit(fit: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         return _score(x[train:], *fit, scale, val.task)
 
-    choice, solved = choose_setting("l2", fits, scored, val, advance, loss="squared_error")
+    choice, solution = choose_setting("l2", fits, score_fit, val, advance, loss="squared_error")
     if refit:
-        solved = _solve(x, _regression_targets(targets, scale), choice.chosen["l2"])
-    return scale.fold(*solved, targets.task == "regression"), choice
+        solution = _solve(x, _regression_targets(targets, scale), choice.chosen["l2"])
+    return scale.fold(*solution, targets.task == "regression"), choice
 
 
 def _score(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, scale: _Scale, task: Task) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is known of a model: the network as it is made, where its weights come from, and what they were measured to do."""
+"""The card of a model: its stages, where its weights come from, and the accuracy that was measured with them."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from densefeat.images import Preprocessing
 from densefeat.loading import (
     RESULTS,
     RunConfig,
-    describe_source,
+    describe_weights_source,
     find_config,
     find_weights_file,
     is_run_folder,
@@ -40,7 +40,10 @@ _SHOWN_CLASSES = 5
 
 @dataclass(frozen=True)
 class ModelCard:
-    """``facts`` and ``recipe``: names and values, for people; ``measured``: what the weights' own files say they reached."""
+    """The facts about a model.
+
+    ``facts``, ``recipe``: names and values, for people; ``measured``: accuracies that the files of the weights record.
+    """
 
     name: str
     architecture: str
@@ -56,13 +59,13 @@ class ModelCard:
 
 
 def read_card(model: str, weights: str | Path | None = None) -> ModelCard:
-    """What is known of a name of ours or timm's, or of a run's folder.
+    """Read the card of a model: a name of densefeat or timm, or the folder of a run.
 
-    Nothing is fetched: of published weights the hash is told where their file is on this machine.
+    Nothing is downloaded: the card has the hash of published weights only if their file is on this machine.
 
     Raises:
-        UsageError: Unknown model, or none whose structure is known.
-        WeightsError: ``weights``, or those of a run, that do not fit.
+        UsageError: The model is unknown, or its structure is.
+        WeightsError: ``weights``, or those of a run, do not fit.
     """
     return _read_run_card(model, weights) if is_run_folder(model) else _read_name_card(model, weights)
 
@@ -72,19 +75,19 @@ def _read_name_card(model: str, weights: str | Path | None) -> ModelCard:
     network = timm.create_model(model) if weights is None else load_known_network(model, weights)
     size, stages = _measure_stages(network)
     file = Path(weights) if weights is not None else find_weights_file(config) if config.has_weights else None
-    source = "none" if not config.has_weights and file is None else str(weights) if weights else describe_source(config)
+    source = "none" if not config.has_weights and file is None else str(weights) if weights else describe_weights_source(config)
     facts = [
         ("model", ".".join(filter(None, (config.architecture, config.tag))) if weights is None else model),
         ("weights", source),
         ("SHA-256 of their file", file_sha256(file) if file else _NOT_HERE if config.has_weights else "none"),
-        ("licence", (config.license or "not told") if weights is None else "not told"),
+        ("licence", (config.license or "not stated") if weights is None else "not stated"),
         ("classes", _format_classes(network.num_classes, read_class_names(file))),  # type: ignore[arg-type]
         ("input", _format_input(network)),
     ]
-    own: dict[str, str] = dict(_CARD_ROW.findall(read_card_text(file) or ""))
-    facts += [(f"its card: {name}", value) for name, value in own.items()]
+    card_rows: dict[str, str] = dict(_CARD_ROW.findall(read_card_text(file) or ""))
+    facts += [(f"its card: {name}", value) for name, value in card_rows.items()]
     architecture = split_model_name_tag(model)[0]
-    return ModelCard(model, architecture, size, stages, facts, [], _parse_points(architecture, own, stages))
+    return ModelCard(model, architecture, size, stages, facts, [], _parse_points(architecture, card_rows, stages))
 
 
 def _read_run_card(folder: str, weights: str | Path | None) -> ModelCard:
@@ -96,14 +99,14 @@ def _read_run_card(folder: str, weights: str | Path | None) -> ModelCard:
         ("model", f"{run.architecture}, head: {run.head}"),
         ("weights", str(file)),
         ("SHA-256 of their file", str(loaded.sha256)),
-        ("licence", str(run.pretrained_cfg.get("license") or "not told")),
+        ("licence", str(run.pretrained_cfg.get("license") or "not stated")),
         ("classes", _format_classes(run.num_classes, run.classes)),
         ("input", _format_input(network)),
     ]
     recipe = read_recorded_recipe(run.path)
-    told = [(name, _format_value(value)) for name, value in recipe.items() if value is not None]
+    settings = [(name, _format_value(value)) for name, value in recipe.items() if value is not None]
     points = _read_run_points(run, stages) if weights is None else []
-    return ModelCard(folder, run.architecture, size, stages, facts, told, points)
+    return ModelCard(folder, run.architecture, size, stages, facts, settings, points)
 
 
 def _measure_stages(network: nn.Module) -> tuple[int, list[Stage]]:
@@ -119,30 +122,30 @@ def _format_classes(count: int, names: list[str] | None) -> str:
 
 
 def _format_input(network: nn.Module) -> str:
-    own = Preprocessing.for_model(network)
-    means, deviations = (", ".join(f"{value:g}" for value in values) for values in (own.mean, own.std))
-    return f"3×{own.size}×{own.size}, {own.interpolation}, crop {own.crop_pct:g}, mean {means}, std {deviations}"
+    prep = Preprocessing.for_model(network)
+    means, deviations = (", ".join(f"{value:g}" for value in values) for values in (prep.mean, prep.std))
+    return f"3×{prep.size}×{prep.size}, {prep.interpolation}, crop {prep.crop_pct:g}, mean {means}, std {deviations}"
 
 
 def _parse_points(architecture: str, rows: dict[str, str], stages: list[Stage]) -> list[Point]:
-    found = _CARD_TOP1.search(rows.get("accuracy", ""))
-    if found is None:
+    match = _CARD_TOP1.search(rows.get("accuracy", ""))
+    if match is None:
         return []
     data = rows.get("data", "its own data").split(":")[0]
     cost = sum_stages(stages)
-    return [Point(architecture, data, float(found.group(1)), cost.parameters, cost.macs, False, "its card")]
+    return [Point(architecture, data, float(match.group(1)), cost.parameters, cost.macs, False, "its card")]
 
 
 def _read_run_points(run: RunConfig, stages: list[Stage]) -> list[Point]:
-    """The top-1 that a run ended with: on its test images; if it has none on those that its weights were chosen by, as told."""
+    """Return the top-1 that a run ended with, on its test images if it has any, else on its validation images."""
     results = read_results(run.path)
     where, name = ("test" if results.get("test") else "val"), run.path.resolve().name
     top1 = (results.get(where) or {}).get("top1")
     if not isinstance(top1, int | float):
         return []
     data, cost = _name_data(read_recorded_recipe(run.path)), sum_stages(stages)
-    told = name if where == "test" else f"{name}, validation"
-    return [Point(run.architecture, data, float(top1), cost.parameters, cost.macs, False, told)]
+    source = name if where == "test" else f"{name}, validation"
+    return [Point(run.architecture, data, float(top1), cost.parameters, cost.macs, False, source)]
 
 
 def _make_sketch(run: RunConfig) -> nn.Module:
@@ -152,9 +155,10 @@ def _make_sketch(run: RunConfig) -> nn.Module:
 
 
 def _name_data(recipe: dict[str, Any]) -> str:
-    """As the papers call it, where it is theirs; else the name of what was trained on.
+    """Return the papers' name of a recipe's data set, or the name of its folder for other data.
 
-    "+" is their shift and mirror augmentation; another one is named: figures with it do not compare.
+    A "+" stands for the papers' augmentation, shift and mirror. Any other augmentation is named, since accuracies with it are
+    not comparable.
     """
     known = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet", "svhn": "SVHN", "tin200": "Tiny ImageNet"}
     name = known.get(str(recipe.get("data")))
@@ -167,9 +171,9 @@ def _name_data(recipe: dict[str, Any]) -> str:
 
 
 def collect_run_points(folder: Path) -> list[Point]:
-    """Of every run in a folder that has been judged and whose network is one of ours; no weights are read.
+    """Collect the points of all evaluated runs in a folder whose networks are DenseNets or DelugeNets; no weights are read.
 
-    UsageError where there is no folder.
+    Raises UsageError if the folder does not exist.
     """
     if not folder.is_dir():
         raise UsageError(f"runs {str(folder)!r}: no such folder")
@@ -179,7 +183,7 @@ def collect_run_points(folder: Path) -> list[Point]:
             try:
                 run = read_run(path)
                 points += _read_run_points(run, _measure_stages(_make_sketch(run))[1])
-            except DensefeatError:  # another network's, or unfinished: the others count
+            except DensefeatError:  # another kind of network, or an unfinished run: skip it
                 continue
     return points
 

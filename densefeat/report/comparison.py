@@ -20,7 +20,7 @@ _SIDES = (  # the places beside a point where its name can go
 def draw_comparison(points: Sequence[Point]) -> Figure:
     """Draw a row for each data set: top-1 against parameters on the left, against MACs on the right.
 
-    Hollow points are a paper's figures, filled ones were measured with densefeat. Rows cannot be compared with each other.
+    Hollow points are a paper's figures, filled ones were measured with densefeat. Rows are not comparable.
     """
     data = list(dict.fromkeys(point.data for point in points))
     figure = Figure(figsize=(11, 0.4 + _ROW_HEIGHT * len(data)), layout="constrained")

@@ -18,7 +18,7 @@ _KNOWN_KINDS = "a DenseNet or DelugeNet of densefeat, or a DenseNet of timm"
 
 @dataclass(frozen=True)
 class BlockReader:
-    """What reads a block's outputs: one of its layers, or the transition or classifier behind it.
+    """A layer that reads a block's outputs: one of the block's own, or the transition or classifier after it.
 
     Attributes:
         block: The block's number, from 1.
@@ -59,7 +59,7 @@ def check_known(model: nn.Module) -> None:
 
 
 def check_classifies(model: nn.Module) -> None:
-    """Raise UsageError unless the network has a linear classifier of its own, and a known structure."""
+    """Raise UsageError unless the network has a linear classifier and a known structure."""
     if isinstance(model, HeadedNet):
         raise UsageError(f"its head is {model.kind!r}, and not a linear classifier: take a network or a run that has one")
     if not hasattr(model, "forward_head") or not getattr(model, "num_classes", 0):
@@ -106,7 +106,7 @@ def _dense_readers(model: DenseNet | TimmDenseNet) -> Iterator[BlockReader]:
 
 
 def _block_channels(model: DenseNet | TimmDenseNet, after: nn.Conv2d | nn.Linear) -> int:
-    """Return the number of channels of a whole block, all of which the transition or classifier reads."""
+    """Return the number of a block's output channels, all of which the transition or classifier reads."""
     if isinstance(after, nn.Conv2d):
         return after.in_channels
     if after.in_features != model.num_features:

@@ -1,4 +1,4 @@
-"""Which images of a sample a network classifies correctly, also with some weights at zero; each judgement is made once."""
+"""Judgements: which images a network classifies correctly, with all its weights or with some set to zero."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ from densefeat.report.sample import Sample
 
 
 class Journal:
-    """The results so far of long work that can be interrupted, by key, in a file of JSON lines that is whole at any time.
+    """The results so far of long work that can be interrupted, by key, in a file of JSON lines that is always complete.
 
     The file's first line is ``identity``, JSON that says what the work is on. With ``path`` None, results stay in memory.
     Raises UsageError if the file belongs to other work, or is not a journal.
@@ -62,7 +62,7 @@ class Journal:
 
 @dataclass(frozen=True)
 class Judgement:
-    """``right``, bool ``(N,)``, tells which images are classified correctly; ``loss`` is their mean cross-entropy."""
+    """The outcome for N images. ``right``: bool ``(N,)``, those classified correctly; ``loss``: the mean cross-entropy."""
 
     right: np.ndarray
     loss: float

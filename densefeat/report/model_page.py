@@ -1,9 +1,9 @@
-"""What a model is, as one page of HTML that needs nothing beside it, or as Markdown."""
+"""The page of a model, as HTML that needs no other file, or as Markdown."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from densefeat.base import Chart, Section, Table, picture_bytes, printable, render_page
+from densefeat.base import Chart, Section, Table, printable, render_page, render_picture
 from densefeat.report.card import ModelCard, collect_run_points
 from densefeat.report.comparison import draw_comparison
 from densefeat.report.published import Point, published_points
@@ -12,7 +12,7 @@ from densefeat.report.stages import Stage, sum_stages
 _STAGE_NAMES = (
     "stage", "shape", "parameters", "weights, kB", "MACs, 10⁶", "FLOPs, 10⁶", "activations, kB", "receptive field", "stride",
 )  # fmt: skip
-_FACT_NAMES = ("what", "as told")
+_FACT_NAMES = ("name", "value")
 _POINT_NAMES = ("network", "data", "top-1, %", "parameters", "MACs, 10⁶", "source")
 _HOW_COUNTED = (
     "MACs: multiplications with an addition, of convolutions, cross-layer sums and the linear layer; FLOPs: twice that.",
@@ -20,18 +20,21 @@ _HOW_COUNTED = (
     " linear layer give, float32.",
     "Receptive field: pixels of the image and its padding that a value can depend on; larger than the image: all of it.",
 )
-_COMPARED = "Hollow, and “paper” in the table: figures that the papers print, not measured here. Different data do not compare."
+_COMPARED = (
+    "Hollow, and “paper” in the table: figures that the papers print, not measured here. Accuracies on different data cannot be"
+    " compared."
+)
 
 
 def collect_points(card: ModelCard, runs: Path | None = None) -> list[Point]:
-    """The papers' figures for networks with the same stem, what the card says, and what the runs in a folder reached."""
+    """Collect the papers' accuracies for networks with the same stem, those of the card, and those of the runs in a folder."""
     own = card.measured + (collect_run_points(runs) if runs is not None else [])
     return published_points(card.stem) + list(dict.fromkeys(own))
 
 
 def render_html(card: ModelCard, points: Sequence[Point]) -> str:
     chart = Chart(
-        "Accuracy against parameters and arithmetic", picture_bytes(draw_comparison(points), ".svg"), _describe_chart(points)
+        "Accuracy against parameters and arithmetic", render_picture(draw_comparison(points), ".svg"), _describe_chart(points)
     )
     stages = Table(_STAGE_NAMES, _format_stages(card.stages), bold_rows=[len(card.stages)])  # the last row is the sum
     sections = [
@@ -70,7 +73,7 @@ def _describe_chart(points: Sequence[Point]) -> str:
 
 
 def _format_stages(stages: Sequence[Stage]) -> list[list[str]]:
-    """A row for each, and one for all."""
+    """Format a row for each stage, and one for their sum."""
     return [
         [
             each.name,
@@ -107,7 +110,7 @@ def _format_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escape_cell(text: str) -> str:
-    """On one line, and no markup: names of classes and folders are other people's text."""
+    """Escape text to one line without markup: names of classes and folders may hold anything."""
     text = printable(text, " ")
     for special in "\\`*[]<>|&":
         text = text.replace(special, f"\\{special}")

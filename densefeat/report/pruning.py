@@ -61,7 +61,7 @@ class Pruning:
 
     Attributes:
         chosen_on, drawn_on: Numbers of images: single connections are judged on the first half, the curves on the second.
-        whole: Top-1 of the whole network on the two halves, per cent.
+        whole: Top-1 of the network with all connections, on the two halves, per cent.
         removed: The connections, those that break the fewest images first.
         curves: For each order, the top-1 on the second half, per cent, without the first ``shares`` of the connections.
     """
@@ -80,7 +80,7 @@ def prune(model: nn.Module, sample: Sample, journal: Journal, advance: Callable[
     The halves are the even and the odd images, so that an order that is good by chance on one half is not so on the other.
 
     Args:
-        model: A network in eval mode, on the device of the images. Its weights are changed on the way and restored.
+        model: A network in eval mode, on the device of the images. Its weights are changed during the work, then restored.
         journal: The judgements of earlier calls, to which this one adds its own.
         advance: Called with the number of connections judged, and of points of curves.
 
@@ -103,7 +103,7 @@ def prune(model: nn.Module, sample: Sample, journal: Journal, advance: Callable[
 
 
 def count_work(model: nn.Module) -> int:
-    """Return what the arguments of ``advance`` add up to in a whole :func:`prune`."""
+    """Return the sum of the arguments of ``advance`` over a complete call of :func:`prune`."""
     return sum(len(reader.weights) for reader in find_readers(model)) + (3 + _RANDOM_SEEDS) * len(_SHARES)
 
 
@@ -157,7 +157,7 @@ class BlockTail:
         return [judge_logits(pairs) for pairs in answers]
 
     def _logits(self, outputs: list[torch.Tensor], place: int) -> torch.Tensor:
-        """Continue from the outputs of the block's layers before ``place``."""
+        """Compute the logits from the outputs of the block's layers before ``place``."""
         for layer in list_layers(self.block)[place:]:
             outputs.append(layer(outputs))
         return self.model.forward_head(_run_stages(self.after, _close_outputs(self.block, outputs)))  # type: ignore[operator]

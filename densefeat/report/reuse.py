@@ -25,7 +25,7 @@ REUSE_COLUMNS = ("block", "target", "source", "mean_abs_weight", "weights")
 
 @dataclass(frozen=True)
 class ReuseColumn:
-    """The weight that a reader gives to each source: ``means``, float64, is mean |weight|; ``weights`` is their number."""
+    """The weights of a reader by source. ``means``: mean |weight|, float64; ``weights``: the number of weights."""
 
     reader: BlockReader
     means: np.ndarray
@@ -44,7 +44,7 @@ class ReuseColumn:
 
 @dataclass(frozen=True)
 class Reuse:
-    """The feature reuse of all blocks, in order. ``cross_layer`` tells a DelugeNet, whose cross-layer layers are measured."""
+    """The feature reuse of all blocks, in order. ``cross_layer``: whether the network is a DelugeNet."""
 
     columns: tuple[ReuseColumn, ...]
     cross_layer: bool
@@ -199,23 +199,23 @@ def _late_share(columns: list[ReuseColumn], _: int) -> float | None:
 
 
 def check_structure(model: str) -> None:
-    """UsageError for a name of no network, or of one whose connections are not known; before any weights are fetched."""
+    """Raise UsageError, before any weights are downloaded, for an unknown model or one whose connections are not known."""
     if is_run_folder(model):
         return
     find_config(model)
     try:
         with torch.device("meta"):
             sketch = timm.create_model(model)
-    except Exception:  # some of timm's cannot be made without memory: they are looked at when they are loaded
+    except Exception:  # some networks of timm cannot be built without memory: they are checked when they are loaded
         return
     check_known(sketch)
 
 
 def load_known_network(model: str, weights: str | Path | None = None) -> nn.Module:
-    """The network that a name or a run's folder stands for, with trained weights, its classifier's too; in eval mode.
+    """Load a network whose connections are known, by name or a run's folder, with trained weights and in eval mode.
 
-    Of a run with a head of ours the network below it, which has no classifier. Raises UsageError and WeightsError as
-    :func:`densefeat.loading.load_network`.
+    It has its classifier. If the run has a head of densefeat, the backbone is returned, without a classifier. Raises UsageError
+    and WeightsError as :func:`densefeat.loading.load_network` does.
     """
     check_structure(model)
     network = load_network(model, weights, head=True).model

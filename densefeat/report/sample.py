@@ -54,7 +54,7 @@ def load_sample(
 
     Args:
         model, label_column: See :func:`densefeat.evaluation.evaluate`.
-        images: Labelled images as there, or a store, which stands for the images it was made from.
+        images: Labelled images, as for ``evaluate``, or a store, whose original images are then read.
 
     Raises:
         UsageError: The model or the images are unknown, the network's structure is not known or has no linear classifier, the

@@ -70,8 +70,8 @@ def probe_images(
     """Train heads for every block and for all side by side on augmented images; report as the other protocols do.
 
     Thirteen heads for each, one a learning rate, are trained at once while the images pass the frozen network; the one that is
-    best on the validation images is taken. Validation and test images are judged by features of the whole image, which are
-    kept in a store in ``out``. Runs alone, or in each of the processes that torchrun started. The same call continues from the
+    best on the validation images is taken. Validation and test images are not cropped; their features are
+    kept in a store in ``out``. Runs alone, or in each of the processes that torchrun started. The same call resumes from the
     last checkpoint, and does nothing if ``out`` is finished.
 
     Args:
@@ -91,7 +91,7 @@ def probe_images(
     Raises:
         UsageError: Images, labels or splits cannot be used, labels are numbers, or ``out`` holds something else.
         OutputError: ``out`` cannot be written, or another process writes to it.
-        Interrupted: SIGINT, SIGTERM or SIGUSR1 asked to stop; everything is saved.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 requested a stop; everything is saved.
     """
     out, device = Path(out), None if device == "auto" else device
     reading = source_options(images, labels, label_column)

@@ -1,4 +1,4 @@
-"""Training of parallel heads on augmented images, which pass the frozen network once a step."""
+"""The training of parallel heads on augmented images: a batch passes the frozen network once a step."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -30,6 +30,7 @@ from densefeat.training import (
     save_checkpoint,
 )
 
+_IDENTITY = "asked"  # key in a checkpoint
 _GPU_POLL_STEPS = 10  # steps between checks for a stop request: each waits for the GPU
 
 
@@ -121,8 +122,8 @@ def train_heads(
 ) -> None:
     """Train to the last step, from the newest checkpoint in ``folder`` if there is one; save one after each epoch.
 
-    ``identity``: a text that tells this probe from others. Raises UsageError if the checkpoint belongs to another probe,
-    Interrupted (after a checkpoint) if a signal asked to stop, DensefeatError if the ranks see different images, or none can
+    ``identity``: a text that is equal for equal probes. Raises UsageError if the checkpoint belongs to another probe,
+    Interrupted (after a checkpoint) if a signal requested a stop, DensefeatError if the ranks see different images, or none can
     be read.
     """
     if len(set(world.gather_objects(identity))) > 1:
@@ -141,9 +142,9 @@ def train_heads(
         if heads.step % poll_every == 0:
             stop_signal = int(world.max([float(stop.signal or 0)])[0])
         if world.first and (stop_signal or heads.step % stream.sampler.steps_per_epoch == 0):
-            save_checkpoint(folder, heads.state_dict() | {"asked": identity})
+            save_checkpoint(folder, heads.state_dict() | {_IDENTITY: identity})
         if stop_signal:
-            raise Interrupted(f"stopped after step {heads.step}; the same command continues from there", 128 + stop_signal)
+            raise Interrupted(f"stopped after step {heads.step}; the same command resumes there", 128 + stop_signal)
     if not world.max([float(steps_with_images)])[0]:
         key, reason = min(stream.images.failures)
         raise DensefeatError(f"none of the training images can be read, the first: {printable_key(key)}: {reason}")
@@ -155,7 +156,7 @@ def _resume(heads: ParallelHeads, folder: Path, identity: str, world: World) -> 
     if name is None:
         return
     saved = load_checkpoint(folder / name)
-    if saved["asked"] != identity:
+    if saved[_IDENTITY] != identity:
         raise UsageError(f"output {str(folder.parent)!r} holds another unfinished probe: choose another --out")
     heads.load_state_dict(saved)
 

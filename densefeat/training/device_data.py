@@ -27,7 +27,7 @@ Failures = list[tuple[str, str]]  # key, reason
 
 @dataclass(frozen=True)
 class DeviceImages:
-    """``images``: uint8 ``(N, S, S, 3)``, ``labels``: int64 ``(N,)``; both on the device."""
+    """Images on the device, uint8 ``(N, S, S, 3)``, with their labels, int64 ``(N,)``."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -146,7 +146,7 @@ def decode_all(
 def _decode_encoded(
     labelled: EncodedImages, preprocessing: Preprocessing, advance: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray, Failures]:
-    """Decode as :func:`decode_all` does, images from files."""
+    """Do what :func:`decode_all` does for encoded images."""
     geometry, size, count = preprocessing.geometry(), preprocessing.size, len(labelled.labels)
     images, labels = np.zeros((count, size, size, 3), np.uint8), labelled.labels.copy()
     failures: Failures = []

@@ -1,4 +1,4 @@
-"""Labelled images of any input: a class, or several, for each position, and reading one image by its position."""
+"""Labelled images of any input: the class or classes of each position, and a reader of images by position."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from densefeat.errors import UsageError
-from densefeat.images import RandomAccess, Reader, open_for_training
+from densefeat.images import ImageReader, RandomAccess, open_for_training
 from densefeat.labels import SEPARATOR, Task, encode_multi_labels, sort_classes
 from densefeat.training.classic import DecodedImages, read_classic
 
@@ -30,13 +30,13 @@ class EncodedImages:
 
     @cached_property
     def groups(self) -> np.ndarray | None:
-        """Sizes of the runs of positions that are read as a whole, int64; None where each image is read alone."""
+        """Sizes of the ranges of positions that are read together, int64; None where each image is read alone."""
         return self.source.group_sizes()
 
     def key(self, position: int) -> str:
         return self.source.key(position)
 
-    def reader(self) -> Reader:
+    def reader(self) -> ImageReader:
         return self.source.reader()
 
 

@@ -1,4 +1,4 @@
-"""What a run prints: on a terminal a live line of images/s, loss, accuracy and time left; elsewhere each evaluation."""
+"""The output of a run: on a terminal a live line of images/s, loss, accuracy and time left; elsewhere each evaluation."""
 
 import time
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ class Progress:
             self.describe(f"epoch {epoch:.1f}  loss {loss / count:.3f}  top-1 {100 * hits / count:.1f} %")
 
     def describe(self, text: str) -> None:
-        """Show what is going on, in the live line."""
+        """Show in the live line what the run is doing."""
         self.bar.update(self.task, description=text)
 
     def print(self, text: str) -> None:

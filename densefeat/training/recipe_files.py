@@ -144,7 +144,7 @@ def _parse_value(text: str, override: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-        raise UsageError(f"{override!r}: {text!r} is no value in YAML") from error
+        raise UsageError(f"{override!r}: {text!r} is not a value in YAML") from error
 
 
 def _check_key(key: str, place: str, keys: list[str]) -> None:
@@ -156,7 +156,7 @@ def _check_key(key: str, place: str, keys: list[str]) -> None:
 
 
 def _build_recipe(values: dict[str, Any], places: dict[str, str], kind: type[_AnyRun]) -> _AnyRun:
-    """Check types by pydantic; on a machine without it, values are used unchecked."""
+    """Build a recipe, its types checked by pydantic; on a machine without pydantic they are not checked."""
     try:
         from pydantic import ConfigDict, ValidationError, create_model
     except ImportError:

@@ -1,4 +1,4 @@
-"""Which images make up which batch, for every rank: a function of seed, epoch and position alone."""
+"""The order of images and their division into batches: they depend on seed and epoch alone, not on ranks or workers."""
 
 from dataclasses import dataclass, field
 
@@ -87,7 +87,7 @@ def _shuffle_lane(groups: list[np.ndarray], random: np.random.Generator) -> np.n
 
 
 def split_off(positions: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split off ``count`` random ones: return the other ``positions``, and those, both in their order."""
+    """Split off ``count`` random positions; return the rest and the ones split off, both in their order."""
     chosen = np.random.default_rng([seed, 2**32]).permutation(len(positions))[:count]
     mask = np.zeros(len(positions), bool)
     mask[chosen] = True

@@ -1,4 +1,4 @@
-"""The state of a run: everything that a step changes, and the setup that says what a step trains."""
+"""The state of a run, which steps change, and the setup, which says what a step trains."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -60,7 +60,7 @@ class Setup(ABC):
         return model
 
     def has_unused_parameters(self, model: nn.Module) -> bool:  # noqa: ARG002
-        """Whether some step computes no gradient for some trainable parameter."""
+        """Return whether a step may compute no gradient for some trainable parameter."""
         return False
 
     def warmup_epochs(self) -> float:

@@ -1,4 +1,4 @@
-"""Notices divergence at the step where it happens, without waiting for the device at every step."""
+"""A watch that finds the step at which a run diverged, without waiting for the device at every step."""
 
 import math
 
@@ -11,7 +11,10 @@ _MAX_FACTOR = 20  # of the chance level, or of the first step's loss where that 
 
 
 class DivergedError(DensefeatError):
-    """The loss is not finite or too high. ``report``: step, loss, gradient norms by block, and the keys of the batch."""
+    """The error of a run whose loss is too high or not finite.
+
+    ``report``: step, loss, gradient norms by block, and the keys of the batch.
+    """
 
     def __init__(self, message: str, report: dict[str, object]) -> None:
         super().__init__(message)

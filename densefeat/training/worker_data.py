@@ -15,7 +15,7 @@ from torchvision.transforms import Resize
 from torchvision.transforms.functional import pil_to_tensor, ten_crop
 
 from densefeat.errors import DecodeError
-from densefeat.images import Preprocessing, Reader, decode_image
+from densefeat.images import ImageReader, Preprocessing, decode_image
 from densefeat.training.device_data import MicroBatch
 from densefeat.training.labelled import EncodedImages
 from densefeat.training.sampling import Sampler
@@ -30,7 +30,7 @@ _AUGMENT: dict[str, dict[str, Any]] = {
 
 
 class ImageDataset(Dataset):
-    """Decodes a micro-batch of ``(step, position)`` pairs; augmentation depends on seed, step and position alone.
+    """A dataset that decodes ``(step, position)`` pairs; augmentation depends on the pair and the seed alone.
 
     ``step`` None: without augmentation, by the geometry ``eval_geometry`` if there is one. An image that cannot be read
     is black, has label -1, and is among the failures.
@@ -52,7 +52,7 @@ class ImageDataset(Dataset):
             self.augmentation = create_transform(
                 (3, self.size, self.size), is_training=True, interpolation="bicubic", normalize=False, **_AUGMENT[augment]
             )
-        self._reader: Reader | None = None
+        self._reader: ImageReader | None = None
 
     def __getitems__(self, pairs: list[tuple[int | None, int]]) -> _Decoded:
         if self._reader is None:
@@ -83,7 +83,7 @@ class ImageDataset(Dataset):
 
 @dataclass(frozen=True)
 class TenCropGeometry:
-    """Resizes the short side to ``side`` pixels, then crops corners and centre, each also mirrored.
+    """A geometry that resizes the short side to ``side`` pixels, then crops corners and centre, each also mirrored.
 
     Returns uint8 ``(10, 3, size, size)``.
     """
@@ -102,7 +102,7 @@ class TenCropGeometry:
 
 
 def _return_unchanged(micro_batch: Any) -> Any:
-    """Serve as the DataLoader's collate function: :class:`ImageDataset` returns complete micro-batches."""
+    """Return a micro-batch unchanged: a collate function for :class:`ImageDataset`, whose batches are complete."""
     return micro_batch
 
 

@@ -71,7 +71,7 @@ def test_unfinished(info) -> None:
     said = lines(info("s")[1])
     assert said[:4] == [
         "store s (folder, parts: 2)",
-        "unfinished 20 of 30 done; the same densefeat extract continues from there",
+        "unfinished 20 of 30 done; the same densefeat extract command resumes there",
         "rows 20",
         "failures 7 (read 5, decode 1, tile 1)",
     ]
@@ -85,7 +85,7 @@ def test_of_unknown_length_and_just_begun(info) -> None:
     manifest = read_manifest(layout)
     replace(manifest, rounds=(replace(manifest.rounds[0], positions=None),)).save(layout)
     said = lines(info("s")[1])
-    assert "unfinished 0 done; the same densefeat extract continues from there" in said
+    assert "unfinished 0 done; the same densefeat extract command resumes there" in said
     assert "rows 0" in said
 
 

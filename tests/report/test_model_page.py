@@ -52,7 +52,7 @@ def test_weights_of_ones_own(trained: nn.Module, tmp_path: Path) -> None:
     card = read_card(BUNDLED, tmp_path / "own.safetensors")
     facts = dict(card.facts)
     assert facts["SHA-256 of their file"] == file_sha256(tmp_path / "own.safetensors")
-    assert (facts["licence"], card.measured) == ("not told", [])
+    assert (facts["licence"], card.measured) == ("not stated", [])
     points = collect_points(card)
     page = render_html(card, points)
     assert HOSTILE not in page

@@ -109,7 +109,7 @@ def test_resumed_training_equals_uninterrupted_and_the_network_stays(
         stop.signal = 15 if seen[0] >= 3 * 16 else None
 
     folder = tmp_path / "stopped"
-    with pytest.raises(Interrupted, match="stopped after step 3; the same command continues") as raised:
+    with pytest.raises(Interrupted, match="stopped after step 3; the same command resumes") as raised:
         train(stream, extractor, folder, advance, stop)
     assert raised.value.exit_code == 143
     reported: list[int] = []
