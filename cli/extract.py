@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option("--tile", type=int, metavar="PIXELS", help="Cut images into square tiles, one row each.")
 @click.option("--stride", type=int, metavar="PIXELS", help="Distance from tile to tile.  [default: --tile]")
 @click.option("--min-content", type=float, default=0.0, metavar="SHARE",
-              help="Leave out tiles of which less is neither nearly white nor nearly black (0 to 1).")  # fmt: skip
+              help="Leave out tiles with a smaller share (0 to 1) that is neither nearly white nor nearly black.")  # fmt: skip
 @click.option("--max-pixels", type=int, help="Largest image that may be decoded whole.  [default: 178956970]")
 @click.option("--decoder", type=click.Choice(["torchvision", "pillow"]), default="torchvision", show_default=True,
               help="Decoder of JPEGs; pillow: bit for bit timm's evaluation transform.")  # fmt: skip

@@ -249,8 +249,8 @@ def test_search_over_blocks_in_processes(photo_folder: Path) -> None:
     labels = [path.parent.name for path in paths]
     features(paths[:2])
     pipeline = make_pipeline(DenseFeatTransformer(BUNDLED), LogisticRegression())
-    asked = {"densefeattransformer__blocks": [1, [2, 3]]}
-    search = GridSearchCV(pipeline, asked, cv=2, n_jobs=2).fit(paths, labels)
+    grid = {"densefeattransformer__blocks": [1, [2, 3]]}
+    search = GridSearchCV(pipeline, grid, cv=2, n_jobs=2).fit(paths, labels)
     alone = cross_val_score(pipeline.set_params(densefeattransformer__blocks=[2, 3]), paths, labels, cv=2)
     assert search.cv_results_["mean_test_score"][1] == pytest.approx(alone.mean())
     assert search.best_score_ > 0.7

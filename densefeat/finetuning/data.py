@@ -75,11 +75,11 @@ def _describe_labels(labelled: LabelledImages, place: str) -> list[str]:
     unlabelled = np.flatnonzero(labels < 0 if labels.ndim == 1 else labels[:, 0] < 0)
     if len(unlabelled):
         first = labelled.key(int(unlabelled[0]))
-        notes.append(f"{len(unlabelled):,} images of {place!r} have no label and are left out, {first!r} first")
+        notes.append(f"{len(unlabelled):,} images of {place!r} have no label and are left out, the first: {first!r}")
     counts = np.bincount(labels[labels >= 0], minlength=len(labelled.classes)) if labels.ndim == 1 else (labels > 0).sum(0)
     for count, words in ((0, "no image"), (1, "one image")):
         if len(few := np.flatnonzero(counts == count)):
-            notes.append(f"{len(few):,} classes have {words}, {labelled.classes[few[0]]!r} first")
+            notes.append(f"{len(few):,} classes have {words}, the first: {labelled.classes[few[0]]!r}")
     return notes
 
 

@@ -47,7 +47,7 @@ def read_classic(folder: Path, train: bool) -> DecodedImages | None:
         files = [folder / name for name in _SVHN[train]]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise UsageError(f"{str(folder)!r}: without {', '.join(missing)}")
+            raise UsageError(f"{str(folder)!r}: {', '.join(missing)} missing")
         parts = [_read_svhn(file) for file in files]
         return _join_files(f"{folder.name}/{'train' if train else 'test'}", parts, [str(digit) for digit in range(10)])
     return None
@@ -70,18 +70,18 @@ def _read_cifar(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
         labels = np.array(content[labels_key], np.int64).reshape(-1)
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
     except Exception as error:  # other content raises errors of many kinds
-        raise DensefeatError(f"{str(path)!r}: no CIFAR file: {error}") from error
+        raise DensefeatError(f"{str(path)!r}: not a CIFAR file: {error}") from error
 
 
 def _read_names(path: Path, key: str) -> list[str]:
     names = _unpickle(path).get(key)
     if not isinstance(names, list):
-        raise DensefeatError(f"{str(path)!r}: no CIFAR file: without {key!r}")
+        raise DensefeatError(f"{str(path)!r}: not a CIFAR file: {key!r} is missing")
     return [str(name) for name in names]
 
 
 def _read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    from scipy.io import loadmat  # late: training of all else does without scipy
+    from scipy.io import loadmat  # late: training on other images does without scipy
 
     try:
         content = loadmat(io.BytesIO(_read_bounded(path)), variable_names=["X", "y"])
@@ -93,7 +93,7 @@ def _read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except DensefeatError:
         raise
     except Exception as error:  # scipy raises many kinds
-        raise DensefeatError(f"{str(path)!r}: no SVHN file: {error}") from error
+        raise DensefeatError(f"{str(path)!r}: not an SVHN file: {error}") from error
 
 
 def _read_bounded(path: Path) -> bytes:
@@ -111,7 +111,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
     except DensefeatError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        raise DensefeatError(f"{str(path)!r}: no CIFAR file: {error}") from error
+        raise DensefeatError(f"{str(path)!r}: not a CIFAR file: {error}") from error
 
 
 class PickledType:

@@ -65,7 +65,7 @@ def test_wrong_use_is_one_line(arguments: list[str], code: int, message: str, tm
 
 def test_no_arm_at_all_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that end at once, as where memory is short."""
-    monkeypatch.setattr("densefeat.bench.crew._COMMAND", [sys.executable, "-c", "raise MemoryError"])
+    monkeypatch.setattr("densefeat.bench.worker._COMMAND", [sys.executable, "-c", "raise MemoryError"])
     finished = run_command("bench", *SMALL, "--arms", "hooks")
     assert (finished.exit_code, finished.stderr) == (1, "densefeat: no arm could be measured\n")
     assert "plain network, hooks that clone, NCHW, fp32  its process ended with 1: MemoryError\n" in finished.stdout

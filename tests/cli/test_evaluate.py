@@ -85,7 +85,7 @@ def test_what_was_left_out(run, data: Path, classes: list[str]) -> None:
 
 
 def test_names_of_classes_are_no_markup(run, tmp_path: Path, photographs: list[Image.Image], trained: nn.Module) -> None:
-    """Nor commands for the terminal."""
+    """They are no commands for the terminal either."""
     names = [f"class {i}" for i in range(200)]
     names[:2] = ["[red]fox[/red]", "[/]\x1b[2J"]
     tensors = {name: value.contiguous() for name, value in trained.state_dict().items()}

@@ -82,7 +82,7 @@ def test_a_run_is_no_image(tmp_path: Path) -> None:
     assert re.search("is in the folder of images .*: name another --out", finished.stderr)
 
 
-def test_train_refuses_a_recipe_of_fine_tuning() -> None:
+def test_train_refuses_a_recipe_for_fine_tuning() -> None:
     finished = run_command("train", "finetune_folder")
     assert finished.exit_code == 2
     assert "recipe finetune_folder is for densefeat finetune, not for densefeat train" in finished.stderr

@@ -33,9 +33,9 @@ def test_folder(info) -> None:
     write_store(Path("s"), shapes={"block1": (250,), "block2": (2, 3, 4)}, dtype="float16", failures=FAILURES)
     code, out, err = info("s")
     assert (code, err) == (0, "")
-    said = lines(out)
+    output = lines(out)
     size = sum(path.stat().st_size for path in Path("s/data").iterdir())
-    assert said[:9] == [
+    assert output[:9] == [
         "store s (folder, parts: 3)",
         "rows 30",
         "failures 7 (read 5, decode 1, tile 1)",
@@ -46,9 +46,9 @@ def test_folder(info) -> None:
         "2: read: gone",
         "and 2 more",
     ]
-    assert f"size {size / 1000:.1f} kB on disk, 16.4 kB of vectors in memory" in said
-    assert {"columns path, label, width, height", "model made-up", "pool avg", f"weights sha256 {'0' * 64}"} <= set(said)
-    assert said[-2:] == ["block1 250 float16 15.0 kB", "block2 2×3×4 float16 1.4 kB"]
+    assert f"size {size / 1000:.1f} kB on disk, 16.4 kB of vectors in memory" in output
+    assert {"columns path, label, width, height", "model made-up", "pool avg", f"weights sha256 {'0' * 64}"} <= set(output)
+    assert output[-2:] == ["block1 250 float16 15.0 kB", "block2 2×3×4 float16 1.4 kB"]
 
 
 def test_json(info) -> None:
@@ -68,8 +68,8 @@ def test_json(info) -> None:
 
 def test_unfinished(info) -> None:
     write_store(Path("s"), failures=FAILURES, finished=2)
-    said = lines(info("s")[1])
-    assert said[:4] == [
+    output = lines(info("s")[1])
+    assert output[:4] == [
         "store s (folder, parts: 2)",
         "unfinished 20 of 30 done; the same densefeat extract command resumes there",
         "rows 20",
@@ -79,14 +79,14 @@ def test_unfinished(info) -> None:
     assert (found["complete"], found["done"], found["total"]) == (False, 20, 30)
 
 
-def test_of_unknown_length_and_just_begun(info) -> None:
+def test_a_store_of_unknown_length_without_rows(info) -> None:
     write_store(Path("s"), finished=0)
     layout = Layout(Path("s"))
     manifest = read_manifest(layout)
     replace(manifest, rounds=(replace(manifest.rounds[0], positions=None),)).save(layout)
-    said = lines(info("s")[1])
-    assert "unfinished 0 done; the same densefeat extract command resumes there" in said
-    assert "rows 0" in said
+    output = lines(info("s")[1])
+    assert "unfinished 0 done; the same densefeat extract command resumes there" in output
+    assert "rows 0" in output
 
 
 def test_tiled_and_updated(info) -> None:
@@ -96,19 +96,19 @@ def test_tiled_and_updated(info) -> None:
     tiles = {"tile": 64, "stride": 32, "min_content": 0.5}
     parts = tuple(replace(part, skipped=2000) for part in manifest.parts)
     replace(manifest, provenance=manifest.provenance | {"tiles": tiles}, parts=parts, removed=1).save(layout)
-    said = lines(info("s")[1])
+    output = lines(info("s")[1])
     assert {"tiles tile 64", "tiles stride 32", "tiles min_content 0.5", "skipped 6,000 tiles without enough content"} <= set(
-        said
+        output
     )
-    assert "removed 1 images with rows here are no longer in the input" in said
+    assert "removed 1 images with rows here are no longer in the input" in output
 
 
 def test_single_file(info) -> None:
     write_rows(Path("e.parquet"), random_features(30), 0, 30)
-    said = lines(info("e.parquet")[1])
+    output = lines(info("e.parquet")[1])
     size = os.path.getsize("e.parquet")
-    assert said[:3] == ["store e.parquet (single file)", "rows 30", "failures 0"]
-    assert any(line.startswith(f"size {size / 1000:.1f} kB on disk, 960 bytes") for line in said)
+    assert output[:3] == ["store e.parquet (single file)", "rows 30", "failures 0"]
+    assert any(line.startswith(f"size {size / 1000:.1f} kB on disk, 960 bytes") for line in output)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def run(*arguments: object) -> Finished:
     return run_command("probe", *arguments)
 
 
-def test_of_a_store_and_again(tmp_path: Path) -> None:
+def test_probe_of_a_store_twice(tmp_path: Path) -> None:
     store = write_class_store(tmp_path / "s.parquet", 120)
     first = run(store, "--out", tmp_path / "out", "--protocol", "ridge")
     assert first.exit_code == 0
@@ -38,8 +38,8 @@ def test_of_a_store_and_again(tmp_path: Path) -> None:
     assert again.stderr.endswith(f"already there: {tmp_path}/out/report.html\n")
 
 
-def images_of(folder: Path, photographs: list, rows: int = 20) -> Path:
-    """Two classes of small pieces, dark and bright."""
+def make_images(folder: Path, photographs: list, rows: int = 20) -> Path:
+    """Write two classes of small pieces, dark and bright."""
     for row in range(rows):
         name, shade = ("dark", 0.3) if row % 2 else ("bright", 1.0)
         path = folder / name / f"{row:02}.png"
@@ -48,8 +48,8 @@ def images_of(folder: Path, photographs: list, rows: int = 20) -> Path:
     return folder
 
 
-def test_of_images(tmp_path: Path, photographs: list) -> None:
-    images = images_of(tmp_path / "images", photographs)
+def test_probe_of_images(tmp_path: Path, photographs: list) -> None:
+    images = make_images(tmp_path / "images", photographs)
     given = [
         "--images",
         images,
@@ -93,7 +93,7 @@ def test_of_images(tmp_path: Path, photographs: list) -> None:
     assert (results["task"], results["candidates"][0]["name"]) == ("regression", "block1_avg")
 
 
-def test_of_tables_with_test_images(tmp_path: Path) -> None:
+def test_probe_of_tables_with_test_images(tmp_path: Path) -> None:
     train, test = write_table(tmp_path / "train.parquet", 40, 2), write_table(tmp_path / "test.parquet", 20, 2, seed=1)
     given = [
         "--model",
@@ -117,8 +117,8 @@ def test_of_tables_with_test_images(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "b/results.json").read_text())["split_sha256"] == results["split_sha256"]
 
 
-def test_names_command_no_terminal(tmp_path: Path) -> None:
-    """Of labels and paths, which are other people's."""
+def test_names_cannot_control_the_terminal(tmp_path: Path) -> None:
+    """Labels and paths may hold any characters."""
     names = [f"[red]\x1b[31m{i % 2}" for i in range(60)]
     labels: list[str | None] = [*names]
     labels[3] = None

@@ -24,17 +24,17 @@ def test_table(recipes) -> None:
     assert (code, err) == (0, "")
     header, *rows = out.splitlines()
     assert header.split() == ["name", "what"]
-    said = dict(row.split(maxsplit=1) for row in rows)
-    assert list(said) == recipe_names()
-    assert len(said) >= 25
-    assert said[NAME].rstrip() == "DenseNet-BC (L=100, k=12) on CIFAR-10 and CIFAR-100: the paper's protocol."
+    listed = dict(row.split(maxsplit=1) for row in rows)
+    assert list(listed) == recipe_names()
+    assert len(listed) >= 25
+    assert listed[NAME].rstrip() == "DenseNet-BC (L=100, k=12) on CIFAR-10 and CIFAR-100: the paper's protocol."
 
 
 def test_show(recipes) -> None:
     assert recipes("show", NAME) == (0, recipe_text(NAME), "")
 
 
-def test_show_of_a_path(recipes) -> None:
+def test_show_takes_a_path(recipes) -> None:
     Path("mine.yaml").write_text("lr: 1\n")
     assert recipes("show", "mine.yaml") == (0, "lr: 1\n", "")
 

@@ -83,7 +83,7 @@ def test_model(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (("reuse", BUNDLED), 2, "Missing option '--out'"),
         (("reuse", BUNDLED, "--out", "reuse.gif"), 2, "picture 'reuse.gif': its name must end in .png or .svg"),
@@ -99,10 +99,10 @@ def test_model(run, tmp_path: Path) -> None:
         (("model", BUNDLED, "--out", "-", "--runs", "none"), 2, "runs 'none': no such folder"),
     ],
 )
-def test_wrong_use(run, arguments: tuple[str, ...], code: int, told: str, tmp_path: Path) -> None:
+def test_wrong_use(run, arguments: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
     ended, out, err = run(*arguments)
     assert (ended, out, err.count("\n")) == (code, "", 1)
-    assert told in err
+    assert message in err
     assert list(tmp_path.iterdir()) == []
 
 

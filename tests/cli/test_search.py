@@ -18,7 +18,7 @@ from support.helpers import BUNDLED
 
 @pytest.fixture
 def store(photo_folder: Path, tmp_path: Path) -> Path:
-    """Of the photographs, with a poorer copy of the first and labels."""
+    """Make a store of the photographs, with a poorer copy of the first and labels."""
     (photo_folder / "china/00.jpg").rename(photo_folder / "china/[red] 00.jpg")
     copy = (photo_folder / "china/[red] 00.jpg").read_bytes()
     (photo_folder / "flower/copy.jpg").write_bytes(copy)
@@ -47,15 +47,15 @@ def test_as_a_process(store: Path, photo_folder: Path, tmp_path: Path) -> None:
 
 def test_json_of_a_key(store: Path) -> None:
     result = run(store, "--key", "flower/copy.jpg", "-k", "2", "--metric", "euclidean", "--format", "json")
-    told = json.loads(result.stdout)
-    assert {name: told[name] for name in ("query", "column", "metric")} == {
+    content = json.loads(result.stdout)
+    assert {name: content[name] for name in ("query", "column", "metric")} == {
         "query": "flower/copy.jpg",
         "column": "block3",
         "metric": "euclidean",
     }
-    assert told["results"][0] == {"rank": 1, "score": 0.0, "path": "china/[red] 00.jpg", "label": "china"}
-    assert told["results"][1]["path"] != "flower/copy.jpg"
-    assert len(told["results"]) == 2
+    assert content["results"][0] == {"rank": 1, "score": 0.0, "path": "china/[red] 00.jpg", "label": "china"}
+    assert content["results"][1]["path"] != "flower/copy.jpg"
+    assert len(content["results"]) == 2
 
 
 def test_csv_of_several_queries(store: Path, photo_folder: Path) -> None:
@@ -81,8 +81,8 @@ def test_all_pairs(store: Path, tmp_path: Path) -> None:
 def test_all_pairs_by_faiss(store: Path) -> None:
     pytest.importorskip("faiss")
     result = run(store, "--all-pairs", "--threshold", "0.9999", "--format", "json", "--engine", "faiss")
-    told = json.loads(result.stdout)
-    assert (told["threshold"], told["complete"], len(told["results"])) == (0.9999, True, 1)
+    content = json.loads(result.stdout)
+    assert (content["threshold"], content["complete"], len(content["results"])) == (0.9999, True, 1)
 
 
 def test_a_search_that_stops_says_so(store: Path) -> None:

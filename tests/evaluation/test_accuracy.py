@@ -63,7 +63,7 @@ def folder(tmp_path: Path, pieces: np.ndarray, trained: nn.Module, classes: list
     return tmp_path / "in"
 
 
-def labels_of(files: list[Path], names: list[str]) -> torch.Tensor:
+def read_labels(files: list[Path], names: list[str]) -> torch.Tensor:
     return torch.tensor([names.index(file.parent.name) for file in files])
 
 
@@ -79,7 +79,7 @@ def test_the_bundled_network(folder: Path, trained: nn.Module, classes: list[str
     done: list[int] = []
     found = evaluate(BUNDLED, str(folder), advance=done.append).to_json()
     files = sorted(folder.rglob("*.png"))
-    y = labels_of(files, classes)
+    y = read_labels(files, classes)
     assert_equals(found, by_timm(trained, files), y)
     assert (found["top1"], found["top5"], sum(done)) == (50.0, 75.0, 12)
     assert (found["model"], found["crops"], found["image_size"]) == (BUNDLED, 1, 32)
@@ -111,7 +111,7 @@ def test_image_size_and_crop(
     found = evaluate(BUNDLED, str(few), image_size=image_size, crop_pct=crop_pct).to_json()
     files = sorted(few.rglob("*.png"))
     logits = by_timm(trained, files, input_size=(3, image_size, image_size), crop_pct=crop_pct or 1.0)
-    assert_equals(found, logits, labels_of(files, classes))
+    assert_equals(found, logits, read_labels(files, classes))
     assert found["image_size"] == image_size
 
 
@@ -129,7 +129,7 @@ def test_ten_crops(options: dict[str, float], side: int, few: Path, trained: nn.
         for file in files:
             crops = torch.stack(FiveCrop(32)(transform(Image.open(file))))
             means.append(trained(torch.cat([crops, crops.flip(3)])).softmax(1).mean(0))
-    assert_equals(found, torch.stack(means).log(), labels_of(files, classes))
+    assert_equals(found, torch.stack(means).log(), read_labels(files, classes))
     assert (found["crops"], found["image_size"]) == (10, 32)
 
 
@@ -197,7 +197,7 @@ def test_the_folder_of_a_run(tmp_path: Path, labelled: Path) -> None:
     assert timm.data.resolve_model_data_config(theirs)["mean"] == [0.49, 0.48, 0.44]
     assert torch.equal(logits, by_timm(model, files, mean=(0.49, 0.48, 0.44), std=(0.24, 0.25, 0.26)))
     found = evaluate(str(run), str(labelled)).to_json()
-    assert_equals(found, logits, labels_of(files, names))
+    assert_equals(found, logits, read_labels(files, names))
     assert [(row["class"], row["images"]) for row in found["per_class"]] == [("z", 5), ("x", 4), ("y", 6)]
     assert found["top5"] == 100.0
 
@@ -208,7 +208,7 @@ def test_arguments_of_the_network_are_kept(tmp_path: Path, labelled: Path) -> No
     run = write_run(tmp_path / "run", model, NAMES)
     files = sorted(labelled.rglob("*.png"))
     logits = by_timm(model, files, mean=(0.49, 0.48, 0.44), std=(0.24, 0.25, 0.26))
-    assert_equals(evaluate(str(run), str(labelled)).to_json(), logits, labels_of(files, NAMES))
+    assert_equals(evaluate(str(run), str(labelled)).to_json(), logits, read_labels(files, NAMES))
 
 
 def test_other_weights_for_a_run(tmp_path: Path, labelled: Path) -> None:

@@ -89,8 +89,8 @@ def test_remarks_on_labels(tmp_path: Path) -> None:
     data = open_data(tmp_path, train=str(tmp_path / "list.csv"), batch_size=4)
     place = str(tmp_path / "list.csv")
     assert data.notes == [
-        f"1 images of {place!r} have no label and are left out, 'in/class 0/002.png' first",
-        "1 classes have one image, 'class 1' first",
+        f"1 images of {place!r} have no label and are left out, the first: 'in/class 0/002.png'",
+        "1 classes have one image, the first: 'class 1'",
     ]
 
 

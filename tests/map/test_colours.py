@@ -1,4 +1,4 @@
-"""What the points are coloured by."""
+"""The colours of points."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -81,32 +81,32 @@ def shown(tmp_path: Path) -> MapRows:
     return MapRows(store, np.arange(3), {"block1": "block1"}, {"block1": FEATURES})
 
 
-def probe_of(shown: MapRows, task: str, names: tuple[str, ...], weight: np.ndarray) -> Probe:
+def make_probe(shown: MapRows, task: str, names: tuple[str, ...], weight: np.ndarray) -> Probe:
     head = LinearHead(weight.astype(np.float32), np.zeros(len(weight), np.float32), squeeze=task == "regression")
     return Probe(task, names, ("block1",), shown.store.provenance, head)  # type: ignore[arg-type]
 
 
 def test_right_and_wrong(shown: MapRows) -> None:
-    made = predict_points(probe_of(shown, "single", ("a", "b", "c"), np.eye(3)), shown, ["a", "c", None])
+    made = predict_points(make_probe(shown, "single", ("a", "b", "c"), np.eye(3)), shown, ["a", "c", None])
     assert made.texts == ["a", "b", "c"]
     assert made.outcome.entries == (("wrong", _WRONG, 1), ("right", _RIGHT, 1), ("no label", REST, 1))
     assert made.outcome.codes.tolist() == [1, 0, 2]
 
 
 def test_several_labels_are_right_in_any_order(shown: MapRows) -> None:
-    probe = probe_of(shown, "multi", ("a", "b"), np.array([[1, 1, -1], [1, -1, -1]]))
+    probe = make_probe(shown, "multi", ("a", "b"), np.array([[1, 1, -1], [1, -1, -1]]))
     made = predict_points(probe, shown, ["b | a", "a|b", "|"])
     assert made.texts == ["a|b", "a", "|"]
     assert made.outcome.codes.tolist() == [1, 0, 1]
 
 
 def test_errors_of_numbers(shown: MapRows) -> None:
-    made = predict_points(probe_of(shown, "regression", (), np.array([[1.0, 2, 3]])), shown, ["1.5", "2", None])
+    made = predict_points(make_probe(shown, "regression", (), np.array([[1.0, 2, 3]])), shown, ["1.5", "2", None])
     assert made.texts == ["1", "2", "3"]
     assert np.array_equal(made.outcome.values, np.array([0.5, 0, np.nan], np.float32), equal_nan=True)
 
 
 def test_a_probe_of_another_network(shown: MapRows) -> None:
-    probe = replace(probe_of(shown, "single", ("a", "b", "c"), np.eye(3)), provenance={"model": "made-up", "weights": "2"})
+    probe = replace(make_probe(shown, "single", ("a", "b", "c"), np.eye(3)), provenance={"model": "made-up", "weights": "2"})
     with pytest.raises(UsageError, match=r"for features of made-up \(sha256 2\), and .* has those of made-up \(sha256 1\)"):
         predict_points(probe, shown, ["a", "b", "c"])

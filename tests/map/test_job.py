@@ -53,7 +53,7 @@ class Parsed(HTMLParser):
             self.scripts[self.inside] += data
 
 
-def data_of(path: Path) -> dict:
+def read_page_data(path: Path) -> dict:
     return json.loads(Parsed(path).scripts["data"])
 
 
@@ -61,7 +61,7 @@ def numbers(text: str, kind: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), kind)
 
 
-def texts_of(fact: dict) -> list[str | None]:
+def read_texts(fact: dict) -> list[str | None]:
     return [None if code < 0 else fact["texts"][code] for code in numbers(fact["codes"], "<i4").tolist()]
 
 
@@ -72,15 +72,15 @@ def made(tmp_path: Path) -> MapResult:
 
 
 def test_page_and_table_tell_the_same(made: MapResult, tmp_path: Path) -> None:
-    store, data, table = open_store(tmp_path / "store"), data_of(made.page), pq.read_table(made.table)
+    store, data, table = open_store(tmp_path / "store"), read_page_data(made.page), pq.read_table(made.table)
     assert table.column_names == ["path", "label", "cluster", "block1_x", "block1_y", "block2_x", "block2_y"]
     assert data["names"] == table["path"].to_pylist() == store.keys.tolist()
     for block in data["blocks"]:
         assert np.array_equal(numbers(block["x"], "<f4"), table[block["name"] + "_x"].to_numpy())
         assert re.fullmatch(r"PCA, \d+ % of the variance", block["projection"])
     label, cluster = data["facts"]
-    assert texts_of(label) == table["label"].to_pylist() == store.labels.tolist()
-    assert list(map(int, texts_of(cluster))) == table["cluster"].to_pylist()
+    assert read_texts(label) == table["label"].to_pylist() == store.labels.tolist()
+    assert list(map(int, read_texts(cluster))) == table["cluster"].to_pylist()
     assert [colouring["name"] for colouring in data["colourings"]] == ["label", "cluster of block2"]
     assert (made.page, made.table, made.points) == (tmp_path / "map.html", tmp_path / "map.parquet", 30)
 
@@ -98,8 +98,8 @@ def test_only_its_own_scripts_may_run(made: MapResult) -> None:
 def test_names_cannot_end_the_data(tmp_path: Path) -> None:
     store = write_probe_store(tmp_path / "s.parquet", HOSTILE, {"block1": np.eye(3, dtype=np.float32)}, keys=HOSTILE)
     made = write_map(open_store(store), tmp_path / "map.html")
-    assert data_of(made.page)["names"] == HOSTILE
-    assert texts_of(data_of(made.page)["facts"][0]) == [label.strip() for label in HOSTILE]
+    assert read_page_data(made.page)["names"] == HOSTILE
+    assert read_texts(read_page_data(made.page)["facts"][0]) == [label.strip() for label in HOSTILE]
 
 
 def test_again_the_same_bytes(made: MapResult, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_thumbnails_of_the_photographs(photo_folder: Path, tmp_path: Path) -> No
     features = make_features(draw_codes(len(names)))
     store = write_probe_store(tmp_path / "s.parquet", None, features, [*names[:-1], "gone.jpg"], images=str(photo_folder))
     made = write_map(open_store(store), tmp_path / "map.html")
-    thumbnails = data_of(made.page)["thumbnails"]
+    thumbnails = read_page_data(made.page)["thumbnails"]
     assert (numbers(thumbnails["squares"], "<i4") >= 0).tolist() == [True] * (len(names) - 1) + [False]
     with Image.open(io.BytesIO(base64.b64decode(thumbnails["uris"][0].partition(",")[2]))) as sheet:
         assert sheet.size == (1024, 64)
@@ -141,14 +141,16 @@ def test_more_rows_than_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert made.notes[1] == "20 of 30 rows: one at random of each 1.5 in turn."
     keys = pq.read_table(made.table)["path"].to_pylist()
     assert len(keys) == 20
-    assert keys == [key for key in open_store(tmp_path / "store").keys if key in set(keys)] == data_of(made.page)["names"]
+    assert (
+        keys == [key for key in open_store(tmp_path / "store").keys if key in set(keys)] == read_page_data(made.page)["names"]
+    )
 
 
 def test_tiles_are_named_by_their_place(tmp_path: Path) -> None:
     places = [(0, 0), (32, 0), (0, 32)]
     store = write_probe_store(tmp_path / "s.parquet", None, {"block1": np.eye(3, dtype=np.float32)}, ["a.png"] * 3, places)
     made = write_map(open_store(store), tmp_path / "map.html")
-    assert data_of(made.page)["names"] == ["a.png:0,0", "a.png:32,0", "a.png:0,32"]
+    assert read_page_data(made.page)["names"] == ["a.png:0,0", "a.png:32,0", "a.png:0,32"]
     table = pq.read_table(made.table)
     assert (table["path"].to_pylist(), table["x"].to_pylist(), table["y"].to_pylist()) == (
         ["a.png"] * 3,
@@ -161,7 +163,7 @@ def test_failures_of_a_probe(tmp_path: Path) -> None:
     store = open_store(write_class_store(tmp_path / "s.parquet"))
     probe(store.path, tmp_path / "probe", protocol="ridge")
     made = write_map(store, tmp_path / "map.html", probe=tmp_path / "probe")
-    table, data = pq.read_table(made.table), data_of(made.page)
+    table, data = pq.read_table(made.table), read_page_data(made.page)
     assert [colouring["name"] for colouring in data["colourings"]] == [
         "right or wrong by the probe", "label", "predicted", "cluster of block3",
     ]  # fmt: skip
@@ -182,14 +184,14 @@ def test_labels_from_a_file(tmp_path: Path) -> None:
     made = write_map(open_store(store), tmp_path / "map.html", labels=tmp_path / "l.csv")
     assert pq.read_table(made.table)["label"].to_pylist() == ["a", None, "b"]
     made = write_map(open_store(store), tmp_path / "map.html", labels=tmp_path / "l.csv", label_column="age")
-    age = data_of(made.page)["colourings"][0]
+    age = read_page_data(made.page)["colourings"][0]
     assert (age["name"], age["kind"], age["low"], age["high"]) == ("age", "numbers", 1.5, 2)
 
 
 def test_without_labels(tmp_path: Path) -> None:
     store = write_probe_store(tmp_path / "s.parquet", None, {"block1": np.eye(3, dtype=np.float32)})
     made = write_map(open_store(store), tmp_path / "map.html")
-    assert data_of(made.page)["labelled"] is False
+    assert read_page_data(made.page)["labelled"] is False
     assert "label" not in pq.read_table(made.table).column_names
     assert made.notes[-1] == "Thumbnails of 0 of 3 points: the store does not say where its images are: give --images."
 
@@ -214,7 +216,7 @@ def test_wrong_use(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*map*"))
 
 
-def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+def test_files_of_other_programs_are_not_replaced(tmp_path: Path) -> None:
     """Its own points are; so is nothing of any store."""
     write_store(tmp_path / "store")
     store, out = open_store(tmp_path / "store"), tmp_path / "map.html"
@@ -242,8 +244,8 @@ def test_long_labels_are_cut_on_the_page(tmp_path: Path) -> None:
     store = write_probe_store(tmp_path / "s.parquet", labels, {"block1": np.eye(3, dtype=np.float32)})
     made = write_map(open_store(store), tmp_path / "map.html")
     cut = "b" * 199 + "…"
-    assert texts_of(data_of(made.page)["facts"][0]) == ["a" * 200, cut, cut]
-    assert [entry[0] for entry in data_of(made.page)["colourings"][0]["entries"]] == ["a" * 200, cut, cut]
+    assert read_texts(read_page_data(made.page)["facts"][0]) == ["a" * 200, cut, cut]
+    assert [entry[0] for entry in read_page_data(made.page)["colourings"][0]["entries"]] == ["a" * 200, cut, cut]
     assert "Labels of more than 200 characters are cut on the page." in made.notes
     assert pq.read_table(made.table)["label"].to_pylist() == labels
 
@@ -257,7 +259,7 @@ def test_a_page_that_is_too_large_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_labels_that_no_row_has(tmp_path: Path) -> None:
     store = write_probe_store(tmp_path / "s.parquet", [None] * 3, {"block1": np.eye(3, dtype=np.float32)})
-    data = data_of(write_map(open_store(store), tmp_path / "map.html").page)
+    data = read_page_data(write_map(open_store(store), tmp_path / "map.html").page)
     assert ([each["name"] for each in data["colourings"]], data["labelled"]) == (["cluster of block1"], False)
 
 

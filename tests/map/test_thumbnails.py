@@ -15,7 +15,7 @@ ROOM = 10**9
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (90, 45)) -> list[ImageEntry]:
-    """Of one colour each, the number of the file in its blue."""
+    """Write images of one colour each; blue is the number of the file."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         Image.new("RGB", size, (200, 100, i % 256)).save(folder / f"{i:04}.png")
@@ -23,7 +23,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (90, 45)) -> 
 
 
 def thumbnail(sheets: Sheets, place: int) -> Image.Image:
-    """As the page's script cuts it out."""
+    """Cut out a thumbnail as the page's script does."""
     number, square = divmod(int(sheets.squares[place]), ACROSS**2)
     data = base64.b64decode(sheets.uris[number].removeprefix("data:image/jpeg;base64,"))
     left, top = square % ACROSS * sheets.edge, square // ACROSS * sheets.edge
@@ -31,13 +31,13 @@ def thumbnail(sheets: Sheets, place: int) -> Image.Image:
     return Image.open(io.BytesIO(data)).crop((left, top, left + width, top + height))
 
 
-def made(entries: list[ImageEntry], folder: Path, room: int = ROOM) -> Sheets:
+def make_some_sheets(entries: list[ImageEntry], folder: Path, room: int = ROOM) -> Sheets:
     return make_sheets({"images": str(folder)}, entries, room, None, lambda done: None)
 
 
 def test_every_image_is_where_it_should_be(tmp_path: Path) -> None:
     entries = write_images(tmp_path, 300)
-    sheets = made(entries, tmp_path)
+    sheets = make_some_sheets(entries, tmp_path)
     assert (sheets.edge, len(sheets.uris), sheets.full, sheets.problem) == (64, 2, False, None)
     assert sorted(sheets.squares.tolist()) == list(range(300))
     for place in (0, 1, 17, 255, 256, 299):
@@ -48,7 +48,7 @@ def test_every_image_is_where_it_should_be(tmp_path: Path) -> None:
 
 
 def test_small_images_have_small_squares_and_keep_their_size(tmp_path: Path) -> None:
-    sheets = made(write_images(tmp_path, 3, (20, 32)), tmp_path)
+    sheets = make_some_sheets(write_images(tmp_path, 3, (20, 32)), tmp_path)
     assert sheets.edge == 32
     assert sheets.sizes.tolist() == [[20, 32]] * 3
 
@@ -57,14 +57,14 @@ def test_an_image_that_cannot_be_shown_costs_itself(tmp_path: Path) -> None:
     entries = write_images(tmp_path, 4)
     (tmp_path / "0001.png").unlink()
     (tmp_path / "0002.png").write_bytes(b"no image")
-    sheets = made(entries, tmp_path)
+    sheets = make_some_sheets(entries, tmp_path)
     assert (sheets.squares >= 0).tolist() == [True, False, False, True]
     assert not sheets.full
 
 
 def test_rows_of_one_image_share_its_square(tmp_path: Path) -> None:
     entries = write_images(tmp_path, 2)
-    squares = made([entries[0], entries[1], entries[0]], tmp_path).squares.tolist()
+    squares = make_some_sheets([entries[0], entries[1], entries[0]], tmp_path).squares.tolist()
     assert squares[0] == squares[2] != squares[1]
 
 
@@ -74,7 +74,7 @@ def test_fewer_where_there_is_little_room(tmp_path: Path) -> None:
     entries = [ImageEntry(f"{i:03}.png") for i in range(900)]
     for entry in entries:
         Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / entry.path)
-    each = sum(map(len, made(entries, tmp_path).uris)) / 900
+    each = sum(map(len, make_some_sheets(entries, tmp_path).uris)) / 900
     read: list[int] = []
     sheets = make_sheets({"images": str(tmp_path)}, entries, int(620 * each), None, read.append)
     assert sum(map(len, sheets.uris)) <= 620 * each
@@ -86,7 +86,7 @@ def test_fewer_where_there_is_little_room(tmp_path: Path) -> None:
 
 
 def test_no_room_at_all(tmp_path: Path) -> None:
-    sheets = made(write_images(tmp_path, 3), tmp_path, room=-5)
+    sheets = make_some_sheets(write_images(tmp_path, 3), tmp_path, room=-5)
     assert (sheets.uris, sheets.squares.tolist(), sheets.full) == ([], [-1, -1, -1], True)
 
 

@@ -46,7 +46,7 @@ def random_predictions(task: Task, rows: int = 300, classes: int = 8, ties: bool
     return Targets(task, names(classes), y), np.round(scores) if ties else scores
 
 
-def of_scikit_learn(targets: Targets, scores: np.ndarray) -> dict[str, float]:
+def compute_with_scikit_learn(targets: Targets, scores: np.ndarray) -> dict[str, float]:
     y, n = targets.values, len(targets)
     if targets.task == "regression":
         error = sk.mean_squared_error(y, scores)
@@ -80,7 +80,7 @@ def of_scikit_learn(targets: Targets, scores: np.ndarray) -> dict[str, float]:
 def test_against_scikit_learn(task: Task, ties: bool, classes: int) -> None:
     targets, scores = random_predictions(task, classes=classes, ties=ties)
     measured = compute_metrics(targets, scores)
-    assert measured == pytest.approx(of_scikit_learn(targets, scores), rel=1e-9)
+    assert measured == pytest.approx(compute_with_scikit_learn(targets, scores), rel=1e-9)
     assert list(measured) == list(compute_metrics(targets, scores))
 
 
@@ -266,7 +266,7 @@ def test_paired_bootstrap() -> None:
 
 
 def test_comparisons_with_chance_are_rarely_sure() -> None:
-    """Of pairs that are equally good, at most about 5 % may have a p-value below 0.05."""
+    """Among pairs that are equally good, at most about 5 % may have a p-value below 0.05."""
     sure = 0
     for seed in range(60):
         targets, first = noisy_scores(rows=120, seed=2 * seed, lift=1)

@@ -30,9 +30,9 @@ def test_confusion() -> None:
     expected = sklearn_confusion_matrix(targets.values, scores.argmax(1))
     np.testing.assert_array_equal(confusion_matrix(targets, scores), expected)
     np.fill_diagonal(expected, 0)
-    told = list_confusions(targets, scores)
-    assert [pair["rows"] for pair in told] == sorted(expected.ravel().tolist(), reverse=True)[:20]
-    for pair in told:
+    confusions = list_confusions(targets, scores)
+    assert [pair["rows"] for pair in confusions] == sorted(expected.ravel().tolist(), reverse=True)[:20]
+    for pair in confusions:
         true, guess = (targets.classes.index(pair[name]) for name in ("label", "predicted"))
         assert (pair["rows"], pair["of"]) == (expected[true, guess], np.count_nonzero(targets.values == true))
     assert list_confusions(targets, np.eye(7)[targets.values]) == []

@@ -1,4 +1,4 @@
-"""What all protocols share: the order of rows, wrong input, descriptions."""
+"""The code that all protocols share: the order of rows, wrong input, descriptions."""
 
 import hashlib
 import json

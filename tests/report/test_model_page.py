@@ -105,7 +105,7 @@ def test_a_run(run: Path) -> None:
 
 @pytest.mark.parametrize("head", ["mlp", "cross-layer"])
 def test_a_head_counts(tmp_path: Path, head: str) -> None:
-    """As the whole network has parameters, and no weights are read."""
+    """Its parameters are among those of the network, and no weights are read."""
     network = HeadedNet(timm.create_model(BUNDLED, num_classes=0), head, 16, 3)
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()

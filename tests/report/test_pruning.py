@@ -31,7 +31,7 @@ def fresh() -> Journal:
 
 
 def logits_hooked(model: nn.Module, block: int, place: int, source: int, images: torch.Tensor) -> torch.Tensor:
-    """With a hook that takes the source's channels from what the convolution reads, after norm and ReLU."""
+    """Compute logits with a hook that removes the source's channels from what the convolution reads, after norm and ReLU."""
     layers = list(model.get_submodule(f"features.denseblock{block}").children())
     leaving = "features.transition1.conv" if block == 1 else "classifier"
     reader = layers[place].conv1 if place < len(layers) else model.get_submodule(leaving)
@@ -138,8 +138,8 @@ def test_weights_are_put_back_after_an_error() -> None:
     assert torch.equal(weight, before)
 
 
-def test_the_same_call_goes_on(tmp_path: Path) -> None:
-    """What is noted is not judged again, and the end is the same."""
+def test_the_same_call_resumes(tmp_path: Path) -> None:
+    """Recorded judgements are not made again, and the result is the same."""
     model, images, about = dense(), sample(), {"model": "small"}
     wanted = prune(model, images, fresh())
 

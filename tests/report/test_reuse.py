@@ -18,7 +18,7 @@ from support.small_nets import deluge, dense
 
 
 def loops(parameters: dict[str, torch.Tensor], block: int, layers: int, growth: int) -> list[list[float]]:
-    """Of a DenseNet-BC, element by element: mean |weight| of each layer's sources."""
+    """Compute for a DenseNet-BC, element by element, the mean |weight| of each layer's sources."""
     found = []
     for layer in range(1, layers + 1):
         weight = parameters[f"features.denseblock{block}.denselayer{layer}.conv1.weight"][:, :, 0, 0].double().numpy()
@@ -128,7 +128,7 @@ def test_a_classifier_that_prefers_the_last_layer() -> None:
     assert found["4last "].holds is True
 
 
-def test_without_a_classifier_nothing_is_said_of_it() -> None:
+def test_without_a_classifier_there_is_no_finding_on_it() -> None:
     assert by_name(observations(feature_reuse(dense(num_classes=0))))["4last "].holds is None
 
 

@@ -21,7 +21,7 @@ from densefeat.report.sample import Sample
 from support.small_nets import deluge, dense
 
 
-def drawn(values: np.ndarray) -> np.ndarray:
+def drop_nan(values: np.ndarray) -> np.ndarray:
     return values[~np.isnan(values)]
 
 

@@ -34,7 +34,7 @@ def test_parameters_and_arithmetic(name: str) -> None:
 
 
 def cross_layer_sums(model: nn.Module) -> int:
-    """What torch's counter leaves out: a multiplication for each value of each input of a cross-layer layer."""
+    """Count what torch's counter leaves out: a multiplication for each value of each input of a cross-layer layer."""
     counted = 0
 
     def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
@@ -107,15 +107,15 @@ def test_the_receptive_field_is_where_gradients_come_from(name: str) -> None:
     side = 192
     stages = stages_of(model.float(), side)[:-1]
     model.double()
-    for stage, maps in zip(stages, maps_of(model, side), strict=True):
+    for stage, maps in zip(stages, compute_maps(model, side), strict=True):
         image, value = maps
         rows, columns = seen(image, value, stage.shape[1])
         assert (rows, columns) == (stage.field.size, stage.field.size), stage.name
         assert shift(image, value, stage.shape[1]) == stage.field.stride, stage.name
 
 
-def maps_of(model: nn.Module, side: int):
-    """For each stage but the head: images that want a gradient, and the stage's maps."""
+def compute_maps(model: nn.Module, side: int):
+    """Return for each stage but the head images that want a gradient, and the stage's maps."""
     for number in range(len(_group_modules(model)) - 1):
         image = torch.rand(6, 3, side, side, dtype=torch.float64, requires_grad=True)
         x = image
@@ -126,7 +126,7 @@ def maps_of(model: nn.Module, side: int):
 
 
 def reached(image: torch.Tensor, value: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    """bool ``(H, W)``: pixels on which any channel at a place depends, in any of the images."""
+    """Return bool ``(H, W)``: the pixels on which any channel at a place depends, in any of the images."""
     (gradient,) = torch.autograd.grad(value[:, :, row, column].sum(), image, retain_graph=True)
     return (gradient != 0).any(0).any(0)
 
@@ -138,7 +138,7 @@ def seen(image: torch.Tensor, value: torch.Tensor, side: int) -> tuple[int, int]
 
 
 def shift(image: torch.Tensor, value: torch.Tensor, side: int) -> int:
-    """By how many pixels the field moves from one value to the next."""
+    """Return by how many pixels the field moves from one value to the next."""
     one, other = (reached(image, value, side // 2 + step, side // 2).nonzero()[:, 0].min() for step in (0, 1))
     return int(other - one)
 

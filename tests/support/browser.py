@@ -43,7 +43,7 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class Opened:
-    """A page, what it asked the network for, and what went wrong on it."""
+    """A page, what it requested from the network, and what went wrong on it."""
 
     page: Page
     requests: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Opened:
 
 @contextmanager
 def opened(browser: Browser, path: Path, width: int = 1280, height: int = 800, gpu: bool = False) -> Iterator[Opened]:
-    """A file in a window of its own, once it says ``data-ready``. ``gpu``: it is told that WebGL runs on one."""
+    """A file in a window of its own, once it says ``data-ready``. ``gpu``: it is set so that WebGL runs on one."""
     context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, color_scheme="light")
     if gpu:
         context.add_init_script(HARDWARE)

@@ -34,7 +34,7 @@ def start(arguments: list[str], before: Callable[[], None] | None = None) -> int
 
 
 def exit_code(pid: int) -> int:
-    """Of a process that ended; negative: the signal that ended it."""
+    """Return the exit code of a process that ended; negative: the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -113,7 +113,7 @@ class Disk:
 
 
 def count_events(arguments: list[str], root: str) -> int:
-    """How many writes, syncs and renames an undisturbed run has."""
+    """Count the writes, syncs and renames of an undisturbed run."""
     reading, writing = os.pipe()
 
     def watch() -> None:

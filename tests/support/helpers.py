@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Functions for several test files."""
 
 import numpy as np
 import torch
@@ -19,6 +19,6 @@ def randomize_statistics(model: torch.nn.Module, seed: int = 0) -> torch.nn.Modu
 
 
 def relative_difference(a: torch.Tensor | np.ndarray, b: torch.Tensor | np.ndarray) -> float:
-    """‖a − b‖ / ‖b‖ in float64."""
+    """Compute ‖a − b‖ / ‖b‖ in float64."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))

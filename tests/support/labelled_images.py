@@ -28,7 +28,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="session")
 def pieces(photographs: list[Image.Image]) -> np.ndarray:
-    """uint8 ``(40, 32, 32, 3)``: different parts of the photographs."""
+    """Return uint8 ``(40, 32, 32, 3)``: different parts of the photographs."""
     places = [(64 * i, 64 * j) for j in range(2) for i in range(10)]
     boxes = [(x, y, x + 64, y + 64) for x, y in places]
     return np.stack(

@@ -1,4 +1,4 @@
-"""What the tests of sources need: items as plain values, and what every source must hold to."""
+"""Helpers for tests of sources: items as plain values, and the rules that every source must follow."""
 
 import os
 import pickle

@@ -49,7 +49,7 @@ def python_2(content: dict[str, Any]) -> bytes:
 
 
 def python_3(content: dict[str, Any]) -> bytes:
-    """As one would write them today."""
+    """Pickle as Python 3 does."""
     return pickle.dumps({key.encode(): value for key, value in content.items()}, 2)
 
 
@@ -100,7 +100,7 @@ def test_cifar100_by_its_fine_labels(tmp_path: Path) -> None:
 
 
 def write_svhn(path: Path, digits: list[int], shape: tuple[int, ...] = (32, 32, 3)) -> np.ndarray:
-    """As its files are: images last, digits ``(N, 1)`` with 10 for the digit 0."""
+    """Write a file in the layout of SVHN: images last, digits ``(N, 1)`` with 10 for the digit 0."""
     pixels = RANDOM.integers(0, 256, (*shape, len(digits)), np.uint8)
     savemat(path, {"X": pixels, "y": np.array(digits, np.uint8)[:, None]}, do_compression=True)
     return pixels
@@ -122,7 +122,7 @@ def test_svhn(tmp_path: Path) -> None:
 def test_svhn_without_extra(tmp_path: Path) -> None:
     write_svhn(tmp_path / "train_32x32.mat", [1])
     write_svhn(tmp_path / "test_32x32.mat", [5])
-    with pytest.raises(DensefeatError, match=r"without extra_32x32\.mat$"):
+    with pytest.raises(DensefeatError, match=r"extra_32x32\.mat missing$"):
         read_classic(tmp_path, True)
     assert read_classic(tmp_path, False) is not None
 
@@ -176,7 +176,7 @@ def test_a_hostile_pickle_runs_nothing(protocol: int, tmp_path: Path) -> None:
 def test_bytes_are_never_addresses(data: Reduced, tmp_path: Path) -> None:
     write_cifar10(tmp_path / "c")
     (tmp_path / "c/test_batch").write_bytes(pickle.dumps({"data": data, "labels": [0]}, 2))
-    with pytest.raises(DensefeatError, match="no CIFAR file: an array of anything but bytes"):
+    with pytest.raises(DensefeatError, match="not a CIFAR file: an array of anything but bytes"):
         read_classic(tmp_path / "c", False)
 
 
@@ -187,22 +187,22 @@ def whole(**changes: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data_batch_2", python_2(whole())[:-700], "data_batch_2': no CIFAR file: pickle data was truncated"),
-        ("data_batch_2", b"", "data_batch_2': no CIFAR file: Ran out of input"),
-        ("data_batch_2", b"<html>", "data_batch_2': no CIFAR file: "),
+        ("data_batch_2", python_2(whole())[:-700], "data_batch_2': not a CIFAR file: pickle data was truncated"),
+        ("data_batch_2", b"", "data_batch_2': not a CIFAR file: Ran out of input"),
+        ("data_batch_2", b"<html>", "data_batch_2': not a CIFAR file: "),
         ("data_batch_2", python_2(whole(labels=[0, 1, 2, 10])), "c/train: labels from 0 to 10, 10 classes: damaged files"),
         ("data_batch_2", python_2(whole(labels=[0, 1, 2, -1])), "c/train: labels from -1 to 9, 10 classes: damaged files"),
         ("data_batch_2", python_2(whole(labels=[0, 1, 2])), "c/train: 20 images, 19 labels: damaged files"),
-        ("data_batch_2", python_2(whole(data=rows(4)[:, 1:])), "data_batch_2': no CIFAR file: cannot reshape"),
-        ("data_batch_2", python_3(whole(data=rows(4) / 255)), "data_batch_2': no CIFAR file: an array of anything but bytes"),
-        ("data_batch_2", python_3(whole(data=np.asfortranarray(rows(4)))), "no CIFAR file: an array of anything but bytes"),
-        ("data_batch_2", python_3(whole(data=[[256] * 3072] * 4)), "data_batch_2': no CIFAR file: "),
-        ("data_batch_2", python_3(whole(labels=["a"] * 4)), "data_batch_2': no CIFAR file: invalid literal"),
-        ("data_batch_2", python_3(whole(labels=[2**70] * 4)), "data_batch_2': no CIFAR file: "),
-        ("data_batch_2", python_2({"labels": [1]}), "data_batch_2': no CIFAR file: 'data'"),
-        ("data_batch_2", pickle.dumps([1, 2], 2), "data_batch_2': no CIFAR file: "),
-        ("batches.meta", python_2({"names": NAMES}), "batches.meta': no CIFAR file: without 'label_names'"),
-        ("batches.meta", python_3({"label_names": 3}), "batches.meta': no CIFAR file: without 'label_names'"),
+        ("data_batch_2", python_2(whole(data=rows(4)[:, 1:])), "data_batch_2': not a CIFAR file: cannot reshape"),
+        ("data_batch_2", python_3(whole(data=rows(4) / 255)), "data_batch_2': not a CIFAR file: an array of anything but bytes"),
+        ("data_batch_2", python_3(whole(data=np.asfortranarray(rows(4)))), "not a CIFAR file: an array of anything but bytes"),
+        ("data_batch_2", python_3(whole(data=[[256] * 3072] * 4)), "data_batch_2': not a CIFAR file: "),
+        ("data_batch_2", python_3(whole(labels=["a"] * 4)), "data_batch_2': not a CIFAR file: invalid literal"),
+        ("data_batch_2", python_3(whole(labels=[2**70] * 4)), "data_batch_2': not a CIFAR file: "),
+        ("data_batch_2", python_2({"labels": [1]}), "data_batch_2': not a CIFAR file: 'data'"),
+        ("data_batch_2", pickle.dumps([1, 2], 2), "data_batch_2': not a CIFAR file: "),
+        ("batches.meta", python_2({"names": NAMES}), "batches.meta': not a CIFAR file: 'label_names' is missing"),
+        ("batches.meta", python_3({"label_names": 3}), "batches.meta': not a CIFAR file: 'label_names' is missing"),
         ("batches.meta", python_2({"label_names": NAMES[:5]}), "c/train: labels from 0 to 9, 5 classes: damaged files"),
     ],
 )  # fmt: skip
@@ -217,7 +217,7 @@ def test_damaged_cifar(name: str, content: bytes, message: str, tmp_path: Path) 
 def test_a_missing_file_and_no_images(tmp_path: Path) -> None:
     write_cifar10(tmp_path / "c")
     (tmp_path / "c/data_batch_4").unlink()
-    with pytest.raises(DensefeatError, match=r"data_batch_4': no CIFAR file: .*No such file"):
+    with pytest.raises(DensefeatError, match=r"data_batch_4': not a CIFAR file: .*No such file"):
         read_classic(tmp_path / "c", True)
     (tmp_path / "c/test_batch").write_bytes(python_2({"data": rows(0), "labels": []}))
     with pytest.raises(DensefeatError, match="c/test: 0 images, 0 labels: damaged files"):
@@ -234,12 +234,12 @@ def test_a_file_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:2000]), "test_32x32.mat': no SVHN file: "),
-        (lambda path: path.write_bytes(b"no MATLAB file at all" * 20), "test_32x32.mat': no SVHN file: "),
-        (lambda path: path.write_bytes(b""), "test_32x32.mat': no SVHN file: "),
-        (lambda path: savemat(path, {"y": np.ones((2, 1))}), "test_32x32.mat': no SVHN file: 'X'"),
-        (lambda path: write_svhn(path, [1, 2], (16, 64, 3)), "no SVHN file: X of shape (16, 64, 3, 2)"),
-        (lambda path: write_svhn(path, [1, 2], (32, 32, 4)), "no SVHN file: X of shape (32, 32, 4, 2)"),
+        (lambda path: path.write_bytes(path.read_bytes()[:2000]), "test_32x32.mat': not an SVHN file: "),
+        (lambda path: path.write_bytes(b"no MATLAB file at all" * 20), "test_32x32.mat': not an SVHN file: "),
+        (lambda path: path.write_bytes(b""), "test_32x32.mat': not an SVHN file: "),
+        (lambda path: savemat(path, {"y": np.ones((2, 1))}), "test_32x32.mat': not an SVHN file: 'X'"),
+        (lambda path: write_svhn(path, [1, 2], (16, 64, 3)), "not an SVHN file: X of shape (16, 64, 3, 2)"),
+        (lambda path: write_svhn(path, [1, 2], (32, 32, 4)), "not an SVHN file: X of shape (32, 32, 4, 2)"),
         (lambda path: write_svhn(path, [1, 11]), "test: labels from 1 to 11, 10 classes: damaged files"),
     ],
 )

@@ -176,7 +176,7 @@ def test_the_comment_says_its_number_and_how_to_get_it(cell: Cell) -> None:
 @pytest.mark.parametrize("network", CIFAR_DENSENETS)
 def test_structure_of_cifar_densenets(network: str) -> None:
     depth, growth_rate, layers, bc = CIFAR_DENSENETS[network]
-    net = made(network, DenseNet)
+    net = make_checked_network(network, DenseNet)
     assert depth == (6 if bc else 3) * layers + 4
     assert weighted_layers(net) == depth
     structure = VARIANTS[f"densefeat_{network}"][1]
@@ -190,7 +190,7 @@ def test_structure_of_cifar_densenets(network: str) -> None:
 @pytest.mark.parametrize("network", IMAGENET_DENSENETS)
 def test_structure_of_imagenet_densenets(network: str) -> None:
     blocks, growth_rate, *_ = IMAGENET_DENSENETS[network]
-    net = made(network, DenseNet)
+    net = make_checked_network(network, DenseNet)
     miscounted = network == "densenet264"  # table 1's blocks of 130 layers make it 265
     assert weighted_layers(net) == int(network.removeprefix("densenet")) + miscounted
     assert [len(net.features.get_submodule(f"denseblock{i}")) for i in range(1, 5)] == list(blocks)
@@ -206,7 +206,7 @@ def test_structure_of_delugenets() -> None:
         assert VARIANTS[f"densefeat_{network}"] == (DelugeNet, dict(block_config=layers))
 
 
-def made(network: str, kind: type) -> Any:
+def make_checked_network(network: str, kind: type) -> Any:
     with torch.device("meta"):
         net = timm.create_model(f"densefeat_{network}")
     assert type(net) is kind
@@ -214,7 +214,7 @@ def made(network: str, kind: type) -> Any:
 
 
 def weighted_layers(net: torch.nn.Module) -> int:
-    """What the depth in a network's name counts."""
+    """Count the layers that the depth in a network's name counts."""
     return sum(isinstance(module, torch.nn.Conv2d | torch.nn.Linear) for module in net.modules())
 
 

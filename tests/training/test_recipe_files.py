@@ -1,4 +1,4 @@
-"""Recipe files: found, overridden, checked key by key; what is wrong is told with its place."""
+"""Recipe files: found, overridden, checked key by key; a message names the place of an error."""
 
 import re
 import sys
@@ -50,13 +50,13 @@ def test_loads_and_has_every_key_once_in_order(name: str) -> None:
 
 
 def test_head_names_command_data_hardware_time_and_expectation(name: str) -> None:
-    said = head(name)
+    header = head(name)
     assert recipe_text(name).startswith("# ")
-    assert f"\ndensefeat train {name} train=" in said
+    assert f"\ndensefeat train {name} train=" in header
     for part in ("\nData: ", "\nHardware: ", " Time: "):
-        assert part in said
-    assert re.search(r"^Expected (error|accuracy)", said, re.MULTILINE)
-    own = {other for other in re.findall(r"(?:train|runs/|-m densefeat train) ?(\w+)", said) if other in recipe_names()}
+        assert part in header
+    assert re.search(r"^Expected (error|accuracy)", header, re.MULTILINE)
+    own = {other for other in re.findall(r"(?:train|runs/|-m densefeat train) ?(\w+)", header) if other in recipe_names()}
     assert own == {name}
 
 

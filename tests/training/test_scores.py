@@ -13,8 +13,8 @@ from densefeat.training.world import World
 WORLD = World(0, 1, torch.device("cpu"))
 
 
-def made(count: int, classes: int, dtype: torch.dtype = torch.float32) -> MicroBatch:
-    """Logits that are right more often than by chance, and labels."""
+def make_batch(count: int, classes: int, dtype: torch.dtype = torch.float32) -> MicroBatch:
+    """Return logits that are right more often than by chance, and labels."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(0, classes, (count,), generator=generator)
     logits = torch.randn(count, classes, generator=generator) + 1.5 * torch.nn.functional.one_hot(y, classes)
@@ -28,7 +28,7 @@ def scored(x: torch.Tensor, y: torch.Tensor, size: int = 7) -> Scores:
 @pytest.mark.parametrize("classes", [6, 10, 200])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_against_scikit_learn(classes: int, dtype: torch.dtype) -> None:
-    x, y = made(300, classes, dtype)
+    x, y = make_batch(300, classes, dtype)
     found, labels = scored(x, y), np.arange(classes)
     assert found.images == 300
     for own, k in ((found.top1, 1), (found.top5, 5)):
@@ -44,7 +44,7 @@ def test_against_scikit_learn(classes: int, dtype: torch.dtype) -> None:
 
 
 def test_each_class_by_itself() -> None:
-    x, y = made(300, 10)
+    x, y = make_batch(300, 10)
     counts = scored(x, y).counts
     assert (counts.shape, counts.dtype) == ((3, 10), torch.float64)
     for label in range(10):
@@ -57,14 +57,14 @@ def test_each_class_by_itself() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_five_classes_or_fewer_are_all_among_the_first_five(classes: int) -> None:
-    x, y = made(50, classes)
+    x, y = make_batch(50, classes)
     found = scored(x, y)
     assert found.top5 == 100
     assert found.counts[1].sum() == (x.argmax(1) == y).sum()
 
 
 def test_images_without_a_label_do_not_count() -> None:
-    x, y = made(400, 10)
+    x, y = make_batch(400, 10)
     without = y.clone()
     without[::3] = -1
     found, wanted = scored(x, without), scored(x[without >= 0], y[without >= 0])
@@ -74,14 +74,14 @@ def test_images_without_a_label_do_not_count() -> None:
 
 
 def test_no_image_at_all() -> None:
-    x, _ = made(4, 10)
+    x, _ = make_batch(4, 10)
     nothing = {"images": 0, "top1": 0.0, "top5": 0.0, "balanced_accuracy": 0.0, "loss": 0.0}
     assert scored(x, torch.full((4,), -1)).to_json() == nothing
     assert score(nn.Identity(), [], 10, WORLD).to_json() == nothing
 
 
 def test_the_size_of_batches_changes_nothing() -> None:
-    x, y = made(100, 10)
+    x, y = make_batch(100, 10)
     whole = scored(x, y, 100)
     for size in (1, 9, 64):
         found = scored(x, y, size)
@@ -93,7 +93,7 @@ def test_the_model_is_in_eval_mode_and_without_gradients() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 10), nn.Dropout(0.9), nn.BatchNorm1d(10)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    x, y = made(40, 10)
+    x, y = make_batch(40, 10)
     first, second = (score(model, [(x, y)], 10, WORLD) for _ in range(2))
     assert first.loss == second.loss
     assert not model.training
@@ -103,7 +103,7 @@ def test_the_model_is_in_eval_mode_and_without_gradients() -> None:
 def test_autocast() -> None:
     torch.manual_seed(0)
     model = nn.Linear(10, 10)
-    x, y = made(40, 10)
+    x, y = make_batch(40, 10)
     plain, half = (
         score(model, [(x, y)], 10, WORLD),
         score(model, [(x, y)] * 2, 10, WORLD, torch.autocast("cpu", torch.bfloat16)),
