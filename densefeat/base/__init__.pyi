@@ -1,7 +1,7 @@
 from .devices import choose_device
 from .files import atomic_file, atomic_folder, check_target, current_umask, hold_lock, output_errors, sync
-from .pages import Card, Chart, Section, Table, render_page, render_template, save_page
-from .pictures import check_picture, picture_bytes, save_picture
+from .pages import Chart, ImageCard, Section, Table, render_page, render_template, save_page
+from .pictures import check_picture, render_picture, save_picture
 from .progress import RateColumn, progress_bar
 from .ranks import Ranks
 from .rendezvous import enter_after_rank_0, open_shared_store
@@ -10,8 +10,8 @@ from .text import describe_error, printable
 
 __all__ = [
     "PREEMPTION_SIGNALS",
-    "Card",
     "Chart",
+    "ImageCard",
     "Interrupted",
     "Ranks",
     "RateColumn",
@@ -29,11 +29,11 @@ __all__ = [
     "hold_lock",
     "open_shared_store",
     "output_errors",
-    "picture_bytes",
     "printable",
     "progress_bar",
     "raise_on_sigterm",
     "render_page",
+    "render_picture",
     "render_template",
     "save_page",
     "save_picture",

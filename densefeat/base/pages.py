@@ -18,7 +18,7 @@ from densefeat.base.files import atomic_file, output_errors
 
 
 @dataclass(frozen=True)
-class Card:
+class ImageCard:
     """An image with its caption. ``picture``: a data URI; None: a grey box. ``x``, ``y``: the place of a tile in its image."""
 
     kind: ClassVar[str] = "card"
@@ -66,7 +66,7 @@ class Section:
     """A part of a page with a line above it."""
 
     title: str = ""
-    content: Sequence[Card | Table | Chart] = ()
+    content: Sequence[ImageCard | Table | Chart] = ()
     text: str = ""
 
 

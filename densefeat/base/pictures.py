@@ -28,13 +28,13 @@ def save_picture(figure: Figure, path: Path) -> bytes:
     Raises UsageError for another suffix, OutputError where the file cannot be written.
     """
     check_picture(path)
-    content = picture_bytes(figure, path.suffix.lower())
+    content = render_picture(figure, path.suffix.lower())
     with atomic_file(path) as beside:
         beside.write_bytes(content)
     return content
 
 
-def picture_bytes(figure: Figure, suffix: str) -> bytes:
+def render_picture(figure: Figure, suffix: str) -> bytes:
     """Return the content of a file with the suffix ``.png`` or ``.svg``."""
     content = io.BytesIO()
     with warnings.catch_warnings(), rc_context({"svg.hashsalt": "densefeat"}):

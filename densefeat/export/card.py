@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from densefeat.export.source import Source
+from densefeat.export.source import ExportSource
 from densefeat.images import Preprocessing
 from densefeat.loading import read_card_text, read_results
 from densefeat.nets import VARIANTS
@@ -17,7 +17,7 @@ _DATASETS = {
 _SCORES = {"top1": "top-1 %", "top5": "top-5 %", "map": "mAP %", "macro_f1": "macro F1 %"}
 
 
-def format_card(source: Source, preprocessing: Preprocessing, metadata: dict[str, Any]) -> str:
+def format_card(source: ExportSource, preprocessing: Preprocessing, metadata: dict[str, Any]) -> str:
     """Format the ``README.md`` with its YAML front matter."""
     sections = [
         f"# {source.name}",
@@ -33,7 +33,7 @@ def format_card(source: Source, preprocessing: Preprocessing, metadata: dict[str
     return f"---\n{_format_front_matter(source)}---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _format_front_matter(source: Source) -> str:
+def _format_front_matter(source: ExportSource) -> str:
     task = "image-classification" if source.loaded.num_classes else "image-feature-extraction"
     facts: dict[str, Any] = {"library_name": "timm", "pipeline_tag": task}
     if licence := source.weights["license"]:
@@ -46,23 +46,23 @@ def _format_front_matter(source: Source) -> str:
     return yaml.safe_dump(facts, sort_keys=False)
 
 
-def _find_dataset(source: Source) -> str | None:
+def _find_dataset(source: ExportSource) -> str | None:
     """Find the dataset from the tag of published weights; for files and runs it is not known."""
     return _DATASETS.get(source.name.rpartition("_")[2].rpartition(".")[2]) if source.loaded.published else None
 
 
-def _is_ours(source: Source) -> bool:
+def _is_ours(source: ExportSource) -> bool:
     return source.config.get("architecture") in VARIANTS
 
 
-def _format_introduction(source: Source) -> str:
+def _format_introduction(source: ExportSource) -> str:
     parameters = sum(parameter.numel() for parameter in source.model.parameters())
     classes = source.loaded.num_classes
     head = f"a classifier for {classes:,} classes" if classes else "no classifier"
     return f"`{source.config['architecture']}`, {parameters:,} parameters, with {head}."
 
 
-def _format_usage(source: Source) -> str:
+def _format_usage(source: ExportSource) -> str:
     ours = _is_ours(source)
     comment = "registers the architecture with timm; installed from a clone of its repository: pip install -e ."
     first = f"import densefeat  # {comment}\n" if ours else ""
@@ -93,7 +93,7 @@ def _format_input(preprocessing: Preprocessing) -> str:
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 
-def _format_provenance(source: Source, metadata: dict[str, Any]) -> str:
+def _format_provenance(source: ExportSource, metadata: dict[str, Any]) -> str:
     weights = source.weights
     return "\n".join(
         [
@@ -104,7 +104,7 @@ def _format_provenance(source: Source, metadata: dict[str, Any]) -> str:
     )
 
 
-def _format_records(source: Source) -> list[str]:
+def _format_records(source: ExportSource) -> list[str]:
     """Format the figures that came with the run or the weights, if any."""
     if scores := _read_scores(source):
         columns = [name for name in _SCORES if any(name in split for split in scores.values())]
@@ -121,7 +121,7 @@ def _format_score(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, int | float) else ""
 
 
-def _read_scores(source: Source) -> dict[str, dict[str, Any]]:
+def _read_scores(source: ExportSource) -> dict[str, dict[str, Any]]:
     """Read the scores of a run by split; empty for a network whose head was left out."""
     if source.loaded.run is None or not source.loaded.num_classes:
         return {}
@@ -129,6 +129,6 @@ def _read_scores(source: Source) -> dict[str, dict[str, Any]]:
     return {name: split for name, split in results.items() if isinstance(split, dict) and _SCORES.keys() & split.keys()}
 
 
-def _read_bundled_card(source: Source) -> str | None:
+def _read_bundled_card(source: ExportSource) -> str | None:
     """Read the card that came with the published weights of this package."""
     return read_card_text(source.loaded.file) if source.loaded.published else None

@@ -16,7 +16,7 @@ Runner = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchShape:
     """The size of a test batch: ``count`` images of ``height`` × ``width`` pixels."""
 
     count: int
@@ -56,16 +56,16 @@ class Differences:
     """The largest difference of each output, relative to its largest value, in ``runtime`` on ``batches``."""
 
     runtime: str
-    batches: tuple[Batch, ...]
+    batches: tuple[BatchShape, ...]
     largest: dict[str, float]
 
 
-def measure(
+def measure_differences(
     runtime: str,
     run: Runner,
     plain: Callable[[torch.Tensor], dict[str, torch.Tensor]],
     to_input: Callable[[torch.Tensor], torch.Tensor],
-    batches: Iterable[Batch],
+    batches: Iterable[BatchShape],
 ) -> Differences:
     """Run a file on each batch and compare its outputs with the plain network's.
 
@@ -84,7 +84,7 @@ def measure(
         pixels = batch.pixels()
         expected = plain(pixels)
         for (name, values), output in zip(expected.items(), run(to_input(pixels)), strict=True):
-            largest[name] = _max_or_nan(largest.get(name, 0.0), _difference(name, output, values))
+            largest[name] = _max_or_nan(largest.get(name, 0.0), _compute_difference(name, output, values))
     for name, value in largest.items():
         if not value <= _TOLERANCE:  # also true for NaN
             raise OutputError(
@@ -94,7 +94,7 @@ def measure(
     return Differences(runtime, batches, largest)
 
 
-def _difference(name: str, output: torch.Tensor, expected: torch.Tensor) -> float:
+def _compute_difference(name: str, output: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference, relative to the largest expected value; NaN where either tensor contains NaN."""
     if output.shape != expected.shape:
         raise OutputError(f"the exported network's {name} has shape {tuple(output.shape)}, not {tuple(expected.shape)}")

@@ -23,8 +23,8 @@ from torch import nn
 from densefeat.errors import UsageError
 from densefeat.export.card import format_card
 from densefeat.export.check import Runner
-from densefeat.export.source import Source
-from densefeat.export.tracing import Traced
+from densefeat.export.source import ExportSource
+from densefeat.export.tracing import TracedNet
 from densefeat.features import find_openvino_obstacle, get_openvino_core, load_openvino
 from densefeat.images import Preprocessing
 from densefeat.loading import CONFIG, WEIGHTS
@@ -44,7 +44,7 @@ class GraphFormat:
     """
 
     suffix: str
-    convert: Callable[[Traced, list[str], dict[str, Any]], Any]
+    convert: Callable[[TracedNet, list[str], dict[str, Any]], Any]
     save: Callable[[Any, Path], None]
     open: Callable[[Path], tuple[str, Runner]]
 
@@ -54,8 +54,8 @@ class WeightsFormat:
     """A format for a network's tensors. ``write``: network, preprocessing and metadata to a path; ``open``: as in graphs."""
 
     suffix: str
-    write: Callable[[Source, Preprocessing, dict[str, Any], Path], None]
-    open: Callable[[Source, Path], tuple[str, Runner]]
+    write: Callable[[ExportSource, Preprocessing, dict[str, Any], Path], None]
+    open: Callable[[ExportSource, Path], tuple[str, Runner]]
 
 
 def check_installed(to: str) -> None:
@@ -67,7 +67,7 @@ def check_installed(to: str) -> None:
         raise UsageError(f"format {to!r}: {reason}")
 
 
-def _convert_to_onnx(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
+def _convert_to_onnx(traced: TracedNet, names: list[str], metadata: dict[str, Any]) -> Any:
     """Make an ONNX model that contains its weights, with ``metadata`` as JSON in the entry ``densefeat`` of ``metadata_props``.
 
     Raises UsageError for weights of more than 2 GiB.
@@ -120,7 +120,7 @@ def _open_onnx(path: Path) -> tuple[str, Runner]:
     return f"ONNX Runtime {onnxruntime.__version__}", run
 
 
-def _convert_to_torch(traced: Traced, names: list[str], metadata: dict[str, Any]) -> tuple[Any, str]:  # noqa: ARG001
+def _convert_to_torch(traced: TracedNet, names: list[str], metadata: dict[str, Any]) -> tuple[Any, str]:  # noqa: ARG001
     """torch.export's program, whose outputs are a dict by name, and its metadata as JSON."""
     return traced.program, json.dumps(metadata)
 
@@ -141,7 +141,7 @@ def _open_torch(path: Path) -> tuple[str, Runner]:
     return f"torch {torch.__version__}", run
 
 
-def _convert_to_openvino(traced: Traced, names: list[str], metadata: dict[str, Any]) -> Any:
+def _convert_to_openvino(traced: TracedNet, names: list[str], metadata: dict[str, Any]) -> Any:
     """Make an OpenVINO model with ``metadata`` as JSON in the entry ``densefeat`` of its ``rt_info``."""
     model = load_openvino().convert_model(traced.program)
     model.inputs[0].get_tensor().set_names({"images"})
@@ -172,7 +172,7 @@ def _save_tensors(model: nn.Module, path: Path, metadata: dict[str, str]) -> Non
     save_file(tensors, path, metadata)
 
 
-def _write_safetensors(source: Source, preprocessing: Preprocessing, metadata: dict[str, Any], path: Path) -> None:  # noqa: ARG001
+def _write_safetensors(source: ExportSource, preprocessing: Preprocessing, metadata: dict[str, Any], path: Path) -> None:  # noqa: ARG001
     """Write the state dict under the names that densefeat and timm read.
 
     ``metadata`` is the entry ``densefeat``, as JSON. Class names are also the entry ``classes``, where the loader reads them.
@@ -182,7 +182,7 @@ def _write_safetensors(source: Source, preprocessing: Preprocessing, metadata: d
     _save_tensors(source.model, path, entries)
 
 
-def _open_safetensors(source: Source, path: Path) -> tuple[str, Runner]:
+def _open_safetensors(source: ExportSource, path: Path) -> tuple[str, Runner]:
     """Load the file into a copy of the network whose tensors are all zero."""
     blank = copy.deepcopy(source.model)
     with torch.no_grad():
@@ -192,7 +192,7 @@ def _open_safetensors(source: Source, path: Path) -> tuple[str, Runner]:
     return f"safetensors {safetensors.__version__}, read by densefeat.load_weights", lambda images: [blank(images)]
 
 
-def _write_hub_folder(source: Source, preprocessing: Preprocessing, metadata: dict[str, Any], folder: Path) -> None:
+def _write_hub_folder(source: ExportSource, preprocessing: Preprocessing, metadata: dict[str, Any], folder: Path) -> None:
     """Write a folder as timm's repositories on the Hugging Face hub are: configuration, weights, model card.
 
     ``metadata`` is the entry ``densefeat`` of ``config.json``.
@@ -208,13 +208,13 @@ def _write_hub_folder(source: Source, preprocessing: Preprocessing, metadata: di
     (folder / "README.md").write_text(format_card(source, preprocessing, metadata), encoding="utf-8")
 
 
-def _open_hub_folder(_: Source, folder: Path) -> tuple[str, Runner]:
+def _open_hub_folder(_: ExportSource, folder: Path) -> tuple[str, Runner]:
     """Let timm make the network of the folder."""
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return f"timm {timm.__version__}", lambda images: [model(images)]
 
 
-def check_hub_source(source: Source) -> None:
+def check_hub_source(source: ExportSource) -> None:
     """Raise UsageError for a network that timm could not make from a folder."""
     if not source.config.get("architecture") or not hasattr(source.model, "num_features"):
         raise UsageError(f"{source.name}: a folder for the hub is of a network that timm makes by name: choose safetensors")

@@ -13,13 +13,13 @@ from torch import nn
 
 from densefeat.base import output_errors
 from densefeat.errors import DensefeatError, OutputError, UsageError
-from densefeat.export.check import Batch, Differences, measure
+from densefeat.export.check import BatchShape, Differences, measure_differences
 from densefeat.export.formats import GRAPHS, WEIGHTS_FORMATS, check_hub_source, check_installed
-from densefeat.export.metadata import describe_interface, describe_source
+from densefeat.export.metadata import describe_interface, describe_network
 from densefeat.export.module import ExportedNet, Outputs, make_reference
-from densefeat.export.source import Source, load_source
+from densefeat.export.source import ExportSource, load_source
 from densefeat.export.staging import stage_files
-from densefeat.export.tracing import Traced, trace, trace_fixed
+from densefeat.export.tracing import TracedNet, trace, trace_fixed
 from densefeat.images import Preprocessing
 
 _FORMATS = GRAPHS | WEIGHTS_FORMATS
@@ -105,7 +105,7 @@ def _check_arguments(to: str, out: Path, outputs: Outputs, input: str) -> None:
 
 def _write_graph(
     to: str,
-    source: Source,
+    source: ExportSource,
     preprocessing: Preprocessing,
     outputs: Outputs,
     input: str,
@@ -115,19 +115,19 @@ def _write_graph(
 ) -> tuple[dict[str, Any], Differences]:
     """Trace, convert and write a network to ``path``, and measure the file; errors name ``out``."""
     net = ExportedNet(source.model, outputs, preprocessing if input == "pixels" else None).eval()
-    normalize = partial(_normalize, preprocessing)
+    normalize = partial(_normalize_pixels, preprocessing)
     to_input = (lambda pixels: pixels) if input == "pixels" else normalize
     reference = make_reference(source.model, outputs)
-    shared_metadata = describe_source(source, preprocessing, with_classes=outputs.kind == "logits")
+    shared_metadata = describe_network(source, preprocessing, with_classes=outputs.kind == "logits")
 
-    def convert_and_measure(traced: Traced) -> tuple[dict[str, Any], Differences]:
+    def convert_and_measure(traced: TracedNet) -> tuple[dict[str, Any], Differences]:
         metadata = shared_metadata | describe_interface(to, net, outputs, traced)
         with _converter_errors(to, source):
             converted = GRAPHS[to].convert(traced, net.names, metadata)
             with output_errors(out):
                 GRAPHS[to].save(converted, path)
             runtime, run = GRAPHS[to].open(path)
-            return metadata, measure(runtime, run, lambda x: reference(normalize(x)), to_input, traced.batches())
+            return metadata, measure_differences(runtime, run, lambda x: reference(normalize(x)), to_input, traced.batches())
 
     traced = trace(net, to_input, preprocessing.size)
     advance(1)
@@ -142,29 +142,29 @@ def _write_graph(
 
 
 def _write_weights(
-    to: str, source: Source, preprocessing: Preprocessing, path: Path, out: Path, advance: Callable[[int], None]
+    to: str, source: ExportSource, preprocessing: Preprocessing, path: Path, out: Path, advance: Callable[[int], None]
 ) -> tuple[dict[str, Any], Differences]:
     """Write a network's tensors to ``path``, and measure the network that they are loaded into; errors name ``out``."""
     if to == "hub-folder":
         check_hub_source(source)
-    metadata = describe_source(source, preprocessing)
+    metadata = describe_network(source, preprocessing)
     with _converter_errors(to, source), output_errors(out):
         WEIGHTS_FORMATS[to].write(source, preprocessing, metadata, path)
     advance(1)
     runtime, run = WEIGHTS_FORMATS[to].open(source, path)
     advance(1)
-    normalize = partial(_normalize, preprocessing)
-    batches = [Batch(count, preprocessing.size, preprocessing.size) for count in (1, 3)]
-    return metadata, measure(runtime, run, lambda x: {"output": source.model(normalize(x))}, normalize, batches)
+    normalize = partial(_normalize_pixels, preprocessing)
+    batches = [BatchShape(count, preprocessing.size, preprocessing.size) for count in (1, 3)]
+    return metadata, measure_differences(runtime, run, lambda x: {"output": source.model(normalize(x))}, normalize, batches)
 
 
-def _normalize(preprocessing: Preprocessing, pixels: torch.Tensor) -> torch.Tensor:
+def _normalize_pixels(preprocessing: Preprocessing, pixels: torch.Tensor) -> torch.Tensor:
     """uint8 ``(N, H, W, 3)`` to normalised ``(N, 3, H, W)``, float32, as in FeatureExtractor."""
     return preprocessing.normalize(pixels.permute(0, 3, 1, 2).contiguous())
 
 
 @contextmanager
-def _converter_errors(to: str, source: Source) -> Iterator[None]:
+def _converter_errors(to: str, source: ExportSource) -> Iterator[None]:
     """Turn whatever a converter or a runtime raises into an OutputError of one line."""
     try:
         yield

@@ -8,27 +8,27 @@ import torch
 
 from densefeat.export.formats import OPSET
 from densefeat.export.module import ExportedNet, Outputs
-from densefeat.export.source import Source
-from densefeat.export.tracing import Traced
+from densefeat.export.source import ExportSource
+from densefeat.export.tracing import TracedNet
 from densefeat.images import Preprocessing
 from densefeat.version import __version__
 
 
-def describe_source(source: Source, preprocessing: Preprocessing, with_classes: bool = True) -> dict[str, Any]:
+def describe_network(source: ExportSource, preprocessing: Preprocessing, with_classes: bool = True) -> dict[str, Any]:
     """The part that all formats share. ``with_classes``: include the names of the classes, where they are known."""
     facts = {
         "made_by": f"densefeat {__version__}",
         "model": source.name,
         "weights": source.weights,
-        "preprocessing": _preprocessing_facts(preprocessing),
+        "preprocessing": _describe_preprocessing(preprocessing),
     }
     names = source.loaded.classes if with_classes else None
     return facts | ({"label_names": names} if names else {})
 
 
-def _preprocessing_facts(preprocessing: Preprocessing) -> dict[str, Any]:
+def _describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
     """Preprocessing as numbers, as ``steps`` that start at an image file's pixels, and in words."""
-    resize, crop, words = _geometry_steps(preprocessing)
+    resize, crop, words = _describe_geometry(preprocessing)
     numbers = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
     steps: list[dict[str, Any]] = [
         {"step": "upright", "by": "EXIF orientation"},
@@ -46,7 +46,7 @@ def _preprocessing_facts(preprocessing: Preprocessing) -> dict[str, Any]:
     return preprocessing.to_json() | own
 
 
-def _geometry_steps(preprocessing: Preprocessing) -> tuple[dict[str, Any], dict[str, Any], str]:
+def _describe_geometry(preprocessing: Preprocessing) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Describe the resize and the crop of timm's evaluation transform, and the resize in words."""
     scaled = math.floor(preprocessing.size / preprocessing.crop_pct)
     if preprocessing.crop_mode == "squash":
@@ -62,11 +62,11 @@ def _geometry_steps(preprocessing: Preprocessing) -> tuple[dict[str, Any], dict[
     return {"shorter_side": scaled, "longer_side": "truncated"}, {}, words
 
 
-def describe_interface(to: str, net: ExportedNet, outputs: Outputs, traced: Traced) -> dict[str, Any]:
+def describe_interface(to: str, net: ExportedNet, outputs: Outputs, traced: TracedNet) -> dict[str, Any]:
     """The input and the outputs of a graph."""
-    shapes = _output_shapes(traced)
+    shapes = _read_output_shapes(traced)
     facts = {
-        "input": _input_facts(net, traced),
+        "input": _describe_input(net, traced),
         "outputs": [{"name": name, "shape": _describe_shape(shape)} for name, shape in zip(net.names, shapes, strict=True)],
         "kind": outputs.kind,
     }
@@ -75,7 +75,7 @@ def describe_interface(to: str, net: ExportedNet, outputs: Outputs, traced: Trac
     return facts | ({"opset": OPSET} if to == "onnx" else {})
 
 
-def _input_facts(net: ExportedNet, traced: Traced) -> dict[str, Any]:
+def _describe_input(net: ExportedNet, traced: TracedNet) -> dict[str, Any]:
     fixed = traced.sizes == "fixed"
     sides = [f"{traced.size}"] * 2 if fixed else ["height", "width"]
     return {
@@ -88,7 +88,7 @@ def _input_facts(net: ExportedNet, traced: Traced) -> dict[str, Any]:
     }
 
 
-def _output_shapes(traced: Traced) -> list[torch.Size]:
+def _read_output_shapes(traced: TracedNet) -> list[torch.Size]:
     values = {node.name: node.meta["val"] for node in traced.program.graph.nodes if "val" in node.meta}
     return [values[name].shape for name in traced.program.graph_signature.user_outputs]
 

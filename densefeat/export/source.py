@@ -13,7 +13,7 @@ from densefeat.nets import state_sha256
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """The network to export: in eval mode, float32, on the CPU, and shared with nobody.
 
     ``name`` and ``weights`` (source, SHA-256, licence) go into the files. They hold no paths of this machine, only the last
@@ -30,7 +30,7 @@ class Source:
         return dict(getattr(self.model, "pretrained_cfg", None) or {})
 
 
-def load_source(model: str | nn.Module, weights: str | Path | None, head: bool) -> Source:
+def load_source(model: str | nn.Module, weights: str | Path | None, head: bool) -> ExportSource:
     """Load a network by name or from a run's folder, or copy a module. ``head``: as for :func:`load_network`."""
     loaded = load_network(model, weights, head)
     network, name, facts = loaded.model, loaded.name, loaded.provenance["weights"]
@@ -44,4 +44,4 @@ def load_source(model: str | nn.Module, weights: str | Path | None, head: bool) 
     elif weights is not None:
         facts["source"] = Path(weights).name
     network.eval().to("cpu", torch.float32).requires_grad_(False)
-    return Source(network, name, facts, loaded)
+    return ExportSource(network, name, facts, loaded)

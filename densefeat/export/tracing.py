@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from densefeat.base import describe_error
 from densefeat.errors import OutputError
-from densefeat.export.check import Batch
+from densefeat.export.check import BatchShape
 from densefeat.export.module import ExportedNet
 
 # Candidates for the smallest side in pixels. torch specialises a trace on maps of one pixel, so small images may not fit.
@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedNet:
     """A traced network and the image sizes that it takes.
 
     ``sizes``: "any" or "multiples of 32", from ``smallest`` pixels a side, or "fixed", which is ``size`` alone.
@@ -35,17 +35,17 @@ class Traced:
     sizes: str = "fixed"
     smallest: int = 0
 
-    def batches(self) -> list[Batch]:
+    def batches(self) -> list[BatchShape]:
         """The batches to measure its files on: two numbers of images and, where sizes are free, more sizes."""
         sizes = () if self.sizes == "fixed" else _TEST_SIZES[self.sizes](self.smallest)
-        others = [Batch(count, *size) for count, size in zip(cycle((2, 1)), sizes, strict=False)]
-        return [Batch(1, self.size, self.size), Batch(3, self.size, self.size), *others]
+        others = [BatchShape(count, *size) for count, size in zip(cycle((2, 1)), sizes, strict=False)]
+        return [BatchShape(1, self.size, self.size), BatchShape(3, self.size, self.size), *others]
 
     @property
     def symbols(self) -> dict[str, str]:
         """Our names of the variable dimensions of the input, by torch's symbols."""
         names = ("batch", "height", "width", "") if self.takes_pixels else ("batch", "", "height", "width")
-        lengths = zip(_image_shape(self.program), names, strict=True)
+        lengths = zip(_read_image_shape(self.program), names, strict=True)
         return {str(length): name for length, name in lengths if not isinstance(length, int)}
 
 
@@ -60,25 +60,25 @@ _TEST_SIZES: dict[str, Callable[[int], tuple[tuple[int, int], ...]]] = {  # size
 }
 
 
-def trace(net: ExportedNet, to_input: _ToInput, size: int) -> Traced:
+def trace(net: ExportedNet, to_input: _ToInput, size: int) -> TracedNet:
     """Trace a network for images of any size, or else multiples of 32, or else ``size`` alone.
 
     ``to_input``: uint8 pixels ``(N, H, W, 3)`` to images as the module takes them. Raises OutputError where torch.export fails.
     """
-    example = to_input(Batch(2, size, size).pixels())
+    example = to_input(BatchShape(2, size, size).pixels())
     try:
         program = _export_program(net, example, (1, 2) if net.takes_pixels else (2, 3))
         if allowed := _find_sizes(program, net, to_input):
-            return Traced(program, size, net.takes_pixels, *allowed)
+            return TracedNet(program, size, net.takes_pixels, *allowed)
     except Exception as error:  # other people's networks, and torch on variable sizes, raise errors of many types
         _logger.debug("%s: no open size: %s", type(net.model).__name__, error)
     return trace_fixed(net, to_input, size)
 
 
-def trace_fixed(net: ExportedNet, to_input: _ToInput, size: int) -> Traced:
+def trace_fixed(net: ExportedNet, to_input: _ToInput, size: int) -> TracedNet:
     """Trace a network for images of one size. Raises OutputError where torch.export fails."""
     try:
-        return Traced(_export_program(net, to_input(Batch(2, size, size).pixels()), ()), size, net.takes_pixels)
+        return TracedNet(_export_program(net, to_input(BatchShape(2, size, size).pixels()), ()), size, net.takes_pixels)
     except Exception as error:  # torch.export raises errors of many types
         reason = describe_error(error)
         raise OutputError(f"{type(net.model).__name__} cannot be traced ({type(error).__name__}: {reason})") from error
@@ -96,12 +96,12 @@ def _export_program(net: ExportedNet, example: torch.Tensor, sides: tuple[int, .
 
 def _find_sizes(program: ExportedProgram, net: ExportedNet, to_input: _ToInput) -> tuple[str, int] | None:
     """Find by trials the rule for sizes and the smallest side: torch does not record all that the code requires."""
-    if sum(not isinstance(length, int) for length in _image_shape(program)) < 3:
+    if sum(not isinstance(length, int) for length in _read_image_shape(program)) < 3:
         return None
     module = program.module()
     for allowed, sizes in _TEST_SIZES.items():
         for smallest in _SMALLEST_SIDES:
-            batches = [to_input(Batch(1, *size).pixels()) for size in sizes(smallest)]
+            batches = [to_input(BatchShape(1, *size).pixels()) for size in sizes(smallest)]
             if all(_accepts(net, images) and _accepts(module, images) for images in batches):
                 return allowed, smallest
     return None
@@ -116,6 +116,6 @@ def _accepts(module: Any, images: torch.Tensor) -> bool:
     return True
 
 
-def _image_shape(program: ExportedProgram) -> torch.Size:
+def _read_image_shape(program: ExportedProgram) -> torch.Size:
     name = program.graph_signature.user_inputs[0]
     return next(node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder" and node.name == name)

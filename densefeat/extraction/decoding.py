@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from densefeat.errors import DecodeError
-from densefeat.images import MAX_PIXELS, Decoded, Item, printable_key
+from densefeat.images import MAX_PIXELS, DecodedImage, Item, printable_key
 from densefeat.store import Failure
 
 _T = TypeVar("_T")
@@ -32,7 +32,7 @@ class Batch:
 
     positions: int
     items: list[Item] = field(default_factory=list)
-    images: list[Decoded] = field(default_factory=list)  # without their pixels
+    images: list[DecodedImage] = field(default_factory=list)  # without their pixels
     failures: list[Failure] = field(default_factory=list)
     skipped: int = 0
     pixels: torch.Tensor | None = None  # uint8 (len(items), 3, size, size)
@@ -46,7 +46,7 @@ class Decoding:
     decoder: str = "torchvision"
     max_pixels: int = MAX_PIXELS
 
-    def __call__(self, item: Item) -> Decoded | Failure | None:
+    def __call__(self, item: Item) -> DecodedImage | Failure | None:
         x, y = getattr(item, "x", None), getattr(item, "y", None)
         try:
             decoded = item.decode(self.decoder, self.max_pixels)
@@ -73,7 +73,7 @@ def decode_batches(
     With ``ahead`` 0 all threads decode a batch when it is requested: if the network itself uses every core, decoding at the
     same time would only make the threads wait for each other.
     """
-    submitted = ([(item, pool.submit(decoding, item)) for item in chunk] for chunk in _chunks(items, batch_size))
+    submitted = ([(item, pool.submit(decoding, item)) for item in chunk] for chunk in _split_chunks(items, batch_size))
     with closing(_run_ahead(submitted, ahead) if ahead else submitted) as batches:
         for pending in batches:
             yield _collect_batch(pending)
@@ -112,7 +112,7 @@ def _run_ahead(values: Iterator[_T], ahead: int) -> Generator[_T]:
         thread.join()
 
 
-def _chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+def _split_chunks(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
     while chunk := list(islice(items, size)):
         yield chunk
 
@@ -133,6 +133,6 @@ def _collect_batch(pending: list[tuple[Item, Future]]) -> Batch:
     return batch
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

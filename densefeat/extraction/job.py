@@ -46,7 +46,7 @@ from densefeat.store import (
     write_failure_lines,
 )
 
-_ENGINES = ("local", "ray")
+_EXECUTORS = ("local", "ray")
 _POLL_SECONDS = 0.5
 
 
@@ -258,8 +258,8 @@ def _check_arguments(options: RunOptions, part_rows: int | None, max_pixels: int
             raise UsageError(f"{name} {value}: give at least 1")
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    if options.engine not in _ENGINES:
-        raise UsageError(f"engine {options.engine!r}: choose one of {', '.join(_ENGINES)}")
+    if options.engine not in _EXECUTORS:
+        raise UsageError(f"engine {options.engine!r}: choose one of {', '.join(_EXECUTORS)}")
     if options.overwrite and options.update:
         raise UsageError("--overwrite starts over, --update adds to what is there: give one of them")
     FailureLimit.parse(options.on_error, options.max_failures)

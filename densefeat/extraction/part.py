@@ -97,7 +97,7 @@ class PartExtractor:
                     counts.too_many = error
                     break
                 if batch.items:
-                    writer.append(_plain_columns(batch, self.schema), features)
+                    writer.append(_collect_plain_columns(batch, self.schema), features)
                 counts.positions += batch.positions
                 counts.skipped += batch.skipped
                 counts.failures += batch.failures
@@ -141,7 +141,7 @@ def _decoding_threads(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _plain_columns(batch: Batch, schema: pa.Schema) -> dict[str, Sequence[Any]]:
+def _collect_plain_columns(batch: Batch, schema: pa.Schema) -> dict[str, Sequence[Any]]:
     """Return the columns of a batch other than its features."""
     columns: dict[str, Sequence[Any]] = {
         "path": [item.key for item in batch.items],

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from densefeat.base import Interrupted, Ranks, StopRequest
 from densefeat.errors import OutputError, UsageError
 from densefeat.extraction.settings import ExtractJob, JobInput
-from densefeat.images import Selected, Source, printable_key
+from densefeat.images import SelectedSource, Source, printable_key
 from densefeat.store import (
     Failure,
     Layout,
@@ -150,7 +150,7 @@ def _open_round_source(layout: Layout, manifest: Manifest, job_input: JobInput) 
     listing = job_input.listing
     if len(manifest.rounds) > 1:
         failures = [failure for failure, _ in read_failures(layout, last.first_part)]
-        listing = Selected(listing, np.flatnonzero(~_find_known_positions(layout, manifest.parts, failures, listing)))
+        listing = SelectedSource(listing, np.flatnonzero(~_find_known_positions(layout, manifest.parts, failures, listing)))
     source = job_input.tiling.cut(listing)
     if job_input.fingerprint_source(source) != last.fingerprint:
         raise UsageError(
@@ -191,7 +191,7 @@ def _open_update(layout: Layout, current: Manifest, job_input: JobInput, provena
         replace(extended, rounds=rounds).save(layout)
         remove_work(layout)
         return None
-    source = job_input.tiling.cut(Selected(job_input.listing, np.flatnonzero(~known)))
+    source = job_input.tiling.cut(SelectedSource(job_input.listing, np.flatnonzero(~known)))
     added = Round(_next_part(records), listing, job_input.fingerprint_source(source), source.length)
     return _start_round(layout, replace(extended, rounds=(*current.rounds, added)), source)
 

@@ -11,11 +11,11 @@ import torch
 
 from densefeat.base import Ranks
 from densefeat.errors import UsageError
-from densefeat.extraction.decoding import Decoding, usable_cores
+from densefeat.extraction.decoding import Decoding, count_usable_cores
 from densefeat.extraction.limits import FailureLimit
 from densefeat.features import FeatureExtractor
 from densefeat.images import MAX_PIXELS, Source, TiledSource, is_remote
-from densefeat.store import PART_ROWS, embedding_schema, split_pools
+from densefeat.store import PART_ROWS, make_embedding_schema, split_pools
 from densefeat.version import __version__
 
 _PART_BYTES = 256 * 2**20  # of a part's vectors, before compression
@@ -162,7 +162,7 @@ class ExtractJob:
     @cached_property
     def schema(self) -> pa.Schema:
         tiled = self.input.tiling.tile is not None
-        return embedding_schema(self.shapes, self.provenance, self.dtype, self.input.listing.labelled, tiled)
+        return make_embedding_schema(self.shapes, self.provenance, self.dtype, self.input.listing.labelled, tiled)
 
     @cached_property
     def decoding(self) -> Decoding:
@@ -174,7 +174,7 @@ class ExtractJob:
     @property
     def threads(self) -> int:
         """The number of threads that read and decode; a network connection needs more of them than there are cores."""
-        return self.options.workers or usable_cores() * (4 if self._remote else 1)
+        return self.options.workers or count_usable_cores() * (4 if self._remote else 1)
 
     @property
     def ahead(self) -> int:

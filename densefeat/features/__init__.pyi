@@ -2,17 +2,17 @@ from .engines.openvino.engine import find_openvino_obstacle, get_openvino_core, 
 from .engines.triton.engine import count_traffic
 from .extractor import FeatureExtractor
 from .pooling import Pool, parse_pools
-from .taps import Tap, all_taps, find_taps
+from .taps import Tap, find_taps, list_taps
 
 __all__ = [
     "FeatureExtractor",
     "Pool",
     "Tap",
-    "all_taps",
     "count_traffic",
     "find_openvino_obstacle",
     "find_taps",
     "get_openvino_core",
+    "list_taps",
     "load_openvino",
     "parse_pools",
 ]

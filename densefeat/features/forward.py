@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from densefeat.features.taps import Tap, all_taps
+from densefeat.features.taps import Tap, list_taps
 from densefeat.nets import StagedNet
 
 _UseMaps = Callable[[Tap, torch.Tensor], None]
@@ -21,7 +21,7 @@ def run_network(model: nn.Module, taps: Sequence[Tap], x: torch.Tensor, use_maps
     if isinstance(model, StagedNet) or not hasattr(model, "forward_intermediates"):
         _run_hooked(model, taps, x, use_maps)
         return
-    every = all_taps(model, "norm")
+    every = list_taps(model, "norm")
     indices = [every.index(tap) for tap in taps]
     forward_intermediates: Any = model.forward_intermediates
     maps = forward_intermediates(x, indices=indices, stop_early=True, intermediates_only=True)

@@ -33,19 +33,19 @@ def find_taps(model: nn.Module, blocks: str | int | Sequence[int], tap: str) -> 
     Raises:
         UsageError: No such block or tap, or a model without ``feature_info``.
     """
-    available = all_taps(model, tap)
-    numbers = _block_numbers(blocks, len(available))
+    available = list_taps(model, tap)
+    numbers = _parse_block_numbers(blocks, len(available))
     return [available[number - 1] for number in numbers]
 
 
-def all_taps(model: nn.Module, tap: str) -> list[Tap]:
+def list_taps(model: nn.Module, tap: str) -> list[Tap]:
     """The taps of all blocks, in the network's order. Arguments and errors as for :func:`find_taps`."""
     if tap not in _TAPS:
         raise UsageError(f"tap {tap!r}: choose 'norm' (what the next stage reads) or 'raw' (the block's own output)")
     if isinstance(model, StagedNet):
         taps = [Tap(block_name(i), module) for i, module in enumerate(model.block_taps[tap], 1)]
     else:
-        taps = [Tap(module, module) for module in _feature_info_modules(model)]
+        taps = [Tap(module, module) for module in _list_feature_info_modules(model)]
     present = {name for name, _ in model.named_modules()}
     if absent := [entry.module for entry in taps if entry.module not in present]:
         raise UsageError(
@@ -55,7 +55,7 @@ def all_taps(model: nn.Module, tap: str) -> list[Tap]:
     return taps
 
 
-def _feature_info_modules(model: nn.Module) -> list[str]:
+def _list_feature_info_modules(model: nn.Module) -> list[str]:
     info: Any = getattr(model, "feature_info", None)
     if info is None:
         raise UsageError(
@@ -65,7 +65,7 @@ def _feature_info_modules(model: nn.Module) -> list[str]:
     return [entry["module"] for entry in entries]
 
 
-def _block_numbers(blocks: str | int | Sequence[int], count: int) -> list[int]:
+def _parse_block_numbers(blocks: str | int | Sequence[int], count: int) -> list[int]:
     """Parse the requested block numbers: from 1, ascending, each once."""
     if isinstance(blocks, str) and blocks == "all":
         return list(range(1, count + 1))

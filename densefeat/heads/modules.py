@@ -34,7 +34,7 @@ def make_head(kind: str, feature_info: _FeatureInfos, num_classes: int, width: i
     Raises:
         UsageError: No such kind, no ``feature_info``, or a number out of range.
     """
-    channels = _map_channels(feature_info)
+    channels = _read_channels(feature_info)
     if kind == "linear":
         return LinearHead(channels[-1], num_classes, drop_rate)
     if kind == "mlp":
@@ -125,7 +125,7 @@ class CrossLayerHead(nn.Module):
     def __init__(self, feature_info: _FeatureInfos, width: int, num_classes: int, drop_rate: float = 0.0) -> None:
         super().__init__()
         _check_sizes(width=width, num_classes=num_classes)
-        self.channels = _map_channels(feature_info)
+        self.channels = _read_channels(feature_info)
         self.num_classes = num_classes
         self.projections = nn.ModuleList(nn.Conv2d(count, width, 1, bias=False) for count in self.channels)
         self.aggregate = CrossLayerDepthwise(width, len(self.channels))
@@ -172,7 +172,7 @@ def _pool_last(maps: Sequence[torch.Tensor], num_features: int) -> torch.Tensor:
     return maps[-1].mean((2, 3))
 
 
-def _map_channels(feature_info: _FeatureInfos) -> list[int]:
+def _read_channels(feature_info: _FeatureInfos) -> list[int]:
     """The channels of each map, from timm's ``feature_info`` (its object, or a list of dicts) or from a model that has one.
 
     Raises UsageError where there is none, or where ``num_chs`` is missing.

@@ -4,7 +4,7 @@ from .files import BOM, DELIMITERS, PATH, ImageFiles, normalise_paths
 from .folders import LocalFolder
 from .rows import check_column, join_chunks
 from .sources import check_input, open_for_training, open_source
-from .stream import Decoded, ImageItem, Item, RandomAccess, Reader, Selected, Source, printable_key
+from .stream import DecodedImage, ImageItem, ImageReader, Item, RandomAccess, SelectedSource, Source, printable_key
 from .tiles import TiledSource
 from .transforms import Geometry, Preprocessing
 
@@ -13,17 +13,17 @@ __all__ = [
     "DELIMITERS",
     "MAX_PIXELS",
     "PATH",
-    "Decoded",
+    "DecodedImage",
     "Geometry",
     "ImageFiles",
     "ImageItem",
     "ImageLike",
+    "ImageReader",
     "Item",
     "LocalFolder",
     "Preprocessing",
     "RandomAccess",
-    "Reader",
-    "Selected",
+    "SelectedSource",
     "Source",
     "TiledSource",
     "check_column",

@@ -37,7 +37,7 @@ class Address:
 
     @property
     def local(self) -> bool:
-        return "file" in _protocols(self.fs)
+        return "file" in _list_protocols(self.fs)
 
     @property
     def on_the_web(self) -> bool:
@@ -123,23 +123,23 @@ def parse_address(text: str | os.PathLike[str]) -> Address:
     """Parse what the user has named. Raises UsageError for an unknown protocol, or one whose package is missing."""
     text = os.fspath(text)
     if "://" not in text:
-        return _local_address(text, text)
+        return _make_local_address(text, text)
     fs, path = file_system(text)
-    if "file" in _protocols(fs):
-        return _local_address(text, path)
+    if "file" in _list_protocols(fs):
+        return _make_local_address(text, path)
     if text.partition("://")[0] in _WEB and "?" in text:
         raise UsageError(f"images {text!r}: an address with a query would be part of every key: leave it out, or download")
     return Address(text, fs, path.rstrip("/"))
 
 
-def _local_address(text: str, path: str) -> Address:
+def _make_local_address(text: str, path: str) -> Address:
     from fsspec.implementations.local import LocalFileSystem
 
     absolute = os.path.abspath(path).replace(os.sep, "/")
     return Address(text, LocalFileSystem(), absolute.rstrip("/"))
 
 
-def _protocols(fs: "AbstractFileSystem") -> Iterable[str]:
+def _list_protocols(fs: "AbstractFileSystem") -> Iterable[str]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
 
 

@@ -67,7 +67,7 @@ def open_image(image: ImageLike, decoder: str = "torchvision") -> "Image.Image |
             raise DecodeError(error.strerror or type(error).__name__, "read") from error
         return decode_pixels(data, decoder)
     if isinstance(image, Image.Image):
-        return _rgb_image(image)
+        return _convert_to_upright_rgb(image)
 
     import torch
 
@@ -106,7 +106,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return _decode_with_pillow(data, _open_header(data, max_pixels), max_pixels)
 
 
-def _rgb_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def _convert_to_upright_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Convert an image that Pillow has opened as :func:`decode_image` does; whether its file is complete is left to Pillow."""
     with decode_errors():
         check_image_size(*image.size, max_pixels)
@@ -116,7 +116,7 @@ def _rgb_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return pixels if turn is None else pixels.transpose(turn)
 
 
-def pixel_tensor(pixels: np.ndarray) -> "torch.Tensor":
+def copy_to_tensor(pixels: np.ndarray) -> "torch.Tensor":
     """Copy RGB pixels, uint8 ``(H, W, 3)``, to a contiguous tensor ``(3, H, W)``."""
     import torch
 
@@ -175,7 +175,7 @@ def _decode_with_pillow(data: bytes, image: Image.Image, max_pixels: int) -> Ima
         end = find_jpeg_end(data)
         width, height = image.size
         _check_last_rows(data, end, np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height))))
-    return _rgb_image(image, max_pixels)
+    return _convert_to_upright_rgb(image, max_pixels)
 
 
 class _QuietThreads(threading.local):

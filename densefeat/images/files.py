@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.folders import MAX_BYTES, Folder
-from densefeat.images.rows import check_column, format_labels, is_label, is_text, join_chunks, read_class_names
+from densefeat.images.rows import check_column, format_labels, is_label, is_text, join_chunks, read_label_names
 from densefeat.images.stream import ImageItem, IndexedSource, find_repeats, printable_key
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svs")  # .svs: a slide, which is a tiled TIFF
@@ -197,7 +197,7 @@ def _read_parquet(
         for batch in table.iter_batches(_BLOCK, columns=[path] if label is None else [path, label]):
             paths.append(format_labels(batch.column(path), None).cast(pa.large_binary()))
             if label is not None:
-                labels.append(format_labels(batch.column(label), read_class_names(schema, label)))
+                labels.append(format_labels(batch.column(label), read_label_names(schema, label)))
             size += paths[-1].nbytes
             if size > _MAX_LIST_BYTES:
                 raise UsageError(f"images {images!r}: a list of more than {_MAX_LIST_BYTES:,} bytes")

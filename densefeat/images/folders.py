@@ -185,11 +185,11 @@ class RemoteFolder:
 
 def file_system(address: str) -> tuple["AbstractFileSystem", str]:
     """Return the file system of an address, and its path there. Raises UsageError for an unknown one or a missing package."""
-    return _file_system(address, os.getpid())
+    return _open_file_system_once(address, os.getpid())
 
 
 @lru_cache(64)
-def _file_system(address: str, process: int) -> tuple["AbstractFileSystem", str]:  # noqa: ARG001  (a forked process needs connections of its own)
+def _open_file_system_once(address: str, process: int) -> tuple["AbstractFileSystem", str]:  # noqa: ARG001  (a forked process needs connections of its own)
     from fsspec.core import url_to_fs
 
     protocol = address.partition("://")[0]

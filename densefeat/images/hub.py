@@ -12,7 +12,14 @@ import pyarrow as pa
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, DensefeatError, UsageError
 from densefeat.images.folders import LocalFolder, RemoteFolder, file_system
-from densefeat.images.rows import Columns, choose_columns, format_labels, read_class_names, row_items, row_keys
+from densefeat.images.rows import (
+    ImageColumns,
+    choose_image_columns,
+    format_labels,
+    make_row_items,
+    make_row_keys,
+    read_label_names,
+)
 from densefeat.images.stream import ImageItem, RandomAccess, SequentialSource, hash_columns
 
 if TYPE_CHECKING:
@@ -28,7 +35,7 @@ class SavedRows(SequentialSource, RandomAccess):
     Keys are ``NAME#17``. ``read_path``: reads the file of a row that has only a path.
     """
 
-    def __init__(self, name: str, dataset: "Dataset", columns: Columns, read_path: Callable[[str], bytes]) -> None:
+    def __init__(self, name: str, dataset: "Dataset", columns: ImageColumns, read_path: Callable[[str], bytes]) -> None:
         super().__init__()
         self.name, self.dataset, self.columns, self.read_path = name, dataset, columns, read_path
 
@@ -42,14 +49,14 @@ class SavedRows(SequentialSource, RandomAccess):
 
     def rows(self, start: int) -> Iterator[ImageItem]:
         tables = self.dataset.with_format("arrow")
-        names = read_class_names(self.dataset.features.arrow_schema, self.columns.label)
+        names = read_label_names(self.dataset.features.arrow_schema, self.columns.label)
         for first in range(start, self.length, _BATCH_ROWS):
             for batch in tables[first : first + _BATCH_ROWS].to_batches():
-                yield from row_items(batch, self.columns, names, self.name, first, self.read_path)
+                yield from make_row_items(batch, self.columns, names, self.name, first, self.read_path)
                 first += len(batch)
 
     def keys(self) -> pa.LargeBinaryArray:
-        return row_keys(self.name, self.length)
+        return make_row_keys(self.name, self.length)
 
     def key(self, position: int) -> str:
         return f"{self.name}#{position}"
@@ -61,7 +68,7 @@ class SavedRows(SequentialSource, RandomAccess):
         return format_labels(column.combine_chunks(), self.class_names())
 
     def class_names(self) -> list[str] | None:
-        return read_class_names(self.dataset.features.arrow_schema, self.columns.label)
+        return read_label_names(self.dataset.features.arrow_schema, self.columns.label)
 
     def fingerprint(self) -> str:
         labels = self.label_values() if self.labelled else None
@@ -71,7 +78,7 @@ class SavedRows(SequentialSource, RandomAccess):
 class StreamedRows(SequentialSource):
     """The rows of a split, read as they arrive, with keys ``NAME:SPLIT#17``. ``home``: where the files of rows must lie."""
 
-    def __init__(self, name: str, split: str, dataset: "IterableDataset", columns: Columns, home: str) -> None:
+    def __init__(self, name: str, split: str, dataset: "IterableDataset", columns: ImageColumns, home: str) -> None:
         super().__init__()
         self.name, self.split, self.dataset, self.columns, self.home = name, split, dataset, columns, home
 
@@ -86,13 +93,13 @@ class StreamedRows(SequentialSource):
         return self.columns.label is not None
 
     def rows(self, start: int) -> Iterator[ImageItem]:
-        names = read_class_names(self.dataset.features.arrow_schema, self.columns.label)
+        names = read_label_names(self.dataset.features.arrow_schema, self.columns.label)
         read_path = partial(_read_inside, self.home)
         first = start
         try:
             for table in self.dataset.skip(start).with_format("arrow").iter(batch_size=_BATCH_ROWS):
                 for batch in table.to_batches():
-                    yield from row_items(batch, self.columns, names, self._key, first, read_path)
+                    yield from make_row_items(batch, self.columns, names, self._key, first, read_path)
                     first += len(batch)
         except Exception as error:
             raise DensefeatError(
@@ -106,7 +113,7 @@ class StreamedRows(SequentialSource):
     def keys(self) -> pa.LargeBinaryArray:
         if self.length is None:
             raise UsageError(f"images 'hf:{self._key}': the number of its rows is not known before the end of the stream")
-        return row_keys(self._key, self.length)
+        return make_row_keys(self._key, self.length)
 
     def fingerprint(self) -> str:
         """Hash what is known of the rows before they are read: the data set, their number and their columns."""
@@ -123,7 +130,7 @@ def open_saved(folder: str, images: str, image_column: str | None = None, label_
         from datasets import Image, load_from_disk
 
         dataset = load_from_disk(folder)
-    columns = choose_columns(dataset.features.arrow_schema, image_column, label_column, images)
+    columns = choose_image_columns(dataset.features.arrow_schema, image_column, label_column, images)
     if not len(dataset):
         raise UsageError(f"images {images!r}: no rows in it")
     with _datasets_errors(images):
@@ -143,7 +150,7 @@ def download_split(address: str, image_column: str | None = None, label_column: 
         if not local:
             _check_reachable(name)
         dataset = load_dataset(name, split=split)
-        columns = choose_columns(dataset.features.arrow_schema, image_column, label_column, address)
+        columns = choose_image_columns(dataset.features.arrow_schema, image_column, label_column, address)
         if not len(dataset):
             raise UsageError(f"images {address!r}: no rows in it")
         encoded = dataset.cast_column(columns.image, Image(decode=False))
@@ -179,7 +186,7 @@ def stream_split(address: str, image_column: str | None = None, label_column: st
         dataset = load_dataset(name, split=split, streaming=True)
     if dataset.features is None:
         raise UsageError(f"images {address!r}: its columns are not described")
-    columns = choose_columns(dataset.features.arrow_schema, image_column, label_column, address)
+    columns = choose_image_columns(dataset.features.arrow_schema, image_column, label_column, address)
     home = os.path.realpath(name) if local else f"hf://datasets/{name}"
     return StreamedRows(name, split, dataset.cast_column(columns.image, Image(decode=False)), columns, home)
 

@@ -12,7 +12,7 @@ import pyarrow.types as types
 
 from densefeat.errors import UsageError
 from densefeat.images.folders import MAX_BYTES
-from densefeat.images.stream import ImageItem, unreadable_item
+from densefeat.images.stream import ImageItem, make_unreadable_item
 
 _NO_IMAGE = "neither bytes nor a path in this row"
 _LABEL = "label"  # the column that is read where none is named
@@ -20,7 +20,7 @@ _UNLABELLED = "-1"  # what datasets writes where the classes of a test split are
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class ImageColumns:
     """The names of the columns with images and with labels."""
 
     image: str
@@ -31,7 +31,7 @@ class Columns:
         return pa.array([self.image, self.label], pa.string())
 
 
-def choose_columns(schema: pa.Schema, image_column: str | None, label_column: str | None, images: str) -> Columns:
+def choose_image_columns(schema: pa.Schema, image_column: str | None, label_column: str | None, images: str) -> ImageColumns:
     """Choose the columns of a table that hold images and labels; ``images``: what the user named, for errors.
 
     Raises UsageError where a column is missing or of another type, or where the user has to choose one of several.
@@ -46,12 +46,12 @@ def choose_columns(schema: pa.Schema, image_column: str | None, label_column: st
             f"images {images!r}: column {label!r} holds {schema.field(label).type}, no labels: strings or integers"
         )
     if image_column is None:
-        image_column = _only_image(schema, images)
+        image_column = _choose_image_column(schema, images)
     if not is_image(schema.field(image_column).type):
         raise UsageError(
             f"images {images!r}: column {image_column!r} holds {schema.field(image_column).type}, no encoded images"
         )
-    return Columns(image_column, label)
+    return ImageColumns(image_column, label)
 
 
 def check_column(schema: pa.Schema, column: str | None, images: str) -> None:
@@ -61,9 +61,9 @@ def check_column(schema: pa.Schema, column: str | None, images: str) -> None:
         raise UsageError(f"images {images!r}: {what} {column!r}: it has {', '.join(schema.names)}")
 
 
-def _only_image(schema: pa.Schema, images: str) -> str:
+def _choose_image_column(schema: pa.Schema, images: str) -> str:
     """Return the column that is declared as an image, else the only one of a fitting type."""
-    possible = image_columns(schema)
+    possible = list_image_columns(schema)
     declared = [name for name in possible if _read_feature(schema, name).get("_type") == "Image"]
     candidates = declared or possible
     if len(candidates) == 1:
@@ -73,7 +73,7 @@ def _only_image(schema: pa.Schema, images: str) -> str:
     raise UsageError(f"images {images!r}: no column of encoded images: it has {', '.join(schema.names)}")
 
 
-def image_columns(schema: pa.Schema) -> list[str]:
+def list_image_columns(schema: pa.Schema) -> list[str]:
     """List the columns that can hold encoded images."""
     return [field.name for field in schema if is_image(field.type)]
 
@@ -104,7 +104,7 @@ def _read_feature(schema: pa.Schema, column: str) -> dict:
     return feature if isinstance(feature, dict) else {}
 
 
-def read_class_names(schema: pa.Schema, column: str | None) -> list[str] | None:
+def read_label_names(schema: pa.Schema, column: str | None) -> list[str] | None:
     """Read the class names of datasets' ClassLabel; None for a column of another kind."""
     names = _read_feature(schema, column).get("names") if column else None
     return list(map(str, names)) if isinstance(names, list) else None
@@ -134,9 +134,9 @@ def _decode_text(values: pa.Array) -> pa.LargeStringArray:
         return pa.array(texts, pa.large_string())
 
 
-def row_items(
+def make_row_items(
     batch: pa.RecordBatch,
-    columns: Columns,
+    columns: ImageColumns,
     names: list[str] | None,
     key: str,
     first: int,
@@ -146,7 +146,7 @@ def row_items(
 
     ``names``: of the label's classes; ``read_path``: reads the file of a row that has only a path.
     """
-    data, paths = _image_arrays(batch.column(columns.image))
+    data, paths = _split_bytes_and_paths(batch.column(columns.image))
     labels = [None] * len(batch)
     if columns.label is not None:
         labels = format_labels(batch.column(columns.label), names).to_pylist()
@@ -155,16 +155,16 @@ def row_items(
         encoded = data[row].as_py()
         path = None if paths is None else paths[row].as_py()
         if encoded is not None and len(encoded) > MAX_BYTES:
-            yield unreadable_item(name, label, f"{len(encoded):,} bytes are more than the limit of {MAX_BYTES:,}")
+            yield make_unreadable_item(name, label, f"{len(encoded):,} bytes are more than the limit of {MAX_BYTES:,}")
         elif encoded is not None:
             yield ImageItem(name, label, partial(bytes, encoded))
         elif path is not None:
             yield ImageItem(name, label, partial(read_path, os.fsdecode(path)))
         else:
-            yield unreadable_item(name, label, _NO_IMAGE)
+            yield make_unreadable_item(name, label, _NO_IMAGE)
 
 
-def _image_arrays(image: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+def _split_bytes_and_paths(image: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     """Return a column's bytes, and its paths if it has any."""
     if not isinstance(image, pa.StructArray):
         return image, None
@@ -173,7 +173,7 @@ def _image_arrays(image: pa.Array) -> tuple[pa.Array, pa.Array | None]:
     return fields["bytes"], path if path is None else path.cast(pa.large_binary())  # they need not be UTF-8
 
 
-def row_keys(key: str, count: int) -> pa.LargeBinaryArray:
+def make_row_keys(key: str, count: int) -> pa.LargeBinaryArray:
     """Make the keys ``key#0``, ``key#1``, … of ``count`` rows."""
     numbers = pa.array(range(count), pa.int64()).cast(pa.large_string()).cast(pa.large_binary())
     head = pa.scalar(os.fsencode(key + "#"), pa.large_binary())

@@ -10,7 +10,7 @@ from densefeat.images.addresses import Address, is_remote, parse_address
 from densefeat.images.files import DELIMITERS, TEXTS, open_folder, open_list
 from densefeat.images.folders import LocalFolder
 from densefeat.images.hub import download_split, open_saved, stream_split
-from densefeat.images.rows import check_column, image_columns, is_text
+from densefeat.images.rows import check_column, is_text, list_image_columns
 from densefeat.images.stream import RandomAccess, Source
 from densefeat.images.tables import open_tables, read_footer
 from densefeat.images.tars import open_tars
@@ -86,7 +86,7 @@ def _open(text: str, options: Options) -> Source:
         open_split = download_split if options.training else stream_split
         return open_split(text, options.image_column, options.choose_label_column())
     address = parse_address(text)
-    return _open_folder(address, options) if address.is_folder() else _open_files(address, options)
+    return _open_folder_input(address, options) if address.is_folder() else _open_files_input(address, options)
 
 
 def check_input(images: str | Path) -> None:
@@ -130,7 +130,7 @@ def _check_kind(address: Address) -> None:
         raise UsageError(f"images {address.text!r}: {problem}")
 
 
-def _open_folder(address: Address, options: Options) -> Source:
+def _open_folder_input(address: Address, options: Options) -> Source:
     if address.local and address.has("dataset_dict.json"):
         raise UsageError(f"images {address.text!r}: more than one split was saved here: name one, {_list_splits(address)}")
     if address.local and address.has("state.json") and address.has("dataset_info.json"):
@@ -152,10 +152,10 @@ def _list_splits(address: Address) -> str:
         return "a folder in it"
 
 
-def _open_files(address: Address, options: Options) -> Source:
+def _open_files_input(address: Address, options: Options) -> Source:
     _check_kind(address)
     if _is_text_list(address):
-        return _open_list(address, options)
+        return _open_list_input(address, options)
     paths = address.files()
     root = address.fixed_folder()
     names = [path[len(root) + 1 :] for path in paths]
@@ -163,7 +163,7 @@ def _open_files(address: Address, options: Options) -> Source:
         options.allow(address.text, "tar files", "label_column")
         return open_tars(address.folder(root, follow_links=True), names, address.text, options.choose_label_column("cls"))
     if len(paths) == 1 and _is_list(address, options.image_column):
-        return _open_list(address, options)
+        return _open_list_input(address, options)
     options.allow(address.text, "Parquet files with images", "label_column", "image_column")
     folder = address.folder(root, follow_links=True)
     return open_tables(folder, names, address.text, options.image_column, options.choose_label_column())
@@ -175,10 +175,10 @@ def _is_list(address: Address, image_column: str | None) -> bool:
     if schema is None:
         return False
     check_column(schema, image_column, address.text)
-    return not image_columns(schema) if image_column is None else is_text(schema.field(image_column).type)
+    return not list_image_columns(schema) if image_column is None else is_text(schema.field(image_column).type)
 
 
-def _open_list(address: Address, options: Options) -> Source:
+def _open_list_input(address: Address, options: Options) -> Source:
     options.allow(address.text, "a list", "label_column", "image_column", "base", "follow_links")
     if not address.exists():
         raise UsageError(f"images {address.text!r}: no such file")

@@ -25,7 +25,7 @@ _CHUNK = 1024  # keys turned into Python strings at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
+class DecodedImage:
     """RGB pixels, with ``width`` and ``height`` of the whole upright image; ``x``, ``y``: where in it a tile lies."""
 
     pixels: "Image.Image | torch.Tensor"
@@ -43,7 +43,7 @@ class Item(Protocol):
     @property
     def label(self) -> str | None: ...
 
-    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded | None:
+    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> DecodedImage | None:
         """Decode the pixels; None for a tile without enough content. Raises DecodeError: the step that failed, and why."""
 
 
@@ -66,13 +66,13 @@ class ImageItem:
     path: Callable[[], str | None] = _no_path
     open: Callable[[], BinaryIO] | None = None
 
-    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded:
+    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> DecodedImage:
         pixels = decode_pixels(self.read(), decoder, max_pixels)
         width, height = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[2], pixels.shape[1])
-        return Decoded(pixels, width, height)
+        return DecodedImage(pixels, width, height)
 
 
-def unreadable_item(key: str, label: str | None, reason: str) -> ImageItem:
+def make_unreadable_item(key: str, label: str | None, reason: str) -> ImageItem:
     """Make an item of which it is known that it cannot be read."""
     return ImageItem(key, label, partial(_raise_read_error, reason))
 
@@ -103,7 +103,7 @@ class Source(Protocol):
         """Hash the keys and labels in their order, and the columns of a table: SHA-256 in hexadecimal."""
 
 
-class Reader(Protocol):
+class ImageReader(Protocol):
     """Random access to encoded images; it may hold open files and rows, so each process makes its own."""
 
     def read(self, position: int) -> bytes:
@@ -128,7 +128,7 @@ class RandomAccess(Source):
         """Return how many positions each group has, int64, where groups are read as a whole (Parquet's row groups)."""
         return None
 
-    def reader(self) -> Reader:
+    def reader(self) -> ImageReader:
         return _ItemReader(self)
 
 
@@ -169,7 +169,7 @@ class IndexedSource(RandomAccess):
             for position, (key, label) in enumerate(zip(map(os.fsdecode, keys), labels, strict=True), first):
                 reason = self.failures.get(position)
                 if reason is not None:
-                    yield unreadable_item(key, label, reason)
+                    yield make_unreadable_item(key, label, reason)
                 else:
                     yield self.item(position, key, label)
 
@@ -188,7 +188,7 @@ class IndexedSource(RandomAccess):
 
 
 class SequentialSource:
-    """A source that costs something to enter: a range that begins where the last one ended goes on reading there.
+    """A source that costs something to enter: a range that begins where the last one ended resumes reading there.
 
     Subclasses define ``rows``.
     """
@@ -218,7 +218,7 @@ class SequentialSource:
 
 
 @dataclass(frozen=True)
-class Selected:
+class SelectedSource:
     """The items of ``source`` at ``positions``, int64 ``(n,)``, in that order. Positions that are near are read together."""
 
     source: Source

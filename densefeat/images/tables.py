@@ -19,16 +19,16 @@ from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.folders import Folder
 from densefeat.images.rows import (
-    Columns,
-    choose_columns,
+    ImageColumns,
+    choose_image_columns,
     format_labels,
     is_image,
     is_label,
-    read_class_names,
-    row_items,
-    row_keys,
+    make_row_items,
+    make_row_keys,
+    read_label_names,
 )
-from densefeat.images.stream import ImageItem, RandomAccess, SequentialSource, hash_columns, unreadable_item
+from densefeat.images.stream import ImageItem, RandomAccess, SequentialSource, hash_columns, make_unreadable_item
 
 _BATCH_BYTES, _BATCH_ROWS = 2**25, 1024  # read at a time, whichever is reached first
 _CACHE_BYTES = 2**29  # of encoded images that one reader keeps
@@ -57,7 +57,7 @@ class TableFile:
 class TableRows(SequentialSource, RandomAccess):
     """The rows of Parquet files, one file after the other, with keys ``file.parquet#17``."""
 
-    def __init__(self, folder: Folder, files: list[TableFile], columns: Columns) -> None:
+    def __init__(self, folder: Folder, files: list[TableFile], columns: ImageColumns) -> None:
         super().__init__()
         self.folder, self.files, self.columns = folder, files, columns
 
@@ -77,14 +77,14 @@ class TableRows(SequentialSource, RandomAccess):
 
     def _file_items(self, file: TableFile, start: int) -> Iterator[ImageItem]:
         if file.error is not None:
-            yield unreadable_item(file.name, None, file.error)
+            yield make_unreadable_item(file.name, None, file.error)
             return
         with ExitStack() as stack:
             try:
                 handle = stack.enter_context(self.folder.open(file.name))
                 table = stack.enter_context(_open_table(handle))
             except Exception as error:
-                yield from _unreadable_rows(file, start, file.length, error)
+                yield from _make_unreadable_rows(file, start, file.length, error)
                 return
             first = 0
             for group, count in enumerate(file.groups):
@@ -103,22 +103,22 @@ class TableRows(SequentialSource, RandomAccess):
             try:
                 batch, names = next(batches)
             except Exception as error:
-                yield from _unreadable_rows(file, max(row, start), stop, error)
+                yield from _make_unreadable_rows(file, max(row, start), stop, error)
                 return
             skip = min(max(start - row, 0), len(batch))
             rows = batch.slice(skip, stop - row - skip)
-            yield from row_items(rows, self.columns, names, file.name, row + skip, read_path)
+            yield from make_row_items(rows, self.columns, names, file.name, row + skip, read_path)
             row += len(batch)
 
     def _batches(self, handle: BinaryIO, table: pq.ParquetFile, leaf: str, group: int) -> Iterator[_Batch]:
         image, label = self.columns.image, self.columns.label
-        names = read_class_names(table.schema_arrow, label)
-        rows = _batch_rows(handle, table.metadata, leaf, group)
+        names = read_label_names(table.schema_arrow, label)
+        rows = _choose_batch_rows(handle, table.metadata, leaf, group)
         for batch in table.iter_batches(rows, row_groups=[group], columns=[image] if label is None else [image, label]):
             yield batch, names
 
     def keys(self) -> pa.LargeBinaryArray:
-        parts = [row_keys(file.name, file.length) if file.error is None else _file_key(file) for file in self.files]
+        parts = [make_row_keys(file.name, file.length) if file.error is None else _encode_file_key(file) for file in self.files]
         return pa.concat_arrays(parts)
 
     def fingerprint(self) -> str:
@@ -140,7 +140,7 @@ class TableRows(SequentialSource, RandomAccess):
         for file in self.files:
             if file.error is None and self.columns.label is not None:
                 with self.folder.open(file.name) as handle, pq.ParquetFile(handle) as table:
-                    return read_class_names(table.schema_arrow, self.columns.label)
+                    return read_label_names(table.schema_arrow, self.columns.label)
         return None
 
     def _labels(self, file: TableFile, column: str) -> pa.Array:
@@ -149,7 +149,7 @@ class TableRows(SequentialSource, RandomAccess):
             return unknown
         try:
             with self.folder.open(file.name) as handle, pq.ParquetFile(handle) as table:
-                names = read_class_names(table.schema_arrow, column)
+                names = read_label_names(table.schema_arrow, column)
                 values = table.read([column]).column(column)
                 return pa.concat_arrays([format_labels(chunk, names) for chunk in values.chunks]) if len(values) else unknown
         except Exception:  # reading an item of this file raises the error
@@ -208,7 +208,7 @@ def open_tables(
     """Open Parquet files as one source, in the order of their ``names`` in ``folder``.
 
     A file that cannot be read is one item that cannot be read. Columns are chosen by the first file that can be read, see
-    :func:`densefeat.images.rows.choose_columns`. ``images``: what the user named, for errors.
+    :func:`densefeat.images.rows.choose_image_columns`. ``images``: what the user named, for errors.
     Raises UsageError where no file can be read, there are no rows, or the columns are missing.
     """
     with ThreadPoolExecutor(8) as pool:
@@ -216,7 +216,7 @@ def open_tables(
     schemas = [schema for _, schema in footers if schema is not None]
     if not schemas:
         raise UsageError(f"images {images!r}: {footers[0][0].error}")
-    columns = choose_columns(schemas[0], image_column, label_column, images)
+    columns = choose_image_columns(schemas[0], image_column, label_column, images)
     files = [file if schema is None else _check_schema(file, schema, columns) for file, schema in footers]
     if not sum(file.length for file in files):
         raise UsageError(f"images {images!r}: no rows in it")
@@ -237,7 +237,7 @@ def read_footer(folder: Folder, name: str) -> tuple[TableFile, pa.Schema | None]
         return TableFile(name, error=f"not a Parquet file, or damaged: {describe_error(error)}"), None
 
 
-def _check_schema(file: TableFile, schema: pa.Schema, columns: Columns) -> TableFile:
+def _check_schema(file: TableFile, schema: pa.Schema, columns: ImageColumns) -> TableFile:
     """Return the file, with an error if its columns are not like those of the first file."""
     for column, fits in ((columns.image, is_image), (columns.label, is_label)):
         if column is None:
@@ -256,7 +256,7 @@ def _open_table(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
     return pq.ParquetFile(handle, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True, **options)
 
 
-def _batch_rows(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
+def _choose_batch_rows(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
     """Count the rows to read at a time, by the mean size of an image and the longest one in a dictionary.
 
     Without the second a crafted file, in which many rows refer to one large image, would fill the memory.
@@ -267,11 +267,11 @@ def _batch_rows(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: i
         if chunk.path_in_schema == leaf:
             size = chunk.total_uncompressed_size // max(row_group.num_rows, 1)
             if chunk.has_dictionary_page:
-                size = max(size, _longest_in_dictionary(handle, metadata, leaf, group))
+                size = max(size, _find_longest_in_dictionary(handle, metadata, leaf, group))
     return min(max(_BATCH_BYTES // max(size, 1), 1), _BATCH_ROWS)
 
 
-def _longest_in_dictionary(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
+def _find_longest_in_dictionary(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
     """Return the size of the longest value in the dictionary of a column chunk; to see it, one row is read but not decoded."""
     with _open_table(handle, metadata=metadata, read_dictionary=[leaf]) as table:
         batch = next(table.iter_batches(1, row_groups=[group], columns=[leaf]))
@@ -280,13 +280,13 @@ def _longest_in_dictionary(handle: BinaryIO, metadata: pq.FileMetaData, leaf: st
     return pc.max(pc.binary_length(values.dictionary)).as_py() or 0
 
 
-def _unreadable_rows(file: TableFile, start: int, stop: int, error: Exception) -> Iterator[ImageItem]:
+def _make_unreadable_rows(file: TableFile, start: int, stop: int, error: Exception) -> Iterator[ImageItem]:
     if isinstance(error, StopIteration):
         reason = "fewer rows than the file's footer promises"
     else:
         reason = str(error) if isinstance(error, DecodeError) else f"damaged Parquet: {describe_error(error)}"
-    return (unreadable_item(f"{file.name}#{row}", None, reason) for row in range(start, stop))
+    return (make_unreadable_item(f"{file.name}#{row}", None, reason) for row in range(start, stop))
 
 
-def _file_key(file: TableFile) -> pa.LargeBinaryArray:
+def _encode_file_key(file: TableFile) -> pa.LargeBinaryArray:
     return pa.array([file.name.encode("utf-8", "surrogateescape")], pa.large_binary())

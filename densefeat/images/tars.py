@@ -137,10 +137,10 @@ def _read_headers(index: TarIndex, file: BinaryIO, label_column: str | None) -> 
         raise DecodeError("a compressed tar has no places to read at: gunzip it", "read")
     file.seek(0)
     seen: dict[str, int] = {}
-    with tarfile.open(fileobj=cast(BinaryIO, Bounded(file)), mode="r:", tarinfo=Header, encoding="utf-8") as tar:
+    with tarfile.open(fileobj=cast(BinaryIO, BoundedFile(file)), mode="r:", tarinfo=PlainHeader, encoding="utf-8") as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
-            if member.size < 0 or _member_end(member) > total:
+            if member.size < 0 or _find_member_end(member) > total:
                 raise DecodeError("the tar file is cut off or damaged in or after its last member", "read")
             _index_member(index, member, seen)
             if member.isreg():
@@ -150,7 +150,7 @@ def _read_headers(index: TarIndex, file: BinaryIO, label_column: str | None) -> 
             raise DecodeError("the tar file is cut off or damaged: it does not end with empty blocks", "read")
 
 
-def _member_end(member: tarfile.TarInfo) -> int:
+def _find_member_end(member: tarfile.TarInfo) -> int:
     stored = member.size if member.isreg() and not member.issparse() else 0
     return member.offset_data + stored
 
@@ -195,26 +195,26 @@ def _index_label(index: TarIndex, member: tarfile.TarInfo, label_column: str | N
     index.labels[sample] = file.read(member.size).decode("utf-8", "backslashreplace").strip()
 
 
-class Header(tarfile.TarInfo):
+class PlainHeader(tarfile.TarInfo):
     """A header of a plain file parsed only for name and size, which is faster; tarfile parses all others."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "PlainHeader":
         if len(buf) != tarfile.BLOCKSIZE or buf[156:157] != tarfile.REGTYPE or buf[124] & 0x80:
             return super().frombuf(buf, encoding, errors)
         if int(buf[148:156].strip(b" \0") or b"0", 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
             return super().frombuf(buf, encoding, errors)
-        prefix, name = _text_before_nul(buf[345:500]), _text_before_nul(buf[:100])
+        prefix, name = _cut_at_nul(buf[345:500]), _cut_at_nul(buf[:100])
         header = cls((prefix + b"/" + name if prefix else name).decode(encoding, errors))
         header.size = int(buf[124:136].strip(b" \0") or b"0", 8)
         return header
 
 
-def _text_before_nul(field: bytes | bytearray) -> bytes | bytearray:
+def _cut_at_nul(field: bytes | bytearray) -> bytes | bytearray:
     return field.partition(b"\0")[0]
 
 
-class Bounded:
+class BoundedFile:
     """A file that limits what tarfile reads at a time: it would read headers of any size into memory."""
 
     def __init__(self, file: BinaryIO) -> None:

@@ -19,12 +19,12 @@ from densefeat.images.decode import (
     MAX_PIXELS,
     ORIENTATION_TAG,
     check_image_size,
+    copy_to_tensor,
     decode_errors,
-    pixel_tensor,
     read_orientation,
 )
 from densefeat.images.slides import ByteCache, NotByRegion, Slide, open_slide
-from densefeat.images.stream import Decoded, ImageItem, Source
+from densefeat.images.stream import DecodedImage, ImageItem, Source
 
 _SMALLEST_TILE = 32
 _NEARLY_WHITE, _NEARLY_BLACK = 220, 15  # all channels at least, or at most, this
@@ -79,7 +79,7 @@ class UnreadableItem:
     stage: str
     reason: str
 
-    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded | None:  # noqa: ARG002
+    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> DecodedImage | None:  # noqa: ARG002
         raise DecodeError(self.reason, self.stage)
 
 
@@ -105,12 +105,12 @@ class TileItem:
     def label(self) -> str | None:
         return self.image.label
 
-    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> Decoded | None:
+    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> DecodedImage | None:
         """Decode uint8 ``(3, tile, tile)``, contiguous; None where less than ``min_content`` of it is content."""
         pixels = self.cache.read(self, decoder, max_pixels)
         if self.min_content and _measure_content(pixels) < self.min_content:
             return None
-        return Decoded(pixel_tensor(pixels), self.size.width, self.size.height, self.x, self.y)
+        return DecodedImage(copy_to_tensor(pixels), self.size.width, self.size.height, self.x, self.y)
 
 
 def _measure_content(pixels: np.ndarray) -> float:
@@ -182,7 +182,7 @@ class TiledSource:
         self.failures: dict[int, DecodeError] = {}
         self.sizes = np.zeros((source.length, 2), np.int64)  # width and height, 0 for a failure
         self.by_region = np.zeros(source.length, bool)
-        for position, size in enumerate(_measure_all(source, tile, max_pixels)):
+        for position, size in enumerate(_measure_images(source, tile, max_pixels)):
             if isinstance(size, DecodeError):
                 self.failures[position] = size
             else:
@@ -234,15 +234,15 @@ def _check_arguments(tile: int, stride: int | None, min_content: float) -> None:
         raise UsageError(f"min content {min_content}: a share between 0 and 1")
 
 
-def _measure_all(source: Source, tile: int, max_pixels: int) -> Iterator[ImageSize | DecodeError]:
+def _measure_images(source: Source, tile: int, max_pixels: int) -> Iterator[ImageSize | DecodeError]:
     """Measure each image in order; an error says why no tile can be cut from it."""
     images = source.items(0, source.length or 0)
     with ThreadPoolExecutor(_READERS) as pool:
         while chunk := list(islice(images, _HEADERS)):
-            yield from pool.map(lambda image: _measure(cast(ImageItem, image), tile, max_pixels), chunk)
+            yield from pool.map(lambda image: _measure_image(cast(ImageItem, image), tile, max_pixels), chunk)
 
 
-def _measure(image: ImageItem, tile: int, max_pixels: int) -> ImageSize | DecodeError:
+def _measure_image(image: ImageItem, tile: int, max_pixels: int) -> ImageSize | DecodeError:
     try:
         size = _read_size(image, max_pixels)
         if min(size.width, size.height) < tile:
@@ -281,25 +281,25 @@ def _read_whole_size(file: BinaryIO, max_pixels: int) -> ImageSize:
             opener, accepts = Image.OPEN[name]
             if accepts is not None and accepts(head) is True:
                 file.seek(0)
-                return _upright_size(opener(file, ""), file, max_pixels)
+                return _turn_size(opener(file, ""), file, max_pixels)
     raise DecodeError("not an image that Pillow can read")
 
 
-def _upright_size(image: Image.Image, file: BinaryIO, max_pixels: int) -> ImageSize:
+def _turn_size(image: Image.Image, file: BinaryIO, max_pixels: int) -> ImageSize:
     """Turn the size of an opened image by its EXIF orientation."""
     width, height = image.size
     check_image_size(width, height, max_pixels)
     if image.format == "TIFF":  # Pillow's size may be the upright one
         tags = image.tag_v2  # type: ignore[attr-defined]
         width, height = tags[_WIDTH_TAG], tags[_HEIGHT_TAG]
-    if image.format == "PNG" and not _png_metadata_follows(file):  # to find any, Pillow would decode the image
+    if image.format == "PNG" and not _has_metadata_after_pixels(file):  # to find any, Pillow would decode the image
         turn = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
     else:
         turn = read_orientation(image)
     return ImageSize(*((height, width) if turn in (5, 6, 7, 8) else (width, height)), by_region=False)
 
 
-def _png_metadata_follows(file: BinaryIO) -> bool:
+def _has_metadata_after_pixels(file: BinaryIO) -> bool:
     """Check whether a PNG has EXIF data or text after its pixels."""
     file.seek(8)
     pixels = False

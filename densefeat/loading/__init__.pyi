@@ -1,7 +1,7 @@
 from .catalogue import Network, list_networks
 from .load import (
     LoadedNetwork,
-    describe_source,
+    describe_weights_source,
     find_config,
     find_weights_file,
     load_network,
@@ -32,7 +32,7 @@ __all__ = [
     "LoadedNetwork",
     "Network",
     "RunConfig",
-    "describe_source",
+    "describe_weights_source",
     "find_config",
     "find_weights_file",
     "is_run_folder",

@@ -9,7 +9,7 @@ import torch
 from timm.models import get_arch_pretrained_cfgs
 
 from densefeat.errors import UsageError
-from densefeat.loading.load import describe_source
+from densefeat.loading.load import describe_weights_source
 from densefeat.nets import VARIANTS
 
 
@@ -45,6 +45,6 @@ def _describe_network(name: str) -> list[Network]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return [
         Network(name, parameters, channels, config.input_size, config.tag or "", config.license,
-                describe_source(config) if config.has_weights else None)
+                describe_weights_source(config) if config.has_weights else None)
         for config in get_arch_pretrained_cfgs(name).values()
     ]  # fmt: skip

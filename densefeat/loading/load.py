@@ -85,7 +85,7 @@ def load_network(model: str | nn.Module, weights: str | Path | None = None, head
             raise UsageError("weights are for a model given by name: load them into your own with densefeat.load_weights")
         return LoadedNetwork(model, getattr(model, "recorded_name", type(model).__name__), "a model object")
     if is_run_folder(model):
-        return _load_run(model, weights, head)
+        return _load_from_run(model, weights, head)
     return _load_by_name(model, weights, head)
 
 
@@ -95,10 +95,10 @@ def load_run(folder: str | Path, weights: str | Path | None = None) -> nn.Module
     ``(N, 3, H, W)`` to logits; ``pretrained_cfg`` has its preprocessing, and its classes as ``label_names``. ``weights``: a
     file instead of the run's own. Raises UsageError where there is no run, WeightsError where its files do not fit.
     """
-    return _load_run(folder, weights, head=True).model
+    return _load_from_run(folder, weights, head=True).model
 
 
-def _load_run(folder: str | Path, weights: str | Path | None, head: bool) -> LoadedNetwork:
+def _load_from_run(folder: str | Path, weights: str | Path | None, head: bool) -> LoadedNetwork:
     run = read_run(folder)
     if weights is not None and not head:
         raise UsageError(f"weights {str(weights)!r}: the run {str(folder)!r} has its own")
@@ -126,7 +126,7 @@ def _load_by_name(name: str, weights: str | Path | None, head: bool) -> LoadedNe
     model = _load_published(name, config)
     file = find_weights_file(config)
     sha256 = None if file is None else file_sha256(file)
-    return LoadedNetwork(model, full_name, describe_source(config), sha256, config.license, file, published=True)
+    return LoadedNetwork(model, full_name, describe_weights_source(config), sha256, config.license, file, published=True)
 
 
 def _load_published(name: str, config: PretrainedCfg) -> nn.Module:
@@ -142,7 +142,7 @@ def _load_published(name: str, config: PretrainedCfg) -> nn.Module:
     except Exception as error:  # failures of the network, the cache and the hub have many types
         reason = describe_error(error)
         raise WeightsError(
-            f"{name}: its weights could not be fetched from {describe_source(config)}"
+            f"{name}: its weights could not be fetched from {describe_weights_source(config)}"
             f" ({type(error).__name__}: {reason}); {_ALTERNATIVES}"
         ) from error
 
@@ -163,7 +163,7 @@ def find_config(name: str) -> PretrainedCfg:
     raise UsageError(f"unknown model {name!r}: {hint}")
 
 
-def describe_source(config: PretrainedCfg) -> str:
+def describe_weights_source(config: PretrainedCfg) -> str:
     """Say where the weights of a configuration are published."""
     if config.file:
         return f"densefeat/{Path(config.file).name}" if Path(config.file).parent == BUNDLED else config.file

@@ -12,7 +12,7 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 
-def _imagenet_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.Module]:
+def _make_imagenet_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.Module]:
     """7×7 convolution of stride 2, BN, ReLU, 3×3 max pool of stride 2."""
     return OrderedDict(
         conv0=nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False, **dd),
@@ -21,7 +21,7 @@ def _imagenet_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.
     )
 
 
-def _cifar_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.Module]:
+def _make_cifar_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.Module]:
     """One 3×3 convolution at full resolution."""
     return OrderedDict(conv0=nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd))
 
@@ -36,7 +36,7 @@ class Stem:
     reduction: int
 
 
-STEMS = {"imagenet": Stem(_imagenet_stem, "norm0", 2, 4), "cifar": Stem(_cifar_stem, "conv0", 1, 1)}
+STEMS = {"imagenet": Stem(_make_imagenet_stem, "norm0", 2, 4), "cifar": Stem(_make_cifar_stem, "conv0", 1, 1)}
 
 
 def he_init(module: nn.Module) -> None:

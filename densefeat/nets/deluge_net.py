@@ -60,7 +60,7 @@ class DelugeNet(StagedNet):
             elif stem_type == "imagenet":
                 opener = nn.Conv2d(channels, 2 * width, 1, bias=False, **dd)
             else:
-                opener = _first_composite_layer(channels, width, **dd)
+                opener = _make_first_composite_layer(channels, width, **dd)
                 num_layers -= 1
             stages[f"block{i}"] = DelugeBlock(opener, num_layers, width, **dd)
             channels = 2 * width
@@ -96,7 +96,7 @@ class DelugeNet(StagedNet):
                 module.memory_efficient = enable
 
 
-def _first_composite_layer(in_channels: int, width: int, **dd: Any) -> nn.Sequential:
+def _make_first_composite_layer(in_channels: int, width: int, **dd: Any) -> nn.Sequential:
     """The first composite layer of the CIFAR networks, which reads only the stem: BN, then the bottleneck."""
     norm = nn.BatchNorm2d(in_channels, **dd)
     return nn.Sequential(OrderedDict(norm=norm, bottleneck=Bottleneck(in_channels, width, **dd)))
@@ -184,11 +184,11 @@ class CrossLayerDepthwise(nn.Module):
 
     def folded_sum(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         """All norms as one weighted sum: ``Σ_i a_i[c] · h_i[c] + b[c]``."""
-        outer = _scale(self.norm.weight, self.norm.running_var, self.norm.eps)
+        outer = _compute_scale(self.norm.weight, self.norm.running_var, self.norm.eps)
         bias = -widen(self.norm.running_mean)
         weights: list[torch.Tensor] = []
         for norm in self.norms:
-            inner = _scale(norm.weight, norm.running_var, norm.eps)
+            inner = _compute_scale(norm.weight, norm.running_var, norm.eps)
             bias = bias + widen(norm.bias) - widen(norm.running_mean) * inner
             weights.append(_per_channel(inner * outer, outputs[0]))
         total = _per_channel(bias * outer + widen(self.norm.bias), outputs[0])
@@ -197,7 +197,7 @@ class CrossLayerDepthwise(nn.Module):
         return total
 
 
-def _scale(weight: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
+def _compute_scale(weight: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
     """The factor that an eval-mode norm multiplies by, per channel."""
     return widen(weight) * torch.rsqrt(widen(variance) + eps)
 

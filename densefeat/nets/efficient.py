@@ -31,8 +31,8 @@ def norm_relu_conv(
     Args:
         features: Tensors ``(N, C_i, H, W)``, whose channels add up to the norm's.
         act: The ReLU module after ``norm``; None where ``norm`` contains it.
-        statistics: The results of :func:`_batch_statistics` for the first of ``features``; those of the others are appended
-            where they are needed. The layers of a block share one such list.
+        statistics: The results of :func:`_compute_batch_statistics` for the first of ``features``; those of the others are
+            appended where they are needed. The layers of a block share one such list.
 
     Raises:
         ValueError: One value per channel in training mode.
@@ -127,11 +127,11 @@ def _norm_relu(
 
 def _collect_statistics(features: list[torch.Tensor], statistics: list[torch.Tensor]) -> torch.Tensor:
     """Concatenate the features' batch statistics, ``(2, C)``; those missing from ``statistics`` are appended to it."""
-    statistics.extend(_batch_statistics(feature) for feature in features[len(statistics) :])
+    statistics.extend(_compute_batch_statistics(feature) for feature in features[len(statistics) :])
     return torch.cat(statistics, 1)
 
 
-def _batch_statistics(feature: torch.Tensor) -> torch.Tensor:
+def _compute_batch_statistics(feature: torch.Tensor) -> torch.Tensor:
     """``(N, C, H, W)`` to each channel's variance (biased) and mean, ``(2, C)``, as constants."""
     if _count_values(feature) == 1:
         raise ValueError(f"input of shape {tuple(feature.shape)}: BatchNorm in training needs more than 1 value per channel")

@@ -17,7 +17,7 @@ def count_flops(compute: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def network_flops(model: nn.Module, size: int, pool_first: bool = False) -> int:
+def count_network_flops(model: nn.Module, size: int, pool_first: bool = False) -> int:
     """As :func:`count_flops`, for one image ``(1, 3, size, size)``; nothing is computed.
 
     ``pool_first``: with transitions that convolve the pooled map, as our engines do.

@@ -55,7 +55,7 @@ def load_weights(model: nn.Module, path: str | Path, whole: bool = False) -> Loa
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     """The model's tensors in a checkpoint file, under the key names of today's torchvision and timm."""
-    return _canonical_keys(_read_checkpoint(path))
+    return _rename_keys(_read_checkpoint(path))
 
 
 def set_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path, whole: bool = False) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ def set_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], path: 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
     """Convert a state dict for timm, which calls this between file and model, by the rules of :func:`load_weights`."""
-    kept, dropped = _drop_other_classifier(_canonical_keys(state_dict), model)
+    kept, dropped = _drop_other_classifier(_rename_keys(state_dict), model)
     if dropped:
         _logger.warning("%s: the file has another number of classes; the model keeps its own values", ", ".join(dropped))
         own = model.state_dict()
@@ -125,7 +125,7 @@ def _check_archive_size(path: Path) -> None:
         )
 
 
-def _canonical_keys(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _rename_keys(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Take the model's tensors out of a checkpoint and rename them as :func:`read_state_dict` describes."""
     for container in _CONTAINERS:
         inner = content.get(container)
@@ -138,10 +138,10 @@ def _canonical_keys(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         if isinstance(key, str) and isinstance(value, torch.Tensor) and key != "n_averaged"
     }
     averaged = {key: value for key, value in tensors.items() if key.startswith(_EMA_PREFIXES)}
-    return {_canonical_key(key): value for key, value in (averaged or tensors).items()}
+    return {_rename_key(key): value for key, value in (averaged or tensors).items()}
 
 
-def _canonical_key(key: str) -> str:
+def _rename_key(key: str) -> str:
     while key.startswith(_PREFIXES):
         key = key.split(".", 1)[1]
     return _OLD_TORCHVISION_KEY.sub(r"\1\2", key)
@@ -154,7 +154,7 @@ def _drop_other_classifier(
     own = model.state_dict()
 
     def has_other_classes(key: str, value: torch.Tensor) -> bool:
-        if not key.startswith(_classifier_prefixes(model)):
+        if not key.startswith(_list_classifier_prefixes(model)):
             return False
         return key not in own or (own[key].shape != value.shape and own[key].shape[1:] == value.shape[1:])
 
@@ -162,7 +162,7 @@ def _drop_other_classifier(
     return {key: value for key, value in state_dict.items() if key not in dropped}, dropped
 
 
-def _classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+def _list_classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
     """The prefixes of the classifier's keys; timm's models name the classifier in ``pretrained_cfg``."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or "classifier"
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
@@ -175,7 +175,7 @@ def _check_fit(state_dict: dict[str, torch.Tensor], model: nn.Module, path: Path
     """
     own = model.state_dict()
     optional = {key for key in own if key.endswith("num_batches_tracked")}
-    head = _classifier_prefixes(model)
+    head = _list_classifier_prefixes(model)
     if not whole and not any(key.startswith(head) for key in state_dict):
         optional |= {key for key in own if key.startswith(head)}
     missing = [key for key in own if key not in state_dict and key not in optional]

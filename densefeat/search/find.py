@@ -55,9 +55,9 @@ def find_neighbours(
     rows = [_find_row(store, key) for key in keys]
     vectors = []
     if images:
-        from densefeat.search.queries import embed  # loads torch, which rows of the store do not need
+        from densefeat.search.queries import embed_images  # loads torch, which rows of the store do not need
 
-        vectors.append(embed(store, name, images, weights, device))
+        vectors.append(embed_images(store, name, images, weights, device))
     vectors += [store.read(name, row, row + 1).astype(np.float32) for row in rows]
     entries = read_entries(store, np.array(rows, np.int64))
     queries = [Query(ImageEntry(str(image))) for image in images] + [Query(entries[row], row) for row in rows]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from densefeat.base import Card, Section, check_target, render_page, save_page
+from densefeat.base import ImageCard, Section, check_target, render_page, save_page
 from densefeat.search.results import Group, Neighbours, Pairs
 from densefeat.store import ImageEntry, make_file_thumbnail, make_thumbnails
 
@@ -51,9 +51,9 @@ def _make_notes(result: Neighbours | Pairs) -> list[str]:
 def _make_query_sections(result: Neighbours, pictures: dict[ImageEntry, str]) -> Iterator[Section]:
     for number, query in enumerate(result.queries):
         picture = make_file_thumbnail(query.entry.path) if query.row is None else pictures.get(query.entry)
-        cards = [Card("query", picture=picture, is_query=True, **vars(query.entry))]
+        cards = [ImageCard("query", picture=picture, is_query=True, **vars(query.entry))]
         cards += [
-            Card(f"{rank} · {score:.4f}", picture=pictures.get(entry), **vars(entry))
+            ImageCard(f"{rank} · {score:.4f}", picture=pictures.get(entry), **vars(entry))
             for rank, score, entry in result.list_neighbours(number)
         ]
         yield Section(f"Nearest to {query.entry.name}", cards)
@@ -75,7 +75,7 @@ def _make_group_sections(result: Pairs, groups: list[Group], pictures: dict[Imag
         cards = []
         for row, score in zip(group.rows[:_MAX_GROUP_IMAGES].tolist(), group.scores, strict=False):
             entry = result.entries[row]
-            cards.append(Card(f"{score:.4f}", picture=pictures.get(entry), **vars(entry)))
+            cards.append(ImageCard(f"{score:.4f}", picture=pictures.get(entry), **vars(entry)))
         shown = f", {_MAX_GROUP_IMAGES} shown" if len(group.rows) > _MAX_GROUP_IMAGES else ""
         yield Section(f"Group {number}: {len(group.rows)} images{shown}", cards)
     if (hidden := result.group_count - len(groups)) > 0:

@@ -9,14 +9,14 @@ import numpy as np
 from densefeat.errors import DecodeError, UsageError
 from densefeat.features import FeatureExtractor
 from densefeat.images import Preprocessing, open_image
-from densefeat.loading import describe_source, find_config
+from densefeat.loading import describe_weights_source, find_config
 from densefeat.nets import file_sha256
 from densefeat.store import Store, find_source, split_pools
 
 _NEEDED = ("model", "weights", "blocks", "pool", "tap", "precision", "preprocessing")  # of provenance
 
 
-def embed(
+def embed_images(
     store: Store, column: str, images: Sequence[str | Path], weights: str | Path | None = None, device: str = "auto"
 ) -> np.ndarray:
     """Embed image files, each as a whole, as the rows of a column were made: float32 ``(len(images), C)``.
@@ -83,7 +83,7 @@ def rebuild_extractor(
 
 def _find_weights(model: str, recorded: dict[str, Any], weights: str | Path | None, owner: str) -> Path | None:
     """Return the checkpoint to load, with its hash compared; None for published weights and those of a run's folder."""
-    if weights is None and (Path(model).is_dir() or describe_source(find_config(model)) == recorded["source"]):
+    if weights is None and (Path(model).is_dir() or describe_weights_source(find_config(model)) == recorded["source"]):
         return None
     file = Path(recorded["source"] if weights is None else weights)
     if not file.is_file():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from densefeat.search.exact import RowPairs
-from densefeat.store import ImageEntry, Store, entry_columns, read_entries
+from densefeat.store import ImageEntry, Store, list_entry_columns, read_entries
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Neighbours:
     @property
     def fields(self) -> list[str]:
         """The names of the records' fields; ``query`` only where there are several."""
-        return [*(["query"] if len(self.queries) > 1 else []), "rank", "score", *entry_columns(self.store)]
+        return [*(["query"] if len(self.queries) > 1 else []), "rank", "score", *list_entry_columns(self.store)]
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield a record for each neighbour, query by query, nearest first."""
@@ -106,7 +106,7 @@ class Pairs:
 
     @property
     def fields(self) -> list[str]:
-        names = entry_columns(self.store)
+        names = list_entry_columns(self.store)
         return ["rank", "score", "group", *names, *(f"other_{name}" for name in names)]
 
     def records(self) -> Iterator[dict[str, Any]]:

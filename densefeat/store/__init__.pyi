@@ -1,6 +1,6 @@
 from .columns import block_name, choose_column, choose_columns, column_name, find_source, parse_columns, split_pools
 from .conversion import convert
-from .entries import ImageEntry, entry_columns, read_entries
+from .entries import ImageEntry, list_entry_columns, read_entries
 from .failures import count_failures, failures_file, read_failures, write_failure_lines, write_failures
 from .folder import close_store, collect_failures, find_known_paths, read_paths, save_part, start_job
 from .info import describe_store
@@ -17,7 +17,7 @@ from .outputs import (
 )
 from .reader import Store, is_store, open_store
 from .thumbnails import Decodable, make_file_thumbnail, make_pictures, make_thumbnails, shrink_image
-from .writer import DTYPES, EmbeddingWriter, embedding_schema
+from .writer import DTYPES, EmbeddingWriter, make_embedding_schema
 
 __all__ = [
     "DTYPES",
@@ -46,13 +46,13 @@ __all__ = [
     "convert",
     "count_failures",
     "describe_store",
-    "embedding_schema",
-    "entry_columns",
     "failures_file",
     "find_known_paths",
     "find_source",
     "is_store",
+    "list_entry_columns",
     "list_finished_parts",
+    "make_embedding_schema",
     "make_file_thumbnail",
     "make_pictures",
     "make_thumbnails",

@@ -109,7 +109,7 @@ def _refuse_unfinished(store: Store) -> None:
         raise UsageError(f"store {str(store.path)!r} is unfinished, {done:,}{of_all} images done: finish its extraction first")
 
 
-def _to_npy(conversion: _Conversion, out: Path) -> None:
+def _write_npy(conversion: _Conversion, out: Path) -> None:
     with atomic_folder(out) as folder:
         for name in conversion.vectors:
             with open(folder / f"{_check_file_name(name)}.npy", "wb") as file:
@@ -121,7 +121,7 @@ def _to_npy(conversion: _Conversion, out: Path) -> None:
         (folder / "provenance.json").write_text(conversion.provenance, "utf-8")
 
 
-def _to_npz(conversion: _Conversion, out: Path) -> None:
+def _write_npz(conversion: _Conversion, out: Path) -> None:
     with atomic_file(out) as beside, output_errors(out), zipfile.ZipFile(beside, "w") as archive:
         for name in [*conversion.plain, *conversion.vectors]:
             text = conversion.dtype(name).kind == "O"
@@ -153,7 +153,7 @@ def _write_text(file: IO[bytes], store: Store, name: str) -> None:
     _write_array(file, (len(store),), dtype, slices)
 
 
-def _to_safetensors(conversion: _Conversion, out: Path) -> None:
+def _write_safetensors(conversion: _Conversion, out: Path) -> None:
     """Write a length, a JSON header, then one tensor after the other: streamed, which the library's own writer cannot do."""
     numbers = [name for name in [*conversion.vectors, *conversion.plain] if conversion.dtype(name).kind != "O"]
     header: dict[str, Any] = {"__metadata__": {"provenance": conversion.provenance}}
@@ -179,7 +179,7 @@ def _to_safetensors(conversion: _Conversion, out: Path) -> None:
                 file.write(np.ascontiguousarray(array).data)
 
 
-def _to_datasets(conversion: _Conversion, out: Path) -> None:
+def _write_datasets(conversion: _Conversion, out: Path) -> None:
     import datasets  # slow to import
 
     features = datasets.Features.from_arrow_schema(
@@ -203,7 +203,7 @@ def _to_datasets(conversion: _Conversion, out: Path) -> None:
         (folder / "provenance.json").write_text(conversion.provenance, "utf-8")
 
 
-def _to_csv(conversion: _Conversion, out: Path) -> None:
+def _write_csv(conversion: _Conversion, out: Path) -> None:
     fields = [conversion.store.schema.field(name) for name in conversion.plain]
     for name in conversion.vectors:
         fields += [pa.field(f"{name}_{i}", pa.float32()) for i in range(conversion.store.schema.field(name).type.list_size)]
@@ -221,11 +221,11 @@ def _to_csv(conversion: _Conversion, out: Path) -> None:
 
 
 _FORMATS: dict[str, Callable[[_Conversion, Path], None]] = {
-    "npy": _to_npy,
-    "npz": _to_npz,
-    "safetensors": _to_safetensors,
-    "datasets": _to_datasets,
-    "csv": _to_csv,
+    "npy": _write_npy,
+    "npz": _write_npz,
+    "safetensors": _write_safetensors,
+    "datasets": _write_datasets,
+    "csv": _write_csv,
 }
 
 

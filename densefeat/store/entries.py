@@ -21,7 +21,7 @@ class ImageEntry:
         return self.path if self.x is None else f"{self.path}:{self.x},{self.y}"
 
 
-def entry_columns(store: Store) -> list[str]:
+def list_entry_columns(store: Store) -> list[str]:
     """Those of ``path``, ``label``, ``x`` and ``y`` that the store has."""
     return [name for name in ("path", "label", "x", "y") if name in store.schema.names]
 
@@ -29,5 +29,5 @@ def entry_columns(store: Store) -> list[str]:
 def read_entries(store: Store, rows: np.ndarray) -> dict[int, ImageEntry]:
     """Read the entries of some rows, by row number, each once; rows of -1 are left out. The columns are read whole."""
     distinct = np.unique(rows[rows >= 0])
-    columns = {name: store.column(name).take(distinct).to_pylist() for name in entry_columns(store)}
+    columns = {name: store.column(name).take(distinct).to_pylist() for name in list_entry_columns(store)}
     return {int(row): ImageEntry(**{name: values[i] for name, values in columns.items()}) for i, row in enumerate(distinct)}

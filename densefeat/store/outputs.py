@@ -92,7 +92,7 @@ def choose_csv_file(out: Path, header: Sequence[str]) -> Path:
     """Return NAME.csv beside NAME.png. Raises UsageError where a file of that name begins with another header."""
     path = out.with_suffix(".csv")
     if path.is_file() and _read_first_line(path) != ",".join(header).encode():
-        raise _in_the_way(path, out)
+        raise _make_conflict_error(path, out)
     check_output(path)
     return path
 
@@ -110,7 +110,7 @@ def choose_points_file(out: Path) -> Path:
     """Return NAME.parquet beside NAME.html. Raises UsageError where a file of that name is not of a map."""
     path = out.with_suffix(".parquet")
     if path.is_file() and MAP_KEY not in _read_metadata(path):
-        raise _in_the_way(path, out)
+        raise _make_conflict_error(path, out)
     check_output(path)
     return path
 
@@ -123,7 +123,7 @@ def _read_metadata(path: Path) -> dict[bytes, bytes]:
         return {}
 
 
-def _in_the_way(path: Path, out: Path) -> UsageError:
+def _make_conflict_error(path: Path, out: Path) -> UsageError:
     return UsageError(
         f"output {str(out)!r}: {str(path)!r} beside it exists and was not written by this command: move it away,"
         " or give another --out"

@@ -142,7 +142,7 @@ class Store:
     def _open(self, index: int, *names: str) -> Iterator[pq.ParquetFile]:
         """Open a part and check that it has the rows and the columns that it should have."""
         path = self.parts[index]
-        with _read_errors(path), pq.ParquetFile(path, memory_map=True, pre_buffer=False) as part:
+        with _parquet_errors(path), pq.ParquetFile(path, memory_map=True, pre_buffer=False) as part:
             if part.metadata.num_rows != self._sizes[index]:
                 raise OutputError(f"{path}: has {part.metadata.num_rows} rows, not the {self._sizes[index]} of the manifest")
             for name in names:
@@ -215,10 +215,10 @@ def open_store(path: str | Path) -> Store:
     Raises UsageError where there is none, OutputError where it is damaged or of a newer version of the format.
     """
     path = Path(path)
-    return _open_single(path) if path.is_file() else _open_folder(Layout(path))
+    return _open_store_file(path) if path.is_file() else _open_store_folder(Layout(path))
 
 
-def _open_single(path: Path) -> Store:
+def _open_store_file(path: Path) -> Store:
     try:
         metadata = pq.read_metadata(path)
     except pa.ArrowInvalid as error:
@@ -235,7 +235,7 @@ def _open_single(path: Path) -> Store:
     return Store(path, [path], None, [metadata.num_rows])
 
 
-def _open_folder(layout: Layout) -> Store:
+def _open_store_folder(layout: Layout) -> Store:
     """Open a folder by its manifest, which has the parts' sizes: only the first part's schema is read now."""
     manifest = read_manifest(layout)
     if manifest is None:
@@ -259,7 +259,7 @@ def row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
 
 
 @contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
+def _parquet_errors(path: Path) -> Iterator[None]:
     """Turn pyarrow's and the system's errors on a damaged or missing file into OutputError that names it."""
     try:
         yield
@@ -268,10 +268,10 @@ def _read_errors(path: Path) -> Iterator[None]:
 
 
 def _count_rows(path: Path) -> int:
-    with _read_errors(path):
+    with _parquet_errors(path):
         return pq.read_metadata(path).num_rows
 
 
 def _read_schema(path: Path) -> pa.Schema:
-    with _read_errors(path):
+    with _parquet_errors(path):
         return pq.read_schema(path)

@@ -16,7 +16,17 @@ import torch
 from PIL import Image
 
 from densefeat.errors import DensefeatError
-from densefeat.images import Decoded, ImageFiles, LocalFolder, Selected, Source, TiledSource, is_remote, open_image, open_source
+from densefeat.images import (
+    DecodedImage,
+    ImageFiles,
+    LocalFolder,
+    SelectedSource,
+    Source,
+    TiledSource,
+    is_remote,
+    open_image,
+    open_source,
+)
 from densefeat.store.entries import ImageEntry
 
 _EDGE = 160  # pixels
@@ -28,7 +38,7 @@ _Picture = TypeVar("_Picture")
 class Decodable(Protocol):
     """An image or a tile that can be decoded; None: a tile without content."""
 
-    def decode(self) -> Decoded | None: ...
+    def decode(self) -> DecodedImage | None: ...
 
 
 def make_thumbnails(
@@ -84,7 +94,7 @@ def _open_images(place: str, keys: set[str], options: dict[str, Any]) -> Source:
         return ImageFiles(LocalFolder(os.path.realpath(place), bool(options.get("follow_links"))), names)
     source = open_source(place, **options)
     positions = pc.index_in(names, source.keys()).drop_null()
-    return Selected(source, np.sort(positions.to_numpy()))
+    return SelectedSource(source, np.sort(positions.to_numpy()))
 
 
 def _find_items(source: Source, entries: set[ImageEntry], tiles: dict | None) -> Iterator[tuple[ImageEntry, Decodable]]:

@@ -19,7 +19,7 @@ _ROW_GROUP_BYTES = 32 * 2**20
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
 
-def embedding_schema(
+def make_embedding_schema(
     shapes: Mapping[str, Sequence[int]],
     provenance: dict[str, Any],
     dtype: str = "float32",

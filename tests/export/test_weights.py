@@ -14,7 +14,7 @@ from torch import nn
 import densefeat
 from densefeat.errors import UsageError
 from densefeat.export import export_model
-from densefeat.export.metadata import describe_source
+from densefeat.export.metadata import describe_network
 from densefeat.export.source import load_source
 from densefeat.heads.modules import HeadedNet
 from densefeat.images.transforms import Preprocessing
@@ -150,9 +150,9 @@ def test_weights_of_a_run_with_a_head_of_ours(tmp_path: Path, model: nn.Module, 
 
 def test_metadata_of_logits_have_class_names() -> None:
     source = load_source(BUNDLED, None, head=True)
-    facts = describe_source(source, Preprocessing.for_model(source.model), with_classes=True)
+    facts = describe_network(source, Preprocessing.for_model(source.model), with_classes=True)
     assert facts["label_names"] == load_network(BUNDLED).classes
-    assert "label_names" not in describe_source(source, Preprocessing.for_model(source.model), with_classes=False)
+    assert "label_names" not in describe_network(source, Preprocessing.for_model(source.model), with_classes=False)
 
 
 def test_one_size_where_the_converter_needs_it(tmp_path: Path, headed_run: Path) -> None:

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from densefeat.images.rows import _read_feature, format_labels, read_class_names
+from densefeat.images.rows import _read_feature, format_labels, read_label_names
 
 
 @pytest.mark.parametrize(
@@ -42,5 +42,5 @@ def test_labels_are_text(values: pa.Array, names: list[str] | None, labels: list
 )
 def test_metadata_that_says_nothing(metadata: dict | None) -> None:
     schema = pa.schema([("label", pa.int64())], metadata)
-    assert read_class_names(schema, "label") is None
+    assert read_label_names(schema, "label") is None
     assert isinstance(_read_feature(schema, "label"), dict)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from densefeat.images.sources import open_source
-from densefeat.images.stream import _READ_OVER, ImageItem, Selected, find_repeats, hash_columns, printable_key
+from densefeat.images.stream import _READ_OVER, ImageItem, SelectedSource, find_repeats, hash_columns, printable_key
 from densefeat.images.tables import TableRows
 from support.streams import read_source
 
@@ -25,7 +25,7 @@ def table(path: Path, count: int) -> TableRows:
     [[], [0], [3, 4, 5], [0, 2, 4, 5], [5, 0, 0, 5, 4], [1, 2, _READ_OVER + 3, 2 * _READ_OVER + 3, 2 * _READ_OVER + 4]],
 )
 def test_some_positions_in_an_order(positions: list[int], tmp_path: Path) -> None:
-    selected = Selected(table(tmp_path / "x.parquet", 2 * _READ_OVER + 5), np.array(positions, np.int64))
+    selected = SelectedSource(table(tmp_path / "x.parquet", 2 * _READ_OVER + 5), np.array(positions, np.int64))
     assert read_source(selected) == [(f"x.parquet#{i}", str(i), b"%d" % i) for i in positions]
     assert selected.labelled
 
@@ -36,15 +36,15 @@ def test_near_positions_are_read_together(tmp_path: Path, monkeypatch: pytest.Mo
     rows = TableRows.rows
     monkeypatch.setattr(TableRows, "rows", lambda self, start: entered.append(start) or rows(self, start))
     positions = np.array([10, 500, 501, 1400, 4000, 4001])
-    assert len(list(Selected(source, positions).items(0, 9))) == 6
+    assert len(list(SelectedSource(source, positions).items(0, 9))) == 6
     assert entered == [10, 4000]
 
 
 def test_a_selection_is_identified_by_source_and_positions(tmp_path: Path) -> None:
     one, two = table(tmp_path / "x.parquet", 5), table(tmp_path / "y.parquet", 5)
-    selections = [Selected(source, np.array(some)) for source in (one, two) for some in ([1, 2], [2, 1], [1, 2, 3])]
+    selections = [SelectedSource(source, np.array(some)) for source in (one, two) for some in ([1, 2], [2, 1], [1, 2, 3])]
     assert len({selection.fingerprint() for selection in selections}) == 6
-    assert Selected(one, np.array([1, 2], np.int32)).fingerprint() == selections[0].fingerprint()
+    assert SelectedSource(one, np.array([1, 2], np.int32)).fingerprint() == selections[0].fingerprint()
 
 
 def test_fingerprints_do_not_depend_on_the_layout() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from densefeat import UsageError
 from densefeat.images.sources import open_source
-from densefeat.images.tars import Header
+from densefeat.images.tars import PlainHeader
 from support.streams import read_source
 
 
@@ -154,10 +154,10 @@ def test_our_headers_equal_those_of_tarfile(kind: int) -> None:
         member = tarfile.TarInfo(name)
         member.size = size
         buffer = member.tobuf(kind, "utf-8", "surrogateescape")[-512:]
-        ours, theirs = (parser.frombuf(buffer, "utf-8", "surrogateescape") for parser in (Header, tarfile.TarInfo))
+        ours, theirs = (parser.frombuf(buffer, "utf-8", "surrogateescape") for parser in (PlainHeader, tarfile.TarInfo))
         assert (ours.name, ours.size, ours.type) == (theirs.name, theirs.size, theirs.type)
         with pytest.raises(tarfile.HeaderError):
-            Header.frombuf(buffer.replace(b"ustar", b"usual"), "utf-8", "surrogateescape")
+            PlainHeader.frombuf(buffer.replace(b"ustar", b"usual"), "utf-8", "surrogateescape")
 
 
 @pytest.mark.parametrize(

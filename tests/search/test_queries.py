@@ -11,7 +11,7 @@ import densefeat
 from densefeat.errors import UsageError
 from densefeat.nets.weights import file_sha256
 from densefeat.search.find import _find_row
-from densefeat.search.queries import embed, rebuild_extractor
+from densefeat.search.queries import embed_images, rebuild_extractor
 from support.helpers import BUNDLED, relative_difference
 
 
@@ -31,7 +31,7 @@ def test_a_query_is_embedded_as_its_row_was(photo_folder: Path, tmp_path: Path, 
     densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", workers=1, **settings)
     store = densefeat.open_store(tmp_path / "e.parquet")
     some = [2, 7]
-    queries = embed(store, column, [photo_folder / store.keys[row] for row in some], device="cpu")
+    queries = embed_images(store, column, [photo_folder / store.keys[row] for row in some], device="cpu")
     assert relative_difference(queries, store[column][some]) < (1e-2 if settings.get("precision") == "bf16" else 1e-5)
 
 
@@ -113,7 +113,7 @@ def test_unreadable_queries(photo_folder: Path, tmp_path: Path, content: bytes |
     if content is not None:
         (tmp_path / "q.jpg").write_bytes(content)
     with pytest.raises(UsageError, match=match):
-        embed(densefeat.open_store(tmp_path / "e.parquet"), "block1", [tmp_path / "q.jpg"], device="cpu")
+        embed_images(densefeat.open_store(tmp_path / "e.parquet"), "block1", [tmp_path / "q.jpg"], device="cpu")
 
 
 def test_rows_by_key(make_store) -> None:

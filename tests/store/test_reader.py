@@ -12,7 +12,7 @@ import densefeat
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.manifest import Failure
 from densefeat.store.reader import is_store
-from densefeat.store.writer import METADATA_KEY, EmbeddingWriter, embedding_schema
+from densefeat.store.writer import METADATA_KEY, EmbeddingWriter, make_embedding_schema
 from support.stores import PROVENANCE, random_features, write_rows, write_store
 
 
@@ -61,7 +61,7 @@ def test_ranges_over_parts_and_row_groups(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("densefeat.store.reader._PIECE_BYTES", 24)
     features = write_store(tmp_path / "s", rows=25, part_rows=10)
     path = tmp_path / "e.parquet"
-    with EmbeddingWriter(path, embedding_schema({"block1": (3,)}, {})) as writer:
+    with EmbeddingWriter(path, make_embedding_schema({"block1": (3,)}, {})) as writer:
         for i in range(25):
             plain = {"path": [str(i)], "width": [i], "height": [0]}
             writer.append(plain, {"block1": features["block1"][i : i + 1]})

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from densefeat.errors import OutputError
-from densefeat.store.writer import _ROW_GROUP_BYTES, EmbeddingWriter, embedding_schema
+from densefeat.store.writer import _ROW_GROUP_BYTES, EmbeddingWriter, make_embedding_schema
 
 SHAPES = {"block1": (3,), "block2": (2, 4, 5)}
 
@@ -22,7 +22,7 @@ def rows(n: int, start: int = 0) -> tuple[dict[str, list], dict[str, np.ndarray]
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    schema = embedding_schema(SHAPES, {"model": "m", "pool": "avg"})
+    schema = make_embedding_schema(SHAPES, {"model": "m", "pool": "avg"})
     first, second = rows(5), rows(2, 5)
     with EmbeddingWriter(tmp_path / "x.parquet", schema) as writer:
         writer.append(*first)
@@ -42,7 +42,7 @@ def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
     shapes = {"block1": (_ROW_GROUP_BYTES // 16,)}
     values = {"block1": np.ones((1, _ROW_GROUP_BYTES // 16), np.float32)}
     path = tmp_path / "x.parquet"
-    with EmbeddingWriter(path, embedding_schema(shapes, {})) as writer:
+    with EmbeddingWriter(path, make_embedding_schema(shapes, {})) as writer:
         for i in range(9):
             writer.append({"path": [str(i)], "width": [1], "height": [1]}, values)
             assert len(writer._pending) < 5
@@ -50,7 +50,7 @@ def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
 
 
 def test_columns_of_labels_and_tiles(tmp_path: Path) -> None:
-    schema = embedding_schema({"block1": (3,)}, {}, "float16", labelled=True, tiled=True)
+    schema = make_embedding_schema({"block1": (3,)}, {}, "float16", labelled=True, tiled=True)
     assert schema.names == ["path", "label", "width", "height", "x", "y", "block1"]
     columns = {"path": ["a", "a"], "label": ["cat", None], "width": [9, 9], "height": [9, 9], "x": [0, 4], "y": [0, 0]}
     values = np.array([[0.5, 1, 2], [3, 4, 65504]], np.float32)
@@ -67,6 +67,6 @@ def test_a_full_disk_is_one_clear_error() -> None:
         pytest.skip("this system has no /dev/full")
     with (
         pytest.raises(OutputError, match="output '/dev/full' cannot be written: .*No space left"),
-        EmbeddingWriter(full, embedding_schema(SHAPES, {})) as writer,
+        EmbeddingWriter(full, make_embedding_schema(SHAPES, {})) as writer,
     ):
         writer.append(*rows(5))

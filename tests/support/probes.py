@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from densefeat.labels.targets import Targets
-from densefeat.store.writer import EmbeddingWriter, embedding_schema
+from densefeat.store.writer import EmbeddingWriter, make_embedding_schema
 
 WIDTHS = {"block1": 4, "block2": 6, "block3": 8}
 NAMES = ("ant", "bee", "cow", "dog", "eel", "fox")
@@ -44,7 +44,7 @@ def write_probe_store(
     """A single-file store; keys are ``0.jpg``, ``1.jpg``, … unless given."""
     rows = len(next(iter(features.values())))
     shapes = {name: values.shape[1:] for name, values in features.items()}
-    schema = embedding_schema(shapes, {"model": "made-up"} | provenance, "float32", labels is not None, places is not None)
+    schema = make_embedding_schema(shapes, {"model": "made-up"} | provenance, "float32", labels is not None, places is not None)
     columns: dict[str, Any] = {"path": keys or [f"{i}.jpg" for i in range(rows)], "width": [1] * rows, "height": [1] * rows}
     columns |= {} if labels is None else {"label": labels}
     columns |= {} if places is None else {"x": [x for x, _ in places], "y": [y for _, y in places]}

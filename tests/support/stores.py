@@ -11,7 +11,7 @@ from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, Manifest, PartRecord, Round
 from densefeat.store.outputs import check_store_folder
 from densefeat.store.reader import Store, open_store
-from densefeat.store.writer import EmbeddingWriter, embedding_schema
+from densefeat.store.writer import EmbeddingWriter, make_embedding_schema
 
 SHAPES: dict[str, tuple[int, ...]] = {"block1": (3,), "block2": (5,)}
 PROVENANCE = {"model": "made-up", "pool": ["avg"], "weights": {"sha256": "0" * 64}}
@@ -26,7 +26,7 @@ def write_rows(path: Path, features: Mapping[str, np.ndarray], start: int, stop:
     """Rows ``start`` to ``stop`` of ``features`` as one Parquet file; every fifth row has no label."""
     shapes = {name: values.shape[1:] for name, values in features.items()}
     dtype = next(iter(features.values())).dtype.name
-    schema = embedding_schema(shapes, PROVENANCE, dtype, labelled)
+    schema = make_embedding_schema(shapes, PROVENANCE, dtype, labelled)
     plain = {
         "path": [f'é/{i:02}, "{i}".jpg' for i in range(start, stop)],
         "label": [None if i % 5 == 0 else "cat" if i % 2 else "dog" for i in range(start, stop)],
@@ -76,7 +76,7 @@ def write_single_store(
     """Write features by column, float32 ``(rows, …)``, to one file and open it; keys are ``0.jpg``, … by default."""
     rows = len(next(iter(features.values())))
     shapes = {name: values.shape[1:] for name, values in features.items()}
-    schema = embedding_schema(shapes, provenance, dtype, labels is not None, places is not None)
+    schema = make_embedding_schema(shapes, provenance, dtype, labels is not None, places is not None)
     columns: dict[str, Sequence[Any]] = {"path": keys or [f"{i}.jpg" for i in range(rows)]}
     columns |= {"label": labels} if labels is not None else {}
     columns |= {"width": [1] * rows, "height": [1] * rows}

@@ -18,7 +18,7 @@ from densefeat.features.engines.cpu.kernels import (
     Convolution,
     NormReLU,
     Workspace,
-    convolution,
+    make_convolution,
     spatial_mean,
     split_for_cache,
 )
@@ -94,7 +94,7 @@ class BufferStem:
     """A stem: a convolution, and for ImageNet a max pool."""
 
     def __init__(self, stem: FoldedStem, dtype: torch.dtype) -> None:
-        self.conv = convolution(stem.conv, dtype)
+        self.conv = make_convolution(stem.conv, dtype)
         self.pool, self.dtype = stem.pool, dtype
         self.reduction = stem.conv.stride * (2 if stem.pool else 1)
         self.channels = len(stem.conv.weight) // stem.conv.stride**2  # of the convolution's map, for each pixel of an image
@@ -123,7 +123,7 @@ class BufferDenseBlock:
         self.clip = Clip(block.norm, dtype)
         self.transition: Convolution | None = None
         if block.transition is not None:
-            self.transition = convolution(self.clip.fold_into(block.transition), dtype)
+            self.transition = make_convolution(self.clip.fold_into(block.transition), dtype)
 
     def __call__(self, x: torch.Tensor, workspace: Workspace) -> "DenseBlockFeatures":
         """Copy the block's input ``x (N, C, H, W)`` into the buffer's first channels, then let the layers fill the others."""
@@ -147,7 +147,7 @@ class BufferDenseLayer:
             first = self.norm.fold_into(first)
         else:  # a convolution pads with zeros after the norm: a threshold left to it would be missing at the border
             self.norm = NormReLU(layer.norm, dtype)
-        self.convs = [convolution(conv, dtype) for conv in (first, *rest)]
+        self.convs = [make_convolution(conv, dtype) for conv in (first, *rest)]
         self.start = len(layer.norm.scale)
         self.end = self.start + len(layer.convs[-1].weight)
 
@@ -197,7 +197,7 @@ class BufferDelugeBlock:
         self.name = name
         opener = block.opener
         self.opener = (
-            BufferCompositeLayer(opener, dtype) if isinstance(opener, FoldedCompositeLayer) else convolution(opener, dtype)
+            BufferCompositeLayer(opener, dtype) if isinstance(opener, FoldedCompositeLayer) else make_convolution(opener, dtype)
         )
         self.layers = [BufferCompositeLayer(layer, dtype) for layer in block.layers]
         self.aggregate = WeightedSum(block.aggregate, dtype)
@@ -222,7 +222,7 @@ class BufferCompositeLayer:
 
     def __init__(self, layer: FoldedCompositeLayer, dtype: torch.dtype) -> None:
         self.aggregate = WeightedSum(layer.aggregate, dtype, relu=True)
-        self.convs = [convolution(conv, dtype) for conv in layer.convs]
+        self.convs = [make_convolution(conv, dtype) for conv in layer.convs]
 
     def __call__(self, stack: "OutputStack") -> torch.Tensor:
         x = self.aggregate(stack)
@@ -240,7 +240,7 @@ class WeightedSum:
     def __init__(self, layer: FoldedSum, dtype: torch.dtype, relu: bool = False) -> None:
         outputs, channels = layer.weights.shape
         weight = layer.weights.t().reshape(channels, 1, outputs, 1)
-        self.conv = convolution(FoldedConv(weight, layer.bias, 1, 0, relu), dtype, groups=channels)
+        self.conv = make_convolution(FoldedConv(weight, layer.bias, 1, 0, relu), dtype, groups=channels)
 
     def __call__(self, stack: "OutputStack") -> torch.Tensor:
         return stack.as_maps(self.conv(stack.filled()))

@@ -48,7 +48,7 @@ def spatial_mean(maps: torch.Tensor) -> torch.Tensor:
     return maps.permute(0, 2, 3, 1).flatten(1, 2).mean(1, dtype=torch.float32)
 
 
-def convolution(conv: FoldedConv, dtype: torch.dtype, groups: int = 1) -> Convolution:
+def make_convolution(conv: FoldedConv, dtype: torch.dtype, groups: int = 1) -> Convolution:
     """Make a function of maps ``(N, I, H, W)`` of ``dtype`` that returns ``(N, O, H', W')``."""
     return PackedConvolution(conv, dtype, groups) if _has_onednn(dtype) else PlainConvolution(conv, dtype, groups)
 

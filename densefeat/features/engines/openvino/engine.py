@@ -71,7 +71,7 @@ def load_openvino() -> ModuleType:
     """Import openvino without its telemetry, which would store an id in the home folder and report each import."""
     blocked = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
     if blocked:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # imports of it fail, and openvino goes on without
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # importing it fails, and openvino works without it
     try:
         return importlib.import_module("openvino")
     finally:

@@ -103,10 +103,10 @@ class TritonEngine:
             raise UsageError(f"images of shape {tuple(x.shape)}: this network takes (N, {channels}, H, W)")
         height, width = x.shape[2:]
         last = self.spec.blocks[-1] + 1
-        sizes = _map_sizes(self.folded, height, width)[: last + 1]
+        sizes = _compute_map_sizes(self.folded, height, width)[: last + 1]
         if min(sizes[-1]) < 1:
             raise UsageError(f"images of {height}×{width} pixels are too small for block {last}")
-        passes = ceil(len(x) / max(1, _MAX_ELEMENTS // _largest_map(self.folded, sizes)))
+        passes = ceil(len(x) / max(1, _MAX_ELEMENTS // _count_largest_map(self.folded, sizes)))
         with self.turn, torch.cuda.device(self.spec.device) if self.spec.device.type == "cuda" else nullcontext():
             parts = [self.run(images, mean, maps) for images in x.split(ceil(len(x) / passes))]
         return [concat_outputs(block_parts) for block_parts in zip(*parts, strict=True)]
@@ -153,7 +153,7 @@ class CapturedGraph:
         return outputs
 
 
-def _map_sizes(network: FoldedNetwork, height: int, width: int) -> list[tuple[int, int]]:
+def _compute_map_sizes(network: FoldedNetwork, height: int, width: int) -> list[tuple[int, int]]:
     """List ``(height, width)`` of the stem convolution's map, then of each block's map, for images of one size."""
 
     def strided(size: int, conv: FoldedConv) -> int:
@@ -171,7 +171,7 @@ def _map_sizes(network: FoldedNetwork, height: int, width: int) -> list[tuple[in
     return sizes
 
 
-def _largest_map(network: FoldedNetwork, sizes: list[tuple[int, int]]) -> int:
+def _count_largest_map(network: FoldedNetwork, sizes: list[tuple[int, int]]) -> int:
     """Count one image's values in the largest tensor of a pass through the blocks that are in ``sizes``."""
     pixels = [height * width for height, width in sizes]
     values = [pixels[0] * len(network.stem.conv.weight)]
@@ -191,7 +191,7 @@ def count_traffic(model: nn.Module, height: int, width: int, dtype: torch.dtype)
     """
     network = fold_network(model)
     channels, border = network.stem.conv.weight.shape[1], 2 * network.stem.conv.padding
-    stem, *pixels = (height * width for height, width in _map_sizes(network, height, width))
+    stem, *pixels = (height * width for height, width in _compute_map_sizes(network, height, width))
     written = len(network.stem.conv.weight)
     values = channels * (height * width + (height + border) * (width + border)) + written * stem
     if network.stem.pool:

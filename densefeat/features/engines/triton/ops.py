@@ -100,7 +100,7 @@ def _pad_to_16(values: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.cat([values, values.new_zeros(shape)], dim)
 
 
-def _dot_precision(x: torch.Tensor) -> str:
+def _choose_dot_precision(x: torch.Tensor) -> str:
     """Compute float32 products from three TF32 products: as accurate as float32, but on the tensor cores."""
     return "tf32x3" if x.dtype == torch.float32 else "ieee"
 
@@ -127,7 +127,7 @@ def pointwise(
             x.rows, 0 if stack is None else stack.stride(0), inputs, scale, shift, filters.weight, filters.bias, out.rows,
             len(x.rows), filters.channels, x.stride, filters.outputs, out.stride,
             NORM=norm is not None, MANY=inputs > 1, **_epilogue_flags(filters),
-            PRECISION=_dot_precision(x.rows), **tile.constants,
+            PRECISION=_choose_dot_precision(x.rows), **tile.constants,
         )  # fmt: skip
 
     run(TUNER.choose_tile("pointwise", x.rows, len(x.rows), filters.channels * inputs, filters.outputs, run))
@@ -147,7 +147,7 @@ def conv3x3(x: PixelRows, filters: Filters, out: PixelRows, norm: ScaleShift | N
             (triton.cdiv(len(x.rows), tile.m - 2) * triton.cdiv(filters.outputs, tile.n),),
             x.rows, scale, shift, filters.weight, filters.bias, out.rows,
             len(x.rows), x.height, x.width, filters.channels, x.stride, filters.outputs, out.stride,
-            NORM=norm is not None, **_epilogue_flags(filters), PRECISION=_dot_precision(x.rows), **tile.constants,
+            NORM=norm is not None, **_epilogue_flags(filters), PRECISION=_choose_dot_precision(x.rows), **tile.constants,
         )  # fmt: skip
 
     run(TUNER.choose_tile("conv3x3", x.rows, len(x.rows), filters.channels, filters.outputs, run))
@@ -162,7 +162,7 @@ def conv3x3_stride2(x: PixelRows, filters: Filters, out: PixelRows) -> None:
             (triton.cdiv(len(out.rows), tile.m) * triton.cdiv(filters.outputs, tile.n),),
             x.rows, filters.weight, out.rows, len(out.rows), x.height, x.width, out.height, out.width,
             filters.channels, x.stride, filters.outputs, out.stride,
-            RAGGED=filters.channels % 16 != 0, PRECISION=_dot_precision(x.rows), **tile.constants,
+            RAGGED=filters.channels % 16 != 0, PRECISION=_choose_dot_precision(x.rows), **tile.constants,
         )  # fmt: skip
 
     run(TUNER.choose_tile("conv3x3_stride2", x.rows, len(out.rows), filters.channels, filters.outputs, run))
@@ -177,7 +177,8 @@ def stem_conv(images: torch.Tensor, offsets: torch.Tensor, filters: Filters, str
             (triton.cdiv(len(out.rows), tile.m) * triton.cdiv(filters.outputs, tile.n),),
             images, offsets, filters.weight, filters.bias, out.rows, len(out.rows), images.stride(0), images.stride(2),
             out.height, out.width, filters.channels, filters.outputs, out.stride,
-            STRIDE=stride, BIAS=filters.bias is not None, RELU=filters.relu, PRECISION=_dot_precision(images), **tile.constants,
+            STRIDE=stride, BIAS=filters.bias is not None, RELU=filters.relu,
+            PRECISION=_choose_dot_precision(images), **tile.constants,
         )  # fmt: skip
 
     run(TUNER.choose_tile("stem_conv", images, len(out.rows), filters.channels, filters.outputs, run))
@@ -209,7 +210,7 @@ def transition(x: PixelRows, norm: ScaleShift, filters: Filters, out: PixelRows,
             (x.images * tiles * triton.cdiv(filters.outputs, tile.n),),
             x.rows, norm.scale, norm.shift, filters.weight, out.rows, partial, tiles,
             x.height, x.width, filters.channels, x.stride, filters.outputs, out.stride, 1 / (x.height * x.width),
-            MEAN=mean, RAGGED=filters.channels % 16 != 0, PRECISION=_dot_precision(x.rows), **tile.constants,
+            MEAN=mean, RAGGED=filters.channels % 16 != 0, PRECISION=_choose_dot_precision(x.rows), **tile.constants,
         )  # fmt: skip
 
     run(TUNER.choose_tile("transition", x.rows, len(x.rows), filters.channels, filters.outputs, run))
