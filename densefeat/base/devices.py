@@ -12,7 +12,7 @@ def choose_device(device: str | torch.device | None = "auto", ranks: Ranks | Non
     Args:
         device: ``"auto"``: CUDA, MPS or the CPU, the first that exists. None: CUDA or the CPU, for training, which is not
             tested on MPS. Else the device's name.
-        ranks: Of several processes on a machine each gets a GPU for itself, unless ``device`` names one.
+        ranks: Where several processes share a machine, each gets a GPU for itself, unless ``device`` names one.
 
     Raises UsageError where torch does not know or have the device, or there are fewer GPUs than processes.
     """
@@ -32,7 +32,7 @@ def choose_device(device: str | torch.device | None = "auto", ranks: Ranks | Non
         return chosen
     if ranks.local >= torch.cuda.device_count():
         raise UsageError(
-            f"process {ranks.local} of this machine has no GPU of its own ({torch.cuda.device_count()} here):"
+            f"process {ranks.local} of this machine has no GPU for itself ({torch.cuda.device_count()} here):"
             " start as many processes as there are GPUs, or give --device cpu"
         )
     return torch.device("cuda", ranks.local)

@@ -38,7 +38,7 @@ class ImageCard:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings over rows of text. ``bold_rows``: by number, from 0. ``is_text``: for sentences rather than numbers."""
+    """A table of text. ``bold_rows``: numbers of rows, from 0. ``is_text``: the cells are sentences rather than numbers."""
 
     kind: ClassVar[str] = "table"
     headings: Sequence[str]
@@ -84,7 +84,7 @@ def render_template(name: str, **values: Any) -> str:
 def save_page(path: Path, html: str) -> None:
     """Write a page, whole or not at all. Raises OutputError where it cannot be written."""
     with atomic_file(path) as beside, output_errors(path):
-        beside.write_text(html, encoding="utf-8", errors="backslashreplace")  # of names that are not UTF-8
+        beside.write_text(html, encoding="utf-8", errors="backslashreplace")  # names may hold bytes that are not UTF-8
 
 
 @cache

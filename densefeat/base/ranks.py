@@ -1,4 +1,4 @@
-"""Which of several processes this is: torchrun sets it in environment variables."""
+"""The numbers of this process among several, which torchrun sets in environment variables."""
 
 import os
 from dataclasses import dataclass
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ranks:
-    """``rank``: this process's number among the ``world`` processes of a job; ``local``: its number on its machine."""
+    """The numbers of this process.
+
+    ``rank``: its number among the ``world`` processes of a job; ``local``: its number on its machine.
+    """
 
     rank: int = 0
     world: int = 1

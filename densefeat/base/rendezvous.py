@@ -1,6 +1,6 @@
 """A meeting of all processes of a job, by the key-value store that torchrun keeps for them.
 
-Rank 0 thinks of a new name for the meeting. Every other rank puts down a new ticket; rank 0 answers tickets with the name; the
+Rank 0 makes up a new name for the meeting. Every other rank leaves a new ticket; rank 0 answers tickets with the name; the
 rank confirms its ticket under that name. torchrun's store may still hold the tickets, names and confirmations of processes that
 it has restarted since: nobody waits for those, so they have no effect. A process group could hang at such a restart instead.
 """
@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class _Invitation:
-    """Rank 0's side of a meeting: ``name``, and ``tickets``, those that were answered, for each rank that is still missing."""
+    """The meeting as rank 0 sees it: its ``name``, and the answered ``tickets`` of each rank that is still missing."""
 
     store: Store
     name: str

@@ -20,7 +20,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether a signal has asked the job to stop: false until then."""
+    """A request to stop, made by a signal: true once the signal has come."""
 
     def __init__(self) -> None:
         self.signal: int | None = None

@@ -1,4 +1,4 @@
-"""Compares the outputs of an exported file with those of the plain network, on photographs."""
+"""Compare the outputs of an exported file with those of the plain network, on photographs."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -95,7 +95,7 @@ def measure_differences(
 
 
 def _compute_difference(name: str, output: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, relative to the largest expected value; NaN where either tensor contains NaN."""
+    """Compute the largest difference, relative to the largest expected value; NaN where either tensor contains NaN."""
     if output.shape != expected.shape:
         raise OutputError(f"the exported network's {name} has shape {tuple(output.shape)}, not {tuple(expected.shape)}")
     apart = (output.double() - expected.double()).abs().max()

@@ -121,7 +121,7 @@ def _open_onnx(path: Path) -> tuple[str, Runner]:
 
 
 def _convert_to_torch(traced: TracedNet, names: list[str], metadata: dict[str, Any]) -> tuple[Any, str]:  # noqa: ARG001
-    """torch.export's program, whose outputs are a dict by name, and its metadata as JSON."""
+    """Return torch.export's program, whose outputs are a dict by name, and its metadata as JSON."""
     return traced.program, json.dumps(metadata)
 
 

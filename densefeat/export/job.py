@@ -1,4 +1,4 @@
-"""Exports a network to a file of another tool, and measures the file against the plain network before it is kept."""
+"""Export a network to a file of another tool, and measure the file against the plain network before it is kept."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -159,7 +159,7 @@ def _write_weights(
 
 
 def _normalize_pixels(preprocessing: Preprocessing, pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 ``(N, H, W, 3)`` to normalised ``(N, 3, H, W)``, float32, as in FeatureExtractor."""
+    """Turn uint8 ``(N, H, W, 3)`` into normalised ``(N, 3, H, W)``, float32, as in FeatureExtractor."""
     return preprocessing.normalize(pixels.permute(0, 3, 1, 2).contiguous())
 
 

@@ -15,7 +15,7 @@ from densefeat.version import __version__
 
 
 def describe_network(source: ExportSource, preprocessing: Preprocessing, with_classes: bool = True) -> dict[str, Any]:
-    """The part that all formats share. ``with_classes``: include the names of the classes, where they are known."""
+    """Describe the network, as all formats do. ``with_classes``: include the names of the classes, where they are known."""
     facts = {
         "made_by": f"densefeat {__version__}",
         "model": source.name,
@@ -27,7 +27,7 @@ def describe_network(source: ExportSource, preprocessing: Preprocessing, with_cl
 
 
 def _describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Preprocessing as numbers, as ``steps`` that start at an image file's pixels, and in words."""
+    """Describe the preprocessing as numbers, as ``steps`` that start at an image file's pixels, and in words."""
     resize, crop, words = _describe_geometry(preprocessing)
     numbers = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
     steps: list[dict[str, Any]] = [
@@ -63,7 +63,7 @@ def _describe_geometry(preprocessing: Preprocessing) -> tuple[dict[str, Any], di
 
 
 def describe_interface(to: str, net: ExportedNet, outputs: Outputs, traced: TracedNet) -> dict[str, Any]:
-    """The input and the outputs of a graph."""
+    """Describe the input and the outputs of a graph."""
     shapes = _read_output_shapes(traced)
     facts = {
         "input": _describe_input(net, traced),

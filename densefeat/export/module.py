@@ -47,7 +47,7 @@ class Outputs:
         return [] if self.kind == "logits" else find_taps(model, self.blocks, self.tap)
 
     def names(self, model: nn.Module) -> list[str]:
-        """The names of the outputs, in order."""
+        """Return the names of the outputs, in order."""
         if self.kind == "logits":
             return ["logits"]
         return [column_name(tap.name, pool, len(self.pools)) for tap in self.taps(model) for pool in self.pools]
@@ -131,7 +131,10 @@ def _truncate_after(model: StagedNet, module: str) -> None:
 
 
 def _truncate(sequence: nn.Sequential, path: list[str]) -> nn.Sequential:
-    """Keep the modules of a sequence up to the one at ``path``; a module that contains it but is no sequence stays whole."""
+    """Keep the modules of a sequence up to the one at ``path``.
+
+    A module that contains it but is no sequence is kept entirely.
+    """
     kept: OrderedDict[str, nn.Module] = OrderedDict()
     for name, child in sequence.named_children():
         last = name == path[0]

@@ -1,4 +1,4 @@
-"""Traces a network by torch.export for batches of any size and, where the network allows it, images of any size."""
+"""Trace a network by torch.export for batches of any size and, where the network allows it, images of any size."""
 
 import logging
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class TracedNet:
     smallest: int = 0
 
     def batches(self) -> list[BatchShape]:
-        """The batches to measure its files on: two numbers of images and, where sizes are free, more sizes."""
+        """Return the batches to measure its files on: two numbers of images and, where sizes are free, more sizes."""
         sizes = () if self.sizes == "fixed" else _TEST_SIZES[self.sizes](self.smallest)
         others = [BatchShape(count, *size) for count, size in zip(cycle((2, 1)), sizes, strict=False)]
         return [BatchShape(1, self.size, self.size), BatchShape(3, self.size, self.size), *others]
@@ -85,7 +85,7 @@ def trace_fixed(net: ExportedNet, to_input: _ToInput, size: int) -> TracedNet:
 
 
 def _export_program(net: ExportedNet, example: torch.Tensor, sides: tuple[int, ...]) -> ExportedProgram:
-    """``sides``: the dimensions of the images that vary besides the first."""
+    """Export a program. ``sides``: the dimensions of the images that vary besides the first."""
     variable: dict[int, Any] = {0: Dim("batch", min=1)} | dict.fromkeys(sides, Dim.AUTO)
     with torch.no_grad():
         program = torch.export.export(net, (example,), dynamic_shapes={"images": variable}, strict=False)

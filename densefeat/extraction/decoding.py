@@ -28,7 +28,7 @@ _NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 
 @dataclass
 class Batch:
-    """What became of a range of input positions: rows for the network, failures, and tiles skipped for lack of content."""
+    """The results for a range of input positions: rows for the network, failures, and tiles skipped for lack of content."""
 
     positions: int
     items: list[Item] = field(default_factory=list)

@@ -232,7 +232,7 @@ def _extract_to_file(job: ExtractJob) -> ExtractResult:
     with atomic_file(job.out) as rows_file, atomic_file(failures_path) as failures_beside:
         source = job.input.tiling.cut(job.input.listing)
         with open_part_extractor(job, source.length) as extractor:
-            with EmbeddingWriter(rows_file, job.schema, shown=job.out) as writer:
+            with EmbeddingWriter(rows_file, job.schema, error_path=job.out) as writer:
                 counts = extractor.append_rows(source.items(0, source.length or 2**62), writer)
             if counts.too_many:
                 raise counts.too_many

@@ -12,7 +12,7 @@ _FEWEST_POSITIONS = 100  # before a share of failures is judged
 
 
 class TooManyFailures(DensefeatError):
-    """More failures than allowed. What is written stays; the same command with a higher limit resumes."""
+    """An error: more failures than allowed. What is written stays; the same command with a higher limit resumes."""
 
 
 @dataclass

@@ -24,7 +24,7 @@ from densefeat.store import EmbeddingWriter, Failure, PartRecord, save_part
 
 @dataclass
 class RowCounts:
-    """What became of a range of input positions."""
+    """The counts of a range of input positions."""
 
     positions: int = 0
     skipped: int = 0
@@ -34,7 +34,7 @@ class RowCounts:
 
 @dataclass
 class PartExtractor:
-    """What a process needs to extract parts, the same for all of them."""
+    """The things that a process needs to extract parts, the same for all of them."""
 
     extractor: FeatureExtractor
     schema: pa.Schema
@@ -57,10 +57,13 @@ class PartExtractor:
         start, stop = plan.part_range(part)
         file = plan.layout.unfinished(part)
         with atomic_file(file) as beside, ExitStack() as stack:
-            writer = stack.enter_context(EmbeddingWriter(beside, self.schema, shown=plan.layout.part(part)))
+            writer = stack.enter_context(EmbeddingWriter(beside, self.schema, error_path=plan.layout.part(part)))
             if record and not _copy_rows(file, writer):
                 stack.close()
-                record, writer = None, stack.enter_context(EmbeddingWriter(beside, self.schema, shown=plan.layout.part(part)))
+                record, writer = (
+                    None,
+                    stack.enter_context(EmbeddingWriter(beside, self.schema, error_path=plan.layout.part(part))),
+                )
             first = record.reached if record else start
             counts = self.append_rows(plan.source.items(first, stop), writer)
         reached = first + counts.positions

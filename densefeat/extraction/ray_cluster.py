@@ -28,7 +28,7 @@ from densefeat.features import FeatureExtractor
 
 @dataclass
 class ActorSettings:
-    """What every actor of a job gets. ``model`` is on the CPU."""
+    """The settings that every actor of a job gets. ``model`` is on the CPU."""
 
     model: nn.Module
     extractor_options: dict[str, Any]

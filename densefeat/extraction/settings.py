@@ -49,7 +49,7 @@ class ExtractResult:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a job runs. None of it changes the rows, except that ``batch_size`` may change their rounding."""
+    """The options of how a job runs. None of it changes the rows, except that ``batch_size`` may change their rounding."""
 
     batch_size: int | str
     workers: int | None
@@ -62,7 +62,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How images are cut into tiles; with ``tile`` None they stay whole."""
+    """A way to cut images into tiles; with ``tile`` None they are not cut."""
 
     tile: int | None = None
     stride: int | None = None
@@ -101,7 +101,7 @@ class JobInput:
 
 @dataclass(frozen=True)
 class ExtractJob:
-    """Everything that is decided before an image is read. ``part_rows`` None stands for the default."""
+    """A job: everything that is decided before an image is read. ``part_rows`` None stands for the default."""
 
     out: Path
     input: JobInput
@@ -155,7 +155,7 @@ class ExtractJob:
         }
 
     def _bounded_part_rows(self) -> int:
-        """Return the rows of a part: as requested, or the default, but no more than ``PART_BYTES`` of vectors."""
+        """Return the rows of a part: as requested, or the default, but no more than ``_PART_BYTES`` of vectors."""
         row_bytes = sum(int(np.prod(shape)) for shape in self.shapes.values()) * np.dtype(self.dtype).itemsize
         return max(1, min(self.part_rows or PART_ROWS, _PART_BYTES // max(1, row_bytes)))
 

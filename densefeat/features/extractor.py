@@ -31,7 +31,7 @@ _CPU_CHUNK = 8  # images a pass on the CPU: larger maps leave its caches, and gl
 
 
 class FeatureExtractor:
-    """Features of images from any blocks of a network, in one pass that stops after the last requested block.
+    """The features of images from any blocks of a network, in one pass that stops after the last requested block.
 
     Args:
         model: A name (``"densefeat_densenet121"``, any timm name), loaded with its published weights; a run's folder; or a
@@ -151,7 +151,7 @@ class FeatureExtractor:
         return self.preprocessing.normalize(torch.stack(pixels).to(self.device))
 
     def forward(self, x: torch.Tensor, pools: dict[str, Pool] | None = None) -> dict[str, torch.Tensor]:
-        """Prepared images ``(N, C, H, W)`` on any device to features on the extractor's device, float32, without gradient."""
+        """Turn prepared images ``(N, C, H, W)`` on any device into float32 features on the extractor's, without gradient."""
         pools = self.pools if pools is None else pools
         if x.ndim != 4:
             raise UsageError(f"images of shape {tuple(x.shape)}: pass (N, C, H, W)")
@@ -160,7 +160,10 @@ class FeatureExtractor:
         return _concat_features([run(chunk, pools) for chunk in x.split(self._chunk_size(cached, pools, len(x)))])
 
     def _chunk_size(self, cached: "CachedEngine | None", pools: dict[str, Pool], images: int) -> int:
-        """Images for one pass on the CPU. Engines split a batch themselves, except for maps, which they return whole."""
+        """Return how many images go through one pass.
+
+        Engines split a batch themselves, except for maps, which they return whole.
+        """
         if self.device.type != "cpu" or (cached is not None and set(pools) == {"avg"}):
             return max(1, images)
         return _CPU_CHUNK if cached is None else max(_CPU_CHUNK, torch.get_num_threads())
@@ -192,7 +195,9 @@ class FeatureExtractor:
             }
 
     def _get_engine(self) -> "CachedEngine | None":
-        """The engine for the current weights and taps, built again if they have changed; None: the plain network computes.
+        """Return the engine for the current weights and taps, built again if they have changed.
+
+        None: the plain network computes.
 
         Raises BackendError where the requested backend can no longer run this model, or not in this process.
         """
@@ -217,11 +222,11 @@ class FeatureExtractor:
         return EngineSpec(tuple(every.index(tap) for tap in self._ordered_taps()), self.tap, self.precision, self.device)
 
     def _ordered_taps(self) -> list[Tap]:
-        """The requested taps in the network's order, in which engines return them."""
+        """Return the requested taps in the network's order, in which engines return them."""
         return [tap for tap in find_taps(self.model, "all", self.tap) if tap in self.taps]
 
     def feature_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each feature of one image at the size of :attr:`preprocessing`, found by a pass over a blank image."""
+        """Find the shape of each feature of one image, at the size of :attr:`preprocessing`, by a pass over a blank image."""
         size = self.preprocessing.size
         blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
         try:

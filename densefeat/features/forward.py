@@ -30,7 +30,7 @@ def run_network(model: nn.Module, taps: Sequence[Tap], x: torch.Tensor, use_maps
 
 
 class _LastTapReached(Exception):
-    """Ends a forward pass from inside a hook."""
+    """The exception that ends a forward pass from inside a hook."""
 
 
 def _run_hooked(model: nn.Module, taps: Sequence[Tap], x: torch.Tensor, use_maps: _UseMaps) -> None:

@@ -12,17 +12,20 @@ Pool = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _avg_pool(maps: torch.Tensor) -> torch.Tensor:
-    """``(N, C, H, W)`` to ``(N, C)``."""
+    """Average ``(N, C, H, W)`` to ``(N, C)``."""
     return maps.mean((2, 3))
 
 
 def _max_pool(maps: torch.Tensor) -> torch.Tensor:
-    """``(N, C, H, W)`` to ``(N, C)``."""
+    """Take the maxima of ``(N, C, H, W)``: ``(N, C)``."""
     return maps.amax((2, 3))
 
 
 def _gem_pool(maps: torch.Tensor, p: float = 3.0, eps: float = 1e-6) -> torch.Tensor:
-    """Generalised mean, ``mean(max(x, eps)^p)^(1/p)``: ``(N, C, H, W)`` to ``(N, C)`` (Radenović et al., arXiv 1711.02512)."""
+    """Take the generalised mean, ``mean(max(x, eps)^p)^(1/p)``: ``(N, C, H, W)`` to ``(N, C)``.
+
+    Source: Radenović et al., arXiv 1711.02512.
+    """
     return maps.clamp(min=eps).pow(p).mean((2, 3)).pow(1 / p)
 
 

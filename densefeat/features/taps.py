@@ -23,7 +23,7 @@ class Tap:
 
 
 def find_taps(model: nn.Module, blocks: str | int | Sequence[int], tap: str) -> list[Tap]:
-    """The taps of the requested blocks, in the network's order.
+    """Return the taps of the requested blocks, in the network's order.
 
     Args:
         model: A network of ours (``block1``, ``block2``, …), or any with timm's ``feature_info`` (its modules' own names).
@@ -39,7 +39,7 @@ def find_taps(model: nn.Module, blocks: str | int | Sequence[int], tap: str) -> 
 
 
 def list_taps(model: nn.Module, tap: str) -> list[Tap]:
-    """The taps of all blocks, in the network's order. Arguments and errors as for :func:`find_taps`."""
+    """Return the taps of all blocks, in the network's order. Arguments and errors as for :func:`find_taps`."""
     if tap not in _TAPS:
         raise UsageError(f"tap {tap!r}: choose 'norm' (what the next stage reads) or 'raw' (the block's own output)")
     if isinstance(model, StagedNet):

@@ -68,7 +68,10 @@ class HeadedNet(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """Average pooling of the last map, dropout, a linear classifier. Raises UsageError for a number out of range."""
+    """A head of average pooling of the last map, dropout and a linear classifier.
+
+    Raises UsageError for a number out of range.
+    """
 
     def __init__(self, num_features: int, num_classes: int, drop_rate: float = 0.0) -> None:
         super().__init__()
@@ -79,12 +82,12 @@ class LinearHead(nn.Module):
         self.apply(he_init)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Maps, the last ``(N, num_features, H, W)``, to logits ``(N, num_classes)``; UsageError for another last map."""
+        """Turn maps, the last ``(N, num_features, H, W)``, to logits ``(N, num_classes)``; UsageError for another last map."""
         return self.classifier(self.drop(_pool_last(maps, self.num_features)))
 
 
 class MlpHead(nn.Module):
-    """Average pooling of the last map, then one hidden layer: linear, GELU, dropout, linear.
+    """A head of average pooling of the last map, then one hidden layer: linear, GELU, dropout, linear.
 
     Raises UsageError for a number out of range.
     """
@@ -100,13 +103,13 @@ class MlpHead(nn.Module):
         self.apply(he_init)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Maps, the last ``(N, num_features, H, W)``, to logits ``(N, num_classes)``; UsageError for another last map."""
+        """Turn maps, the last ``(N, num_features, H, W)``, to logits ``(N, num_classes)``; UsageError for another last map."""
         x = self.act(self.hidden(_pool_last(maps, self.num_features)))
         return self.classifier(self.drop(x))
 
 
 class CrossLayerHead(nn.Module):
-    """Maps of all blocks to logits: projected, combined with one weight for each channel and block, pooled, classified.
+    """A head on the maps of all blocks: projected, combined with one weight for each channel and block, pooled, classified.
 
     Each map is averaged down to the smallest one's size, taken to ``width`` channels by a 1×1 convolution (average and
     convolution commute: this order is the cheaper) and normalised; the sum over blocks, weighted channel by channel, goes
@@ -134,7 +137,7 @@ class CrossLayerHead(nn.Module):
         self.apply(he_init)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """One map ``(N, C_i, H_i, W_i)`` a block, in the order of ``feature_info``, to logits ``(N, num_classes)``.
+        """Turn one map ``(N, C_i, H_i, W_i)`` a block, in the order of ``feature_info``, to logits ``(N, num_classes)``.
 
         Raises UsageError for other maps.
         """
@@ -146,7 +149,7 @@ class CrossLayerHead(nn.Module):
 
     @torch.no_grad()
     def block_usage(self) -> torch.Tensor:
-        """The share of each block in each channel of the sum, ``|w_i[c]| / Σ_j |w_j[c]|``: float32 ``(blocks, width)``, CPU.
+        """Compute each block's share in each channel of the sum, ``|w_i[c]| / Σ_j |w_j[c]|``: float32 ``(blocks, width)``, CPU.
 
         Every channel's shares sum to 1 over the blocks (they are 0 where all its weights are). The weights multiply
         normalised maps, so on the training data each share is that of the block's standard deviation in the channel. A share
@@ -173,7 +176,7 @@ def _pool_last(maps: Sequence[torch.Tensor], num_features: int) -> torch.Tensor:
 
 
 def _read_channels(feature_info: _FeatureInfos) -> list[int]:
-    """The channels of each map, from timm's ``feature_info`` (its object, or a list of dicts) or from a model that has one.
+    """Read the channels of each map from timm's ``feature_info`` (its object, or a list of dicts) or from a model that has one.
 
     Raises UsageError where there is none, or where ``num_chs`` is missing.
     """

@@ -32,7 +32,7 @@ _ODD = r"^/|^[A-Za-z]:|//|(^|/)\.{1,2}(/|$)|/$|\\"
 
 
 class ImageFiles(IndexedSource):
-    """Files whose names are their keys."""
+    """A source of files whose names are their keys."""
 
     def item(self, position: int, key: str, label: str | None) -> ImageItem:  # noqa: ARG002  (of the superclass)
         folder = self.folder
@@ -67,7 +67,7 @@ def open_folder(folder: Folder, images: str, labels: str | None = None) -> Image
 
 
 class _Listing:
-    """One pass over the names below a folder, and what it has found out."""
+    """A pass over the names below a folder, and what it has found."""
 
     def __init__(self) -> None:
         self.too_large: dict[bytes, int] = {}  # size by name, where the listing has sizes

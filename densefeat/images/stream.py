@@ -26,7 +26,10 @@ _CHUNK = 1024  # keys turned into Python strings at a time
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """RGB pixels, with ``width`` and ``height`` of the whole upright image; ``x``, ``y``: where in it a tile lies."""
+    """An image's RGB pixels, with ``width`` and ``height`` of the whole upright image.
+
+    ``x``, ``y``: where in it a tile lies.
+    """
 
     pixels: "Image.Image | torch.Tensor"
     width: int
@@ -36,7 +39,10 @@ class DecodedImage:
 
 
 class Item(Protocol):
-    """One position of the input. ``key``: unique and stable; bytes that are not UTF-8 are escaped as by os.fsdecode."""
+    """An image or tile at one position of the input.
+
+    ``key``: unique and stable; bytes that are not UTF-8 are escaped as by os.fsdecode.
+    """
 
     @property
     def key(self) -> str: ...
@@ -48,7 +54,7 @@ class Item(Protocol):
 
 
 def _no_path() -> None:
-    """The ``path`` of an item that is not a file on this machine."""
+    """Return None, as the ``path`` of an item that is not a file on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,7 @@ class Source(Protocol):
 
 
 class ImageReader(Protocol):
-    """Random access to encoded images; it may hold open files and rows, so each process makes its own."""
+    """A reader of encoded images in any order; it may hold open files and rows, so each process makes its own."""
 
     def read(self, position: int) -> bytes:
         """Read the image at a position. Raises DecodeError (stage ``read``)."""

@@ -163,7 +163,7 @@ class TableRows(SequentialSource, RandomAccess):
 
 
 class RowGroupReader:
-    """Random access to the rows of Parquet files.
+    """A reader of the rows of Parquet files in any order.
 
     A row group is read as a whole, and kept while it is among those used last, up to ``_CACHE_BYTES``.
     """

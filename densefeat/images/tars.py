@@ -22,7 +22,7 @@ _GZIP = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class TarMembers(IndexedSource):
-    """Images in tar files: position ``i`` is ``sizes[i]`` bytes at ``offsets[i]`` of ``shards[tars[i]]``."""
+    """A source of images in tar files: position ``i`` is ``sizes[i]`` bytes at ``offsets[i]`` of ``shards[tars[i]]``."""
 
     shards: tuple[str, ...] = field(default=(), repr=False)
     tars: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), repr=False)

@@ -38,7 +38,7 @@ _WIDTH_TAG, _HEIGHT_TAG = 256, 257
 
 @dataclass(frozen=True)
 class Grid:
-    """Squares of ``tile`` pixels, ``stride`` apart, row by row from the top left corner.
+    """A grid of squares of ``tile`` pixels, ``stride`` apart, row by row from the top left corner.
 
     Where the last tile of a row or column does not reach the border, one more lies flush with it, so that every pixel is
     covered. There is none if the stride is larger than the tile: the sample is then meant to have gaps.

@@ -148,7 +148,7 @@ def _load_published(name: str, config: PretrainedCfg) -> nn.Module:
 
 
 def find_config(name: str) -> PretrainedCfg:
-    """timm's configuration of a model name, tag included. Raises UsageError with the closest names where there is none."""
+    """Find timm's configuration of a model name, tag included. Raises UsageError with the closest names where there is none."""
     architecture, tag = split_model_name_tag(name)
     known_tags = get_arch_pretrained_cfgs(architecture) if is_model(architecture) else {}
     if is_model(architecture) and (not tag or name in known_tags) and (config := get_pretrained_cfg(name)) is not None:
@@ -171,7 +171,7 @@ def describe_weights_source(config: PretrainedCfg) -> str:
 
 
 def find_weights_file(config: PretrainedCfg) -> Path | None:
-    """The local file that holds a configuration's weights; None where they were not fetched yet."""
+    """Find the local file that holds a configuration's weights; None where they were not fetched yet."""
     if config.file:
         return Path(config.file)
     if config.hf_hub_id:
@@ -187,7 +187,10 @@ def find_weights_file(config: PretrainedCfg) -> Path | None:
 
 
 def read_class_names(file: Path | None) -> list[str] | None:
-    """The class names in the metadata of a safetensors file of ours (entry ``classes``, JSON); None where there are none."""
+    """Read the class names in the metadata of a safetensors file of ours (entry ``classes``, JSON).
+
+    None where there are none.
+    """
     if file is None or file.suffix != ".safetensors":
         return None
     with safe_open(str(file), "pt") as opened:
@@ -200,6 +203,6 @@ def read_class_names(file: Path | None) -> list[str] | None:
 
 
 def read_card_text(file: Path | None) -> str | None:
-    """The model card, in Markdown, that lies beside a weights file (the bundled one has one); None where there is none."""
+    """Read the model card, in Markdown, that lies beside a weights file (the bundled one has one); None where there is none."""
     card = None if file is None else file.with_suffix(".md")
     return card.read_text(encoding="utf-8", errors="replace") if card is not None and card.is_file() else None

@@ -53,7 +53,7 @@ class RunConfig:
 
 
 def is_run_folder(model: str) -> bool:
-    """Whether ``model`` is a folder rather than the name of a network."""
+    """Check whether ``model`` is a folder rather than the name of a network."""
     return bool(model) and Path(model).is_dir() and not is_model(split_model_name_tag(model)[0])
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 
 def _make_imagenet_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.Module]:
-    """7×7 convolution of stride 2, BN, ReLU, 3×3 max pool of stride 2."""
+    """Make a 7×7 convolution of stride 2, BN, ReLU, 3×3 max pool of stride 2."""
     return OrderedDict(
         conv0=nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False, **dd),
         norm0=BatchNormAct2d(width, **dd),
@@ -22,7 +22,7 @@ def _make_imagenet_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str
 
 
 def _make_cifar_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str, nn.Module]:
-    """One 3×3 convolution at full resolution."""
+    """Make a 3×3 convolution at full resolution."""
     return OrderedDict(conv0=nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd))
 
 
@@ -82,16 +82,16 @@ class StagedNet(nn.Module):
         self.apply(he_init)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """``(N, in_chans, H, W)`` to the last stage's map ``(N, num_features, H', W')``."""
+        """Map ``(N, in_chans, H, W)`` to the last stage's map ``(N, num_features, H', W')``."""
         return self.features(x)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """``(N, num_features, H', W')`` to logits ``(N, num_classes)``, or, with ``pre_logits``, to the classifier's input."""
+        """Map ``(N, num_features, H', W')`` to logits ``(N, num_classes)`` or, with ``pre_logits``, the classifier's input."""
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.classifier(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(N, in_chans, H, W)`` to logits ``(N, num_classes)``."""
+        """Map ``(N, in_chans, H, W)`` to logits ``(N, num_classes)``."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -151,7 +151,7 @@ class StagedNet(nn.Module):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The linear classifier, or ``nn.Identity`` where ``num_classes`` is 0."""
+        """Return the linear classifier, or ``nn.Identity`` where ``num_classes`` is 0."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

@@ -18,7 +18,7 @@ from densefeat.nets.efficient import norm_relu_conv, widen
 
 
 class DelugeNet(StagedNet):
-    """DelugeNet for ImageNet (stride 4 before block 1) or CIFAR (stride 1); ``(N, C, H, W)`` to logits.
+    """A DelugeNet for ImageNet (stride 4 before block 1) or CIFAR (stride 1); ``(N, C, H, W)`` to logits.
 
     Args:
         block_widths: Bottleneck width n of each block; its outputs have 2n channels.
@@ -75,7 +75,10 @@ class DelugeNet(StagedNet):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's parameter groups: one a block if ``coarse``, else one a layer; an aggregate belongs to the group before it."""
+        """Return timm's parameter groups: one a block if ``coarse``, else one a layer.
+
+        An aggregate is in the group before it.
+        """
         fine = [
             (r"^features\.block(\d+)\.opener", (-1,)),
             (r"^features\.block(\d+)\.layers\.(\d+)", None),
@@ -97,7 +100,7 @@ class DelugeNet(StagedNet):
 
 
 def _make_first_composite_layer(in_channels: int, width: int, **dd: Any) -> nn.Sequential:
-    """The first composite layer of the CIFAR networks, which reads only the stem: BN, then the bottleneck."""
+    """Make the first composite layer of the CIFAR networks, which reads only the stem: BN, then the bottleneck."""
     norm = nn.BatchNorm2d(in_channels, **dd)
     return nn.Sequential(OrderedDict(norm=norm, bottleneck=Bottleneck(in_channels, width, **dd)))
 
@@ -174,7 +177,7 @@ class CrossLayerDepthwise(nn.Module):
         return self.num_inputs > 1 and not self.training and not self.norm.training
 
     def sum_of_norms(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        """The input of the last norm: ``Σ_i (w_i[c] · BN_i(h_i)[c] + b_i[c])``."""
+        """Compute the input of the last norm: ``Σ_i (w_i[c] · BN_i(h_i)[c] + b_i[c])``."""
         if self.num_inputs == 1:
             return outputs[0]
         total = torch.zeros_like(outputs[0])
@@ -183,7 +186,7 @@ class CrossLayerDepthwise(nn.Module):
         return total
 
     def folded_sum(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        """All norms as one weighted sum: ``Σ_i a_i[c] · h_i[c] + b[c]``."""
+        """Compute all norms as one weighted sum: ``Σ_i a_i[c] · h_i[c] + b[c]``."""
         outer = _compute_scale(self.norm.weight, self.norm.running_var, self.norm.eps)
         bias = -widen(self.norm.running_mean)
         weights: list[torch.Tensor] = []
@@ -198,7 +201,7 @@ class CrossLayerDepthwise(nn.Module):
 
 
 def _compute_scale(weight: torch.Tensor, variance: torch.Tensor, eps: float) -> torch.Tensor:
-    """The factor that an eval-mode norm multiplies by, per channel."""
+    """Compute the factor that an eval-mode norm multiplies by, per channel."""
     return widen(weight) * torch.rsqrt(widen(variance) + eps)
 
 

@@ -20,7 +20,7 @@ from densefeat.nets.efficient import norm_relu_conv
 
 
 class DenseNet(StagedNet):
-    """DenseNet: plain, B (``bottleneck``), C (``compression`` < 1) and BC; ``(N, C, H, W)`` to logits.
+    """A DenseNet: plain, B (``bottleneck``), C (``compression`` < 1) and BC; ``(N, C, H, W)`` to logits.
 
     Args:
         growth_rate: k, the channels that each layer adds.
@@ -92,7 +92,10 @@ class DenseNet(StagedNet):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's parameter groups: one a block if ``coarse``, else one a layer; a transition belongs to the group before it."""
+        """Return timm's parameter groups: one a block if ``coarse``, else one a layer.
+
+        A transition is in the group before it.
+        """
         fine = [(r"^features\.denseblock(\d+)\.denselayer(\d+)", None), (r"^features\.transition(\d+)", MATCH_PREV_GROUP)]
         return dict(
             stem=r"^features\.(?:conv0|norm0)",
@@ -111,7 +114,7 @@ class DenseNet(StagedNet):
 
 
 class DenseBlock(nn.ModuleDict):
-    """``num_layers`` dense layers: ``(N, C, H, W)`` to ``(N, C + num_layers * growth_rate, H, W)``."""
+    """A block of ``num_layers`` dense layers: ``(N, C, H, W)`` to ``(N, C + num_layers * growth_rate, H, W)``."""
 
     def __init__(self, num_layers: int, num_input_features: int, growth_rate: int, **layer_args: Any) -> None:
         super().__init__()
@@ -127,9 +130,9 @@ class DenseBlock(nn.ModuleDict):
 
 
 class DenseLayer(nn.Module):
-    """One layer of a dense block: BN-ReLU-Conv3×3(k), in the B variants after BN-ReLU-Conv1×1(``bn_size * k``).
+    """A layer of a dense block: BN-ReLU-Conv3×3(k), in the B variants after BN-ReLU-Conv1×1(``bn_size * k``).
 
-    A list of tensors, which are concatenated to ``(N, num_input_features, H, W)``, to ``(N, growth_rate, H, W)``.
+    It takes a list of tensors, which are concatenated to ``(N, num_input_features, H, W)``, to ``(N, growth_rate, H, W)``.
     """
 
     def __init__(
@@ -167,7 +170,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Sequential):
-    """BN-ReLU-Conv1×1, then 2×2 average pooling: ``(N, C, H, W)`` to ``(N, num_output_features, H // 2, W // 2)``."""
+    """A transition, BN-ReLU-Conv1×1 and 2×2 average pool: ``(N, C, H, W)`` to ``(N, num_output_features, H // 2, W // 2)``."""
 
     def __init__(self, num_input_features: int, num_output_features: int, proj_drop_rate: float, **dd: Any) -> None:
         super().__init__()

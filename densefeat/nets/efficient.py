@@ -109,7 +109,7 @@ class _NormReluConv(torch.autograd.Function):
 
 
 def _concat(features: tuple[torch.Tensor, ...] | list[torch.Tensor]) -> torch.Tensor:
-    """``torch.cat`` over channels, without a copy of a single tensor."""
+    """Concatenate over channels, without a copy of a single tensor."""
     return features[0] if len(features) == 1 else torch.cat(features, 1)
 
 
@@ -121,7 +121,7 @@ def _norm_relu(
     bias: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
-    """BatchNorm with known statistics, then ReLU: the same bits in the forward and in the backward pass."""
+    """Apply BatchNorm with known statistics, then ReLU: the same bits in the forward and in the backward pass."""
     return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps).relu_()
 
 
@@ -132,7 +132,7 @@ def _collect_statistics(features: list[torch.Tensor], statistics: list[torch.Ten
 
 
 def _compute_batch_statistics(feature: torch.Tensor) -> torch.Tensor:
-    """``(N, C, H, W)`` to each channel's variance (biased) and mean, ``(2, C)``, as constants."""
+    """Compute from ``(N, C, H, W)`` each channel's variance (biased) and mean, ``(2, C)``, as constants."""
     if _count_values(feature) == 1:
         raise ValueError(f"input of shape {tuple(feature.shape)}: BatchNorm in training needs more than 1 value per channel")
     x = widen(feature.detach())

@@ -1,4 +1,4 @@
-"""How much arithmetic a network is."""
+"""Count the arithmetic of a network."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -11,16 +11,16 @@ from densefeat.nets.dense_net import Transition
 
 
 def count_flops(compute: Callable[[], object]) -> int:
-    """FLOPs of the convolutions and linear layers that a call runs, a multiplication and an addition counted as two."""
+    """Count the FLOPs of the convolutions and linear layers that a call runs, a multiply-add counted as two."""
     with FlopCounterMode(display=False) as counter:
         compute()
     return counter.get_total_flops()
 
 
 def count_network_flops(model: nn.Module, size: int, pool_first: bool = False) -> int:
-    """As :func:`count_flops`, for one image ``(1, 3, size, size)``; nothing is computed.
+    """Count the FLOPs of a network for one image ``(1, 3, size, size)``; nothing is computed.
 
-    ``pool_first``: with transitions that convolve the pooled map, as our engines do.
+    ``pool_first``: count transitions that convolve the pooled map, as our engines do.
     """
     sketch = deepcopy(model).to("meta").eval()
     for module in sketch.modules():

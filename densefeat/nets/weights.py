@@ -1,4 +1,4 @@
-"""Reads checkpoints: safetensors and torch files, with older key names and the prefixes that training programs add."""
+"""Read checkpoints: safetensors and torch files, with older key names and the prefixes that training programs add."""
 
 import hashlib
 import logging
@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, path: str | Path, whole: bool = False) -> Loa
 
     Reads safetensors and torch files (read with ``weights_only``), torchvision's older key names, ``num_batches_tracked``
     present or not, and the prefixes of DDP, ``torch.compile`` and averaged models. A classifier for another number of
-    classes is left out, and the model keeps its own, unless ``whole`` asks that the classifier fits, too.
+    classes is left out, and the model keeps its own, unless ``whole`` requires the classifier to fit, too.
 
     Raises:
         WeightsError: The file cannot be read, holds code, or does not fit; the message counts and names the keys.
@@ -54,7 +54,7 @@ def load_weights(model: nn.Module, path: str | Path, whole: bool = False) -> Loa
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The model's tensors in a checkpoint file, under the key names of today's torchvision and timm."""
+    """Read the model's tensors in a checkpoint file, under the key names of today's torchvision and timm."""
     return _rename_keys(_read_checkpoint(path))
 
 
@@ -84,7 +84,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 
 
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint file, whose format is found from its first bytes. Raises WeightsError."""
+    """Read a checkpoint file, whose format is found from its first bytes. Raises WeightsError."""
     if not path.is_file():
         raise WeightsError(f"weights {path}: no such file")
     try:
@@ -163,7 +163,7 @@ def _drop_other_classifier(
 
 
 def _list_classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """The prefixes of the classifier's keys; timm's models name the classifier in ``pretrained_cfg``."""
+    """List the prefixes of the classifier's keys; timm's models name the classifier in ``pretrained_cfg``."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or "classifier"
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
@@ -204,19 +204,19 @@ def _check_fit(state_dict: dict[str, torch.Tensor], model: nn.Module, path: Path
 
 
 def _can_copy(value: torch.Tensor, own: torch.Tensor) -> bool:
-    """Whether a tensor is dense, in memory, not quantised, and floating where the model's is."""
+    """Check whether a tensor is dense, in memory, not quantised, and floating where the model's is."""
     plain = value.layout == torch.strided and not value.is_quantized and value.device.type != "meta"
     return plain and value.is_floating_point() == own.is_floating_point()
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Compute the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def state_sha256(model: nn.Module) -> str:
-    """The SHA-256 of a model's tensors with their names, dtypes and shapes, in hexadecimal."""
+    """Compute the SHA-256 of a model's tensors with their names, dtypes and shapes, in hexadecimal."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())

@@ -1,7 +1,8 @@
 """Search by faiss, in memory: much less work for all pairs or hundreds of queries, at the risk of missing some.
 
-An inverted file: the vectors (float32, all in memory) are sorted into 4·√rows cells, and a query looks into the 16 nearest.
-Results are scored as in exact search. The index is index for each search: for a few queries, exact search is faster.
+The index is an inverted file: the vectors (float32, all in memory) are sorted into 4·√rows cells, and a query looks into the
+16 nearest. Results are scored as in exact search. The index is built anew for each search: for a few queries, exact search is
+faster.
 """
 
 from collections.abc import Iterator, Sequence

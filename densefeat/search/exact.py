@@ -30,7 +30,10 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class RowPairs:
-    """Pairs of rows, nearest first: ``first`` < ``second`` and ``scores``, ``(n,)`` each. ``complete``: there are no more."""
+    """The pairs of rows, nearest first: ``first`` < ``second`` and ``scores``, ``(n,)`` each.
+
+    ``complete``: there are no more.
+    """
 
     first: np.ndarray
     second: np.ndarray

@@ -1,4 +1,4 @@
-"""A search, from its question to the result."""
+"""A search, from its queries to the result."""
 
 import difflib
 import re

@@ -58,7 +58,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that pairs connect, directly or through others, in ascending order; ``scores``: of each row's best pair."""
+    """The rows that pairs connect, directly or through others, in ascending order; ``scores``: of each row's best pair."""
 
     rows: np.ndarray
     scores: np.ndarray

@@ -21,7 +21,7 @@ _EXACT_VALUES = 2**20  # turned into float64 at a time
 
 @dataclass(frozen=True)
 class Vectors:
-    """Rows float32 ``(n, C)``, for cosine scaled to length 1, and their norms ``(n,)``.
+    """The rows, float32 ``(n, C)``, scaled to length 1 for cosine, and their norms ``(n,)``.
 
     ``usable`` ``(n,)``: False for rows that are near to nothing, with infinities or NaN and, for cosine, of zeros, which have
     no direction. Their values here are zeros.

@@ -189,12 +189,12 @@ def _write_datasets(conversion: _Conversion, out: Path) -> None:
     with atomic_folder(out) as folder:
         # the library writes the folder for an empty data set with the same features; its one file is then filled in pieces,
         # while saving a whole data set would need a copy of it first
-        shown = not datasets.are_progress_bars_disabled()
+        had_progress_bars = not datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
         try:
             datasets.Dataset(empty, fingerprint=uuid.uuid4().hex[:16]).save_to_disk(folder, num_shards=1)
         finally:
-            if shown:
+            if had_progress_bars:
                 datasets.enable_progress_bars()
         [data] = folder.glob("*.arrow")
         with pa.OSFile(str(data), "wb") as file, pa.ipc.new_stream(file, features.arrow_schema) as stream:

@@ -22,7 +22,7 @@ class ImageEntry:
 
 
 def list_entry_columns(store: Store) -> list[str]:
-    """Those of ``path``, ``label``, ``x`` and ``y`` that the store has."""
+    """List which of ``path``, ``label``, ``x`` and ``y`` the store has."""
     return [name for name in ("path", "label", "x", "y") if name in store.schema.names]
 
 

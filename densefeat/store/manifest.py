@@ -62,7 +62,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store is and how far its job has come.
+    """The description of a store, and of how far its job has come.
 
     ``settings``: what must not change when a job resumes; ``provenance``: what made the rows, for people and programs;
     ``parts``: those of finished rounds, all if ``complete``; ``removed``: images with rows that the last listing lacks.
@@ -118,7 +118,10 @@ def read_manifest(layout: Layout) -> Manifest | None:
 
 
 def is_manifest(layout: Layout) -> bool:
-    """Whether the folder's manifest is densefeat's, of any version; a damaged one is where there are parts beside it."""
+    """Check whether the folder's manifest is densefeat's, of any version.
+
+    A damaged one counts if a folder of parts is beside it.
+    """
     try:
         content = json.loads(layout.manifest.read_bytes())
     except OSError:

@@ -35,7 +35,7 @@ def check_store_folder(layout: Layout) -> None:
 
 
 def _is_remnant(path: Path, layout: Layout) -> bool:
-    """Whether a path is left of a job that ended before its manifest was written: locks, half a manifest, empty folders."""
+    """Check whether a path was left by a job that ended before it wrote its manifest: locks, half a manifest, empty folders."""
     if path in (layout.data, layout.work):
         return not any(below.is_file() for below in path.rglob("*"))
     return path.name.startswith((".lock", f".{layout.manifest.name}."))

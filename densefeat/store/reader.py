@@ -26,7 +26,7 @@ _BATCH_BYTES = 32 * 2**20
 
 
 class Store:
-    """Rows of embeddings in a folder or a single Parquet file; made by :func:`open_store`.
+    """The rows of embeddings in a folder or a single Parquet file; made by :func:`open_store`.
 
     ``len(store)`` rows, in the order of the input. ``store["block3"]``: float32 or float16 ``(rows, C)``. Columns are read when
     they are used; a part that cannot be read, or has other rows than the manifest says, raises OutputError with its name.
@@ -94,7 +94,7 @@ class Store:
         return sum(record.reached - record.start for record in records), self.manifest.rounds[-1].positions
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """All rows of a column: vectors as ``(rows, C)``, plain columns as ``(rows,)``."""
+        """Read all rows of a column: vectors as ``(rows, C)``, plain columns as ``(rows,)``."""
         return self.read(name)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -199,7 +199,7 @@ class Store:
 
 
 def is_store(path: str | Path) -> bool:
-    """Whether a path is a store of densefeat, a folder or a single file, finished or not, of whatever version."""
+    """Check whether a path is a store of densefeat, a folder or a single file, finished or not, of whatever version."""
     path = Path(path)
     if path.is_dir():
         return is_manifest(Layout(path))

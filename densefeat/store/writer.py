@@ -47,7 +47,10 @@ def make_embedding_schema(
 
 
 def _is_split(field: pa.Field) -> bool:
-    """Whether a column's values are split into bytes, which makes float32 smaller and faster; DuckDB refuses it for float16."""
+    """Check whether to split a column's values into bytes, which makes float32 smaller and faster.
+
+    DuckDB refuses it for float16.
+    """
     return pa.types.is_float32(field.type.value_type)
 
 
@@ -57,16 +60,16 @@ def vector_names(schema: pa.Schema) -> list[str]:
 
 
 class EmbeddingWriter:
-    """A Parquet file that rows are appended to; at most a row group of them is in memory. ``shown``: the path in errors."""
+    """A Parquet file that rows are appended to; at most a row group of them is in memory. ``error_path``: the path that errors name."""
 
-    def __init__(self, path: Path, schema: pa.Schema, shown: Path | None = None) -> None:
-        self._shown = shown or path
+    def __init__(self, path: Path, schema: pa.Schema, error_path: Path | None = None) -> None:
+        self._error_path = error_path or path
         self.schema = schema
         self.rows = 0
         self._vectors = vector_names(schema)
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
-        with output_errors(self._shown):
+        with output_errors(self._error_path):
             self._writer = pq.ParquetWriter(
                 path,
                 schema,
@@ -100,7 +103,7 @@ class EmbeddingWriter:
     def _flush(self) -> None:
         if self._pending:
             table = pa.Table.from_batches(self._pending, self.schema)
-            with output_errors(self._shown):
+            with output_errors(self._error_path):
                 self._writer.write_table(table, row_group_size=max(1, len(table)))
         self._pending, self._pending_bytes = [], 0
 
@@ -115,5 +118,5 @@ class EmbeddingWriter:
             kind = type(failure)
             raise
         finally:
-            with output_errors(self._shown) if kind is None else suppress(OSError):  # the first error is the one to report
+            with output_errors(self._error_path) if kind is None else suppress(OSError):  # the first error is the one to report
                 self._writer.close()

@@ -39,5 +39,5 @@ def test_each_process_of_a_machine_gets_a_gpu() -> None:
     assert choose_device("cuda", Ranks(5, 8, 1)) == torch.device("cuda", 1)
     assert choose_device("cuda:0", Ranks(5, 8, 1)) == torch.device("cuda", 0)
     assert choose_device("cuda", Ranks()) == choose_device("cuda") == torch.device("cuda")
-    with pytest.raises(UsageError, match="process 2 of this machine has no GPU of its own"):
+    with pytest.raises(UsageError, match="process 2 of this machine has no GPU for itself"):
         choose_device("cuda", Ranks(6, 8, 2))

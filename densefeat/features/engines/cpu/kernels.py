@@ -14,7 +14,7 @@ Convolution = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Workspace:
-    """Named storages of one type that every pass reuses, so that no pass allocates large maps."""
+    """A set of named storages of one type that every pass reuses, so that no pass allocates large maps."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -89,7 +89,7 @@ class PlainConvolution:
 
 
 class NormReLU:
-    """BatchNorm and ReLU: ``relu(x · scale + shift)`` for each of C channels."""
+    """A BatchNorm and ReLU: ``relu(x · scale + shift)`` for each of C channels."""
 
     def __init__(self, norm: FoldedNorm, dtype: torch.dtype) -> None:
         self.scale, self.shift = (values.to(dtype).view(1, -1, 1, 1) for values in (norm.scale, norm.shift))
@@ -100,7 +100,7 @@ class NormReLU:
 
 
 class Clip:
-    """BatchNorm and ReLU in one pass over a map, for use where something linear follows.
+    """A BatchNorm and ReLU in one pass over a map, for use where something linear follows.
 
     ``relu(x · scale + shift)`` is computed in two steps. ReLU's threshold moves to the input: where ``scale`` is positive,
     ``clip(x) = max(x, threshold)`` with ``threshold = -shift / scale``; where it is negative, the minimum. This one

@@ -1,4 +1,4 @@
-"""Threads that each run a network on images of their own.
+"""Threads that each run a network on a share of the images.
 
 A batch can keep the cores of a CPU busy in two ways: split each operation, or split the images. Splitting the images waits
 less: a network's thousand operations would end at a thousand barriers, where one core that is busy elsewhere holds up all.
@@ -18,7 +18,7 @@ _MAX_LANES = 8  # more lanes would wait too often for Python's global lock
 
 
 class Lanes:
-    """Up to :data:`_MAX_LANES` lanes that share the threads that torch has when this object is made."""
+    """A set of up to :data:`_MAX_LANES` lanes that share the threads that torch has when this object is made."""
 
     def __init__(self) -> None:
         self.threads = torch.get_num_threads()

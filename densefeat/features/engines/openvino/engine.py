@@ -42,7 +42,7 @@ def _find_fork_obstacle() -> str | None:
 
 @dataclass
 class CoreOwner:
-    """OpenVINO's core once there is one, and the process that made it: this one, or one that this one was forked from."""
+    """A place for OpenVINO's core and the process that made it: this one, or one that this one was forked from."""
 
     process: int | None = None
     core: Any = None

@@ -30,7 +30,7 @@ class OutputRequest:
 
 @dataclass(frozen=True)
 class PaddedImages:
-    """Images with zeros at their borders, ``pixels (N, C, H + 2 padding, W + 2 padding)``, as the stem's kernel reads them.
+    """A batch of images with zeros at their borders, ``pixels (N, C, H + 2 padding, W + 2 padding)``, as the stem reads them.
 
     ``offsets (C · kH · kW,)``, int32, lead from the first value of a convolution's window to each value of it.
     """

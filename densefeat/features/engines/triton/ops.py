@@ -20,7 +20,10 @@ def _round_up_to_16(channels: int) -> int:
 
 @dataclass(frozen=True)
 class PixelRows:
-    """Maps with one pixel a row, ``rows (images * height * width, …)``. A row begins with the pixel's ``channels``."""
+    """A batch of maps with one pixel a row, ``rows (images * height * width, …)``.
+
+    A row begins with the pixel's ``channels``.
+    """
 
     rows: torch.Tensor
     images: int
