@@ -60,7 +60,10 @@ def vector_names(schema: pa.Schema) -> list[str]:
 
 
 class EmbeddingWriter:
-    """A Parquet file that rows are appended to; at most a row group of them is in memory. ``error_path``: the path that errors name."""
+    """A Parquet file that rows are appended to; at most a row group of them is in memory.
+
+    ``error_path``: the path that errors name.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema, error_path: Path | None = None) -> None:
         self._error_path = error_path or path
