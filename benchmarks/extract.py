@@ -27,14 +27,13 @@ from timm.data import create_transform, resolve_model_data_config
 
 import densefeat
 from densefeat.bench import Report, benchmark_options, calibrated_network, list_images, load_network, rate_rows, time_rounds
-from densefeat.extraction.decoding import Decoding, decode_batches, usable_cores
+from densefeat.extraction.decoding import Decoding, count_usable_cores, decode_batches
 from densefeat.images import Preprocessing, decode_pixels, open_source
 
 BUNDLED, LARGE = "densefeat_densenet_bc100_k12", "densefeat_densenet121"
 DECODERS = ("pillow", "torchvision")
-COLUMNS = {"arm": ("", "{}"), "rate": ("images/s", "{:,.1f}"), "ratio": ("ratio to timm (range)", "{}")}
-COSINES = {"network": ("network", "{}"), "block": ("block", "{}"),
-           "mean": ("cosine, mean", "{:.6f}"), "least": ("least", "{:.6f}")}  # fmt: skip
+COLUMNS = "=arm | images/s=rate:,.1f | ratio to timm (range)=ratio"
+COSINES = "network=network | block=block | cosine, mean=mean:.6f | least=least:.6f"
 
 images_option = click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 
@@ -94,7 +93,7 @@ def decode(images: Path, count: int, rounds: int, file: Path | None) -> None:
             "decoder pillow differs from timm's transform: are there EXIF rotations, which timm ignores?"
         )
     report = Report(f"{len(files)} JPEG files, one thread", file)
-    rows = rate_rows(time_rounds(arms, rounds), dict.fromkeys(arms, "timm on Pillow"), len(files))
+    rows = rate_rows(time_rounds(arms, rounds), "timm on Pillow", len(files))
     report.add("decode and resize", rows, COLUMNS)
     difference = (by_torchvision - by_pillow).abs().float()
     text = f"pixels, torchvision to pillow: mean {difference.mean():.4f} of 255, largest {difference.max():.0f}"
@@ -132,7 +131,7 @@ def job(
 
         def decode_images() -> None:
             source, decoding = open_source(once), Decoding(extractor.preprocessing.geometry(), extractor.decoder)
-            with ThreadPoolExecutor(usable_cores()) as pool:
+            with ThreadPoolExecutor(count_usable_cores()) as pool:
                 batches = decode_batches(source.items(0, source.length), batch_size, decoding, pool, 3 if cuda else 0)
                 with closing(batches):
                     list(batches)
@@ -154,7 +153,7 @@ def job(
     parts = list(zip(seconds["decode"], seconds["network"], strict=True))
     seconds["allowed"] = [max(pair) if cuda else sum(pair) for pair in parts]
     report = Report(f"{model} by {extractor.backend}, {precision}, {count} images, batch {len(batch)}, {device}", file, device)
-    report.add("images to features", rate_rows(seconds, dict.fromkeys(seconds, "timm loop"), count), COLUMNS)
+    report.add("images to features", rate_rows(seconds, "timm loop", count), COLUMNS)
     reached = statistics.median(100 * own / whole for own, whole in zip(seconds["allowed"], seconds["job"], strict=True))
     report.note("percent of allowed", reached, f"the job reaches {reached:.0f} % of what is allowed")
     share = 100 * statistics.median(network / (decoding + network) for decoding, network in parts)

@@ -14,10 +14,12 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import numpy as np
@@ -30,13 +32,16 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 import densefeat
-from densefeat.bench import Report, benchmark_options, measure_rounds, rate_rows, read_peak, reset_peak, run_alone
-from densefeat.heads import CrossLayerHead
+from densefeat.bench import Report, benchmark_options, measure_rounds, rate_rows, read_peak, reset_peak
+from densefeat.evaluation import evaluate
+from densefeat.finetuning import finetune, load_finetuning
+from densefeat.heads import CrossLayerHead, draw_usage
+from densefeat.labels import Targets
+from densefeat.probe import fit_head, probe
 
 MODEL = "densefeat_densenet_bc100_k12"
 C = tuple(10.0 ** np.linspace(-6, 5, 45))  # the grid of the protocol logreg
 RATES, WEIGHT_DECAY, BATCH, MAP = (1e-3, 3e-3, 1e-2, 3e-2), 0.05, 128, (8, 8)
-
 data_option = click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 
 
@@ -69,14 +74,10 @@ def fit_one(arm: str, rows: int, features: int, classes: int) -> dict[str, float
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.model_selection import PredefinedSplit
 
-    from densefeat.labels import Targets
-    from densefeat.probe import fit_head
-
     warnings.simplefilter("ignore")  # scikit-learn's, about fits that have not converged
     x, y = make_rows(2 * rows, features, classes)
     test, x = x[rows:], x[:rows]
     val = np.random.default_rng(1).permutation(rows) < rows // 10
-    size = x.nbytes
     reset_peak()
     before, cpu, wall = read_peak(), time.process_time(), time.perf_counter()
     if arm == "densefeat":
@@ -89,7 +90,15 @@ def fit_one(arm: str, rows: int, features: int, classes: int) -> dict[str, float
         chosen, predictions = float(model.C_), model.predict(test)
     spent = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
     accuracy = 100 * float((predictions == y[rows:]).mean())
-    return spent | {"C": float(np.log10(chosen)), "accuracy": accuracy, "peak": 1 + (read_peak() - before) / size}
+    return spent | {"C": float(np.log10(chosen)), "accuracy": accuracy, "peak": 1 + (read_peak() - before) / x.nbytes}
+
+
+def fit_alone(threads: int, *arguments: Any) -> dict[str, float]:
+    """:func:`fit_one` in a new process, with as many threads."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    variables = dict.fromkeys(names, str(threads)) | {"OMP_WAIT_POLICY": "passive"}
+    with patch.dict(os.environ, variables), ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(fit_one, *arguments).result()
 
 
 @main.command()
@@ -107,19 +116,17 @@ def logreg(rows: int, features: int, classes: int, full: bool, rounds: int, file
     arms, threads = ["densefeat", "scikit-learn, tol 1e-6", "scikit-learn, tol 1e-4"], 1
     if full:
         arms, threads, rows, features, classes, rounds = arms[:1], os.cpu_count() or 1, 50_000, 1024, 100, 1
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    variables = dict.fromkeys(names, str(threads)) | {"OMP_WAIT_POLICY": "passive"}
-    works = {arm: partial(run_alone, fit_one, arm, rows, features, classes, variables=variables) for arm in arms}
     report = Report(f"{rows:,} rows, {features} features, {classes} classes, {len(C)} values of C, threads: {threads}", file)
-    results = measure_rounds(works, rounds, warmups=0)
-    table = rate_rows({arm: [each["cpu"] for each in own] for arm, own in results.items()}, dict.fromkeys(arms, arms[-1]))
+    results = measure_rounds({arm: partial(fit_alone, threads, arm, rows, features, classes) for arm in arms}, rounds)
+    table = rate_rows({arm: [each["cpu"] for each in own] for arm, own in results.items()}, arms[-1])
     for row in table:
         row |= {key: float(np.median([each[key] for each in results[row["arm"]]])) for key in ("wall", "C", "accuracy", "peak")}
         row["times"] = row["seconds"] / table[0]["seconds"]
-    columns = {"arm": ("", "{}"), "seconds": ("CPU seconds", "{:.2f}"), "times": ("times densefeat's", "{:.1f}"),
-               "wall": ("seconds", "{:.2f}"), "C": ("C", "10^{:.2f}"), "accuracy": ("test accuracy", "{:.2f}"),
-               "peak": ("peak to features", "{:.2f}")}  # fmt: skip
-    report.add("logistic regression", table, columns)
+    report.add(
+        "logistic regression", table,
+        "=arm | CPU seconds=seconds:.2f | times densefeat's=times:.1f | seconds=wall:.2f | log10 of C=C:.2f"
+        " | test accuracy=accuracy:.2f | peak to features=peak:.2f",
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- cross-layer
@@ -131,73 +138,42 @@ def read_table(data: Path, name: str) -> tuple[list[bytes], np.ndarray]:
     return [image["bytes"] for image in table["image"].to_pylist()], table["label"].to_numpy()
 
 
-class Linear(nn.Module):
-    """A linear layer on pooled features ``(N, C, 1, 1)`` that it standardises by the statistics of training."""
-
-    def __init__(self, channels: list[int], num_classes: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(sum(channels), affine=False)
-        self.classifier = nn.Linear(sum(channels), num_classes)
+class PlainHead(nn.Sequential):
+    """Layers on all maps side by side."""
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        return self.classifier(self.norm(torch.cat(maps, 1)).flatten(1))
+        return super().forward(torch.cat(maps, 1))
 
 
-class SideBySide(nn.Module):
-    """A 1×1 convolution of all maps to ``width`` channels, BatchNorm, ReLU, pooling, linear."""
-
-    def __init__(self, channels: list[int], width: int, num_classes: int) -> None:
-        super().__init__()
-        self.project = nn.Conv2d(sum(channels), width, 1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
-        self.classifier = nn.Linear(width, num_classes)
-
-    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        return self.classifier(F.relu(self.norm(self.project(torch.cat(maps, 1)))).mean((2, 3)))
+def make_head(name: str, channels: list[int], width: int, classes: int) -> nn.Module:
+    count = sum(channels)
+    if name.startswith("linear"):  # standardises by the statistics of training
+        return PlainHead(nn.BatchNorm2d(count, affine=False), nn.Flatten(), nn.Linear(count, classes))
+    if name.startswith("1×1"):
+        project = [nn.Conv2d(count, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+        return PlainHead(*project, nn.Flatten(), nn.Linear(width, classes))
+    return CrossLayerHead([dict(num_chs=each) for each in channels], width, classes)
 
 
-Maker = Callable[[list[int]], nn.Module]  # from the channels of each block
+HEADS = ("linear, last block", "linear, all blocks", "1×1, last block", "1×1, all blocks", "cross-layer")
+Maps = list[torch.Tensor]  # of each block float16 (n, C, 8, 8)
 
 
-def list_heads(width: int, num_classes: int) -> dict[str, tuple[Maker, bool]]:
-    """By name, what makes a head, and whether it reads all blocks."""
-    return {
-        "linear, last block": (lambda channels: Linear(channels, num_classes), False),
-        "linear, all blocks": (lambda channels: Linear(channels, num_classes), True),
-        "1×1, last block": (lambda channels: SideBySide(channels, width, num_classes), False),
-        "1×1, all blocks": (lambda channels: SideBySide(channels, width, num_classes), True),
-        "cross-layer": (lambda channels: CrossLayerHead([dict(num_chs=each) for each in channels], width, num_classes), True),
-    }
-
-
-Maps = list[np.ndarray]  # of each block float16 (n, C, 8, 8)
-
-
-def write_maps(extractor: densefeat.FeatureExtractor, images: list[bytes], folder: Path) -> Maps:
-    """Each block's maps, averaged down to the last block's 8×8, in files."""
-    folder.mkdir()
-    maps: Maps = []
+def extract_maps(extractor: densefeat.FeatureExtractor, images: list[bytes]) -> Maps:
+    """Each block's maps, averaged down to the last block's 8×8."""
+    parts: list[Maps] = []
     for start in range(0, len(images), 64):
         some = [Image.open(io.BytesIO(data)).convert("RGB") for data in images[start : start + 64]]
-        for block, values in enumerate(extractor.forward(extractor.prepare(some)).values()):
-            pooled = F.adaptive_avg_pool2d(values, MAP).half().numpy()
-            if start == 0:
-                maps.append(np.memmap(folder / str(block), np.float16, "w+", shape=(len(images), *pooled.shape[1:])))
-            maps[block][start : start + len(some)] = pooled
-    return maps
-
-
-def read_maps(maps: Maps, rows: np.ndarray) -> list[torch.Tensor]:
-    return [torch.from_numpy(block[rows]).float() for block in maps]
+        maps = extractor.forward(extractor.prepare(some)).values()
+        parts.append([F.adaptive_avg_pool2d(each, MAP).half() for each in maps])
+    return [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
 
 
 def train_head(
-    make: Maker, maps: Maps, labels: torch.Tensor, rows: np.ndarray, rate: float, epochs: int, seed: int
-) -> nn.Module:
-    torch.manual_seed(seed)
+    head: nn.Module, maps: Maps, labels: torch.Tensor, rows: np.ndarray, rate: float, epochs: int, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
-    head = make([block.shape[1] for block in maps]).train()
-    optimizer = create_optimizer_v2(head, "adamw", lr=rate, weight_decay=WEIGHT_DECAY)
+    optimizer = create_optimizer_v2(head.train(), "adamw", lr=rate, weight_decay=WEIGHT_DECAY)
     batch = min(BATCH, len(rows))
     steps = len(rows) // batch
     schedule = CosineLRScheduler(optimizer, epochs * steps, t_in_epochs=False)
@@ -206,18 +182,20 @@ def train_head(
         for step in range(steps):
             schedule.step_update(epoch * steps + step)
             some = order[step * batch : (step + 1) * batch]
-            loss = F.cross_entropy(head(read_maps(maps, some)), labels[some])
+            loss = F.cross_entropy(head([block[some].float() for block in maps]), labels[some])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return head.eval()
+    head.eval()
 
 
 @torch.inference_mode()
-def hits(head: nn.Module, maps: Maps, labels: torch.Tensor, rows: np.ndarray) -> np.ndarray:
+def hits(head: nn.Module, maps: Maps, labels: torch.Tensor) -> np.ndarray:
     """bool ``(n,)``: whether the head is right on each image."""
-    parts = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-    return np.concatenate([(head(read_maps(maps, part)).argmax(1) == labels[part]).numpy() for part in parts])
+    parts = [
+        head([block.float() for block in part]).argmax(1) for part in zip(*(block.split(256) for block in maps), strict=True)
+    ]
+    return (torch.cat(parts) == labels).numpy()
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -240,51 +218,52 @@ def cross_layer(data: Path, out: Path, rows: int, epochs: int, width: int, seeds
     of the training images, which it then learns from, too. Accuracy is the mean over seeds; its 95 % interval, and that of the
     difference to the cross-layer head, is over the choice of test images. Seconds are of one training.
     """
-    from densefeat.heads.usage_chart import draw_usage
-
     out.mkdir(parents=True, exist_ok=True)
     extractor = densefeat.FeatureExtractor(MODEL, pool="none", device="cpu")
     images, codes = read_table(data, "train")
     chosen = np.random.default_rng(0).permutation(len(images))[:rows]
-    labels = torch.from_numpy(codes[chosen])
+    labels, classes = torch.from_numpy(codes[chosen]), int(codes.max()) + 1
     test_images, test_codes = read_table(data, "test")
-    results: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory(dir=out) as folder:
-        train = write_maps(extractor, [images[i] for i in chosen], Path(folder, "train"))
-        test = write_maps(extractor, test_images, Path(folder, "test"))
-        size = sum(block.nbytes for block in (*train, *test))
-        report = Report(
-            f"{len(labels):,} training and {len(test_codes):,} test images, {epochs} epochs, maps: {size:,} bytes", file
-        )
-        order = np.random.default_rng(1).permutation(len(labels))
-        held, rest = order[: len(order) // 10], order[len(order) // 10 :]
-        for name, (make, every) in list_heads(width, int(codes.max()) + 1).items():
-            own, own_test = (train, test) if every else (train[-1:], test[-1:])
-            if name.startswith("linear"):  # it reads pooled features
-                own, own_test = ([block.mean((2, 3), np.float32, keepdims=True) for block in maps] for maps in (own, own_test))
-            fit = partial(train_head, make, own, labels)
-            scores = [hits(fit(rest, rate, epochs, 0), own, labels, held).mean() for rate in RATES]
-            rate, right, began = RATES[int(np.argmax(scores))], [], time.perf_counter()
-            for seed in range(seeds):
-                head = fit(order, rate, epochs, seed)
-                right.append(hits(head, own_test, torch.from_numpy(test_codes), np.arange(len(test_codes))))
-            scores = [100 * each.mean() for each in right]
-            results[name] = {
-                "head": name, "hits": np.mean(right, 0), "seeds": f"{min(scores):.2f} to {max(scores):.2f}", "rate": rate,
-                "seconds": (time.perf_counter() - began) / seeds,
-                "parameters": sum(each.numel() for each in head.parameters()),
-            }  # fmt: skip
-    best = results["cross-layer"]["hits"]
-    for name, row in results.items():
+    train, test = extract_maps(extractor, [images[i] for i in chosen]), extract_maps(extractor, test_images)
+    size = sum(block.nbytes for block in (*train, *test))
+    report = Report(
+        f"{len(labels):,} training and {len(test_codes):,} test images, {epochs} epochs, maps: {size:,} bytes", file
+    )
+    order = np.random.default_rng(1).permutation(len(labels))
+    held, rest = order[: len(order) // 10], order[len(order) // 10 :]
+    results: list[dict[str, Any]] = []
+    for name in HEADS:
+        own, own_test = (train[-1:], test[-1:]) if "last" in name else (train, test)
+        if name.startswith("linear"):  # it reads pooled features
+            own, own_test = ([block.float().mean((2, 3), keepdim=True) for block in maps] for maps in (own, own_test))
+
+        def fit(rows: np.ndarray, rate: float, seed: int, name: str = name, own: Maps = own) -> nn.Module:
+            torch.manual_seed(seed)
+            head = make_head(name, [block.shape[1] for block in own], width, classes)
+            train_head(head, own, labels, rows, rate, epochs, seed)
+            return head
+
+        scores = [hits(fit(rest, rate, 0), [block[held] for block in own], labels[held]).mean() for rate in RATES]
+        rate, began = RATES[int(np.argmax(scores))], time.perf_counter()
+        heads = [fit(order, rate, seed) for seed in range(seeds)]
+        seconds = (time.perf_counter() - began) / seeds
+        right = np.array([hits(head, own_test, torch.from_numpy(test_codes)) for head in heads])
+        tops = 100 * right.mean(1)
+        results.append({
+            "head": name, "hits": right.mean(0), "seeds": f"{tops.min():.2f} to {tops.max():.2f}", "rate": rate,
+            "parameters": sum(each.numel() for each in heads[0].parameters()), "seconds": seconds,
+        })  # fmt: skip
+    best = results[-1]["hits"]
+    for row in results:
         own_hits = row.pop("hits")
         row["top1"] = "{:.2f} ± {:.2f}".format(*interval(own_hits))
-        row["less"] = None if name == "cross-layer" else "{:+.2f} ± {:.2f}".format(*interval(best - own_hits))
-    columns = {"head": ("head", "{}"), "top1": ("test top-1, %", "{}"), "seeds": ("seeds", "{}"),
-               "less": ("cross-layer less it", "{}"), "parameters": ("parameters", "{:,}"), "rate": ("rate", "{:g}"),
-               "seconds": ("seconds", "{:.1f}")}  # fmt: skip
-    report.add("heads", list(results.values()), columns)
-    usage = head.block_usage().numpy()  # type: ignore[operator]
-    names = [tap.name for tap in extractor.taps]
+        row["less"] = None if row is results[-1] else "{:+.2f} ± {:.2f}".format(*interval(best - own_hits))
+    report.add(
+        "heads", results,
+        "head=head | test top-1, %=top1 | seeds=seeds | cross-layer less it=less | parameters=parameters:, | rate=rate:g"
+        " | seconds=seconds:.1f",
+    )  # fmt: skip
+    usage, names = heads[-1].block_usage().numpy(), [tap.name for tap in extractor.taps]  # type: ignore[operator]
     draw_usage(usage, names, out / "block_usage")
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in zip(names, usage.mean(1), strict=True))
     report.note("block usage", usage.mean(1).tolist(), f"mean share of each block: {shares}; {out / 'block_usage.png'}")
@@ -295,79 +274,52 @@ def cross_layer(data: Path, out: Path, rows: int, epochs: int, width: int, seeds
 
 def write_folder(data: Path, name: str, folder: Path, classes: list[int], count: int) -> None:
     """The first ``count`` images of each class, as files."""
-    left = dict.fromkeys(classes, count)
-    for number, (content, label) in enumerate(zip(*read_table(data, name), strict=True)):
-        if left.get(label, 0):
-            left[label] -= 1
-            file = folder / f"class {label}" / f"{number:06}.jpg"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
+    images, labels = read_table(data, name)
+    for label in classes:
+        (folder / f"class {label}").mkdir(parents=True)
+        for number in np.flatnonzero(labels == label)[:count]:
+            (folder / f"class {label}" / f"{number:06}.jpg").write_bytes(images[number])
 
 
-def run_probe(work: Path, device: str) -> list[dict[str, Any]]:
-    """Block 3 and the best candidate; the time of block 3 is that of extraction alone."""
-    from densefeat.probe import probe
-
-    began = time.monotonic()
-    for name in ("train", "test"):
-        densefeat.extract(work / name, work / f"{name}-store", model=MODEL, labels="folder", device=device)
-    extracted = time.monotonic() - began
-    results = probe(work / "train-store", work / "probe", test=work / "test-store").results
-    rows = []
-    for each in results["candidates"]:
-        best = each["name"] == results["best"]
-        if best or each["name"] == "block3":
-            rows.append({"what": f"probe, {each['name']}{' (chosen)' if best else ''}", "top1": each["test"]["top1"],
-                         "interval": "{:.1f} to {:.1f}".format(*each["intervals"]["top1"]),
-                         "seconds": time.monotonic() - began if best else extracted})  # fmt: skip
-    return rows
-
-
-def run_finetuning(work: Path, device: str, name: str, overrides: list[str]) -> dict[str, Any]:
-    from densefeat.evaluation import predict
-    from densefeat.finetuning import finetune, load_finetuning
-
-    began = time.monotonic()
-    recipe = load_finetuning("finetune_folder", [f"model={MODEL}", f"train={json.dumps(str(work / 'train'))}", *overrides])
-    finetune(recipe, work / name, device)
-    seconds = time.monotonic() - began
-    table = predict(str(work / name), work / "test", work / f"{name} predictions", device=device).table
-    lines = [line.split(",") for line in table.read_text().splitlines()[1:]]
-    mean, half = interval(np.array([line[0].partition("/")[0] == line[-2] for line in lines]))
-    return {
-        "what": f"finetune, {name}",
-        "top1": mean,
-        "interval": f"{mean - half:.1f} to {mean + half:.1f}",
-        "seconds": seconds,
-    }
-
-
-@main.command()
+@main.command("finetune")
 @data_option
 @click.option("--classes", default="3,5", show_default=True, help="Numbers of the classes: cats and dogs of CIFAR-10.")
 @click.option("--images", default=150, show_default=True, help="Of each class to learn from.")
 @click.option("--test", default=500, show_default=True, help="Of each class to test on.")
 @click.option("--device", default="cpu", show_default=True)
 @benchmark_options()
-def finetune(data: Path, classes: str, images: int, test: int, device: str, file: Path | None) -> None:
+def compare_finetuning(data: Path, classes: str, images: int, test: int, device: str, file: Path | None) -> None:
     """Fine-tuning beside a probe, from the same images: test accuracy with its 95 % interval, and seconds."""
-    numbers = [int(number) for number in classes.split(",")]
+    numbers, rows = [int(number) for number in classes.split(",")], []
     report = Report(f"{len(numbers)} classes, {images} images each; {device}", file, device)
-    small = ["loader=device", "augment=shift-mirror"]  # crops of images of no more pixels than the network reads are blurred
+
+    def add(what: str, began: float, top1: float, low: float, high: float) -> None:
+        row = {"what": what, "top1": top1, "interval": f"{low:.1f} to {high:.1f}", "seconds": time.monotonic() - began}
+        rows.append(row)
+
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_folder(data, "train", work / "train", numbers, images)
         write_folder(data, "test", work / "test", numbers, test)
-        rows = run_probe(work, device)
+        began = time.monotonic()
+        for name in ("train", "test"):
+            densefeat.extract(work / name, work / f"{name}-store", model=MODEL, labels="folder", device=device)
+        results = probe(work / "train-store", work / "probe", test=work / "test-store").results
+        for each in results["candidates"]:
+            if each["name"] in (results["best"], "block3"):
+                chosen = " (chosen)" if each["name"] == results["best"] else ""
+                add(f"probe, {each['name']}{chosen}", began, each["test"]["top1"], *each["intervals"]["top1"])
+        # crops of images of no more pixels than the network reads are blurred
+        small = ["loader=device", "augment=shift-mirror"]
         for name, overrides in (("head", ["mode=head"]), ("defaults", []), ("shifts, no crops", small)):
-            rows.append(run_finetuning(work, device, name, overrides))
-    columns = {
-        "what": ("", "{}"),
-        "top1": ("test top-1, %", "{:.1f}"),
-        "interval": ("95 %", "{}"),
-        "seconds": ("seconds", "{:.0f}"),
-    }
-    report.add("probe and fine-tune", rows, columns)
+            began = time.monotonic()
+            train = f"train={json.dumps(str(work / 'train'))}"
+            finetune(load_finetuning("finetune_folder", [f"model={MODEL}", train, *overrides]), work / name, device)
+            scores = evaluate(str(work / name), str(work / "test"), device=device).to_json()
+            mean, count = scores["top1"], scores["images"]
+            half = 196 * (mean / 100 * (1 - mean / 100) / (count - 1)) ** 0.5
+            add(f"finetune, {name}", began, mean, mean - half, mean + half)
+    report.add("probe and fine-tune", rows, "=what | test top-1, %=top1:.1f | 95 %=interval | seconds=seconds:.0f")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from sklearn.datasets import load_sample_images
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from densefeat.bench import Report, benchmark_options, measure_rounds
 from densefeat.map import write_map
-from densefeat.store import EmbeddingWriter, embedding_schema, open_store
+from densefeat.store import EmbeddingWriter, make_embedding_schema, open_store
 from support.browser import chromium, opened
 
 BLOCKS, SIZE, CLASSES, EDGE = 4, 256, 200, 96
@@ -52,7 +52,7 @@ def write_store(path: Path, pictures: Path, rows: int) -> None:
     for block in range(1, BLOCKS + 1):
         centres = generator.standard_normal((CLASSES, SIZE), np.float32)
         features[f"block{block}"] = centres[codes] + generator.standard_normal((rows, SIZE), np.float32)
-    schema = embedding_schema(dict.fromkeys(features, (SIZE,)), {"images": str(pictures)}, labelled=True)
+    schema = make_embedding_schema(dict.fromkeys(features, (SIZE,)), {"images": str(pictures)}, labelled=True)
     columns = {"path": [f"{pictures.name}#{row}" for row in range(rows)], "label": [f"class {code}" for code in codes],
                "width": [EDGE] * rows, "height": [EDGE] * rows}  # fmt: skip
     with EmbeddingWriter(path, schema) as writer:
@@ -90,7 +90,7 @@ def main(rows: int, rounds: int, file: Path | None) -> None:
         write_store(root / "store.parquet", root / "pictures.parquet", rows)
         result = write_map(open_store(root / "store.parquet"), root / "map.html")
         page, table = result.page.stat().st_size / 1e6, result.table.stat().st_size / 1e6
-        looks = measure_rounds({"page": lambda: look_at(result.page)}, rounds, warmups=0)["page"]
+        looks = measure_rounds({"page": lambda: look_at(result.page)}, rounds)["page"]
     report = Report(f"{rows:,} rows, {BLOCKS} blocks of {SIZE}; {result.notes[-1]}", file)
     report.note("size", {"page": page, "table": table}, f"page {page:.2f} MB, table {table:.2f} MB")
     load, frames = statistics.median(each for each, _ in looks), sorted(each for _, some in looks for each in some)

@@ -31,14 +31,8 @@ PREFIX = "densefeat_"
 NETWORKS = ("densenet40_k12", "densenet100_k12", "densenet_bc100_k12", "densenet_bc190_k40", "densenet_bc250_k24",
             "densenet121", "densenet169", "densenet201", "densenet264")  # fmt: skip
 WAYS = ("plain", "timm", "memory_efficient")
-HELD = {
-    "network": ("network", "{}"),
-    "way": ("way", "{}"),
-    "megabytes": ("held, MB/image", "{:.1f}"),
-    "share": ("to plain", "{:.2f}"),
-}
-STEPS = {"arm": ("way", "{}"), "seconds": ("step, s", "{:.3f}"), "ratio": ("times as fast as plain (range)", "{}"),
-         "peak": ("peak, MB", "{:,.0f}")}  # fmt: skip
+HELD = "network=network | way=way | held, MB/image=megabytes:.1f | to plain=share:.2f"
+STEPS = "way=arm | step, s=seconds:.3f | times as fast as plain (range)=ratio | peak, MB=peak:,.0f"
 
 
 def build(network: str, way: str, device: str) -> nn.Module:
@@ -118,7 +112,7 @@ def main(device: str, networks: str, batch_size: int | None, timed: bool, rounds
     for network in networks.split(",") if timed or cuda else ():
         models, x = {way: build(network, way, device) for way in WAYS}, make_images(network, count, device)
         steps = {way: partial(step, model, x) for way, model in models.items()}
-        times = rate_rows(time_rounds(steps, rounds, device), dict.fromkeys(WAYS, "plain"), count)
+        times = rate_rows(time_rounds(steps, rounds, device), "plain", count)
         for row in times:
             row["peak"] = peak_bytes(models[row["arm"]], x) / 1e6 if cuda else None
         report.add(network, times, STEPS)

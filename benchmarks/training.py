@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import timm
@@ -116,9 +116,8 @@ def speed(
         model: Any = build(network, code).to(device, memory_format=torch.channels_last)
         works[code] = partial(repeat, make_step(torch.compile(model) if compiled else model, x, y, precision), steps)
     report = Report(f"{network}: {parameters:,} parameters; batches of {batch_size}, {precision}; same logits", file, device)
-    rows = rate_rows(time_rounds(works, rounds, device), dict.fromkeys(works, "timm"), batch_size * steps)
-    columns = {"arm": ("code", "{}"), "rate": ("images/s", "{:,.1f}"), "ratio": ("ratio to timm (range)", "{}")}
-    report.add("training steps", rows, columns)
+    rows = rate_rows(time_rounds(works, rounds, device), "timm", batch_size * steps)
+    report.add("training steps", rows, "code=arm | images/s=rate:,.1f | ratio to timm (range)=ratio")
 
 
 def repeat(step: Callable[[], None], times: int) -> None:
@@ -145,36 +144,25 @@ run each, of the seed in its recipe. The 32×32 images are JPEG-compressed, so e
 """
 
 
-class Run(NamedTuple):
-    """A recipe with overrides."""
-
-    name: str
-    recipe: str
-    overrides: tuple[str, ...] = ()
-    data: str = "cifar10"
-
-
-RUNS = (
-    Run("tin200", "tin200", data="tin200"),
-    Run("cifar10_fast_densenet_bc100_k12", "cifar10_fast"),
-    Run("cifar10_fast_densenet40_k12", "cifar10_fast", ("model=densefeat_densenet40_k12",)),
-    Run("cifar10_fast_delugenet146", "cifar10_fast", ("model=densefeat_delugenet146", "proj_drop_rate=0.0")),
+RUNS = {  # recipe, data, overrides
+    "tin200": ("tin200", "tin200"),
+    "cifar10_fast_densenet_bc100_k12": ("cifar10_fast", "cifar10"),
+    "cifar10_fast_densenet40_k12": ("cifar10_fast", "cifar10", "model=densefeat_densenet40_k12"),
+    "cifar10_fast_delugenet146": ("cifar10_fast", "cifar10", "model=densefeat_delugenet146", "proj_drop_rate=0.0"),
     # the ten epochs that the full protocol begins with: the same images at the same rate
-    Run("cifar10_densenet40_k12_ten_epochs", "cifar10_densenet40_k12", ("epochs=10", "milestones=[]")),
-    Run("cifar10_densenet_bc100_k12", "cifar10_densenet_bc100_k12"),
-    Run("cifar10_densenet40_k12", "cifar10_densenet40_k12"),
-    Run("cifar10_delugenet146", "cifar10_delugenet146"),
-)
-NAMES = [run.name for run in RUNS]
+    "cifar10_densenet40_k12_ten_epochs": ("cifar10_densenet40_k12", "cifar10", "epochs=10", "milestones=[]"),
+    **{f"cifar10_{name}": (f"cifar10_{name}", "cifar10") for name in ("densenet_bc100_k12", "densenet40_k12", "delugenet146")},
+}
 
 
-def run_training(run: Run, out: Path, data: Path, device: str, steps: int | None, end: float) -> int:
+def run_training(name: str, out: Path, data: Path, device: str, steps: int | None, end: float) -> int:
     """The exit code of a training process, which SIGTERM stops at ``end`` of the monotonic clock.
 
     It runs in ``data``, so that the recipe in the run's folder names files and no folders of this machine.
     """
-    train, val = FILES[run.data]
-    command = [sys.executable, "-m", "densefeat.training", str(ROOT / "recipes" / f"{run.recipe}.yaml"), *run.overrides]
+    recipe, images, *overrides = RUNS[name]
+    train, val = FILES[images]
+    command = [sys.executable, "-m", "densefeat.training", str(ROOT / "recipes" / f"{recipe}.yaml"), *overrides]
     command += [f"train={train}", f"val={val}", "--out", str(out), "--device", device]
     command += [] if device.startswith("cuda") else ["cuda_graph=false"]
     command += [] if steps is None else ["--steps", str(steps)]
@@ -225,7 +213,7 @@ def format_run(folder: Path) -> str:
 
 def write_table(results: Path) -> str:
     """Write README.md of all runs in ``results``; draws the curves of runs whose machine could not."""
-    folders = [results / name for name in NAMES if (results / name / RECIPE).exists()]
+    folders = [results / name for name in RUNS if (results / name / RECIPE).exists()]
     for folder in folders:
         if not (folder / CURVES).exists():
             RunFolder(folder).draw()
@@ -245,7 +233,7 @@ def raise_exit(number: int, _: FrameType | None) -> None:
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs are kept.")
 @click.option("--results", type=click.Path(path_type=Path), default=ROOT / "benchmarks/results", help="Where to copy them.")
 @click.option("--minutes", type=click.FloatRange(0), default=9.0, show_default=True, help="Of this slice.")
-@click.option("--only", type=click.Choice(NAMES), multiple=True, help="This run.  [default: all]")
+@click.option("--only", type=click.Choice(list(RUNS)), multiple=True, help="This run.  [default: all]")
 @click.option("--device", help="cpu, cuda.  [default: a GPU where there is one]")
 @click.option("--steps", type=click.IntRange(1), help="Of each run in this slice.  [default: all]")
 def results(
@@ -259,20 +247,20 @@ def results(
     end = time.monotonic() + 60 * minutes
     signal.signal(signal.SIGTERM, raise_exit)  # without it the training process would go on alone
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    due = [run for run in RUNS if minutes and (not only or run.name in only) and not (runs / run.name / RESULTS).exists()]
-    if missing := [data / name for run in due for name in FILES[run.data] if not (data / name).exists()]:
+    due = [name for name in RUNS if minutes and (not only or name in only) and not (runs / name / RESULTS).exists()]
+    if missing := [data / file for name in due for file in FILES[RUNS[name][1]] if not (data / file).exists()]:
         raise click.BadParameter(f"there is no {missing[0]}", param_hint="--data")
     failed = []
-    for run in due:
+    for name in due:
         if time.monotonic() >= end:
             break
-        print(run.name, flush=True)
-        out = (runs / run.name).absolute()
-        code = run_training(run, out, data, device, steps, end)
-        copy_run(out, results / run.name, device)
+        print(name, flush=True)
+        out = (runs / name).absolute()
+        code = run_training(name, out, data, device, steps, end)
+        copy_run(out, results / name, device)
         print(write_table(results), end="", flush=True)
         if code not in (0, *STOPPED):
-            failed.append(f"{run.name} (exit code {code})")
+            failed.append(f"{name} (exit code {code})")
     write_table(results)
     if failed:
         raise click.ClickException(f"{', '.join(failed)}: see above")

@@ -8,9 +8,7 @@ PRECISIONS = {"fp32": ("fp32",), "bf16": ("bf16",), "both": ("fp32", "bf16")}
 # glibc keeps freed memory and takes none by mmap, so that large maps do not cost fresh pages at every call
 TUNED_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 BASELINES = ("timm-nhwc-tuned", "timm-nhwc")  # the best that timm's eager network does without our engines
-
 _BACKENDS = ("reference", "buffer", "openvino", "triton")
-_NHWC = "channels_last"
 
 
 @dataclass(frozen=True)
@@ -20,18 +18,19 @@ class Arm:
     Args:
         name: Its name for ``--arms``.
         kind: What builds it, a key of :data:`densefeat.bench.builders.BUILDERS`; for our backends the backend's name.
-        precision: ``"fp32"`` or ``"bf16"``.
         layout: ``"NCHW"`` or ``"channels_last"``, for weights and images; our engines choose their own.
         allocator: ``"default"`` or ``"tuned"`` (:data:`TUNED_ALLOCATOR`).
         mode: The mode of ``torch.compile``.
+        bf16: Whether it is measured in bfloat16, too.
     """
 
     name: str
     kind: str
-    precision: str = "fp32"
     layout: str = "NCHW"
     allocator: str = "default"
     mode: str = "default"
+    bf16: bool = True
+    precision: str = "fp32"
 
     @property
     def ours(self) -> bool:
@@ -58,30 +57,24 @@ class Arm:
 
 ARMS = {
     "cpu": (
-        Arm("timm-nchw", "timm"),
-        Arm("timm-nhwc", "timm", layout=_NHWC),
-        Arm("timm-nchw-tuned", "timm", allocator="tuned"),
-        Arm("timm-nhwc-tuned", "timm", layout=_NHWC, allocator="tuned"),
-        Arm("hooks", "hooks"),
-        Arm("compile", "compile", layout=_NHWC),
-        Arm("onnxruntime", "onnxruntime"),
-        Arm("openvino-export", "openvino-export"),
-        Arm("reference", "reference"),
-        Arm("buffer", "buffer"),
-        Arm("openvino", "openvino"),
+        Arm("timm-nchw", "timm", bf16=False),
+        Arm("timm-nhwc", "timm", "channels_last"),
+        Arm("timm-nchw-tuned", "timm", allocator="tuned", bf16=False),
+        Arm("timm-nhwc-tuned", "timm", "channels_last", "tuned"),
+        Arm("hooks", "hooks", bf16=False),
+        Arm("compile", "compile", "channels_last"),
+        Arm("onnxruntime", "onnxruntime", bf16=False),
+        *(Arm(name, name) for name in ("openvino-export", "reference", "buffer", "openvino")),
     ),
     "cuda": (
         Arm("timm-nchw", "timm"),
-        Arm("timm-nhwc", "timm", layout=_NHWC),
+        Arm("timm-nhwc", "timm", "channels_last"),
         Arm("hooks", "hooks"),
-        Arm("compile", "compile", layout=_NHWC),
-        Arm("compile-reduce-overhead", "compile", layout=_NHWC, mode="reduce-overhead"),
-        Arm("compile-max-autotune", "compile", layout=_NHWC, mode="max-autotune"),
-        Arm("reference", "reference"),
-        Arm("triton", "triton"),
+        Arm("compile", "compile", "channels_last"),
+        *(Arm(f"compile-{mode}", "compile", "channels_last", mode=mode) for mode in ("reduce-overhead", "max-autotune")),
+        *(Arm(name, name) for name in ("reference", "triton")),
     ),
 }
-_FP32_ALONE = {"cpu": ("timm-nchw", "timm-nchw-tuned", "hooks", "onnxruntime"), "cuda": ()}  # bf16 is slower, or missing
 
 
 def choose_arms(request: str, device: str, precision: str) -> list[Arm]:
@@ -95,22 +88,17 @@ def choose_arms(request: str, device: str, precision: str) -> list[Arm]:
     Raises:
         UsageError: A name that this device has no arm of, or none in this precision.
     """
-    names = request.split(",")
-    for name in names:
-        if not any(_matches(arm, name) for arm in ARMS[device]):
+    groups: dict[str, set[Arm]] = {"all": set(ARMS[device]), "ours": {arm for arm in ARMS[device] if arm.ours}}
+    groups["quick"] = {arm for arm in ARMS[device] if arm.ours or arm.name in BASELINES}
+    chosen: set[Arm] = set()
+    for name in request.split(","):
+        matches = groups.get(name) or {arm for arm in ARMS[device] if name in (arm.name, arm.kind)}
+        if not matches:
             known = ", ".join(arm.name for arm in ARMS[device])
             raise UsageError(f"arm {name!r}: on {device} choose quick, ours, all, or some of {known}")
-    arms = [
-        replace(arm, precision=each)
-        for each in PRECISIONS[precision]
-        for arm in ARMS[device]
-        if any(_matches(arm, name) for name in names) and (each == "fp32" or arm.name not in _FP32_ALONE[device])
-    ]
+        chosen |= matches
+    arms = [replace(arm, precision=each) for each in PRECISIONS[precision] for arm in ARMS[device]
+            if arm in chosen and (each == "fp32" or arm.bf16)]  # fmt: skip
     if not arms:
         raise UsageError(f"arms {request!r}: none of them runs in {precision} on {device}")
     return arms
-
-
-def _matches(arm: Arm, name: str) -> bool:
-    groups = {"all": True, "ours": arm.ours, "quick": arm.ours or arm.name in BASELINES}
-    return groups.get(name, False) or name in (arm.name, arm.kind)

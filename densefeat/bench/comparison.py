@@ -6,7 +6,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,16 @@ import timm
 
 from densefeat.base import choose_device, raise_on_sigterm
 from densefeat.bench.arms import BASELINES, PRECISIONS, TUNED_ALLOCATOR, Arm, choose_arms
-from densefeat.bench.builders import DTYPES
-from densefeat.bench.crew import Crew, Member
-from densefeat.bench.inputs import Inputs, check_name, default_size, network_code, write_inputs
-from densefeat.bench.machine import describe_machine, read_cpu_time, share_of_others
+from densefeat.bench.builders import DTYPES, ArmUnderTest, Ceiling
+from densefeat.bench.inputs import check_name, default_size, network_code, write_inputs
+from densefeat.bench.machine import USABLE_CPUS, describe_machine, others_seconds
 from densefeat.bench.measure import compare_rounds
+from densefeat.bench.worker import Worker
 from densefeat.errors import UsageError
 from densefeat.features import count_traffic
-from densefeat.nets import network_flops
+from densefeat.nets import count_network_flops
 
 _REST_SECONDS = 0.02  # between turns: threads that wait for more work give up first
-
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def make_plan(
     return Plan(model, chosen, precision, batch, size or default_size(model), kind, rounds, steps, images)
 
 
-def compare(plan: Plan, say: Say = lambda _: None) -> dict[str, Any]:
+def compare(plan: Plan, say: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
     """Measure every arm of the plan in a process of its own; an arm that fails costs only its row.
 
     Args:
@@ -90,94 +89,105 @@ def compare(plan: Plan, say: Say = lambda _: None) -> dict[str, Any]:
         UsageError: No image in the folder, or one for which the plain network's features are not finite.
         Interrupted: SIGTERM, where it has no handler; a KeyboardInterrupt. No process and no file is left.
     """
-    with raise_on_sigterm(), tempfile.TemporaryDirectory(prefix="densefeat-bench-") as temporary:
+    with raise_on_sigterm(), ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="densefeat-bench-")))
         say("making weights, images and the expected features")
-        inputs = write_inputs(Path(temporary), plan.model, plan.batch, plan.size, plan.images)
-        with Crew(Path(temporary)) as crew:
-            for arm in plan.arms:
-                say(f"building {arm.title(network_code(plan.model))}")
-                crew.start(arm).build(_arm_request(plan, arm, inputs), plan.steps, inputs.rounding)
-            if any(member.problem is None for member in crew.members):
+        inputs = write_inputs(folder, plan.model, plan.batch, plan.size, plan.images)
+        workers = {}
+        subjects = [ArmUnderTest(arm, plan.model, inputs, plan.device, plan.steps) for arm in plan.arms]
+        for subject in [*subjects, Ceiling(plan.device, PRECISIONS[plan.precision])]:
+            if isinstance(subject, ArmUnderTest):
+                arm: Arm | None = subject.arm
+                say(f"building {subject.arm.title(network_code(plan.model))}")
+            elif all(worker.problem for worker in workers.values()):
+                break
+            else:
+                arm = None
                 say("looking for the machine's largest rates")
-                request = {"arm": None, "device": plan.device, "precisions": PRECISIONS[plan.precision]}
-                crew.start(None).build(request, 1, 0.0)
-            load = os.getloadavg()[0]
-            shares = _run_rounds(crew, plan.rounds, say)
-            busy = {"shares": shares, "share": _mean(shares), "load_before": load}
-            return _summarize(plan, crew.members, inputs.rounding) | {"busy": busy}
+            workers[arm] = Worker(folder / f"worker-{len(workers)}", subject)
+            stack.callback(workers[arm].stop)
+            workers[arm].build()
+        load = os.getloadavg()[0]
+        shares = _run_rounds(list(workers.values()), plan.rounds, say)
+    ceiling = workers.pop(None, None)
+    known = [share for share in shares if share is not None]
+    busy = {"shares": shares, "share": statistics.fmean(known) if known else None, "load_before": load}
+    return _summarize(plan, workers, ceiling.turns if ceiling else [], inputs.rounding) | {"busy": busy}
 
 
-def _arm_request(plan: Plan, arm: Arm, inputs: Inputs) -> dict[str, Any]:
-    """The first request to an arm's worker."""
-    taps = inputs.taps_of_ours if arm.ours else inputs.taps_of_stages
-    names = {"arm": asdict(arm), "model": plan.model, "device": plan.device, "taps": taps, "rows": inputs.rows}
-    return names | inputs.files
-
-
-def _run_rounds(crew: Crew, rounds: int, say: Say) -> list[float | None]:
-    """Let every member take a turn each round, in an order that changes; return the share that others used of each round."""
-    order = list(crew.members)
-    shuffle = random.Random(0).shuffle
+def _run_rounds(workers: list[Worker], rounds: int, say: Callable[[str], object]) -> list[float | None]:
+    """Let every worker take a turn each round, in an order that changes; return the share that others used of each round."""
+    processes, shuffle = [os.getpid(), *(worker.process.pid for worker in workers)], random.Random(0).shuffle
     shares = []
     for i in range(rounds):
         say(f"round {i + 1} of {rounds}")
-        shuffle(order)
-        before = read_cpu_time([os.getpid(), *crew.processes])
-        for member in order:
-            member.take_turn()
+        shuffle(workers)
+        began, before = time.perf_counter(), others_seconds(processes)
+        for worker in workers:
+            worker.take_turn()
             time.sleep(_REST_SECONDS)
-        shares.append(share_of_others(before, read_cpu_time([os.getpid(), *crew.processes])))
+        shares.append(_share_of_others(before, others_seconds(processes), time.perf_counter() - began))
     return shares
 
 
-def _summarize(plan: Plan, members: Sequence[Member], rounding: float) -> dict[str, Any]:
-    measured = [member for member in members if member.arm is not None]
+def _share_of_others(before: float | None, after: float | None, seconds: float) -> float | None:
+    """The share of the processors' time that others used, 0 to 1, by two counts of :func:`others_seconds`."""
+    if before is None or after is None:
+        return None
+    return min(1.0, max(0.0, (after - before) / (seconds * len(USABLE_CPUS))))
+
+
+def _summarize(plan: Plan, workers: dict[Arm, Worker], ceiling: list[dict[str, Any]], rounding: float) -> dict[str, Any]:
     network = timm.create_model(plan.model).eval()
-    flops = {"plain": network_flops(network, plan.size), "pooled first": network_flops(network, plan.size, pool_first=True)}
+    flops = {
+        "plain": count_network_flops(network, plan.size),
+        "pooled first": count_network_flops(network, plan.size, pool_first=True),
+    }
     traffic = None
     if plan.device == "cuda":
         traffic = {name: count_traffic(network, plan.size, plan.size, dtype) for name, dtype in DTYPES.items()}
-    work = {"flops": flops, "traffic_bytes": traffic, "ceiling": _summarize_ceiling(members)}
-    arms = [_summarize_arm(plan, member, _find_baseline(measured, member)) for member in measured]
-    for arm in arms:
-        if arm["problem"] is None:
-            arm["percent"] = _percent_of_ceiling(arm, work)
+    work = {"flops": flops, "traffic_bytes": traffic, "ceiling": _summarize_ceiling([turn["rates"] for turn in ceiling])}
+    arms = [_summarize_arm(plan, arm, workers, work) for arm in workers]
+    baselines = {arm["precision"]: arm["baseline"] for arm in arms if arm["problem"] is None}
     return {
         "model": plan.model, "network": network_code(plan.model), "batch": plan.batch, "size": plan.size,
         "device": plan.device, "precision": plan.precision, "rounds": plan.rounds,
         "images": str(plan.images) if plan.images else "noise", "rounding": rounding, **work,
-        "baseline": next((arm["baseline"] for arm in arms if arm["problem"] is None), None),
-        "baselines": {arm["precision"]: arm["baseline"] for arm in arms if arm["problem"] is None},
+        "baseline": next(iter(baselines.values()), None), "baselines": baselines,
         "arms": arms, "tuned_allocator": TUNED_ALLOCATOR, "machine": describe_machine(plan.device),
     }  # fmt: skip
 
 
-def _find_baseline(members: Sequence[Member], own: Member) -> Member | None:
-    """The member of the same precision that ratios are to: the best eager timm, else the first that could be measured."""
-    assert own.arm is not None
-    measured = {member.arm.name: member for member in members
-                if member.arm is not None and member.problem is None and member.arm.precision == own.arm.precision}  # fmt: skip
-    return next((measured[name] for name in (*BASELINES, *measured) if name in measured), None)
+def _summarize_ceiling(turns: list[dict[str, float]]) -> dict[str, Any]:
+    """The largest of each rate, those of all rounds, and their spread: (largest − least) / largest."""
+    rates = {name: [turn[name] for turn in turns] for name in (turns[0] if turns else ())}
+    return {name: {"largest": max(each), "spread": 1 - min(each) / max(each), "rounds": each} for name, each in rates.items()}
 
 
-def _summarize_arm(plan: Plan, member: Member, baseline: Member | None) -> dict[str, Any]:
-    arm, network = member.arm, network_code(plan.model)
-    assert arm is not None
+def _summarize_arm(plan: Plan, arm: Arm, workers: dict[Arm, Worker], work: dict[str, Any]) -> dict[str, Any]:
+    worker, title = workers[arm], arm.title(network_code(plan.model))
     summary: dict[str, Any] = {
-        "name": arm.name, "title": arm.title(network), "ours": arm.ours, "precision": arm.precision, "layout": arm.layout,
-        "allocator": arm.allocator, "pools_first": arm.pools_first, "problem": member.problem, **member.summary,
+        "name": arm.name, "title": title, "ours": arm.ours, "precision": arm.precision, "layout": arm.layout,
+        "allocator": arm.allocator, "pools_first": arm.pools_first, "problem": worker.problem, **worker.summary,
     }  # fmt: skip
-    if member.problem is not None:
+    if worker.problem is not None:
         return summary
-    assert baseline is not None
-    assert baseline.arm is not None
-    seconds = [turn["seconds"] for turn in member.turns]
-    calls = [each / member.steps for each in seconds]
-    return summary | {
-        "steps": member.steps, "seconds": seconds, "peak_bytes": max(turn["peak_bytes"] for turn in member.turns),
-        "images_per_second": statistics.median(plan.batch / each for each in calls), "baseline": baseline.arm.title(network),
-        "ratio": compare_rounds(calls, [turn["seconds"] / baseline.steps for turn in baseline.turns]),
+    baseline = _find_baseline([other for other in workers if workers[other].problem is None], arm)
+    seconds, steps = [turn["seconds"] for turn in worker.turns], worker.summary["steps"]
+    calls = [each / steps for each in seconds]
+    base = [turn["seconds"] / workers[baseline].summary["steps"] for turn in workers[baseline].turns]
+    summary |= {
+        "seconds": seconds, "peak_bytes": max(turn["peak_bytes"] for turn in worker.turns),
+        "images_per_second": statistics.median(plan.batch / each for each in calls),
+        "baseline": baseline.title(network_code(plan.model)), "ratio": compare_rounds(calls, base),
     }  # fmt: skip
+    return summary | {"percent": _percent_of_ceiling(summary, work)}
+
+
+def _find_baseline(measured: Sequence[Arm], own: Arm) -> Arm:
+    """The arm of the same precision that ratios are to: the best eager timm, else the first that could be measured."""
+    arms = {arm.name: arm for arm in measured if arm.precision == own.precision}
+    return next(arms[name] for name in (*BASELINES, *arms) if name in arms)
 
 
 def _percent_of_ceiling(arm: dict[str, Any], work: dict[str, Any]) -> dict[str, float]:
@@ -189,15 +199,3 @@ def _percent_of_ceiling(arm: dict[str, Any], work: dict[str, Any]) -> dict[str, 
     if work["traffic_bytes"] and "copy" in rates:
         percent["traffic"] = speed * work["traffic_bytes"][arm["precision"]] / rates["copy"]
     return percent
-
-
-def _summarize_ceiling(members: Sequence[Member]) -> dict[str, Any]:
-    """The largest of each rate, those of all rounds, and their spread: (largest − least) / largest."""
-    turns = [turn["rates"] for member in members if member.arm is None for turn in member.turns]
-    rates = {name: [turn[name] for turn in turns] for name in (turns[0] if turns else ())}
-    return {name: {"largest": max(each), "spread": 1 - min(each) / max(each), "rounds": each} for name, each in rates.items()}
-
-
-def _mean(shares: Sequence[float | None]) -> float | None:
-    known = [share for share in shares if share is not None]
-    return statistics.fmean(known) if known else None

@@ -1,9 +1,7 @@
 """The same weights and images for every arm, and the features that each must return."""
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +26,14 @@ class Inputs:
     """What all workers of a comparison read.
 
     Args:
-        files: Paths of the ``weights``, the ``batch`` of images and the ``expected`` features of the images in ``rows``.
-        rows: Positions of the images whose features are checked.
-        taps_of_ours, taps_of_stages: Names of the expected features, block by block, of our backends and of
-            ``forward_intermediates``.
-        rounding: The distance of the plain network's float32 features from the expected ones, which are float64.
+        weights: The file of the network's weights.
+        tensors: A file with the images ``x``, and of those in ``rows`` the pooled features of each block, float64: at the taps
+            of our backends (``ours``) and as ``forward_intermediates`` returns them (``others``).
+        rounding: The distance of the plain network's float32 features from the expected ones.
     """
 
-    files: dict[str, str]
-    rows: list[int]
-    taps_of_ours: list[str]
-    taps_of_stages: list[str]
+    weights: str
+    tensors: str
     rounding: float
 
 
@@ -52,12 +47,10 @@ def write_inputs(folder: Path, name: str, batch: int, size: int, images: Path | 
     # engines work in chunks, so the first and the last image are among those that are checked
     rows = sorted({round(i * (batch - 1) / (_CHECKED - 1)) for i in range(_CHECKED)})
     expected, rounding = _exact_features(model, x[rows])
-    files = {}
-    for key, tensors in {"weights": model.state_dict(), "batch": {"x": x}, "expected": expected}.items():
-        files[key] = str(folder / f"{key}.safetensors")
-        save_file({each: value.contiguous() for each, value in tensors.items()}, files[key])
-    stages = _stage_taps(model)
-    return Inputs(files, rows, [f"norm{i}" for i in range(1, len(stages) + 1)], stages, rounding)
+    inputs = Inputs(str(folder / "weights.safetensors"), str(folder / "tensors.pt"), rounding)
+    save_file(model.state_dict(), inputs.weights)
+    torch.save({"x": x, "rows": rows, **expected}, inputs.tensors)
+    return inputs
 
 
 def check_name(name: str) -> None:
@@ -74,20 +67,15 @@ def default_size(name: str) -> int:
 
 def network_code(name: str) -> str:
     """Whose code the arms of others run: ``"timm"``, or ``"plain network"``, ours, where timm does not have the network."""
-    return "timm" if _timm_name(name) else "plain network"
+    return "timm" if is_model(name.removeprefix("densefeat_")) else "plain network"
 
 
 def load_network(name: str, weights: str) -> nn.Module:
     """timm's network with these weights, or our plain one where timm does not have it; in eval mode."""
-    model = timm.create_model(_timm_name(name) or name, num_classes=1000 if _timm_name(name) else None)
+    own = network_code(name) != "timm"
+    model = timm.create_model(name if own else name.removeprefix("densefeat_"), num_classes=None if own else 1000)
     model.load_state_dict(load_file(weights))
     return model.eval()
-
-
-def _timm_name(name: str) -> str | None:
-    """timm's network with the same structure and keys; None where it has none."""
-    own = name.removeprefix("densefeat_")
-    return own if name in VARIANTS and is_model(own) else None
 
 
 def calibrated_network(name: str, size: int | None = None, seed: int = 0) -> nn.Module:
@@ -118,11 +106,7 @@ def _make_noise(count: int, size: int) -> torch.Tensor:
 
 
 def _make_batch(folder: Path | None, model: nn.Module, count: int, size: int) -> torch.Tensor:
-    """Prepared images ``(count, 3, size, size)``: from a folder, repeated where it has fewer; without a folder, noise.
-
-    Raises:
-        UsageError: No image in the folder. DecodeError: one that cannot be read.
-    """
+    """Prepared images ``(count, 3, size, size)``: from a folder, repeated where it has fewer; without a folder, noise."""
     if folder is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
@@ -140,48 +124,50 @@ def list_images(folder: Path) -> list[Path]:
     return files
 
 
-def _block_means(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Average-pooled maps of every block of a network of ours by ``{tap}{block number}``: ``(N, C)``, in the type of ``x``."""
-    means: dict[str, torch.Tensor] = {}
+class PooledBlocks(nn.Module):
+    """The maps of timm's ``forward_intermediates`` but the stem's, average-pooled in float32 or the maps' wider type."""
 
-    def keep(name: str, _: nn.Module, __: Any, maps: torch.Tensor) -> None:
-        means[name] = maps.mean((2, 3))
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.indices = list(range(1, len(model.feature_info)))
 
-    taps = {f"{kind}{i}": tap for kind in ("norm", "raw") for i, tap in enumerate(find_taps(model, "all", kind), 1)}
-    handles = [model.get_submodule(tap.module).register_forward_hook(partial(keep, name)) for name, tap in taps.items()]
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        maps = self.model.forward_intermediates(x, indices=self.indices, intermediates_only=True)
+        return tuple(each.mean((2, 3), dtype=torch.promote_types(each.dtype, torch.float32)) for each in maps)
+
+
+def _pool_blocks(model: nn.Module, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+    """Pooled features of a network of ours, ``(N, C)`` for each block, as in :class:`Inputs`."""
+    ours: list[torch.Tensor] = []
+    handles = [
+        model.get_submodule(tap.module).register_forward_hook(lambda _, __, maps: ours.append(maps.mean((2, 3))))
+        for tap in find_taps(model, "all", "norm")
+    ]
     with torch.no_grad():
-        model(x)
+        others = list(PooledBlocks(model)(x))
     for handle in handles:
         handle.remove()
-    return means
+    return {"ours": ours, "others": others}
 
 
-def _exact_features(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], float]:
+def _exact_features(model: nn.Module, x: torch.Tensor) -> tuple[dict[str, list[torch.Tensor]], float]:
     """The plain network's features in float64, and the largest ``‖a − b‖ / ‖b‖`` of its own float32 ones from them.
 
     Raises UsageError where they are not finite.
     """
-    exact = _block_means(copy.deepcopy(model).double(), x.double())
-    single = _block_means(model, x)
-    rounding = worst_difference((single[name], value) for name, value in exact.items())
-    if rounding is None:
+    exact, single = _pool_blocks(copy.deepcopy(model).double(), x.double()), _pool_blocks(model, x)
+    differences = [worst_difference(single[taps], exact[taps]) for taps in exact]
+    if None in differences:
         raise UsageError("the plain network's own features of these images are not finite: choose other images")
-    return exact, rounding
+    return exact, max(each for each in differences if each is not None)
 
 
-def worst_difference(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float | None:
-    """The largest ``‖a − b‖ / ‖b‖``, in float64; None where one is not finite."""
-    doubles = ((a.double(), b.double()) for a, b in pairs)
-    return finite_or_none(torch.stack([(a - b).norm() / b.norm() for a, b in doubles]).max())
+def worst_difference(own: list[torch.Tensor], expected: list[torch.Tensor]) -> float | None:
+    """The largest ``‖a − b‖ / ‖b‖`` of a block, in float64; None where one is not finite."""
+    pairs = zip(own, expected, strict=True)
+    return finite_or_none(torch.stack([(a.double() - b).norm() / b.norm() for a, b in pairs]).max())
 
 
 def finite_or_none(value: torch.Tensor) -> float | None:
     return float(value) if value.isfinite() else None
-
-
-def _stage_taps(model: nn.Module) -> list[str]:
-    """The names of the features that ``forward_intermediates`` returns, block by block, by timm's ``feature_info``."""
-    taps: Any = model.block_taps
-    info: Any = model.feature_info
-    modules = [entry["module"] for entry in info[1:]]  # the first is the stem
-    return [f"{'raw' if module == taps['raw'][i] else 'norm'}{i + 1}" for i, module in enumerate(modules)]

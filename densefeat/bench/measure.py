@@ -1,19 +1,15 @@
 """How all benchmarks measure and report: arms take turns in rounds, ratios are of the same round, tables and a JSON file."""
 
 import json
-import os
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest.mock import patch
 
 import click
 import torch
@@ -25,7 +21,7 @@ _T = TypeVar("_T")
 Row = dict[str, Any]
 
 
-def measure_rounds(arms: Mapping[str, Callable[[], _T]], rounds: int, warmups: int = 1) -> dict[str, list[_T]]:
+def measure_rounds(arms: Mapping[str, Callable[[], _T]], rounds: int, warmups: int = 0) -> dict[str, list[_T]]:
     """Call each arm once a round, in an order that reverses from round to round; return what each returned, by arm."""
     results: dict[str, list[_T]] = {name: [] for name in arms}
     for i in range(-warmups, rounds):
@@ -36,27 +32,21 @@ def measure_rounds(arms: Mapping[str, Callable[[], _T]], rounds: int, warmups: i
     return results
 
 
-def time_rounds(
-    arms: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu", warmups: int = 1
-) -> dict[str, list[float]]:
-    """As :func:`measure_rounds`, for the seconds of each call."""
-    return measure_rounds({name: partial(time_call, work, device) for name, work in arms.items()}, rounds, warmups)
+def time_rounds(arms: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
+    """As :func:`measure_rounds`, for the seconds of each call; one round before does not count."""
+    return measure_rounds({name: partial(time_call, work, device) for name, work in arms.items()}, rounds, warmups=1)
 
 
-def time_call(work: Callable[[], object], device: str | torch.device = "cpu", least: float = 0.0) -> float:
+def time_call(work: Callable[[], object], device: str = "cpu", least: float = 0.0) -> float:
     """Seconds of one call, the device's work included; ``least``: the mean of as many calls as take so many seconds."""
-    _wait_for(device)
+    wait = partial(torch.cuda.synchronize, device) if device.startswith("cuda") else lambda: None
+    wait()
     calls, began = 0, time.perf_counter()
     while not calls or time.perf_counter() - began < least:
         work()
         calls += 1
-    _wait_for(device)
+    wait()
     return (time.perf_counter() - began) / calls
-
-
-def _wait_for(device: str | torch.device) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def compare_rounds(own: Sequence[float], base: Sequence[float]) -> dict[str, float]:
@@ -65,19 +55,13 @@ def compare_rounds(own: Sequence[float], base: Sequence[float]) -> dict[str, flo
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
-def rate_rows(seconds: Mapping[str, Sequence[float]], baselines: Mapping[str, str], count: int = 1) -> list[Row]:
-    """A row for each arm: median seconds, ``count`` a second, and the ratio to the arm that ``baselines`` names."""
+def rate_rows(seconds: Mapping[str, Sequence[float]], baseline: str, count: int = 1) -> list[Row]:
+    """A row for each arm: median seconds, ``count`` a second, and the ratio to the arm ``baseline``."""
     return [
         {"arm": name, "seconds": statistics.median(own), "rate": count / statistics.median(own)}
-        | {"ratio": compare_rounds(own, seconds[baselines[name]])}
+        | {"ratio": compare_rounds(own, seconds[baseline])}
         for name, own in seconds.items()
     ]
-
-
-def run_alone(function: Callable[..., _T], *arguments: Any, variables: Mapping[str, str] | None = None) -> _T:
-    """Call a top-level function in a new process, with environment variables that libraries read at their start."""
-    with patch.dict(os.environ, variables or {}), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
 
 
 def reset_peak() -> None:
@@ -86,9 +70,9 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def read_peak(device: str | torch.device = "cpu") -> int:
+def read_peak(device: str = "cpu") -> int:
     """The most bytes so far: of a GPU's memory, else of the process."""
-    if torch.device(device).type == "cuda":
+    if device.startswith("cuda"):
         return torch.cuda.max_memory_reserved(device)
     with suppress(OSError):  # getrusage may report the peak of the process that started this one
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -101,25 +85,23 @@ class Report:
 
     def __init__(self, title: str, file: Path | None = None, device: str = "cpu") -> None:
         machine = describe_machine(device)
-        self.file = file
-        self.content: dict[str, Any] = {"title": title, "machine": machine}
+        self.file, self.content = file, {"title": title, "machine": machine}
         print(f"{title}\n{format_machine(machine)}", flush=True)
 
-    def add(self, name: str, rows: list[Row], columns: Mapping[str, tuple[str, str]]) -> None:
-        """Print ``rows`` under a heading. ``columns``: the heading and the format of each key; ratios get their range."""
-        self.content[name] = rows
-        cells = [[heading for heading, _ in columns.values()]]
-        cells += [[_format_cell(row.get(key), form) for key, (_, form) in columns.items()] for row in rows]
-        print(f"\n{name}\n{format_table(cells)}", flush=True)
-        self.save()
+    def add(self, name: str, rows: list[Row], columns: str) -> None:
+        """Print ``rows`` under a heading, and keep them.
+
+        ``columns``: for each column ``heading=key:format``, separated by ``" | "``; ratios are printed with their range.
+        """
+        parts = [column.rpartition("=")[::2] for column in columns.split(" | ")]
+        cells = [[heading for heading, _ in parts]]
+        cells += [[_format_cell(row.get((form := part.partition(":"))[0]), form[2]) for _, part in parts] for row in rows]
+        self.note(name, rows, f"\n{name}\n{format_table(cells)}")
 
     def note(self, name: str, value: Any, text: str) -> None:
         """Print a line of text, and keep the value that it tells."""
         self.content[name] = value
         print(text, flush=True)
-        self.save()
-
-    def save(self) -> None:
         if self.file is not None:
             write_json(self.file, self.content)
 
@@ -132,7 +114,7 @@ def write_json(file: Path, content: object) -> None:
 def _format_cell(value: Any, form: str) -> str:
     if value is None:
         return ""
-    return format_ratio(value) if isinstance(value, dict) else form.format(value)
+    return format_ratio(value) if isinstance(value, dict) else format(value, form)
 
 
 def format_ratio(ratio: Mapping[str, float]) -> str:
@@ -147,24 +129,20 @@ def format_table(rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
     columns = len(rows[0])
     if markdown:
         full = [[cell.replace("|", "/") for cell in row] + [""] * (columns - len(row)) for row in rows]
-        lines = [full[0], ["---", *["---:"] * (columns - 1)], *full[1:]]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n".join(f"| {' | '.join(line)} |" for line in [full[0], ["---", *["---:"] * (columns - 1)], *full[1:]])
     widths = [max(len(row[i]) for row in rows if i == 0 or len(row) == columns) for i in range(columns)]
     text = []
-    for row in rows:
-        rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=False)] if len(row) == columns else row[1:]
-        text.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)] if len(rest) == columns - 1 else rest
+        text.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(text)
 
 
 def benchmark_options(rounds: int | None = None) -> Callable[[Any], Any]:
     """Give a script's command the options of all benchmarks: ``--rounds`` (with a default) and ``--json``."""
-
-    def add(command: Any) -> Any:
-        path = click.Path(dir_okay=False, path_type=Path)
-        command = click.option("--json", "file", type=path, help="Also write the numbers to this file.")(command)
-        if rounds is None:
-            return command
-        return click.option("--rounds", type=click.IntRange(1), default=rounds, show_default=True)(command)
-
-    return add
+    path = click.Path(dir_okay=False, path_type=Path)
+    file = click.option("--json", "file", type=path, help="Also write the numbers to this file.")
+    if rounds is None:
+        return file
+    count = click.option("--rounds", type=click.IntRange(1), default=rounds, show_default=True)
+    return lambda command: count(file(command))

@@ -69,15 +69,11 @@ def _verdicts(comparison: Comparison) -> list[str]:
     lines = []
     for precision in ("fp32", "bf16"):
         arms = [arm for arm in comparison["arms"] if arm["problem"] is None and arm["precision"] == precision]
-        ours, others = ([arm for arm in arms if arm["ours"] == own] for own in (True, False))
-        if not ours:
-            continue
-        best = max(ours, key=_rate)
-        line = f"fastest backend here in {precision}: {best['name']}, {_rate(best):,.1f} images/s"
-        if others:
-            other = max(others, key=_rate)
-            line += f", {_rate(best) / _rate(other):.2f} times the fastest other ({other['title']})"
-        lines.append(line)
+        best, other = (max((arm for arm in arms if arm["ours"] == own), key=_rate, default=None) for own in (True, False))
+        if best:
+            line = f"fastest backend here in {precision}: {best['name']}, {_rate(best):,.1f} images/s"
+            ratio = f", {_rate(best) / _rate(other):.2f} times the fastest other ({other['title']})" if other else ""
+            lines.append(line + ratio)
     return lines
 
 

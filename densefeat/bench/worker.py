@@ -1,133 +1,115 @@
-"""The process of one arm: ``python -m densefeat.bench.worker``; requests and replies are lines of JSON."""
+"""The processes of the arms: each builds what it is sent, and measures it turn by turn; objects travel as pickles."""
 
-import json
 import os
-import queue
 import signal
+import subprocess
 import sys
-import threading
-from collections.abc import Iterable
-from typing import Any, Protocol
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from densefeat.bench.arms import Arm
-from densefeat.bench.builders import BUILDERS, Features, NotInstalled, Setting, build_ceilings
-from densefeat.bench.inputs import finite_or_none, worst_difference
-from densefeat.bench.measure import read_peak, reset_peak, time_call
+from densefeat.bench.arms import TUNED_ALLOCATOR
+from densefeat.bench.builders import ArmUnderTest, Ceiling
 from densefeat.errors import DensefeatError
+
+_COMMAND = [sys.executable, "-m", "densefeat.bench.worker"]
+_REPLY_SECONDS = 15 * 60.0  # compilers take minutes to build an arm
+# empty caches, so that a first call finds nothing that an earlier run compiled
+_CACHES = {"XDG_CACHE_HOME": "cache", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+
+
+class Worker:
+    """A process that measures ``subject``, its replies, and its problem if it has one; then it takes no more turns.
+
+    Its session is its own: Ctrl-C at a terminal does not reach it, and stopping it ends what it started, too. It ends by itself
+    when this process does. ``summary`` is its reply once the subject is built, ``turns`` are the others.
+
+    Args:
+        folder: For its log and its caches; for this worker alone.
+    """
+
+    def __init__(self, folder: Path, subject: ArmUnderTest | Ceiling) -> None:
+        folder.mkdir()
+        self.subject, self.log = subject, folder / "log"
+        self.summary: dict[str, Any] = {}
+        self.turns: list[dict[str, Any]] = []
+        self.problem: str | None = None
+        # glibc reads its settings when a process starts
+        variables = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+        if isinstance(subject, ArmUnderTest) and subject.arm.allocator == "tuned":
+            variables |= TUNED_ALLOCATOR
+        variables |= {key: str(folder / name) for key, name in _CACHES.items()}
+        self.connection, theirs = Pipe()
+        with theirs, open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [*_COMMAND, str(theirs.fileno())], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables,
+                pass_fds=[theirs.fileno()], start_new_session=True,
+            )  # fmt: skip
+
+    def build(self) -> None:
+        self.summary = self._ask(self.subject, _REPLY_SECONDS)
+
+    def take_turn(self) -> None:
+        expected = self.summary.get("steps", 1) * self.summary.get("third_call_seconds", 0.0)
+        if self.problem is None and (reply := self._ask(None, _REPLY_SECONDS + 10 * expected)):
+            self.turns.append(reply)
+
+    def _ask(self, request: Any, seconds: float) -> dict[str, Any]:
+        reply: dict[str, Any] = {"problem": f"no reply within {seconds:g} s"}
+        try:
+            self.connection.send(request)
+            if self.connection.poll(seconds):
+                reply = self.connection.recv()
+        except (EOFError, OSError):
+            reply = {"problem": self._describe_end()}
+        self.problem = reply.pop("problem")
+        if self.problem:
+            self.stop()
+        return reply
+
+    def _describe_end(self) -> str:
+        code = self.process.wait()
+        if code < 0:
+            likely = " (out of memory?)" if -code == signal.SIGKILL else ""
+            return f"its process was ended by {signal.Signals(-code).name}{likely}"
+        last = (self.log.read_text(errors="replace").strip() or "no message").splitlines()[-1]
+        return f"its process ended with {code}: {last}"
+
+    def stop(self) -> None:
+        """End the process and all that it started, and wait for it."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.connection.close()
+        self.process.wait()
 
 
 def main() -> None:
-    """Answer requests until the other end closes. An error is a reply; what libraries print goes to stderr."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read_requests, args=(sys.stdin, requests), daemon=True).start()
+    """Build the first object that comes, then run it once for each request, until the other end closes."""
+    connection = Connection(int(sys.argv[1]))
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # our backends do not round to TF32
-    subject: _Subject | None = None
-    while True:
-        request = json.loads(requests.get())
-        try:
-            if subject is None:
-                subject = _Ceiling(request) if request["arm"] is None else _ArmUnderTest(request)
-                reply = subject.summary
-            else:
-                reply = subject.run(request["steps"])
-        except Exception as error:
-            reply = {"problem": _describe(error)}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-
-
-def _read_requests(lines: Iterable[str], requests: queue.SimpleQueue[str]) -> None:
-    """Read in a thread, so that this process and its compilers end with the parent process, whatever they are doing."""
-    for line in lines:
-        requests.put(line)
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-    os._exit(0)
+    subject = None
+    with suppress(EOFError):
+        while True:
+            request = connection.recv()
+            try:
+                if subject is None:
+                    subject = request
+                    reply = subject.build()
+                else:
+                    reply = subject.run()
+            except Exception as error:
+                reply = {"problem": _describe(error)}
+            connection.send(reply)
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, NotInstalled):
-        return str(error)
     text = " ".join(str(error).split()) or "no message"
     short = text if len(text) <= 200 else text[:200] + " …"
     return short if isinstance(error, DensefeatError) else f"{type(error).__name__}: {short}"
-
-
-class _Subject(Protocol):
-    """What a worker measures; ``summary`` is the reply to the request that builds it."""
-
-    summary: dict[str, Any]
-
-    def run(self, steps: int) -> dict[str, Any]: ...
-
-
-class _Ceiling:
-    """The machine's largest rates, FLOP/s and bytes/s, measured in turn with the arms."""
-
-    def __init__(self, request: dict[str, Any]) -> None:
-        self.device = torch.device(request["device"])
-        self.works = build_ceilings(self.device, request["precisions"])
-        self.summary: dict[str, Any] = {}
-
-    def run(self, _: int) -> dict[str, Any]:
-        return {"rates": {name: amount / min(time_call(work, self.device) for _ in range(4))
-                          for name, (amount, work) in self.works.items()}}  # fmt: skip
-
-
-class _ArmUnderTest:
-    """An arm that is built, with the features of its first and third call compared with the expected ones."""
-
-    def __init__(self, request: dict[str, Any]) -> None:
-        self.device, arm = torch.device(request["device"]), Arm(**request["arm"])
-        self.x = load_file(request["batch"])["x"].to(self.device)
-        expected = load_file(request["expected"])
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        reset_peak()
-        self.before = read_peak(self.device)
-
-        def build() -> None:
-            self.call = BUILDERS[arm.kind](Setting(arm, request["model"], request["weights"], self.device, self.x))
-
-        def call() -> None:
-            self.features = self.call(self.x)
-
-        def check() -> None:
-            pairs.extend(_pair_features(self.features, expected, request["taps"], request["rows"]))
-
-        build_seconds, first_seconds = time_call(build, self.device), time_call(call, self.device)
-        check()
-        call()  # some arms capture in the second call what they replay from the third on
-        third_seconds = time_call(call, self.device)
-        check()
-        self.summary: dict[str, Any] = {
-            "build_seconds": build_seconds, "first_call_seconds": first_seconds, "third_call_seconds": third_seconds,
-        } | _compare_features(pairs)  # fmt: skip
-
-    def run(self, steps: int) -> dict[str, Any]:
-        def calls() -> None:
-            for _ in range(steps):
-                self.call(self.x)
-
-        seconds = time_call(calls, self.device)
-        return {"seconds": seconds, "peak_bytes": read_peak(self.device) - self.before}
-
-
-def _pair_features(
-    features: Features, expected: dict[str, torch.Tensor], taps: list[str], rows: list[int]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """For each block the features of the images in ``rows``, computed and expected: ``(N, C)``, float64, on the CPU."""
-    return [(own[rows].cpu().double(), expected[tap].double()) for own, tap in zip(features, taps, strict=True)]
-
-
-def _compare_features(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float | None]:
-    """The worst ``‖a − b‖ / ‖b‖`` and the worst cosine of a single image; None where one is not finite."""
-    cosine = torch.stack([torch.cosine_similarity(a, b).min() for a, b in pairs]).min()
-    return {"difference": worst_difference(pairs), "cosine": finite_or_none(cosine)}
 
 
 if __name__ == "__main__":

@@ -60,10 +60,10 @@ def test_wrong_names(request_: str, device: str, precision: str, message: str) -
 
 
 def test_titles_say_whose_code_runs() -> None:
-    arm = Arm("timm-nhwc-tuned", "timm", layout="channels_last", allocator="tuned")
+    arm = Arm("timm-nhwc-tuned", "timm", "channels_last", "tuned")
     assert arm.title("timm") == "timm eager, channels_last, tuned allocator, fp32"
     assert arm.title("plain network") == "plain network eager, channels_last, tuned allocator, fp32"
-    compiled = Arm("c", "compile", "bf16", layout="channels_last", mode="max-autotune")
+    compiled = Arm("c", "compile", "channels_last", mode="max-autotune", precision="bf16")
     assert compiled.title("timm") == "timm, torch.compile, channels_last, max-autotune, bf16"
     assert Arm("buffer", "buffer").title("timm") == "densefeat buffer, fp32"
 

@@ -1,15 +1,15 @@
 """Every arm returns the plain network's features."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from densefeat.bench.arms import ARMS, Arm, choose_arms
-from densefeat.bench.builders import BUILDERS, CONVOLUTIONS, Setting, _build_convolution, build_ceilings
+from densefeat.bench.builders import ArmUnderTest, Ceiling, _check_features, _compare_features
 from densefeat.bench.inputs import Inputs, write_inputs
-from densefeat.bench.worker import _compare_features, _pair_features
 from densefeat.nets import count_flops
 from support.helpers import BUNDLED
 
@@ -22,16 +22,14 @@ def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return name, write_inputs(tmp_path_factory.mktemp("inputs"), name, 3, size, None)
 
 
-def check(arm: Arm, name: str, inputs: Inputs) -> dict[str, float | None]:
-    x = load_file(inputs.files["batch"])["x"]
-    call = BUILDERS[arm.kind](Setting(arm, name, inputs.files["weights"], torch.device("cpu"), x))
-    before = x.clone()
-    features, again = call(x), call(x)
-    assert torch.equal(x, before)
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(features, again, strict=True))
-    assert all(value.dtype == torch.float32 for value in features)
-    taps = inputs.taps_of_ours if arm.ours else inputs.taps_of_stages
-    return _compare_features(_pair_features(features, load_file(inputs.files["expected"]), taps, inputs.rows))
+def check(arm: Arm, name: str, inputs: Inputs) -> dict[str, Any]:
+    test = ArmUnderTest(arm, name, inputs, "cpu", 1)
+    result = test.build()
+    assert result["problem"] is None
+    x = test.x.clone()
+    assert all(value.dtype == torch.float32 for value in test.call(test.x))
+    assert torch.equal(test.x, x)
+    return result
 
 
 def mark(arms: tuple[Arm, ...] | list[Arm]) -> list[object]:
@@ -63,14 +61,37 @@ def test_compiled(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert result["difference"] < 1e-5 if precision == "fp32" else result["cosine"] > 0.999
 
 
-def test_a_convolution_has_the_flops_that_torch_counts() -> None:
-    flops, call = _build_convolution(CONVOLUTIONS[1], torch.float32)
-    assert call().shape == (8, 128, 56, 56)
-    assert flops == count_flops(call)
-
-
 def test_the_ceiling_is_the_fastest_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densefeat.bench.builders.CONVOLUTIONS", ((1, 4, 4, 1, 1), CONVOLUTIONS[2]))
-    ((name, (flops, call)),) = build_ceilings(torch.device("cpu"), ["fp32"]).items()
+    monkeypatch.setattr("densefeat.bench.builders._CONVOLUTIONS", ((1, 4, 4, 1, 1), (8, 128, 128, 3, 56)))
+    ceiling = Ceiling("cpu", ["fp32"])
+    ceiling.build()
+    ((name, (flops, call)),) = ceiling.works.items()
     assert name == "fp32 convolution"
     assert flops == count_flops(call) > 1e9
+    assert ceiling.run()["rates"][name] > 0
+
+
+def test_features_that_are_not_finite_are_wrong() -> None:
+    """Only in the second block: Python's max would ignore NaN."""
+    right = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).double()
+    for broken in (float("nan"), float("inf")):
+        wrong = right.clone()
+        wrong[1, 2] = broken
+        summary = _compare_features([right, wrong, right], [right] * 3)
+        json.dumps(summary, allow_nan=False)
+        for precision in ("fp32", "bf16"):
+            assert _check_features(precision, summary, 0.0) == "wrong features: not finite"
+    assert _check_features("fp32", _compare_features([right], [right]), 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "change", "rounding", "problem"),
+    [
+        ("fp32", {"difference": 2e-5}, 0.0, "wrong features: off by 2.0e-05"),
+        ("fp32", {"difference": 2e-5}, 1e-5, None),  # float32 itself is that far off
+        ("bf16", {"cosine": 0.98}, 0.0, "wrong features: cosine 0.9800"),
+        ("bf16", {"difference": 0.1}, 0.0, None),
+    ],
+)
+def test_tolerances(precision: str, change: dict[str, float], rounding: float, problem: str | None) -> None:
+    assert _check_features(precision, {"difference": 1e-7, "cosine": 1.0} | change, rounding) == problem

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from densefeat.bench.arms import Arm
-from densefeat.bench.comparison import _find_baseline, _percent_of_ceiling, compare, make_plan
-from densefeat.bench.crew import Member
+from densefeat.bench.comparison import _find_baseline, _percent_of_ceiling, _share_of_others, compare, make_plan
+from densefeat.bench.machine import USABLE_CPUS
 from densefeat.bench.report import _brief, _disturbances, _notes, _verdicts, format_comparison, format_overview
 from densefeat.errors import UsageError
 from support.helpers import BUNDLED
@@ -65,15 +65,19 @@ def test_the_conditions_are_recorded(comparison: dict[str, Any]) -> None:
 
 def test_ratios_are_to_the_best_eager_timm_of_the_same_precision() -> None:
     names = ("timm-nchw", "timm-nhwc", "timm-nhwc-tuned", "buffer")
-    full, half = (
-        [Member(Arm(name, "timm", precision), None, problem=None) for name in names]  # type: ignore[arg-type]
-        for precision in ("fp32", "bf16")
-    )
+    full, half = ([Arm(name, "timm", precision=precision) for name in names] for precision in ("fp32", "bf16"))
     assert _find_baseline(full + half, half[3]) is half[2]
-    half[2].problem = "no reply"
-    assert _find_baseline(full + half, half[3]) is half[1]
+    assert _find_baseline(full + half[:2], half[1]) is half[1]
     assert _find_baseline(full + half, full[3]) is full[2]
     assert _find_baseline([half[3]], half[3]) is half[3]
+
+
+def test_shares_are_between_0_and_1() -> None:
+    width = len(USABLE_CPUS)
+    assert _share_of_others(0.0, 1.0 * width, 2.0) == 0.5
+    assert _share_of_others(0.0, -1.0, 2.0) == 0  # the counters are rounded
+    assert _share_of_others(0.0, 2.0 * width, 1.0) == 1
+    assert _share_of_others(None, 1.0, 1.0) is None
 
 
 def test_progress_is_shown(comparison: dict[str, Any], said: list[str]) -> None:

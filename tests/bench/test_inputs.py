@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import densefeat
 from densefeat.bench.inputs import (
-    _block_means,
     _exact_features,
     _make_batch,
-    _stage_taps,
+    _pool_blocks,
     calibrated_network,
     default_size,
     load_network,
@@ -35,37 +34,22 @@ def test_weights_are_the_same_every_time_and_leave_the_generator_alone() -> None
 def test_statistics_keep_features_in_range() -> None:
     model = calibrated_network("densefeat_densenet121", 64)
     assert not model.training
-    features = _block_means(model, torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-    assert all(0.01 < float(value.abs().mean()) < 10 for value in features.values())
-
-
-@pytest.mark.parametrize("name", [BUNDLED, "densefeat_delugenet146"])
-def test_means_are_the_extractors(name: str) -> None:
-    model = calibrated_network(name, 32)
-    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    expected = _block_means(model, x)
-    for tap in ("norm", "raw"):
-        found = densefeat.FeatureExtractor(model, tap=tap, backend="reference")(x)
-        for i, value in enumerate(found.values(), 1):
-            assert relative_difference(value, expected[f"{tap}{i}"]) < 1e-5
+    features = _pool_blocks(model, torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    assert all(0.01 < float(value.abs().mean()) < 10 for values in features.values() for value in values)
 
 
 @pytest.mark.parametrize(
-    ("name", "taps"),
-    [
-        ("densefeat_densenet121", ["raw1", "raw2", "raw3", "norm4"]),
-        (BUNDLED, ["raw1", "raw2", "norm3"]),
-        ("densefeat_delugenet146", ["norm1", "norm2", "norm3"]),
-    ],
+    ("name", "others"),
+    [("densefeat_densenet121", "rrrn"), (BUNDLED, "rrn"), ("densefeat_delugenet146", "nnn")],  # raw or norm
 )
-def test_stages_of_forward_intermediates(name: str, taps: list[str]) -> None:
+def test_features_are_the_extractors(name: str, others: str) -> None:
     model = calibrated_network(name, 32)
-    assert _stage_taps(model) == taps
-    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        maps = model.forward_intermediates(x, indices=list(range(1, len(taps) + 1)), intermediates_only=True)
-    for tap, each in zip(taps, maps, strict=True):
-        assert relative_difference(each.mean((2, 3)), _block_means(model, x)[tap]) < 1e-5
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    norm, raw = (list(densefeat.FeatureExtractor(model, tap=tap, backend="reference")(x).values()) for tap in ("norm", "raw"))
+    expected = {"ours": norm, "others": [(raw if tap == "r" else norm)[i] for i, tap in enumerate(others)]}
+    for taps, values in _pool_blocks(model, x).items():
+        for value, right in zip(values, expected[taps], strict=True):
+            assert relative_difference(value, right) < 1e-5
 
 
 def test_timms_own_network_takes_the_weights(tmp_path: Path) -> None:
@@ -104,7 +88,9 @@ def test_default_sizes() -> None:
 
 @pytest.mark.parametrize(("batch", "rows"), [(1, [0]), (2, [0, 1]), (4, [0, 1, 2, 3]), (32, [0, 10, 21, 31])])
 def test_the_first_and_last_image_are_checked(batch: int, rows: list[int], tmp_path: Path) -> None:
-    assert write_inputs(tmp_path, "densefeat_densenet40_k12", batch, 32, None).rows == rows
+    inputs = write_inputs(tmp_path, "densefeat_densenet40_k12", batch, 32, None)
+    tensors = torch.load(inputs.tensors)
+    assert (len(tensors["x"]), tensors["rows"], len(tensors["ours"][0])) == (batch, rows, len(rows))
 
 
 def test_images_with_features_that_are_not_finite_are_refused() -> None:
@@ -112,13 +98,3 @@ def test_images_with_features_that_are_not_finite_are_refused() -> None:
     x[1, 0, 3, 3] = float("nan")
     with pytest.raises(UsageError, match="features of these images are not finite"):
         _exact_features(calibrated_network(BUNDLED, 32), x)
-
-
-def test_files_for_the_workers(tmp_path: Path) -> None:
-    inputs = write_inputs(tmp_path, BUNDLED, 6, 32, None)
-    assert (inputs.taps_of_ours, inputs.taps_of_stages) == (["norm1", "norm2", "norm3"], ["raw1", "raw2", "norm3"])
-    x, expected = load_file(inputs.files["batch"])["x"], load_file(inputs.files["expected"])
-    assert len(x) == 6
-    assert len(inputs.rows) == len(expected["raw1"]) == 4
-    model = densefeat.FeatureExtractor(BUNDLED, tap="raw", weights=inputs.files["weights"], device="cpu", backend="reference")
-    assert relative_difference(expected["raw2"], model(x[inputs.rows])["block2"]) < 1e-6

@@ -68,15 +68,6 @@ def test_scale(photo_folder: Path, tmp_path: Path) -> None:
     assert storage[0]["gb"] == pytest.approx(rates["write, all blocks, float32"]["row_bytes"])
 
 
-def test_store(tmp_path: Path) -> None:
-    report = run_report(tmp_path, "store.py", "read", "--rows", 12_000, "--channels", "8,4", "--rounds", 1)
-    for step in ("open", "one block", "10,000 rows in the middle", "all keys"):
-        assert by_arm(report[step])["densefeat"]["seconds"] > 0
-    report = run_report(tmp_path, "store.py", "search", "--rows", 2000, "--pair-rows", 1000, "--rounds", 1)
-    pairs = by_arm(report["near duplicates"])
-    assert pairs["numpy"]["found"] == pairs["exact"]["found"] >= pairs["faiss"]["found"] > 0
-
-
 def test_memory(tmp_path: Path) -> None:
     options = ["--networks", "densenet40_k12,densenet121", "--batch-size", 1, "--rounds", 1, "--time"]
     report = run_report(tmp_path, "memory.py", *options)
@@ -163,7 +154,7 @@ def test_heads_cross_layer(small_cifar: Path) -> None:
     options = ["--data", small_cifar, "--out", small_cifar / "out", "--rows", 40, "--epochs", 2, "--width", 8, "--seeds", 2]
     report = run_report(small_cifar, "heads.py", "cross-layer", *options)
     assert report["title"].startswith("40 training and 21 test images, ")
-    assert f"{61 * 858 * 64 * 2:,} bytes of maps" in report["title"]
+    assert f"maps: {61 * 858 * 64 * 2:,} bytes" in report["title"]
     heads = {row["head"]: row for row in report["heads"]}
     assert list(heads)[-1] == "cross-layer"
     assert heads["linear, all blocks"]["parameters"] == 859 * 10
