@@ -17,7 +17,7 @@ from torch import nn
 
 from densefeat import FeatureExtractor
 from densefeat.export import export_model
-from densefeat.export.metadata import _preprocessing_facts
+from densefeat.export.metadata import _describe_preprocessing
 from densefeat.images.transforms import Preprocessing
 from support.docs_examples import DOCS, blocks
 from support.helpers import BUNDLED, relative_difference
@@ -105,7 +105,7 @@ def follow_steps(image: Image.Image, steps: list[dict[str, Any]]) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["squash", "border"])
 def test_steps_of_other_crops(mode: str, crop_pct: float, trained: nn.Module, photographs: list[Image.Image]) -> None:
     preprocessing = replace(Preprocessing.for_model(trained, 45), crop_mode=mode, crop_pct=crop_pct)
-    facts = _preprocessing_facts(preprocessing)
+    facts = _describe_preprocessing(preprocessing)
     assert str(math.floor(45 / crop_pct)) in facts["in_words"]
     for photograph in photographs:
         expected = preprocessing.geometry()(photograph).permute(1, 2, 0).numpy()
