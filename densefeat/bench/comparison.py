@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import statistics
 import tempfile
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import timm
 
-from densefeat.base import choose_device, raise_on_sigterm
+from densefeat.base import choose_device, raise_on_sigterm, stop_on_signal
 from densefeat.bench.arms import BASELINES, PRECISIONS, TUNED_ALLOCATOR, Arm, choose_arms
 from densefeat.bench.builders import DTYPES, ArmUnderTest, Ceiling
 from densefeat.bench.inputs import check_name, default_size, network_code, write_inputs
@@ -104,8 +105,11 @@ def compare(plan: Plan, say: Callable[[str], object] = lambda _: None) -> dict[s
             else:
                 arm = None
                 say("looking for the machine's largest rates")
-            workers[arm] = Worker(folder / f"worker-{len(workers)}", subject)
-            stack.callback(workers[arm].stop)
+            with stop_on_signal() as request:  # a signal before the process is on the stack would leave it alone
+                workers[arm] = Worker(folder / f"worker-{len(workers)}", subject)
+                stack.callback(workers[arm].stop)
+            if request.signal is not None:
+                signal.raise_signal(request.signal)
             workers[arm].build()
         load = os.getloadavg()[0]
         shares = _run_rounds(list(workers.values()), plan.rounds, say)
