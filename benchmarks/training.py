@@ -216,7 +216,7 @@ def write_table(results: Path) -> str:
     folders = [results / name for name in RUNS if (results / name / RECIPE).exists()]
     for folder in folders:
         if not (folder / CURVES).exists():
-            RunFolder(folder).draw()
+            RunFolder(folder).draw_curves()
     table = "".join(map(format_run, folders))
     results.mkdir(parents=True, exist_ok=True)
     with atomic_file(results / "README.md") as temporary:

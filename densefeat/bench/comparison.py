@@ -94,29 +94,30 @@ def compare(plan: Plan, say: Callable[[str], object] = lambda _: None) -> dict[s
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="densefeat-bench-")))
         say("making weights, images and the expected features")
         inputs = write_inputs(folder, plan.model, plan.batch, plan.size, plan.images)
-        workers = {}
-        subjects = [ArmUnderTest(arm, plan.model, inputs, plan.device, plan.steps) for arm in plan.arms]
-        for subject in [*subjects, Ceiling(plan.device, PRECISIONS[plan.precision])]:
-            if isinstance(subject, ArmUnderTest):
-                arm: Arm | None = subject.arm
-                say(f"building {subject.arm.title(network_code(plan.model))}")
-            elif all(worker.problem for worker in workers.values()):
-                break
-            else:
-                arm = None
-                say("looking for the machine's largest rates")
+        workers: dict[Arm, Worker] = {}
+
+        def build(subject: ArmUnderTest | Ceiling) -> Worker:
             with stop_on_signal() as request:  # a signal before the process is on the stack would leave it alone
-                workers[arm] = Worker(folder / f"worker-{len(workers)}", subject)
-                stack.callback(workers[arm].stop)
+                worker = Worker(Path(tempfile.mkdtemp(dir=folder)), subject)
+                stack.callback(worker.stop)
             if request.signal is not None:
                 signal.raise_signal(request.signal)
-            workers[arm].build()
+            worker.build()
+            return worker
+
+        for arm in plan.arms:
+            say(f"building {arm.title(network_code(plan.model))}")
+            workers[arm] = build(ArmUnderTest(arm, plan.model, inputs, plan.device, plan.steps))
+        ceiling = []
+        if any(worker.problem is None for worker in workers.values()):
+            say("looking for the machine's largest rates")
+            ceiling.append(build(Ceiling(plan.device, PRECISIONS[plan.precision])))
         load = os.getloadavg()[0]
-        shares = _run_rounds(list(workers.values()), plan.rounds, say)
-    ceiling = workers.pop(None, None)
+        shares = _run_rounds([*workers.values(), *ceiling], plan.rounds, say)
     known = [share for share in shares if share is not None]
     busy = {"shares": shares, "share": statistics.fmean(known) if known else None, "load_before": load}
-    return _summarize(plan, workers, ceiling.turns if ceiling else [], inputs.rounding) | {"busy": busy}
+    rates = [turn["rates"] for worker in ceiling for turn in worker.turns]
+    return _summarize(plan, workers, rates, inputs.rounding) | {"busy": busy}
 
 
 def _run_rounds(workers: list[Worker], rounds: int, say: Callable[[str], object]) -> list[float | None]:
@@ -141,7 +142,7 @@ def _share_of_others(before: float | None, after: float | None, seconds: float) 
     return min(1.0, max(0.0, (after - before) / (seconds * len(USABLE_CPUS))))
 
 
-def _summarize(plan: Plan, workers: dict[Arm, Worker], ceiling: list[dict[str, Any]], rounding: float) -> dict[str, Any]:
+def _summarize(plan: Plan, workers: dict[Arm, Worker], rates: list[dict[str, float]], rounding: float) -> dict[str, Any]:
     network = timm.create_model(plan.model).eval()
     flops = {
         "plain": count_network_flops(network, plan.size),
@@ -150,7 +151,7 @@ def _summarize(plan: Plan, workers: dict[Arm, Worker], ceiling: list[dict[str, A
     traffic = None
     if plan.device == "cuda":
         traffic = {name: count_traffic(network, plan.size, plan.size, dtype) for name, dtype in DTYPES.items()}
-    work = {"flops": flops, "traffic_bytes": traffic, "ceiling": _summarize_ceiling([turn["rates"] for turn in ceiling])}
+    work = {"flops": flops, "traffic_bytes": traffic, "ceiling": _summarize_ceiling(rates)}
     arms = [_summarize_arm(plan, arm, workers, work) for arm in workers]
     baselines = {arm["precision"]: arm["baseline"] for arm in arms if arm["problem"] is None}
     return {

@@ -33,7 +33,6 @@ class Worker:
     """
 
     def __init__(self, folder: Path, subject: ArmUnderTest | Ceiling) -> None:
-        folder.mkdir()
         self.subject, self.log = subject, folder / "log"
         self.summary: dict[str, Any] = {}
         self.turns: list[dict[str, Any]] = []

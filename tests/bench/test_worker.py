@@ -23,12 +23,12 @@ CONNECT = "import os, sys, time; from multiprocessing.connection import Connecti
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start a worker that runs some code instead of densefeat's own, which imports torch."""
-    workers = []
+    workers: list[Worker] = []
 
     def start(code: str) -> Worker:
         monkeypatch.setattr("densefeat.bench.worker._COMMAND", [sys.executable, "-c", CONNECT + code])
         subject = ArmUnderTest(Arm("hooks", "hooks", allocator="tuned"), "", Inputs("", "", 0.0), "cpu")
-        workers.append(Worker(tmp_path / f"worker-{len(workers)}", subject))
+        workers.append(Worker(tmp_path, subject))
         return workers[-1]
 
     yield start
@@ -104,7 +104,7 @@ def test_what_a_worker_started_ends_with_it(start: Start, tmp_path: Path) -> Non
 def test_a_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "import time; from pathlib import Path; from densefeat.bench.worker import Worker; from densefeat.bench.builders import Ceiling\n"
-        f"print(Worker(Path({str(tmp_path / 'w')!r}), Ceiling('cpu', ['fp32'])).process.pid, flush=True); time.sleep(600)"
+        f"print(Worker(Path({str(tmp_path)!r}), Ceiling('cpu', ['fp32'])).process.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
