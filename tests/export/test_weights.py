@@ -155,6 +155,7 @@ def test_metadata_of_logits_have_class_names() -> None:
     assert "label_names" not in describe_network(source, Preprocessing.for_model(source.model), with_classes=False)
 
 
+@pytest.mark.slow
 def test_one_size_where_the_converter_needs_it(tmp_path: Path, headed_run: Path) -> None:
     """OpenVINO cannot express a size that is the smaller of two."""
     result = export_model(str(headed_run), "openvino", tmp_path / "run.xml", outputs="logits")
@@ -164,6 +165,7 @@ def test_one_size_where_the_converter_needs_it(tmp_path: Path, headed_run: Path)
     assert sorted(path.name for path in tmp_path.glob("run.*")) == ["run.bin", "run.xml"]
 
 
+@pytest.mark.slow
 def test_logits_of_a_run_with_a_head_of_ours(tmp_path: Path, headed_run: Path) -> None:
     export_model(str(headed_run), "onnx", tmp_path / "run.onnx", outputs="logits")
     session = onnxruntime.InferenceSession(tmp_path / "run.onnx", providers=["CPUExecutionProvider"])

@@ -7,7 +7,7 @@ import pytest
 from support.commands import run_command
 from support.docs_examples import Block, blocks, commands, pages, run_page
 
-SLOW = {"export.md": pytest.mark.slow, "integrations.md": pytest.mark.slow}
+SLOW = {"index.md": pytest.mark.slow, "export.md": pytest.mark.slow, "integrations.md": pytest.mark.slow}
 
 
 # Lightning warns of this machine's cores, and of code in it and its metrics that torch has renamed

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from densefeat import open_store
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "densefeat_recipes.demo", tmp_path], capture_output=True, text=True, check=True

@@ -253,7 +253,8 @@ def test_a_hook_that_changes_a_layers_output_changes_its_statistics() -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("network", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "BC")), "DelugeNet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["plain", "BC", "DelugeNet"])
 def test_compiled(network: str) -> None:
     check_compiled(network, "aot_eager")
 

@@ -21,6 +21,7 @@ def run_cases(marks: str) -> None:
     assert process.returncode == 0, process.stdout + process.stderr
 
 
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     run_cases("not slow")
 
