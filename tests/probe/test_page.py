@@ -1,6 +1,5 @@
 """The report as a page: all in one file, other people's text escaped, the worst mistakes with their images."""
 
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,9 @@ from densefeat.probe.protocols import ProbeFit
 from densefeat.probe.request import ProbeRequest
 from densefeat.probe.results import _summarize, write_report
 from support.helpers import BUNDLED
+from support.parsed_page import ParsedPage
 
 EVIL = "\"><script src=//evil.example></script><img src=x onerror='alert(1)'>"
-
-
-class Page(HTMLParser):
-    """The elements, with their attributes and text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(path.read_text("utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.texts.append(data.strip())
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def make_selection(targets: Targets, scores: np.ndarray, name: str = "block1") -> Selection:
@@ -57,9 +37,9 @@ def make_request(paths: list[str], **options: Any) -> ProbeRequest:
     return ProbeRequest({"name": "knn"}, {}, 0, sizes, "0" * 64, labels, paths, **{"provenance": {"model": EVIL}} | options)
 
 
-def write(folder: Path, selection: Selection, request: ProbeRequest) -> tuple[Page, str | None]:
+def write(folder: Path, selection: Selection, request: ProbeRequest) -> tuple[ParsedPage, str | None]:
     problem = write_page(folder / "p.html", selection, request, _summarize(selection, request), [])
-    return Page(folder / "p.html"), problem
+    return ParsedPage(folder / "p.html"), problem
 
 
 def test_the_worst_mistakes_with_their_images(photo_folder: Path, tmp_path: Path) -> None:
@@ -72,7 +52,7 @@ def test_the_worst_mistakes_with_their_images(photo_folder: Path, tmp_path: Path
     selection = make_selection(targets, scores)
     request = make_request(paths, provenance=store.provenance)
     results = write_report(tmp_path / "out", selection, request)
-    page = Page(tmp_path / "out/report.html")
+    page = ParsedPage(tmp_path / "out/report.html")
     assert len(page.all("figure")) == 3
     names = [attributes["alt"] for attributes in page.all("img") if str(attributes["src"]).startswith("data:image/jpeg")]
     assert names == [paths[8], paths[3]]  # the surest first; the third is gone

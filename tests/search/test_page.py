@@ -1,6 +1,5 @@
 """The page of a search is one file with its thumbnails, in which other people's text is escaped."""
 
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +11,9 @@ from densefeat.search.page import write_page
 from densefeat.search.results import Neighbours, Pairs, Query
 from densefeat.store.entries import ImageEntry
 from densefeat.store.reader import Store
+from support.parsed_page import ParsedPage
 
 EVIL = "\"><script src=//evil.example></script><img src=x onerror='alert(1)'>.jpg"
-
-
-class Page(HTMLParser):
-    """A page's elements, with their attributes and text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(path.read_text("utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.texts.append(data.strip())
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def neighbours(store: Store, queries: list[Query], k: int = 3) -> Neighbours:
@@ -51,7 +31,7 @@ def test_neighbours_with_their_pictures(make_store, photo_folder: Path, tmp_path
     store = make_store({"block1": vectors(3)}, keys, ["a & b", None, "c"], images=str(photo_folder), model="some.model")
     queries = [Query(ImageEntry(str(photo_folder / "flower/06.jpg"))), Query(ImageEntry(keys[1]), 1)]
     assert write_page(tmp_path / "n.html", neighbours(store, queries)) is None
-    page = Page(tmp_path / "n.html")
+    page = ParsedPage(tmp_path / "n.html")
     pictures = page.all("img")
     assert len(pictures) == 2 + 2 * 2  # both queries, and of three neighbours each the two that are there
     assert all(picture["src"].startswith("data:image/jpeg;base64,") for picture in pictures)
@@ -67,7 +47,7 @@ def test_the_page_requests_nothing(make_store, tmp_path: Path) -> None:
     problem = write_page(tmp_path / "n.html", found)
     assert problem is not None
     assert problem.startswith("images '/nowhere'")
-    page = Page(tmp_path / "n.html")
+    page = ParsedPage(tmp_path / "n.html")
     assert {tag for tag, _ in page.elements} == {"html", "head", "meta", "title", "style", "body", "h1", "p", "main", "section",
                                                  "h2", "bdi", "div", "figure", "figcaption", "b", "br", "span"}  # fmt: skip
     assert not [
@@ -85,7 +65,7 @@ def test_attributes_are_escaped(make_store, photo_folder: Path, tmp_path: Path) 
         tmp_path / "n.html",
         neighbours(make_store({"block1": vectors(1)}, [name], images=str(photo_folder)), [Query(ImageEntry("q"))]),
     )
-    (picture,) = Page(tmp_path / "n.html").all("img")
+    (picture,) = ParsedPage(tmp_path / "n.html").all("img")
     assert set(picture) == {"src", "alt"}
     assert picture["alt"] == name
 
@@ -96,7 +76,7 @@ def test_groups_of_duplicates(make_store, photo_folder: Path, tmp_path: Path) ->
     store = make_store({"block1": values}, keys, images=str(photo_folder))
     found = Pairs(store, "block1", "cosine", 0.9, find_pairs(store, "block1", 0.9))
     assert write_page(tmp_path / "d.html", found) is None
-    page = Page(tmp_path / "d.html")
+    page = ParsedPage(tmp_path / "d.html")
     assert len(page.all("img")) == 4
     assert {"Group 1: 2 images", "Group 2: 2 images", "0.9950"} <= set(page.texts)
     assert "2 pairs in 2 groups; under each image its score in its best pair" in page.texts
@@ -108,7 +88,7 @@ def test_large_groups_and_many_groups_are_cut(make_store, tmp_path: Path, monkey
     store = make_store({"block1": np.repeat(np.eye(4, dtype=np.float32), [6, 2, 2, 2], 0)}, images="/nowhere")
     found = Pairs(store, "block1", "cosine", 0.9, find_pairs(store, "block1", 0.9))
     write_page(tmp_path / "d.html", found)
-    page = Page(tmp_path / "d.html")
+    page = ParsedPage(tmp_path / "d.html")
     assert len(page.all("figure")) == 6
     assert {"Group 1: 6 images, 4 shown", "Group 2: 2 images", "2 more groups are not shown."} <= set(page.texts)
 
@@ -116,7 +96,7 @@ def test_large_groups_and_many_groups_are_cut(make_store, tmp_path: Path, monkey
 def test_a_search_that_stopped_says_so(make_store, tmp_path: Path) -> None:
     store = make_store({"block1": np.ones((5, 2), np.float32)})
     write_page(tmp_path / "d.html", Pairs(store, "block1", "cosine", 0.9, find_pairs(store, "block1", 0.9, max_pairs=3)))
-    assert "The search stopped at this number of pairs: there are more." in Page(tmp_path / "d.html").texts
+    assert "The search stopped at this number of pairs: there are more." in ParsedPage(tmp_path / "d.html").texts
 
 
 def test_a_page_that_cannot_be_written(make_store, tmp_path: Path) -> None:
