@@ -131,11 +131,11 @@ def _run_rounds(workers: list[Worker], rounds: int, say: Callable[[str], object]
         for worker in workers:
             worker.take_turn()
             time.sleep(_REST_SECONDS)
-        shares.append(_share_of_others(before, others_seconds(processes), time.perf_counter() - began))
+        shares.append(_measure_other_load(before, others_seconds(processes), time.perf_counter() - began))
     return shares
 
 
-def _share_of_others(before: float | None, after: float | None, seconds: float) -> float | None:
+def _measure_other_load(before: float | None, after: float | None, seconds: float) -> float | None:
     """The share of the processors' time that others used, 0 to 1, by two counts of :func:`others_seconds`."""
     if before is None or after is None:
         return None
@@ -186,7 +186,7 @@ def _summarize_arm(plan: Plan, arm: Arm, workers: dict[Arm, Worker], work: dict[
         "images_per_second": statistics.median(plan.batch / each for each in calls),
         "baseline": baseline.title(network_code(plan.model)), "ratio": compare_rounds(calls, base),
     }  # fmt: skip
-    return summary | {"percent": _percent_of_ceiling(summary, work)}
+    return summary | {"percent": _relate_to_ceiling(summary, work)}
 
 
 def _find_baseline(measured: Sequence[Arm], own: Arm) -> Arm:
@@ -195,7 +195,7 @@ def _find_baseline(measured: Sequence[Arm], own: Arm) -> Arm:
     return next(arms[name] for name in (*BASELINES, *arms) if name in arms)
 
 
-def _percent_of_ceiling(arm: dict[str, Any], work: dict[str, Any]) -> dict[str, float]:
+def _relate_to_ceiling(arm: dict[str, Any], work: dict[str, Any]) -> dict[str, float]:
     """An arm's arithmetic in per cent of the largest rate; on a GPU also the least traffic, of the rate of a copy."""
     rates = {name.rpartition(" ")[0] or name: rate["largest"] for name, rate in work["ceiling"].items()}
     percent, speed = {}, 100 * arm["images_per_second"]

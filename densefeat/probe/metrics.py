@@ -91,7 +91,7 @@ def _class_metrics(targets: Targets, scores: np.ndarray, counts: np.ndarray) -> 
     hit = predicted == y
     measured = {"top1": 100 * _sum_counts(counts, hit) / rows}
     if classes > 5:
-        earlier = np.concatenate([_ranks_of_labels(scores[piece], y[piece]) for piece in row_pieces(scores)])
+        earlier = np.concatenate([_rank_labels(scores[piece], y[piece]) for piece in row_pieces(scores)])
         measured["top5"] = 100 * _sum_counts(counts, earlier < 5) / rows
     support, guessed = _sum_by_class(y, counts, classes), _sum_by_class(predicted, counts, classes)
     right = _sum_by_class(y[hit], counts[hit], classes)
@@ -188,7 +188,7 @@ def _precision_and_area(
     return precision, area
 
 
-def _ranks_of_labels(scores: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _rank_labels(scores: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Count the classes that come before the right one, ``(n,)``."""
     own = np.take_along_axis(scores, y[:, None], 1)
     earlier = np.arange(scores.shape[1]) < y[:, None]

@@ -130,7 +130,7 @@ def observations(reuse: Reuse) -> list[Finding]:
         Finding(
             "3 the block's input is redundant",
             "layers that give it the least",
-            _compute_by_block(reuse, _share_of_least),
+            _compute_by_block(reuse, _measure_least_share),
             _LEAST,
         ),
         Finding(
@@ -167,7 +167,7 @@ def _transition_spread(columns: list[ReuseColumn], _: int) -> float | None:
     return None if transition is None else transition.spread
 
 
-def _share_of_least(columns: list[ReuseColumn], number: int) -> float | None:
+def _measure_least_share(columns: list[ReuseColumn], number: int) -> float | None:
     """Return the share of the layers that give the block's input the least.
 
     The result is None for the first block, whose input comes from no transition.

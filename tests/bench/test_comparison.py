@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from densefeat.bench.arms import Arm
-from densefeat.bench.comparison import _find_baseline, _percent_of_ceiling, _share_of_others, compare, make_plan
+from densefeat.bench.comparison import _find_baseline, _measure_other_load, _relate_to_ceiling, compare, make_plan
 from densefeat.bench.machine import USABLE_CPUS
 from densefeat.bench.report import _brief, _disturbances, _notes, _verdicts, format_comparison, format_overview
 from densefeat.errors import UsageError
@@ -74,10 +74,10 @@ def test_ratios_are_to_the_best_eager_timm_of_the_same_precision() -> None:
 
 def test_shares_are_between_0_and_1() -> None:
     width = len(USABLE_CPUS)
-    assert _share_of_others(0.0, 1.0 * width, 2.0) == 0.5
-    assert _share_of_others(0.0, -1.0, 2.0) == 0  # the counters are rounded
-    assert _share_of_others(0.0, 2.0 * width, 1.0) == 1
-    assert _share_of_others(None, 1.0, 1.0) is None
+    assert _measure_other_load(0.0, 1.0 * width, 2.0) == 0.5
+    assert _measure_other_load(0.0, -1.0, 2.0) == 0  # the counters are rounded
+    assert _measure_other_load(0.0, 2.0 * width, 1.0) == 1
+    assert _measure_other_load(None, 1.0, 1.0) is None
 
 
 def test_progress_is_shown(comparison: dict[str, Any], said: list[str]) -> None:
@@ -148,8 +148,8 @@ def test_percents_count_an_arms_own_arithmetic() -> None:
     rates = {"bf16 product": {"largest": 100e12}, "copy": {"largest": 4e12}}
     work = {"flops": {"plain": 6e9, "pooled first": 5e9}, "traffic_bytes": {"bf16": 40e6}, "ceiling": rates}
     arm = {"precision": "bf16", "pools_first": True, "images_per_second": 10_000}
-    assert _percent_of_ceiling(arm, work) == pytest.approx({"arithmetic": 50, "traffic": 10})
-    assert _percent_of_ceiling(arm | {"pools_first": False}, work)["arithmetic"] == pytest.approx(60)
+    assert _relate_to_ceiling(arm, work) == pytest.approx({"arithmetic": 50, "traffic": 10})
+    assert _relate_to_ceiling(arm | {"pools_first": False}, work)["arithmetic"] == pytest.approx(60)
 
 
 @pytest.mark.parametrize(
