@@ -48,23 +48,15 @@ def make_images(folder: Path, photographs: list, rows: int = 20) -> Path:
     return folder
 
 
+def network_options(folder: Path) -> list[object]:
+    """Return options that name a network of three small blocks, on one thread."""
+    return ["--model", TINY, "--weights", write_tiny_weights(folder), "--device", "cpu", "--workers", 1]
+
+
 def test_probe_of_images(tmp_path: Path, photographs: list) -> None:
     images = make_images(tmp_path / "images", photographs)
-    given = [
-        "--images",
-        images,
-        "--out",
-        tmp_path / "out",
-        "--model",
-        TINY,
-        "--weights",
-        write_tiny_weights(tmp_path),
-        "--device",
-        "cpu",
-        "--workers",
-        1,
-    ]
-    result = run(*given, "--protocol", "knn")
+    common = ["--images", images, *network_options(tmp_path)]
+    result = run(*common, "--out", tmp_path / "out", "--protocol", "knn")
     assert result.exit_code == 0
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["classes"] == ["bright", "dark"]
@@ -77,43 +69,20 @@ def test_probe_of_images(tmp_path: Path, photographs: list) -> None:
     (tmp_path / "l.csv").write_text(
         "path,label\n" + "".join(f"{'dark' if i % 2 else 'bright'}/{i:02}.png,{i / 3}\n" for i in range(20))
     )
-    result = run(
-        *given[:2],
-        "--out",
-        tmp_path / "csv",
-        *given[4:],
-        "--protocol",
-        "ridge",
-        "--labels",
-        tmp_path / "l.csv",
-        "--pool",
-        "avg,max",
-    )
+    regression = ["--protocol", "ridge", "--labels", tmp_path / "l.csv", "--pool", "avg,max"]
+    assert run(*common, "--out", tmp_path / "csv", *regression).exit_code == 0
     results = json.loads((tmp_path / "csv/results.json").read_text())
     assert (results["task"], results["candidates"][0]["name"]) == ("regression", "block1_avg")
 
 
 def test_probe_of_tables_with_test_images(tmp_path: Path) -> None:
     train, test = write_table(tmp_path / "train.parquet", 40, 2), write_table(tmp_path / "test.parquet", 20, 2, seed=1)
-    given = [
-        "--model",
-        TINY,
-        "--weights",
-        write_tiny_weights(tmp_path),
-        "--device",
-        "cpu",
-        "--workers",
-        1,
-        "--label-column",
-        "label",
-        "--protocol",
-        "knn",
-    ]
-    assert run("--images", train, "--test", test, "--out", tmp_path / "out", *given).exit_code == 0
+    options = [*network_options(tmp_path), "--label-column", "label", "--protocol", "knn"]
+    assert run("--images", train, "--test", test, "--out", tmp_path / "out", *options).exit_code == 0
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["rows"] == {"train": 36, "val": 4, "test": 20}
     assert results["classes"] == ["class 0", "class 1"]
-    assert run("--images", train, "--test", tmp_path / "out/test-features", "--out", tmp_path / "b", *given).exit_code == 0
+    assert run("--images", train, "--test", tmp_path / "out/test-features", "--out", tmp_path / "b", *options).exit_code == 0
     assert json.loads((tmp_path / "b/results.json").read_text())["split_sha256"] == results["split_sha256"]
 
 
