@@ -92,8 +92,8 @@ def papers() -> Iterator[str]:
     yield "|---|---|---|"
     results = measured()
     for name in recipe_names():
-        told = " ".join(line.strip() for line in opening(name))
-        if expected := EXPECTED.search(told):
+        text = " ".join(line.strip() for line in opening(name))
+        if expected := EXPECTED.search(text):
             yield f"| [`{name}`](recipes.md#{name}) | {expected[1]} | {results.get(name, 'not measured')} |"
 
 

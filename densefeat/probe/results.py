@@ -104,7 +104,7 @@ def _describe_comparison(selection: Selection) -> str:
     low, high = comparison.interval
     verdict = "a difference" if comparison.p_value < 0.05 else "no difference that these rows can show"
     return (
-        f"{selection.best.name} less {selection.runner_up.name}, next best on the validation rows:"
+        f"{selection.best.name} minus {selection.runner_up.name} (the next best on the validation rows):"
         f" {comparison.metric} {comparison.difference:+.4g} ({low:+.4g} to {high:+.4g}),"
         f" p = {comparison.p_value:.3g} ({comparison.test}): {verdict}"
     )
