@@ -55,7 +55,7 @@ def test_a_table_of_others_is_not_replaced(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_prune_and_go_on(run, data: Path, tmp_path: Path) -> None:
+def test_prune_resumes(run, data: Path, tmp_path: Path) -> None:
     command = ("reuse", BUNDLED, "--what", "prune", "--images", "data", "--device", "cpu", "--out", "prune.png")
     code, out, err = run(*command)
     assert code == 0
@@ -69,7 +69,7 @@ def test_prune_and_go_on(run, data: Path, tmp_path: Path) -> None:
     next(data.glob("*/0.png")).unlink()
     code, _, err = run(*command)
     assert code == 2
-    assert "'prune.jsonl' is of other work (images differ): remove it" in err
+    assert "'prune.jsonl' belongs to other work (images differ): remove it" in err
 
 
 def test_model(run, tmp_path: Path) -> None:
