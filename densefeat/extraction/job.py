@@ -1,8 +1,8 @@
 """The job of ``densefeat extract``, from the arguments to a closed store. Wrong use is reported before any image is read.
 
 Read from top to bottom: :func:`extract` opens the source and the network; the plan says which parts are left; each part is
-read, decoded, embedded and written; the manifest closes the store. One image's bytes go through ``part.py``, ``decoding.py``
-and ``network.py`` beside this file.
+read, decoded, embedded and written; the manifest closes the store. One image's bytes go through ``part.py`` and ``batches.py``
+beside this file.
 """
 
 import os

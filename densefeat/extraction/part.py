@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 
 from densefeat.base import StopRequest, atomic_file, progress_bar, stop_on_signal
 from densefeat.errors import DensefeatError
-from densefeat.extraction.decoding import Batch, Decoding, decode_batches
+from densefeat.extraction.batches import Batch, Decoding, choose_batch_size, decode_batches, embed_batches
 from densefeat.extraction.limits import FailureLimit, TooManyFailures
-from densefeat.extraction.network import choose_batch_size, embed_batches
 from densefeat.extraction.plan import Plan
 from densefeat.extraction.settings import ExtractJob
 from densefeat.features import FeatureExtractor

@@ -17,9 +17,8 @@ from torch import nn
 
 from densefeat.base import Ranks, StopRequest, progress_bar, stop_on_signal
 from densefeat.errors import OutputError, UsageError
-from densefeat.extraction.decoding import Decoding
+from densefeat.extraction.batches import Decoding, choose_batch_size
 from densefeat.extraction.limits import FailureLimit
-from densefeat.extraction.network import choose_batch_size
 from densefeat.extraction.part import PartExtractor
 from densefeat.extraction.plan import Plan
 from densefeat.extraction.settings import ExtractJob

@@ -11,7 +11,7 @@ import torch
 
 from densefeat.base import Ranks
 from densefeat.errors import UsageError
-from densefeat.extraction.decoding import Decoding, count_usable_cores
+from densefeat.extraction.batches import Decoding, count_usable_cores
 from densefeat.extraction.limits import FailureLimit
 from densefeat.features import FeatureExtractor
 from densefeat.images import MAX_PIXELS, Source, TiledSource, is_remote
