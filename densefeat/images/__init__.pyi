@@ -1,10 +1,11 @@
 from .addresses import is_remote
-from .decode import MAX_PIXELS, ImageLike, check_decoder, decode_image, decode_pixels, open_image
+from .decode import DecodedImage, ImageLike, check_decoder, decode_image, decode_pixels, open_image
 from .files import BOM, DELIMITERS, PATH, ImageFiles, normalise_paths
 from .folders import LocalFolder
+from .guards import MAX_PIXELS
 from .rows import check_column, join_chunks
 from .sources import check_input, open_for_training, open_source
-from .stream import DecodedImage, ImageItem, ImageReader, Item, RandomAccess, SelectedSource, Source, printable_key
+from .stream import ImageItem, ImageReader, Item, RandomAccess, SelectedSource, Source, printable_key
 from .tiles import TiledSource
 from .transforms import Geometry, Preprocessing
 

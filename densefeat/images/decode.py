@@ -5,21 +5,21 @@ that handle a tensor, because commands that only list or read an input must not 
 """
 
 import io
-import re
 import struct
-import threading
-import warnings
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, BinaryIO, Union
 
 import numpy as np
-from PIL import Image, JpegImagePlugin
+from PIL import Image
 
-from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
+from densefeat.images import png, tiff
+from densefeat.images.guards import MAX_PIXELS, check_image_size, decode_errors
+from densefeat.images.jpeg import check_last_rows, find_jpeg_end
+from densefeat.images.orientation import TURNS, read_orientation
+from densefeat.images.samples import Samples, check_brightness, lay_over_white
 
 if TYPE_CHECKING:
     import torch
@@ -27,20 +27,37 @@ if TYPE_CHECKING:
 ImageLike = Union[Image.Image, str, Path, "torch.Tensor"]
 
 _DECODERS = ("torchvision", "pillow")
-MAX_PIXELS = 2 * 89_478_485  # twice Pillow's warning limit: 0.5 GB as RGB
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")  # no others: Pillow would even run PostScript
+FORMATS = ("JPEG", "WEBP", "BMP", "DIB", "GIF")  # of Pillow's, beside PNG and TIFF: no others, it would even run PostScript
 Image.init()  # fills Image.OPEN here, in one thread
+READ_FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF"
 _JPEG_FORMATS = ("JPEG", "MPO")
-ORIENTATION_TAG = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_OTHER_FORMATS = {  # by how a file begins, to say which it is
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"8BPS": "Photoshop's PSD",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"<svg": "SVG",
+    b"SIMPLE  =": "FITS",
+    b"\x89HDF": "HDF5",
+    b"\x76\x2f\x31\x01": "OpenEXR",
+    b"DDS ": "DDS",
+    b"\0\0\x01\0": "ICO",
+    b"icns": "ICNS",
+    **{b"P%d" % number: "PPM" for number in range(1, 8)},
 }
+_BRANDS = {  # of ISO media files
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+    b"heic": "HEIC",
+    b"heix": "HEIC",
+    b"hevc": "HEIC",
+    b"mif1": "HEIC",
+    b"msf1": "HEIC",
+}
+_BITS_PER_SAMPLE_TAG, _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 _TENSOR_FLIPS = {
     2: (2,),
     3: (1, 2),
@@ -50,8 +67,24 @@ _TENSOR_FLIPS = {
     7: (1, 2),
     8: (1,),
 }  # axes; from 5 on of the transposed image
-_BITS_PER_SAMPLE_TAG, _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
-_MAX_ASPECT = 100  # resizing the short side of a longer strip would take hundreds of megabytes
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """An image's RGB pixels: a PIL image, or a uint8 tensor ``(3, H, W)`` on the CPU.
+
+    Attributes:
+        width, height: Of the whole upright image.
+        x, y: Where in it a tile lies.
+        several: The file has more images or frames, of which this is the first.
+    """
+
+    pixels: "Image.Image | torch.Tensor"
+    width: int
+    height: int
+    x: int | None = None
+    y: int | None = None
+    several: bool = False
 
 
 def open_image(image: ImageLike, decoder: str = "torchvision") -> "Image.Image | torch.Tensor":
@@ -85,25 +118,56 @@ def decode_pixels(data: bytes, decoder: str = "torchvision", max_pixels: int = M
     all images with ``pillow``, become PIL images. Raises DecodeError as :func:`decode_image` does, and UsageError for an
     unknown decoder.
     """
+    return decode(data, decoder, max_pixels).pixels
+
+
+def decode(data: bytes, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """Decode as :func:`decode_pixels` does, and say what else is in the file."""
     check_decoder(decoder)
     with decode_errors():
-        image = _open_header(data, max_pixels)
-        if decoder == "torchvision" and image.format in _JPEG_FORMATS and image.mode in ("RGB", "L"):
-            return _decode_with_torchvision(data, image)
-        return _decode_with_pillow(data, image, max_pixels)
+        if data[:4] in tiff.MAGIC:
+            return _decode_tiff(data, max_pixels)
+        if data.startswith(png.MAGIC):
+            return _decode_png(data, max_pixels)
+        image = open_header(io.BytesIO(data), max_pixels)
+        several = is_animated(image)
+        if image.format in _JPEG_FORMATS and decoder == "torchvision" and image.mode in ("RGB", "L"):
+            return _describe(_decode_with_torchvision(data, image))
+        if image.format in _JPEG_FORMATS:
+            _check_jpeg(data, image)
+        return _describe(_convert_to_upright_rgb(image, max_pixels), several)
+
+
+def _describe(pixels: "Image.Image | torch.Tensor", several: bool = False) -> DecodedImage:
+    width, height = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[2], pixels.shape[1])
+    return DecodedImage(pixels, width, height, several=several)
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode to an RGB image, 8 bits, upright by its EXIF tag.
 
-    Of an animation it is the first frame; transparency is laid over white; of 16 bits the high byte is taken.
-    Raises DecodeError (stage ``decode``) for an image that is truncated, too large or too thin, whose pixels have no agreed
-    white, and for other data. A JPEG is truncated if it has no end marker, or too few data for its last rows, and a PNG if its
-    pixels do not match their checksum. Some damage is not detected: bytes that are missing inside a JPEG, a progressive JPEG
-    that was ended early (it is coarse, not grey), and zeros in a WebP, BMP or TIFF file, which have no checksums.
+    Of an animation it is the first frame, of a TIFF the first page that is no smaller copy; transparency is laid over white; of
+    16 bits the high byte is taken. Raises DecodeError (stage ``decode``) for an image that is truncated or too large, whose
+    pixels have no agreed white, and for other data. A JPEG is truncated if it has no end marker, or too few data for its last
+    rows, and a PNG if its pixels do not match their checksum. Some damage is not detected: bytes that are missing inside a
+    JPEG, a progressive JPEG that was ended early (it is coarse, not grey), and zeros in a WebP, BMP or TIFF file, which have no
+    checksums.
     """
-    with decode_errors():
-        return _decode_with_pillow(data, _open_header(data, max_pixels), max_pixels)
+    pixels = decode(data, "pillow", max_pixels).pixels
+    assert isinstance(pixels, Image.Image)
+    return pixels
+
+
+def _decode_tiff(data: bytes, max_pixels: int) -> DecodedImage:
+    image = tiff.open_tiff(partial(io.BytesIO, data), "", max_pixels)
+    check_image_size(image.width, image.height, max_pixels)
+    return _describe(Image.fromarray(image.read()), image.several)
+
+
+def _decode_png(data: bytes, max_pixels: int) -> DecodedImage:
+    image = png.read_png(io.BytesIO(data))
+    check_image_size(image.width, image.height, max_pixels)
+    return _describe(_turn(_to_rgb(image.decode()), image.orientation), image.animated)
 
 
 def _convert_to_upright_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -111,9 +175,12 @@ def _convert_to_upright_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) ->
     with decode_errors():
         check_image_size(*image.size, max_pixels)
         image.load()
-        pixels = to_rgb(image)
-        turn = _TURNS.get(read_orientation(image))
-        return pixels if turn is None else pixels.transpose(turn)
+        return _turn(_to_rgb(image), read_orientation(image))
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    turn = TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def copy_to_tensor(pixels: np.ndarray) -> "torch.Tensor":
@@ -134,24 +201,41 @@ def check_decoder(decoder: str) -> None:
             raise UsageError("decoder 'torchvision': the installed torchvision decodes no JPEG, choose pillow") from error
 
 
-def _open_header(data: bytes, max_pixels: int) -> Image.Image:
-    """Let Pillow read the header, and check the size before any pixel is read.
+def open_header(file: BinaryIO, max_pixels: int) -> Image.Image:
+    """Let Pillow read the header of an image that is neither PNG nor TIFF, and check the size before any pixel is read.
 
-    Image.open is not used because it has a limit on the size that is for users to set. GIF, WebP and tiled TIFF still obey it.
+    Image.open is not used because it has a limit on the size that is for users to set. GIF and WebP still obey it.
     """
-    if not data:
+    head = file.read(16)
+    if not head:
         raise DecodeError("the file is empty")
     reason = ""
     for name in FORMATS:
         opener, accepts = Image.OPEN[name]
+        file.seek(0)
         try:
-            if accepts is None or accepts(data[:16]) is True:  # else False, or a text that says why
-                image: Image.Image = opener(io.BytesIO(data), "")
+            if accepts is None or accepts(head) is True:  # else False, or a text that says why
+                image: Image.Image = opener(file, "")
                 check_image_size(*image.size, max_pixels)
                 return image
         except (SyntaxError, IndexError, TypeError, struct.error) as error:  # how plugins refuse a file
             reason = reason or f" ({error})"
-    raise DecodeError(f"not an image that Pillow can read{reason}")
+    other = _name_other_format(head)
+    if other is not None:
+        raise DecodeError(f"{other} is not among the formats read: {READ_FORMATS}")
+    raise DecodeError(f"not an image of a format that is read, {READ_FORMATS}{reason}")
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Check whether an opened GIF or WebP has more frames than one; the second image of a JPEG is a phone's auxiliary one."""
+    return image.format in ("GIF", "WEBP") and getattr(image, "is_animated", False)
+
+
+def _name_other_format(head: bytes) -> str | None:
+    """Name a format that is not read by its first bytes, if they are known."""
+    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
+        return _BRANDS[head[8:12]]
+    return next((name for magic, name in _OTHER_FORMATS.items() if head.startswith(magic)), None)
 
 
 def _decode_with_torchvision(data: bytes, image: Image.Image) -> "torch.Tensor":
@@ -161,147 +245,39 @@ def _decode_with_torchvision(data: bytes, image: Image.Image) -> "torch.Tensor":
 
     end = find_jpeg_end(data)
     pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
-    _check_last_rows(data, end, pixels[:, -8:, -8:].numpy())
+    check_last_rows(data, end, pixels[:, -8:, -8:].numpy())
     turn = read_orientation(image)
     if turn not in _TENSOR_FLIPS:
         return pixels
     return (pixels if turn < 5 else pixels.transpose(1, 2)).flip(_TENSOR_FLIPS[turn])
 
 
-def _decode_with_pillow(data: bytes, image: Image.Image, max_pixels: int) -> Image.Image:
-    if image.format == "PNG":
-        _check_png(data)
-    if image.format in _JPEG_FORMATS:
-        end = find_jpeg_end(data)
-        width, height = image.size
-        _check_last_rows(data, end, np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height))))
-    return _convert_to_upright_rgb(image, max_pixels)
+def _check_jpeg(data: bytes, image: Image.Image) -> None:
+    """Raise DecodeError for a JPEG of which a part is missing."""
+    end = find_jpeg_end(data)
+    width, height = image.size
+    check_last_rows(data, end, np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height))))
 
 
-class _QuietThreads(threading.local):
-    """The pattern of a warnings filter that matches all messages of threads that are inside :func:`decode_errors`.
-
-    Filters are pickled with tasks for other processes: there this becomes that process's own object. scikit-learn makes filters
-    for its workers from ``pattern``, which matches nothing.
-    """
-
-    quiet = False
-    pattern = "(?!)"
-
-    def match(self, _: str) -> bool:
-        return self.quiet
-
-    def __reduce__(self) -> str:
-        return "_quiet_threads"
-
-
-_quiet_threads = _QuietThreads()
-_FILTER: Any = ("ignore", _quiet_threads, Warning, None, 0)
-
-
-@contextmanager
-def decode_errors() -> Iterator[None]:
-    """Raise errors of all kinds as DecodeError, and silence Pillow's warnings on size and odd metadata in this thread.
-
-    ``warnings.catch_warnings`` would replace the filters of all threads, and two threads that overlap would not restore them.
-    """
-    if not warnings.filters or warnings.filters[0] is not _FILTER:
-        warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
-    before, _quiet_threads.quiet = _quiet_threads.quiet, True
-    try:
-        yield
-    except (DecodeError, UsageError):
-        raise
-    except Exception as error:
-        reason = describe_error(error)
-        reason = re.sub(r"^\w+, \S+:\d+, ", "", reason)  # the place in torchvision's source
-        raise DecodeError(f"{type(error).__name__}: {reason}") from error
-    finally:
-        _quiet_threads.quiet = before
-
-
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # without stuffed bytes and restart markers: none is in a scan
-_END_OF_IMAGE = b"\xff\xd9"
-_MORE_SCAN = bytes(range(1, 255))
-
-
-def find_jpeg_end(data: bytes) -> int:
-    """Find the position of a JPEG's end marker, behind all its segments and scans. Raises DecodeError where there is none.
-
-    Without one Pillow would read the zeros of an interrupted download as pixels. What follows the marker does not matter.
-    """
-    position = 2
-    while marker := _JPEG_MARKER.search(data, position):
-        if marker[0] == _END_OF_IMAGE:
-            return marker.start()
-        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    raise DecodeError("truncated: the JPEG has no end marker")
-
-
-def _check_last_rows(data: bytes, end: int, corner: np.ndarray) -> None:
-    """Raise DecodeError for a JPEG whose scan ends before its pixels do.
-
-    libjpeg fills the missing rows with mid-grey, without an error. But the ``corner`` (bottom right) of a complete image can be
-    mid-grey too: then the image stays the same with more data at the end of the scan.
-    """
-    if corner.min() < 127 or corner.max() > 128:
-        return
-    longer = data[:end] + _MORE_SCAN + _END_OF_IMAGE
-    pixels, filled = (np.asarray(JpegImagePlugin.JpegImageFile(io.BytesIO(jpeg))) for jpeg in (data, longer))
-    if not np.array_equal(pixels, filled):
-        raise DecodeError("truncated: the JPEG ends before its last rows")
-
-
-def _check_png(data: bytes) -> None:
-    """Raise DecodeError where a chunk of pixels is cut off or does not match its checksum, which Pillow does not check."""
-    position = 8
-    while (name := data[position + 4 : position + 8]) != b"IEND" and name:
-        end = position + 8 + int.from_bytes(data[position : position + 4])
-        if name == b"IDAT" and zlib.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4]):
-            raise DecodeError("truncated or damaged: the checksum of the PNG's pixels is wrong")
-        position = end + 4
-
-
-def read_orientation(image: Image.Image) -> int:
-    """Read the EXIF orientation, 1 to 8; 1 where there is none that can be read."""
-    try:
-        value = image.getexif().get(ORIENTATION_TAG)
-    except Exception:  # damaged EXIF fails in many ways
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def check_image_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise DecodeError for a size that must not be decoded, before memory for pixels is allocated."""
-    if width < 1 or height < 1:
-        raise DecodeError(f"{width}×{height} pixels")
-    if width * height > max_pixels:
-        raise DecodeError(f"{width}×{height} pixels are more than the limit of {max_pixels:,}")
-    if max(width, height) > _MAX_ASPECT * min(width, height):
-        raise DecodeError(f"{width}×{height} pixels: longer than {_MAX_ASPECT} times its width")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any of Pillow's modes to 8-bit RGB."""
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any of Pillow's modes to 8-bit RGB, transparency over white."""
     if image.mode.startswith("I"):
         return _convert_deep_grey(image)
     if image.mode == "F":
         raise DecodeError("floating-point pixels have no agreed white: convert to 8 or 16 bits")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return Image.fromarray(lay_over_white(image.convert("RGBA")))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _convert_deep_grey(image: Image.Image) -> Image.Image:
     """Convert the modes ``I`` and ``I;16*`` by their 8 highest bits; Pillow's conversion would clip everything above 255."""
-    tags = getattr(image, "tag_v2", {})
+    values = np.atleast_3d(np.asarray(image))
+    tags = getattr(image, "tag_v2", {})  # of a TIFF that the user has opened
     bits = max(tags.get(_BITS_PER_SAMPLE_TAG, (16,)))
-    values = np.asarray(image)
     if bits > 16 or values.min() < 0 or values.max() > 65535:
         raise DecodeError("32-bit pixels have no agreed white: convert to 8 or 16 bits")
-    grey = (values >> (bits - 8)).astype(np.uint8)
-    if tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
-        grey = 255 - grey
-    return Image.fromarray(grey).convert("RGB")
+    samples = Samples("grey", bits, inverted=tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO)
+    if samples.may_be_shallow:
+        check_brightness(samples.find_brightest(values))
+    return Image.fromarray(samples.to_rgb(values))

@@ -7,35 +7,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Protocol
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from densefeat.errors import DecodeError
-from densefeat.images.decode import MAX_PIXELS, decode_pixels
+from densefeat.images.decode import DecodedImage, decode
 from densefeat.images.folders import Folder
-
-if TYPE_CHECKING:
-    import torch
+from densefeat.images.guards import MAX_PIXELS
 
 _READ_OVER = 1000  # positions: reading past so many costs less than entering a source again
 _CHUNK = 1024  # keys turned into Python strings at a time
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedImage:
-    """An image's RGB pixels, with ``width`` and ``height`` of the whole upright image.
-
-    ``x``, ``y``: where in it a tile lies.
-    """
-
-    pixels: "Image.Image | torch.Tensor"
-    width: int
-    height: int
-    x: int | None = None
-    y: int | None = None
 
 
 class Item(Protocol):
@@ -73,9 +56,7 @@ class ImageItem:
     open: Callable[[], BinaryIO] | None = None
 
     def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> DecodedImage:
-        pixels = decode_pixels(self.read(), decoder, max_pixels)
-        width, height = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[2], pixels.shape[1])
-        return DecodedImage(pixels, width, height)
+        return decode(self.read(), decoder, max_pixels)
 
 
 def make_unreadable_item(key: str, label: str | None, reason: str) -> ImageItem:

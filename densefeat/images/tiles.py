@@ -14,17 +14,12 @@ import pyarrow as pa
 from PIL import Image
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images.decode import (
-    FORMATS,
-    MAX_PIXELS,
-    ORIENTATION_TAG,
-    check_image_size,
-    copy_to_tensor,
-    decode_errors,
-    read_orientation,
-)
-from densefeat.images.slides import ByteCache, NotByRegion, Slide, open_slide
-from densefeat.images.stream import DecodedImage, ImageItem, Source
+from densefeat.images import png, tiff
+from densefeat.images.byte_cache import ByteCache
+from densefeat.images.decode import DecodedImage, copy_to_tensor, is_animated, open_header
+from densefeat.images.guards import MAX_PIXELS, check_image_size, decode_errors
+from densefeat.images.orientation import read_orientation, swaps_sides
+from densefeat.images.stream import ImageItem, Source
 
 _SMALLEST_TILE = 32
 _NEARLY_WHITE, _NEARLY_BLACK = 220, 15  # all channels at least, or at most, this
@@ -32,8 +27,6 @@ _CACHE_BYTES = 2**28  # of cached segments, and again of images decoded as a who
 _HEADER_BYTES = 2**26  # of cached tables of slides' segments
 _READERS = 8  # threads that read headers: they mostly wait for the disk
 _HEADERS = 1024  # read at a time
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF, in either byte order
-_WIDTH_TAG, _HEIGHT_TAG = 256, 257
 
 
 @dataclass(frozen=True)
@@ -63,11 +56,12 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """The size of an upright image, and whether it is read by region."""
+    """The size of an upright image, whether it is read by region, and whether its file has several images."""
 
     width: int
     height: int
-    by_region: bool
+    by_region: bool = False
+    several: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +104,8 @@ class TileItem:
         pixels = self.cache.read(self, decoder, max_pixels)
         if self.min_content and _measure_content(pixels) < self.min_content:
             return None
-        return DecodedImage(copy_to_tensor(pixels), self.size.width, self.size.height, self.x, self.y)
+        several = self.size.several and self.x == self.y == 0  # said once an image
+        return DecodedImage(copy_to_tensor(pixels), self.size.width, self.size.height, self.x, self.y, several)
 
 
 def _measure_content(pixels: np.ndarray) -> float:
@@ -123,7 +118,7 @@ class ImageCache:
     """The slides and images that are open or decoded at the moment, for all threads; pickled empty."""
 
     def __init__(self) -> None:
-        self.slides: ByteCache[Slide] = ByteCache(_HEADER_BYTES)
+        self.slides: ByteCache[tiff.TiffImage] = ByteCache(_HEADER_BYTES)
         self.segments: ByteCache[np.ndarray] = ByteCache(_CACHE_BYTES)
         self.images: ByteCache[np.ndarray] = ByteCache(_CACHE_BYTES)
 
@@ -132,7 +127,7 @@ class ImageCache:
         x, y, tile = item.x, item.y, item.tile
         if item.size.by_region:
             opener = cast(Callable[[], BinaryIO], item.image.open)
-            slide = self.slides.get(item.position, partial(open_slide, opener, item.position, max_pixels))
+            slide = self.slides.get(item.position, partial(tiff.open_tiff, opener, item.position, max_pixels))
             _check_size(item.size, slide.width, slide.height)
             return slide.region(x, y, tile, tile, self.segments)
         whole = self.images.get((item.position, decoder), partial(_decode_whole, item.image, decoder, max_pixels))
@@ -182,12 +177,14 @@ class TiledSource:
         self.failures: dict[int, DecodeError] = {}
         self.sizes = np.zeros((source.length, 2), np.int64)  # width and height, 0 for a failure
         self.by_region = np.zeros(source.length, bool)
+        self.several = np.zeros(source.length, bool)
         for position, size in enumerate(_measure_images(source, tile, max_pixels)):
             if isinstance(size, DecodeError):
                 self.failures[position] = size
             else:
                 self.sizes[position] = size.width, size.height
                 self.by_region[position] = size.by_region
+                self.several[position] = size.several
         counts = (1 if not width else self.grid.count(width, height) for width, height in self.sizes.tolist())
         self.ends = np.cumsum(np.fromiter(counts, np.int64, source.length))
         self.length: int | None = int(self.ends[-1]) if source.length else 0
@@ -210,7 +207,7 @@ class TiledSource:
             return UnreadableItem(image.key, image.label, failure.stage, str(failure))
         width, height = self.sizes[position].tolist()
         x, y = self.grid.locate(number, width, height)
-        size = ImageSize(width, height, bool(self.by_region[position]))
+        size = ImageSize(width, height, bool(self.by_region[position]), bool(self.several[position]))
         return TileItem(image, position, x, y, size, self.grid.tile, self.min_content, self.cache)
 
     def keys(self) -> pa.LargeBinaryArray:
@@ -256,59 +253,35 @@ def _measure_image(image: ImageItem, tile: int, max_pixels: int) -> ImageSize | 
 
 def _read_size(image: ImageItem, max_pixels: int) -> ImageSize:
     with io.BytesIO(image.read()) if image.open is None else image.open() as file:
-        if file.read(4) not in _TIFF:
-            return _read_whole_size(file, max_pixels)
-        try:
-            if image.open is None or image.path() is None:  # over a network each segment would cost megabytes of read-ahead
-                raise NotByRegion("only TIFFs in files on this machine are read by region")
-            slide = open_slide(image.open, image.key, max_pixels)
-            return ImageSize(slide.width, slide.height, by_region=True)
-        except NotByRegion as reason:
-            try:
-                return _read_whole_size(file, max_pixels)
-            except DecodeError as error:
-                raise DecodeError(f"{error} ({reason})", error.stage) from error
-
-
-def _read_whole_size(file: BinaryIO, max_pixels: int) -> ImageSize:
-    """Read the size in the header of an image to be decoded as a whole. Raises DecodeError where it is too large for that."""
-    with decode_errors():
+        head = file.read(8)
         file.seek(0)
-        head = file.read(16)
-        if not head:
-            raise DecodeError("the file is empty")
-        for name in FORMATS:
-            opener, accepts = Image.OPEN[name]
-            if accepts is not None and accepts(head) is True:
-                file.seek(0)
-                return _turn_size(opener(file, ""), file, max_pixels)
-    raise DecodeError("not an image that Pillow can read")
+        if head[:4] not in tiff.MAGIC:
+            with decode_errors():
+                return _read_png_size(file, max_pixels) if head == png.MAGIC else _read_pillow_size(file, max_pixels)
+        slide = tiff.open_tiff(_opener(image), image.key, max_pixels)
+        # over a network each segment would cost megabytes of read-ahead
+        by_region = image.open is not None and image.path() is not None
+        if not by_region:
+            check_image_size(slide.width, slide.height, max_pixels)
+        slide.check_samples()
+        return ImageSize(slide.width, slide.height, by_region, slide.several)
 
 
-def _turn_size(image: Image.Image, file: BinaryIO, max_pixels: int) -> ImageSize:
-    """Turn the size of an opened image by its EXIF orientation."""
-    width, height = image.size
-    check_image_size(width, height, max_pixels)
-    if image.format == "TIFF":  # Pillow's size may be the upright one
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        width, height = tags[_WIDTH_TAG], tags[_HEIGHT_TAG]
-    if image.format == "PNG" and not _has_metadata_after_pixels(file):  # to find any, Pillow would decode the image
-        turn = Image.Image.getexif(image).get(ORIENTATION_TAG, 1)
-    else:
-        turn = read_orientation(image)
-    return ImageSize(*((height, width) if turn in (5, 6, 7, 8) else (width, height)), by_region=False)
+def _opener(image: ImageItem) -> Callable[[], BinaryIO]:
+    """Return what opens the image's file; of an image that is none, its bytes are read once."""
+    return image.open or partial(io.BytesIO, image.read())
 
 
-def _has_metadata_after_pixels(file: BinaryIO) -> bool:
-    """Check whether a PNG has EXIF data or text after its pixels."""
-    file.seek(8)
-    pixels = False
-    while len(head := file.read(8)) == 8:
-        if head[4:] == b"IDAT":
-            pixels = True
-        elif pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
-            break
-        file.seek(int.from_bytes(head[:4]) + 4, io.SEEK_CUR)
-    else:
-        return False
-    return True
+def _read_png_size(file: BinaryIO, max_pixels: int) -> ImageSize:
+    image = png.read_png(file, with_pixels=False)
+    check_image_size(image.width, image.height, max_pixels)
+    return _make_size(image.width, image.height, image.orientation, image.animated)
+
+
+def _read_pillow_size(file: BinaryIO, max_pixels: int) -> ImageSize:
+    image = open_header(file, max_pixels)
+    return _make_size(*image.size, read_orientation(image), is_animated(image))
+
+
+def _make_size(width: int, height: int, orientation: int, several: bool) -> ImageSize:
+    return ImageSize(*((height, width) if swaps_sides(orientation) else (width, height)), several=several)

@@ -4,7 +4,6 @@ import io
 import os
 import pickle
 import struct
-import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -266,13 +265,14 @@ def png_header(width: int, height: int) -> bytes:
     ("name", "data", "reason", "stage"),
     [
         ("a.jpg", b"", "the file is empty", "decode"),
-        ("a.jpg", b"<html>", "not an image that Pillow can read", "decode"),
+        ("a.jpg", b"<html>", "not an image of a format that is read", "decode"),
         ("a.png", encode(Image.new("RGB", (100, 80))), "100×80 pixels: smaller than a tile of 96", "decode"),
         ("a.tif", encode(Image.new("RGB", (80, 100)), "TIFF"), "80×100 pixels: smaller than a tile of 96", "decode"),
         ("a.png", png_header(30_000, 30_000), "30000×30000 pixels are more than the limit of 1,000,000", "decode"),
         ("a.png", png_header(100, 20_000), "100×20000 pixels", "decode"),
         ("a.tif", encode(Image.new("RGB", (100, 100)), "TIFF")[:100], ".", "decode"),
-        ("a.tif", encode(Image.new("CMYK", (2000, 2000)), "TIFF"), "more than the limit of 1,000,000 .4 samples a pixel as SEPARATED", "decode"),
+        ("a.tif", encode(Image.new("LAB", (100, 100)), "TIFF"), "TIFF with colours CIELAB: convert to RGB", "decode"),
+        ("a.tif", encode(Image.fromarray(np.full((100, 100), 4095, np.uint16)), "TIFF"), "16-bit samples of at most 4,095, nearly black", "decode"),
     ],
 )  # fmt: skip
 def test_an_image_that_cannot_be_cut_is_one_position_that_fails(
@@ -317,34 +317,15 @@ def test_a_tiff_that_is_no_file_is_decoded_whole(photo: Image.Image) -> None:
     source = TiledSource(Listed({"a": data}), 100)
     assert_tiles_of(everything(source), np.asarray(photo))
     (failing,) = everything(TiledSource(Listed({"a": data}), 100, max_pixels=10_000))
-    with pytest.raises(DecodeError, match="limit of 10,000 .only TIFFs in files on this machine are read by region"):
+    with pytest.raises(DecodeError, match="limit of 10,000 "):
         failing.decode()
 
 
-def test_tiffs_of_other_kinds_are_decoded_whole(photo: Image.Image, tmp_path: Path) -> None:
-    photo.convert("CMYK").save(tmp_path / "a.tif")
-    photo.convert("1").save(tmp_path / "b.tif", compression="group4")
-    source = TiledSource(open_source(tmp_path), 100)
-    assert not source.by_region.any()
-    for name in ("a.tif", "b.tif"):
-        own = [item for item in everything(source) if item.key == name]
-        assert_tiles_of(own, np.asarray(decode_image((tmp_path / name).read_bytes())))
-
-
-def test_images_read_by_region_have_no_limit_on_pixels(
-    photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_read_by_region_have_no_limit_on_pixels(photo: Image.Image, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.asarray(photo), tile=(64, 64))
     source = TiledSource(open_source(tmp_path), 100, max_pixels=64 * 64)
     assert source.length == 3 * 2
     assert_tiles_of(everything(source), np.asarray(photo))
-    monkeypatch.setitem(sys.modules, "tifffile", None)
-    (failing,) = everything(TiledSource(open_source(tmp_path), 100, max_pixels=64 * 64))
-    with pytest.raises(
-        DecodeError, match=r"210×130 pixels are more than the limit of 4,096 .*pip install tifffile imagecodecs"
-    ):
-        failing.decode()
-    assert_tiles_of(everything(TiledSource(open_source(tmp_path), 100)), np.asarray(photo))
 
 
 def test_keys_and_labels(photo: Image.Image) -> None:
