@@ -42,7 +42,9 @@ class Png:
         odd_grey = self.colour_type == _GREY and self.bits < 8 and self.transparent  # Pillow confuses the transparent grey
         if self.bits == 16 or odd_grey:
             return Image.fromarray(self._decode_samples())
-        return PngImagePlugin.PngImageFile(io.BytesIO(self.data))
+        image = PngImagePlugin.PngImageFile(io.BytesIO(self.data))
+        image.load()  # here, where errors are expected, and in the thread that decodes
+        return image
 
     def _decode_samples(self) -> np.ndarray:
         """Decode samples that Pillow does not keep whole to uint8 RGB ``(h, w, 3)``."""

@@ -132,6 +132,14 @@ def test_remarks_do_not_matter(name: bytes, photo: np.ndarray, tmp_path: Path) -
     assert not TiledSource(open_source(tmp_path), 32).failures
 
 
+def test_pixels_that_do_not_unpack_fail_when_they_are_decoded(photo: np.ndarray) -> None:
+    good = write_png(photo, 8, RGB)
+    start = good.index(b"IDAT") - 4
+    for pixels in (b"", b"garbage", zlib.compress(bytes(100))):
+        with pytest.raises(DecodeError):
+            decode(good[:start] + make_chunk(b"IDAT", pixels) + make_chunk(b"IEND", b""))
+
+
 @pytest.mark.parametrize(
     ("chunk", "match"),
     [(b"IHDR", "the checksum of the PNG's chunk IHDR is wrong"), (b"PLTE", "chunk PLTE is wrong"), (b"tRNS", "chunk tRNS is wrong"), (b"IDAT", "the PNG's pixels is wrong")],
