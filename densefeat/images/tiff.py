@@ -283,7 +283,7 @@ def _make_image(open: Callable[[], BinaryIO], name: Hashable, page: Any, several
 
 
 def _read_segments(page: Any) -> Segments:
-    """Read where segments lie. Raises DecodeError where the header lists fewer of them than the image has."""
+    """Read where segments lie. Raises DecodeError where the header lists fewer than the image has, or none with pixels."""
     height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
     if min(height, width) < 1:
         raise DecodeError(f"segments of {width}×{height} pixels")
@@ -292,6 +292,8 @@ def _read_segments(page: Any) -> Segments:
     listed = min(len(page.dataoffsets), len(page.databytecounts))
     if listed < rows * columns * planes:
         raise DecodeError(f"{listed} segments where {rows * columns * planes} are needed")
+    if not any(page.databytecounts):
+        raise DecodeError("none of the segments has any bytes")
     pixel_bytes = page.dtype.itemsize * (page.samplesperpixel // planes)
     return Segments(height, width, rows, columns, planes, tuple(page.dataoffsets), tuple(page.databytecounts), pixel_bytes)
 

@@ -361,6 +361,8 @@ def test_a_plane_without_bytes(photo: np.ndarray, tmp_path: Path) -> None:
         (TILED, {"TileWidth": 64_000, "TileLength": 64_000}, "64000×64000 pixels are more than the limit"),
         (TILED, {"ImageWidth": 60_000}, "10 segments where 7500 are needed"),
         (TILED, {"ImageWidth": 0}, "0×50 pixels"),
+        (TILED, {"TileByteCounts": [0] * 10}, "none of the segments has any bytes"),
+        ({}, {"StripByteCounts": 0}, "none of the segments has any bytes"),
         (TILED, {"TileWidth": 0}, "segments of 70×0 pixels"),
         (TILED, {"Compression": 34887}, "TIFF with compression LERC: read are none, CCITT RLE"),
         (TILED, {"Compression": 77}, "TIFF with compression 77: read are none, CCITT RLE"),
