@@ -1,7 +1,7 @@
 from .addresses import is_remote
 from .decode import DecodedImage, ImageLike, check_decoder, decode_image, decode_pixels, open_image
 from .files import BOM, DELIMITERS, PATH, ImageFiles, normalise_paths
-from .folders import LocalFolder
+from .folders import LocalFolder, is_hidden
 from .guards import MAX_PIXELS
 from .rows import check_column, join_chunks
 from .sources import check_input, open_for_training, open_source
@@ -32,6 +32,7 @@ __all__ = [
     "check_input",
     "decode_image",
     "decode_pixels",
+    "is_hidden",
     "is_remote",
     "join_chunks",
     "normalise_paths",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
@@ -16,7 +16,22 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 MAX_BYTES = 2**30  # of one encoded image
+# folders that systems, drives and unpackers put beside the user's own; in lower case
+_SYSTEM_FOLDERS = {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information"}
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # densefeat's extra that a protocol needs
+
+
+class Found(NamedTuple):
+    """A file of a listing, or a folder that was not entered: its name then has a slash at the end.
+
+    ``size``: in bytes, where the listing has it; ``problem``: why a folder's files are missing from the listing; ``hidden``:
+    whether the file is no image of the user's, or the folder has none, see :func:`is_hidden`.
+    """
+
+    name: bytes
+    size: int | None = None
+    problem: str | None = None
+    hidden: bool = False
 
 
 class Folder(Protocol):
@@ -40,11 +55,8 @@ class Folder(Protocol):
     def below(self, name: str) -> "Folder":
         """Return the folder that holds the file ``name``; links out of it are not followed."""
 
-    def find(self) -> Iterator[tuple[bytes, int | None]]:
-        """List all files below, in any order: name, and size where the listing has it.
-
-        A folder that cannot be listed is itself in the list, its name with a slash at the end.
-        """
+    def find(self) -> Iterator[Found]:
+        """List all files below, in any order, and the folders that are not entered. Raises errors of many kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +106,50 @@ class LocalFolder:
     def below(self, name: str) -> "LocalFolder":
         return LocalFolder(os.path.realpath(os.path.join(self.root, os.path.dirname(name))))
 
-    def find(self) -> Iterator[tuple[bytes, None]]:
+    def find(self) -> Iterator[Found]:
         root = os.fsencode(self.root)
-        unlisted: list[bytes] = []
-        for directory, folders, names in os.walk(
-            root, onerror=lambda error: unlisted.append(error.filename), followlinks=self.follow_links
-        ):
-            relative = os.path.relpath(directory, root).replace(os.sep.encode(), b"/")
-            prefix = b"" if relative == b"." else relative + b"/"
-            yield from ((prefix + name, None) for name in names)
-            if self.follow_links:
-                folders[:] = [name for name in folders if not _is_loop(os.path.join(directory, name), root)]
-        for directory in unlisted:
-            yield os.path.relpath(directory, root).replace(os.sep.encode(), b"/") + b"/", None
+        folders = [b""]  # names with a slash at the end
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(os.path.join(root, folder[:-1])) as listing:
+                    entries = list(listing)
+            except OSError:
+                if not folder:
+                    raise
+                yield Found(folder, problem="a folder that cannot be listed")
+                continue
+            for entry in entries:
+                name = folder + entry.name
+                if not _is_folder(entry):
+                    problem = "a symbolic link to nothing" if b"." not in entry.name and _is_dangling(entry) else None
+                    yield Found(name, problem=problem, hidden=is_hidden(entry.name))
+                elif is_hidden(entry.name):
+                    yield Found(name + b"/", hidden=True)
+                elif not entry.is_symlink():
+                    folders.append(name + b"/")
+                elif self.follow_links:
+                    if not _is_loop(entry.path, root):
+                        folders.append(name + b"/")
+                elif not self._lists(os.path.realpath(entry.path)):
+                    yield Found(name + b"/", problem="a linked folder: --follow-links reads it")
+
+    def _lists(self, folder: bytes) -> bool:
+        """Check whether ``find`` enters a folder, given without links in its path."""
+        path = Path(os.fsdecode(folder))
+        return path.is_relative_to(self.root) and not any(map(is_hidden, path.relative_to(self.root).parts))
+
+
+def _is_folder(entry: "os.DirEntry[bytes]") -> bool:
+    """Check for a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # such as links in a circle
+        return False
+
+
+def _is_dangling(entry: "os.DirEntry[bytes]") -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _is_loop(folder: bytes, root: bytes) -> bool:
@@ -177,10 +220,17 @@ class RemoteFolder:
     def below(self, name: str) -> "RemoteFolder":
         return RemoteFolder(self.address, "/".join([self.root, *name.split("/")[:-1]]))
 
-    def find(self) -> Iterator[tuple[bytes, int | None]]:
+    def find(self) -> Iterator[Found]:
         for path, info in self._fs.find(self.root, detail=True).items():
-            if not path.endswith("/"):  # in object stores an empty object may stand for a folder
-                yield os.fsencode(path[len(self.root) :].lstrip("/")), info.get("size")
+            if path.endswith("/"):  # in object stores an empty object may stand for a folder
+                continue
+            name = path[len(self.root) :].lstrip("/")
+            parts = name.split("/")
+            hidden = next((place for place, part in enumerate(parts, 1) if is_hidden(part)), None)
+            if hidden is None or hidden == len(parts):
+                yield Found(os.fsencode(name), info.get("size"), hidden=hidden is not None)
+            else:
+                yield Found(os.fsencode("/".join(parts[:hidden]) + "/"), hidden=True)
 
 
 def file_system(address: str) -> tuple["AbstractFileSystem", str]:
@@ -213,6 +263,15 @@ def _check_name(name: str) -> None:
         raise DecodeError("no path", "read")
     if leaves_folder(name):
         raise DecodeError("outside of the folder", "read")
+
+
+def is_hidden(name: str | bytes) -> bool:
+    """Check by its own name whether a file or folder is not the user's: it begins with a dot, or a system made it.
+
+    Hidden folders hold no images and are no classes: thumbnails, checkpoints of notebooks, bins, attributes of files.
+    """
+    text = os.fsdecode(name)
+    return text.startswith(".") or text.lower() in _SYSTEM_FOLDERS
 
 
 def leaves_folder(name: str) -> bool:
