@@ -1,10 +1,7 @@
 """Image files as a source: all those in a folder, or those that a list (text, CSV, TSV, Parquet) names in its order."""
 
-import logging
 import os
 import posixpath
-import re
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import BinaryIO
@@ -18,18 +15,16 @@ import pyarrow.parquet as pq
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.folders import MAX_BYTES, Folder, Found
+from densefeat.images.remarks import LeftOut, warn_of_missing_labels
 from densefeat.images.rows import check_column, format_labels, is_label, is_text, join_chunks, read_label_names
 from densefeat.images.stream import ImageItem, IndexedSource, find_repeats, printable_key
 
-_log = logging.getLogger(__name__)
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
     ".svs",  # a slide, which is a tiled TIFF
 )  # fmt: skip
-_EXTENSION = re.compile(rb"\.(?!\d+$)\w{1,8}")  # other endings are part of a name, such as of a version or a date
-_EXAMPLES = 8  # kinds of files that are named in a message
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
-_CONTAINERS = (b".parquet", b".tar")
+_CONTAINERS = (".parquet", ".tar")
 TEXTS = (".txt", ".lst")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PATH = "path"  # the column with paths, where no other is named
@@ -61,19 +56,20 @@ def open_folder(folder: Folder, images: str, labels: str | None = None) -> Image
         blocks = [pa.array(block, pa.large_binary()) for block in listing.blocks(folder)]
     except Exception as error:
         raise UsageError(f"images {images!r}: {describe_error(error)}") from error
-    left_out = listing.describe_left_out()
     if not blocks:
-        what = f"no file with an image's extension ({', '.join(EXTENSIONS)}) in it" + (left_out and f", but {left_out}")
+        what = f"no file with an image's extension ({', '.join(EXTENSIONS)}) in it{listing.left_out.but()}"
         if listing.container is not None:
             what = f"no images in it as files: pass {images.rstrip('/') + '/' + listing.container!r}"
         raise UsageError(f"images {images!r}: {what}")
-    if left_out:
-        _log.warning("images %r: left out: %s", images, left_out)
+    listing.left_out.warn(images)
     keys = pa.concat_arrays(blocks)
     keys = keys.take(pc.array_sort_indices(keys))
     positions = pc.index_in(pa.array(listing.failures, pa.large_binary()), keys).to_pylist()
     failures = dict(zip(positions, listing.failures.values(), strict=True))
-    return ImageFiles(folder, keys, _label_by_folder(keys) if labels else None, failures)
+    label_values = _label_by_folder(keys) if labels else None
+    if label_values is not None:
+        warn_of_missing_labels(images, keys, label_values, failures, "the first folder of its path, class/image.jpg")
+    return ImageFiles(folder, keys, label_values, failures)
 
 
 class _Listing:
@@ -82,8 +78,7 @@ class _Listing:
     def __init__(self) -> None:
         self.failures: dict[bytes, str] = {}  # why a file is not read, or a folder was not entered, by key
         self.container: str | None = None  # a glob for the first files that may hold images
-        self.others: Counter[str] = Counter()  # files that are not named as images, by extension
-        self.hidden: set[bytes] = set()  # folders, and files that are named as images
+        self.left_out = LeftOut()
 
     def blocks(self, folder: Folder) -> Iterator[list[bytes]]:
         """List the keys, some thousands at a time."""
@@ -99,38 +94,22 @@ class _Listing:
 
     def _take(self, found: Found) -> bool:
         """Note what is to be said of a name; return whether it is an item."""
-        is_image = found.name.lower().endswith(_ENDINGS)
         if found.hidden:
-            if is_image or found.name.endswith(b"/"):
-                self.hidden.add(found.name)
+            if found.name.lower().endswith((*_ENDINGS, b"/")):
+                self.left_out.hidden.add(_format_name(found.name))
             return False
         if found.problem is not None:
             self.failures[found.name.rstrip(b"/")] = found.problem
-        elif not is_image:
-            self.others[_find_extension(found.name)] += 1
-            if self.container is None and found.name.lower().endswith(_CONTAINERS):
-                head, slash, last = _format_name(found.name).rpartition("/")
+        elif not found.name.lower().endswith(_ENDINGS):
+            name = _format_name(found.name)
+            self.left_out.add(name)
+            if self.container is None and name.lower().endswith(_CONTAINERS):
+                head, slash, last = name.rpartition("/")
                 self.container = f"{head}{slash}*.{last.rpartition('.')[2]}"
             return False
         elif found.size is not None and found.size > MAX_BYTES:
             self.failures[found.name] = f"{found.size:,} bytes are more than the limit of {MAX_BYTES:,}"
         return True
-
-    def describe_left_out(self) -> str:
-        """Say in a few words which files are no items; empty if all are."""
-        counts = [f"{count:,} {extension}" for extension, count in self.others.most_common(_EXAMPLES)]
-        if rest := sum(self.others.values()) - sum(count for _, count in self.others.most_common(_EXAMPLES)):
-            counts.append(f"{rest:,} of other kinds")
-        if self.hidden:
-            names = ", ".join(map(_format_name, sorted(self.hidden)[:3]))
-            counts.append(f"{len(self.hidden):,} hidden ({names}{', …' if len(self.hidden) > 3 else ''})")
-        return ", ".join(counts)
-
-
-def _find_extension(name: bytes) -> str:
-    """Return a file's extension in lower case, or words for a name without one."""
-    extension = posixpath.splitext(name)[1]
-    return _format_name(extension).lower() if _EXTENSION.fullmatch(extension) else "without an extension"
 
 
 def _label_by_folder(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:

@@ -1,7 +1,9 @@
 """Tar files with images as members, as WebDataset writes them, indexed by their headers and read in place."""
 
 import os
+import posixpath
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO, cast
@@ -12,12 +14,18 @@ import pyarrow as pa
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.files import EXTENSIONS
-from densefeat.images.folders import Folder, leaves_folder
+from densefeat.images.folders import Folder, is_hidden, leaves_folder
+from densefeat.images.remarks import LeftOut, warn_of_missing_labels
 from densefeat.images.stream import ImageItem, IndexedSource, printable_key
 
 _MAX_LABEL_BYTES = 1000
 _MAX_HEADER_BYTES = 2**20  # long names and attributes
+_MAX_PADDING = 2**26  # bytes of zeros after an archive: more are not searched for another one
+_MAX_LINKS = 40  # that lead from one to the next
+_EXTENSIONS_NAMED = 20  # in a message
+_OTHER_IMAGES = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".dng", ".svg")  # formats that are not read
 _GZIP = b"\x1f\x8b"
+_Place = tuple[int, int]  # the offset and size of a member's bytes
 
 
 @dataclass(frozen=True)
@@ -34,81 +42,213 @@ class TarMembers(IndexedSource):
         return ImageItem(key, label, partial(self.folder.read_range, shard, offset, size))
 
 
-@dataclass
-class TarIndex:
-    """The images of one tar file, by its headers. ``failures``: why an image cannot be read, by its number in the file."""
-
-    shard: str
-    keys: list[str] = field(default_factory=list)
-    samples: list[str] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    failures: dict[int, str] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)  # by sample
-    not_labels: dict[str, str] = field(default_factory=dict)  # why, by sample
-    extensions: set[str] = field(default_factory=set)
-
-    def add(self, key: str, sample: str = "", offset: int = 0, size: int = 0, failure: str | None = None) -> None:
-        if failure is not None:
-            self.failures[len(self.keys)] = failure
-        self.keys.append(key)
-        self.samples.append(sample)
-        self.offsets.append(offset)
-        self.sizes.append(size)
-
-    def pack(self) -> "PackedIndex":
-        if self.not_labels:
-            reasons = ((place, self.not_labels.get(sample)) for place, sample in enumerate(self.samples))
-            self.failures |= {place: reason for place, reason in reasons if reason and place not in self.failures}
-        return PackedIndex(
-            pa.array(map(os.fsencode, self.keys), pa.large_binary()),
-            pa.array(map(self.labels.get, self.samples), pa.large_string()),
-            np.array(self.offsets, np.int64),
-            np.array(self.sizes, np.int64),
-            self.failures,
-            bool(self.labels),
-            self.extensions,
-        )
-
-
 @dataclass(frozen=True)
 class PackedIndex:
-    """A :class:`TarIndex` in compact arrays, since a job may have thousands of them."""
+    """The images of one tar file in compact arrays, since a job may have thousands of them.
+
+    ``failures``: why an image cannot be read, by its number in the file; ``extensions``: some of those that members have.
+    """
 
     keys: pa.LargeBinaryArray
     labels: pa.LargeStringArray
     offsets: np.ndarray
     sizes: np.ndarray
     failures: dict[int, str]
-    labelled: bool
     extensions: set[str]
+    left_out: LeftOut
+
+
+@dataclass
+class Archive:
+    """The members of one archive. A tar file may hold several, one behind the other, which share no samples and no links.
+
+    ``images``: name, place if it has one of its own, and why it cannot be read; ``places``: of plain files, None where several
+    have the same name; ``labels``: by the name of the member without the extension; ``not_labels``: why there is none.
+    """
+
+    images: list[tuple[str, _Place | None, str | None]] = field(default_factory=list)
+    places: dict[str, _Place | None] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    not_labels: dict[str, str] = field(default_factory=dict)
+
+    def add_label(self, name: str, ending: str, label: str | None) -> None:
+        """Note the label that a member holds, None if it is too large for one; ``ending``: its extension, with the dot."""
+        sample = name.removesuffix(ending)
+        if label is None:
+            self.not_labels[sample] = f"its label, {printable_key(name)!r}, has more than {_MAX_LABEL_BYTES:,} bytes"
+        elif self.labels.setdefault(sample, label) != label:
+            self.not_labels[sample] = f"it has two labels, {self.labels[sample]!r} and {label!r}"
+
+    def find_label(self, image: str) -> tuple[str | None, str | None]:
+        """Return the label of an image, and why it has none if one cannot be read.
+
+        The label's member is named like the image up to one of its dots. The last dot that there is a label for counts: names
+        may have dots of their own, though in WebDataset's layout the first one ends the name of a sample.
+        """
+        head, slash, sample = image.rpartition("/")
+        while "." in sample:
+            sample = sample.rpartition(".")[0]
+            name = head + slash + sample
+            if name in self.not_labels:
+                return None, self.not_labels[name]
+            if name in self.labels:
+                return self.labels[name], None
+        return None, None
+
+    def follow_link(self, name: str) -> _Place:
+        """Return the place of what a link leads to. Raises DecodeError where it is not exactly one file of the archive."""
+        target = name
+        for _ in range(_MAX_LINKS):
+            if target not in self.links:
+                break
+            target = self.links[target]
+        place = self.places.get(target)
+        if place is None:
+            what = "which occurs more than once" if target in self.places else "which is no file of this tar file"
+            raise DecodeError(f"a link to {printable_key(target)!r}, {what}", "read")
+        return place
+
+
+class TarIndex:
+    """The images of one tar file, by its headers."""
+
+    def __init__(self, shard: str, label_column: str | None) -> None:
+        self.shard = shard
+        self.label_ending = None if label_column is None else "." + label_column.lstrip(".")
+        self.keys: list[str] = []
+        self.labels: list[str | None] = []
+        self.places: list[_Place] = []
+        self.failures: dict[int, str] = {}
+        self.extensions: set[str] = set()
+        self.left_out = LeftOut()
+        self.numbers: dict[str, int] = {}  # of images, by name
+        self.archive = Archive()
+
+    def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
+        """Add a member of the current archive. ``file``: where its content is read if it is a label."""
+        if member.isdir():
+            return
+        name = member.name.removeprefix("./")
+        is_image = name.lower().endswith(EXTENSIONS)
+        if any(is_hidden(part) for part in name.split("/") if part not in ("", ".", "..")):
+            if is_image:
+                self.left_out.hidden.add(name)
+            return
+        place = (member.offset_data, member.size) if member.isreg() and not member.issparse() else None
+        if place is not None:
+            self.archive.places[name] = None if name in self.archive.places else place
+        elif member.islnk() or member.issym():
+            self.archive.links[name] = _find_target(member, name)
+        if is_image:
+            self._add_image(name, place)
+        elif name.lower().endswith(_OTHER_IMAGES):
+            self.left_out.add(name)
+        if place is not None and self.label_ending is not None and name.endswith(self.label_ending):
+            self.archive.add_label(name, self.label_ending, _read_label(place, file))
+        if len(self.extensions) < _EXTENSIONS_NAMED:
+            self.extensions.add(name.rpartition("/")[2].partition(".")[2])
+
+    def _add_image(self, name: str, place: _Place | None) -> None:
+        failure = None
+        if leaves_folder(name):
+            failure = "a member's name that leads out of the tar file"
+        elif name in self.numbers:
+            failure = f"repeated: the same as member {self.numbers[name]} of the images in this tar file"
+        elif printable_key(name) != name:
+            failure = "the name is not valid UTF-8"
+        elif place is None and name not in self.archive.links:
+            failure = "not a regular member of the tar file"
+        self.numbers.setdefault(name, len(self.keys) + len(self.archive.images))
+        self.archive.images.append((name, place, failure))
+
+    def end_archive(self) -> None:
+        """Look up the labels and links of the current archive, whose members are now all known, and begin another one."""
+        for name, place, failure in self.archive.images:
+            label, problem = self.archive.find_label(name)
+            try:
+                place = place or ((0, 0) if failure else self.archive.follow_link(name))
+            except DecodeError as error:
+                place, failure = (0, 0), str(error)
+            self._append(f"{self.shard}/{name}", label, place, failure or problem)
+        self.archive = Archive()
+
+    def fail(self, reason: str) -> None:
+        """Add one item for the rest of the tar file."""
+        self._append(self.shard, None, (0, 0), reason)
+
+    def _append(self, key: str, label: str | None, place: _Place, failure: str | None) -> None:
+        if failure is not None:
+            self.failures[len(self.keys)] = failure
+        self.keys.append(key)
+        self.labels.append(label)
+        self.places.append(place)
+
+    def pack(self) -> PackedIndex:
+        places = np.array(self.places, np.int64).reshape(-1, 2)
+        return PackedIndex(
+            pa.array(map(os.fsencode, self.keys), pa.large_binary()),
+            pa.array(self.labels, pa.large_string()),
+            places[:, 0],
+            places[:, 1],
+            self.failures,
+            self.extensions,
+            self.left_out,
+        )
+
+
+def _find_target(link: tarfile.TarInfo, name: str) -> str:
+    """Return the name of the member that a link leads to: a symbolic link is relative to its own folder."""
+    folder = posixpath.dirname(name) if link.issym() else ""
+    return posixpath.normpath(posixpath.join(folder, link.linkname))
+
+
+def _read_label(place: _Place, file: BinaryIO) -> str | None:
+    """Read a label; None where the member is too large for one."""
+    offset, size = place
+    if size > _MAX_LABEL_BYTES:
+        return None
+    file.seek(offset)
+    return file.read(size).decode("utf-8", "backslashreplace").strip()
 
 
 def open_tars(folder: Folder, shards: list[str], images: str, label_column: str | None = None) -> TarMembers:
     """Open tar files as one source, in the order of ``shards``, their names in ``folder``.
 
-    ``label_column``: the extension of members that hold the label of their sample; a sample is all members with the same name
-    up to its first dot. A member that is not readable, and the rest of a damaged tar file, is an item that cannot be read.
+    ``label_column``: the extension of members that hold labels. A label is that of the images which are named like its member
+    up to one of their dots. Links to members of the same archive are read. A member that is not readable, and the rest of a
+    damaged tar file, is an item that cannot be read; images of other formats and without a label are logged.
     Raises UsageError where no image can be read, or there is no label.
     """
     indexes = [_index_tar(folder, shard, label_column).pack() for shard in shards]
+    left_out = LeftOut.sum(index.left_out for index in indexes)
     if not any(len(index.keys) > len(index.failures) for index in indexes):
         reasons = [reason for index in indexes for reason in index.failures.values()]
-        what = reasons[0] if reasons else f"no member with an image's extension ({', '.join(EXTENSIONS)})"
+        what = reasons[0] if reasons else f"no member with an image's extension ({', '.join(EXTENSIONS)}){left_out.but()}"
         raise UsageError(f"images {images!r}: {what}")
-    if label_column is not None and not any(index.labelled for index in indexes):
-        extensions = ", ".join(sorted(set().union(*(index.extensions for index in indexes)))[:20])
-        raise UsageError(f"images {images!r}: no member with the extension {label_column!r}: there are {extensions}")
+    left_out.warn(images)
     starts = np.cumsum([0, *(len(index.keys) for index in indexes)])
+    keys = pa.concat_arrays([index.keys for index in indexes])
+    failures = {
+        int(start) + number: why
+        for start, index in zip(starts, indexes, strict=False)
+        for number, why in index.failures.items()
+    }
+    labels = None
+    if label_column is not None:
+        labels = pa.concat_arrays([index.labels for index in indexes])
+        if labels.null_count == len(labels):
+            extensions = ", ".join(sorted(set().union(*(index.extensions for index in indexes)))[:_EXTENSIONS_NAMED])
+            problem = f"no member with the extension {label_column!r} is named like an image: there are {extensions}"
+            raise UsageError(f"images {images!r}: {problem}")
+        warn_of_missing_labels(
+            images, keys, labels, failures, f"a member named like its image, with the extension {label_column!r}"
+        )
     return TarMembers(
         folder,
-        pa.concat_arrays([index.keys for index in indexes]),
-        None if label_column is None else pa.concat_arrays([index.labels for index in indexes]),
-        {
-            int(start) + place: why
-            for start, index in zip(starts, indexes, strict=False)
-            for place, why in index.failures.items()
-        },
+        keys,
+        labels,
+        failures,
         tuple(shards),
         np.repeat(np.arange(len(shards), dtype=np.int32), np.diff(starts)),
         np.concatenate([index.offsets for index in indexes]),
@@ -118,81 +258,67 @@ def open_tars(folder: Folder, shards: list[str], images: str, label_column: str 
 
 def _index_tar(folder: Folder, shard: str, label_column: str | None) -> TarIndex:
     """Index the members up to where the file is cut off or damaged, which is one more item that cannot be read."""
-    index = TarIndex(shard)
+    index, failure = TarIndex(shard, label_column), None
     try:
         with folder.open(shard) as file:
-            _read_headers(index, file, label_column)
+            for member in _read_headers(file):
+                if member is None:
+                    index.end_archive()
+                else:
+                    index.add(member, file)
     except DecodeError as error:
-        index.add(shard, failure=str(error))
+        failure = str(error)
     except Exception as error:  # tarfile raises many kinds on damaged headers
-        index.add(shard, failure=f"damaged tar: {describe_error(error)}")
+        failure = f"damaged tar: {describe_error(error)}"
+    index.end_archive()
+    if failure is not None:
+        index.fail(failure)
     return index
 
 
-def _read_headers(index: TarIndex, file: BinaryIO, label_column: str | None) -> None:
-    """Index all members; DecodeError where the tar file ends before its end."""
+def _read_headers(file: BinaryIO) -> Iterator[tarfile.TarInfo | None]:
+    """Read all members, and None at the end of each archive. Raises DecodeError where one ends before its end.
+
+    tarfile could read on behind an archive's end itself, but then it would pass over damaged headers, too.
+    """
     total = file.seek(0, os.SEEK_END)
     file.seek(0)
     if file.read(2) == _GZIP:
         raise DecodeError("a compressed tar has no places to read at: gunzip it", "read")
     file.seek(0)
-    seen: dict[str, int] = {}
+    start = 0  # of the current archive
     with tarfile.open(fileobj=cast(BinaryIO, BoundedFile(file)), mode="r:", tarinfo=PlainHeader, encoding="utf-8") as tar:
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
-            if member.size < 0 or _find_member_end(member) > total:
-                raise DecodeError("the tar file is cut off or damaged in or after its last member", "read")
-            _index_member(index, member, seen)
-            if member.isreg():
-                _index_label(index, member, label_column, file)
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise DecodeError("the tar file is cut off or damaged: it does not end with empty blocks", "read")
+        while start < total:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+                if member.size < 0 or _find_member_end(member) > total:
+                    raise DecodeError("the tar file is cut off or damaged in or after its last member", "read")
+                yield member
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                if 0 < start == tar.offset:
+                    raise DecodeError("data that are no tar archive follow the end of the archive", "read")
+                raise DecodeError("the tar file is cut off or damaged: it does not end with empty blocks", "read")
+            yield None
+            tar.offset = start = _skip_empty_blocks(file, tar.offset, total)
+            file.seek(start)
+
+
+def _skip_empty_blocks(file: BinaryIO, start: int, total: int) -> int:
+    """Return the place of the first block that is not empty; ``total``, the size of the file, if all are."""
+    file.seek(start)
+    for position in range(start, total, _MAX_HEADER_BYTES):
+        if position > start + _MAX_PADDING:
+            raise DecodeError(f"more than {_MAX_PADDING:,} bytes of zeros follow the end of the archive", "read")
+        blocks = file.read(_MAX_HEADER_BYTES)
+        if data := blocks.lstrip(b"\0"):
+            return position + (len(blocks) - len(data)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+    return total
 
 
 def _find_member_end(member: tarfile.TarInfo) -> int:
     stored = member.size if member.isreg() and not member.issparse() else 0
     return member.offset_data + stored
-
-
-def _index_member(index: TarIndex, member: tarfile.TarInfo, seen: dict[str, int]) -> None:
-    """Add a member that is an image, with its failure where it cannot be read."""
-    if member.isdir() or not member.name.lower().endswith(EXTENSIONS):
-        return
-    name = member.name.removeprefix("./")
-    key = f"{index.shard}/{name}"
-    failure = None
-    if leaves_folder(name):
-        failure = "a member's name that leads out of the tar file"
-    elif not member.isreg() or member.issparse():
-        failure = "not a regular member of the tar file"
-    elif key in seen:
-        failure = f"repeated: the same as member {seen[key]} of the images in this tar file"
-    elif printable_key(name) != name:
-        failure = "the name is not valid UTF-8"
-    seen.setdefault(key, len(index.keys))
-    index.add(key, _split_extension(member.name)[0], member.offset_data, member.size, failure)
-
-
-def _split_extension(name: str) -> tuple[str, str]:
-    """Split a name into the sample's and the extension, which begins at the first dot of its last part."""
-    head, slash, last = name.rpartition("/")
-    stem, _, extension = last.partition(".")
-    return head + slash + stem, extension
-
-
-def _index_label(index: TarIndex, member: tarfile.TarInfo, label_column: str | None, file: BinaryIO) -> None:
-    """Note a member's extension, and its content if it is a label."""
-    sample, extension = _split_extension(member.name)
-    if len(index.extensions) < 20:
-        index.extensions.add(extension)
-    if label_column is None or extension != label_column.lstrip("."):
-        return
-    if member.size > _MAX_LABEL_BYTES:
-        index.not_labels[sample] = f"its label, {printable_key(member.name)!r}, has more than {_MAX_LABEL_BYTES:,} bytes"
-        return
-    file.seek(member.offset_data)
-    index.labels[sample] = file.read(member.size).decode("utf-8", "backslashreplace").strip()
 
 
 class PlainHeader(tarfile.TarInfo):

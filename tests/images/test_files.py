@@ -14,6 +14,7 @@ from densefeat.images.folders import LocalFolder
 from densefeat.images.sources import open_source
 from support.streams import make, outcomes, read_source
 
+LINKED = "a linked folder: --follow-links reads it"
 IMAGES = ["a.png", "b/c.png", "d e.png"]
 
 
@@ -82,6 +83,7 @@ def test_files_that_must_not_be_read(tmp_path: Path) -> None:
         "inside.png": b"good.png",
         "linked.png": "a symbolic link out of the folder",
         "dangling.png": "No such file or directory",
+        "linked-folder": LINKED,
         "pipe.png": "not a regular file",
         "huge.png": "1,099,511,627,776 bytes are more than the limit of 1,073,741,824",
     }
@@ -125,7 +127,7 @@ def test_links_are_followed_on_request_and_loops_end(tmp_path: Path) -> None:
     (tmp_path / "in/sub/up").symlink_to(tmp_path / "in")
     (tmp_path / "in/sub/self").symlink_to(".")
     (tmp_path / "out/back").symlink_to(tmp_path / "in/sub")
-    assert list_keys(tmp_path / "in") == ["a.png", "linked.png", "sub/c.png"]
+    assert list_keys(tmp_path / "in") == ["a.png", "linked.png", "other", "sub/c.png"]
     source = open_files(tmp_path / "in", follow_links=True)
     assert [(key, outcome) for key, _, outcome in read_source(source)] == [
         ("a.png", b"in/a.png"),
@@ -136,10 +138,85 @@ def test_links_are_followed_on_request_and_loops_end(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+def test_linked_folders_are_entries_unless_their_files_are_listed(tmp_path: Path) -> None:
+    make(tmp_path, "in/cat/1.png", "out/2.png", "in/.store/3.png", "in/deep/cat/4.png")
+    links = {
+        "dog": "../out",
+        "cat/dog": "../../out",
+        "same": "deep/cat",
+        "bird": ".store",
+        ".hidden": "../out",
+        "gone": "../no",
+    }
+    for name, target in links.items():
+        (tmp_path / "in" / name).symlink_to(target)
+    (tmp_path / "in/notes.txt").symlink_to("../no.txt")
+    assert read_source(open_files(tmp_path / "in", "folder")) == [
+        ("bird", None, LINKED),
+        ("cat/1.png", "cat", b"in/cat/1.png"),
+        ("cat/dog", "cat", LINKED),
+        ("deep/cat/4.png", "deep", b"in/deep/cat/4.png"),
+        ("dog", None, LINKED),
+        ("gone", None, "a symbolic link to nothing"),
+    ]
+
+
+HIDDEN = [
+    "cat/._1.jpg",
+    "cat/.ipynb_checkpoints/1-checkpoint.jpg",
+    ".ipynb_checkpoints/2.jpg",
+    "__MACOSX/cat/._1.jpg",
+    "@eaDir/3.jpg",
+]
+OTHERS = ["2.avif", "3.jp2", "5.ppm", "6", "cat/7.HEIC", "8.heic", "v1.20240101", ".DS_Store", "a.tar"]
+
+
+def test_files_that_are_left_out_are_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path / "in", "cat/1.jpg", "4.JFIF", "x.jpe", "y.dib", *HIDDEN, *OTHERS)
+    assert list_keys(tmp_path / "in") == ["4.JFIF", "cat/1.jpg", "x.jpe", "y.dib"]
+    (record,) = caplog.records
+    said = "2 .heic, 2 without an extension, 1 .avif, 1 .jp2, 1 .ppm, 1 .tar, 5 hidden (.ipynb_checkpoints/, @eaDir/, __MACOSX/, …)"
+    assert record.getMessage() == f"images {str(tmp_path / 'in')!r}: left out: {said}"
+    caplog.clear()
+    assert list_keys(tmp_path / "in/cat") == ["1.jpg"]
+    assert "left out: 1 .heic, 2 hidden (._1.jpg, .ipynb_checkpoints/)" in caplog.text
+
+
+def test_kinds_of_files_that_are_said_are_few(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, "a.png", *(f"{i}.e{i}" for i in range(20)), "21.e7")
+    assert list_keys(tmp_path) == ["a.png"]
+    assert "left out: 2 .e7, 1 .e0, 1 .e1, 1 .e10, 1 .e11, 1 .e12, 1 .e13, 1 .e14, 12 of other kinds" in caplog.text
+
+
+def test_a_hidden_folder_that_the_user_names_is_read(tmp_path: Path) -> None:
+    assert list_keys(make(tmp_path, ".cache/in/a.png") / ".cache/in") == ["a.png"]
+    (tmp_path / ".cache/list.txt").write_text("in/a.png\n.b.png\n")
+    make(tmp_path / ".cache", ".b.png")
+    assert [data for _, _, data in read_source(open_source(tmp_path / ".cache/list.txt"))] == [b".cache/in/a.png", b".b.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a.png", "b.png"], "no image has a label, such as 'a.png': a label is the first folder of its path"),
+        (["a.png", "cat/b.png", "dog/c.png"], "1 of 3 images have no label, such as 'a.png'"),
+        (["cat/b.png"], None),
+    ],
+)
+def test_images_beside_the_folders_have_no_label(
+    names: list[str], said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = open_files(make(tmp_path, *names), "folder")
+    assert [label for _, label, _ in read_source(source)] == [name.split("/")[0] if "/" in name else None for name in names]
+    assert (said in caplog.text) if said else not caplog.records
+
+
 @pytest.mark.parametrize(
     ("names", "match"),
     [
         (["readme.md"], r"no file with an image's extension \(.jpg"),
+        (["a.avif", "b.avif", ".c.png"], r"\) in it, but 2 .avif, 1 hidden \(.c.png\)$"),
         (["train.parquet", "readme.md"], r"pass '.*folder/\*\.parquet'"),
         (["deep/er/shard-000.TAR"], r"pass '.*folder/deep/er/\*\.TAR'"),
     ],

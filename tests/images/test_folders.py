@@ -8,7 +8,7 @@ import pytest
 
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError
-from densefeat.images.folders import LocalFolder
+from densefeat.images.folders import LocalFolder, is_hidden
 from support.streams import make
 
 
@@ -82,3 +82,15 @@ def test_a_folder_below_has_its_own_bounds(folder: LocalFolder) -> None:
 )
 def test_errors_are_described_in_one_line(error: Exception, reason: str) -> None:
     assert describe_error(error) == reason
+
+
+@pytest.mark.parametrize(
+    ("names", "hidden"),
+    [
+        ((".ipynb_checkpoints", ".git", "._1.jpg", ".", "__MACOSX", "@eaDir", "@eadir", "#recycle", "$RECYCLE.BIN"), True),
+        (("cat", "1.jpg", "_x", "__init__", "@home", "#1", "v.1", "MACOSX", "", "…"), False),
+    ],
+)
+def test_hidden_names(names: tuple[str, ...], hidden: bool) -> None:
+    for name in names:
+        assert is_hidden(name) is is_hidden(name.encode()) is hidden

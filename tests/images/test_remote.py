@@ -59,7 +59,14 @@ def module_patch() -> Iterator[pytest.MonkeyPatch]:
 
 def fill(fs: fsspec.AbstractFileSystem, root: str) -> None:
     """A folder, a list, two Parquet files, one of them cut off, and a tar file."""
-    for name in ("photos/b/2.JPG", "photos/a.png", "photos/notes.txt", "photos/empty.png"):
+    for name in (
+        "photos/b/2.JPG",
+        "photos/a.png",
+        "photos/notes.txt",
+        "photos/empty.png",
+        "photos/b/@eaDir/x/2.png",
+        "photos/b/@eaDir/3.png",
+    ):
         fs.pipe_file(f"{root}/{name}", b"" if "empty" in name else name.encode())
     fs.pipe_file(f"{root}/list.csv", b"path,label\nb/2.JPG,x\n../list.csv,y\nmissing.png,z\na.png,\n")
     fs.pipe_file(f"{root}/photos/list.txt", b"b/2.JPG\na.png\n")
@@ -81,13 +88,15 @@ def home(request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue(request.param)
 
 
-def test_folders(home: str) -> None:
+def test_folders(home: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.clear()
     for address in (f"{home}/photos", f"{home}/photos/"):
         assert read_source(open_source(address, labels="folder")) == [
             ("a.png", None, b"photos/a.png"),
             ("b/2.JPG", "b", b"photos/b/2.JPG"),
             ("empty.png", None, b""),
         ]
+        assert "left out: 2 .txt, 1 hidden (b/@eaDir/)" in caplog.text
 
 
 def test_lists(home: str) -> None:

@@ -1,5 +1,6 @@
 """Tar files: which members are images, where they are, and what a crafted or broken tar file may not do."""
 
+import gzip
 import io
 import tarfile
 from collections.abc import Iterable
@@ -67,7 +68,9 @@ def test_labels_of_siblings_before_or_after(tmp_path: Path) -> None:
     ]
     for column in ("cls", ".cls"):
         assert read_source(open_source(f"{tmp_path}/*.tar", label_column=column)) == wanted
-    with pytest.raises(UsageError, match="no member with the extension 'txt': there are cls, jpg, seg.png"):
+    with pytest.raises(
+        UsageError, match="no member with the extension 'txt' is named like an image: there are cls, jpg, seg.png"
+    ):
         open_source(f"{tmp_path}/*.tar", label_column="txt")
 
 
@@ -90,6 +93,8 @@ def test_members_that_cannot_be_read(tmp_path: Path) -> None:
         tar.addfile(special("folder.jpg", tarfile.DIRTYPE))
         tar.addfile(special("sparse.jpg", tarfile.GNUTYPE_SPARSE))
         tar.addfile(special("caf\udce9.jpg", tarfile.REGTYPE))
+        tar.addfile(special("loop.jpg", tarfile.SYMTYPE, "loop.jpg"))
+        tar.addfile(special("d/up.jpg", tarfile.SYMTYPE, "../../x.jpg"))
     out, special_ = "a member's name that leads out of the tar file", "not a regular member of the tar file"
     assert [(key.removeprefix("x.tar/"), outcome) for key, _, outcome in read_source(open_source(path))] == [
         ("good.jpg", b"good.jpg"),
@@ -97,12 +102,177 @@ def test_members_that_cannot_be_read(tmp_path: Path) -> None:
         ("../up.jpg", out),
         ("a/../../up.jpg", out),
         ("good.jpg", "repeated: the same as member 0 of the images in this tar file"),
-        ("hard.jpg", special_),
-        ("soft.jpg", special_),
+        ("hard.jpg", "a link to 'good.jpg', which occurs more than once"),
+        ("soft.jpg", "a link to '/etc/passwd', which is no file of this tar file"),
         ("device.jpg", special_),
         ("sparse.jpg", special_),
         ("caf\udce9.jpg", "the name is not valid UTF-8"),
+        ("loop.jpg", "a link to 'loop.jpg', which is no file of this tar file"),
+        ("d/up.jpg", "a link to '../x.jpg', which is no file of this tar file"),
     ]
+
+
+def pack(*members: tuple[str, bytes] | tarfile.TarInfo) -> bytes:
+    """A whole archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+    return buffer.getvalue()
+
+
+def read_pairs(path: Path, **options: str) -> list[tuple[str, bytes | str]]:
+    """Names of members, and their bytes or why there are none."""
+    source = open_source(path, **options)
+    return [(key.removeprefix(f"{path.name}/"), outcome) for key, _, outcome in read_source(source)]
+
+
+def test_links_are_read_as_their_targets(tmp_path: Path) -> None:
+    """A target may be no image by its name, come later, or be a link itself."""
+    links = [
+        special("a/hard.jpg", tarfile.LNKTYPE, "./objects/1"),
+        special("a/soft.jpg", tarfile.SYMTYPE, "../late.png"),
+        special("a/again.jpg", tarfile.SYMTYPE, "hard.jpg"),
+        special("late.jpg", tarfile.LNKTYPE, "late.png"),
+    ]
+    (tmp_path / "x.tar").write_bytes(pack(("./objects/1", b"one"), *links, ("late.png", b"late")))
+    assert read_pairs(tmp_path / "x.tar") == [
+        ("a/hard.jpg", b"one"),
+        ("a/soft.jpg", b"late"),
+        ("a/again.jpg", b"one"),
+        ("late.jpg", b"late"),
+        ("late.png", b"late"),
+    ]
+
+
+A, B, C = (pack((f"{name}.jpg", name.encode()), (f"{name}.cls", b"class " + name.encode())) for name in "abc")
+
+
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [
+        (A + B, "ab"),
+        (A + bytes(512) + B + bytes(10240) + C + bytes(3 * 2**20), "abc"),
+        (A[:2048] + bytes(512) + B, "ab"),  # one empty block at the end, not two
+        (A + pack() + C, "ac"),
+        (pack() + A, "a"),
+        (A + bytes(700), "a"),
+    ],
+)
+def test_archives_one_behind_the_other(data: bytes, names: str, tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(data)
+    found = read_source(open_source(tmp_path / "x.tar", label_column="cls"))
+    assert found == [(f"x.tar/{name}.jpg", f"class {name}", name.encode()) for name in names]
+
+
+FOLLOW = "data that are no tar archive follow the end of the archive"
+
+
+@pytest.mark.parametrize(
+    ("data", "names", "reason"),
+    [
+        (A + b"no tar" * 100, ["a.jpg"], FOLLOW),
+        (A + B[:100], ["a.jpg"], FOLLOW),
+        (A + gzip.compress(B), ["a.jpg"], FOLLOW),
+        (A + B[:2048], ["a.jpg", "b.jpg"], "the tar file is cut off or damaged"),
+        (A + B[:512], ["a.jpg"], "the tar file is cut off or damaged"),
+        (A + bytes(2**22) + B, ["a.jpg"], "more than 1,048,576 bytes of zeros follow the end of the archive"),
+    ],
+)
+def test_what_follows_an_archive_is_never_dropped_in_silence(
+    data: bytes, names: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("densefeat.images.tars._MAX_PADDING", 2**20)
+    (tmp_path / "x.tar").write_bytes(data)
+    *read, (key, outcome) = read_pairs(tmp_path / "x.tar")
+    assert read == [(name, name[:1].encode()) for name in names]
+    assert key == "x.tar"
+    assert outcome.startswith(reason)
+
+
+def test_archives_share_no_labels_and_no_links(tmp_path: Path) -> None:
+    one = pack(("a.jpg", b"1"), ("a.cls", b"cat"), special("link.jpg", tarfile.LNKTYPE, "a.jpg"))
+    two = pack(("a.cls", b"dog"), ("a.jpg", b"2"), ("b.jpg", b"3"), special("c.jpg", tarfile.LNKTYPE, "link.jpg"))
+    (tmp_path / "x.tar").write_bytes(one + two)
+    assert read_source(open_source(tmp_path / "x.tar", label_column="cls")) == [
+        ("x.tar/a.jpg", "cat", b"1"),
+        ("x.tar/link.jpg", None, b"1"),
+        ("x.tar/a.jpg", "dog", "repeated: the same as member 0 of the images in this tar file"),
+        ("x.tar/b.jpg", None, b"3"),
+        ("x.tar/c.jpg", None, "a link to 'link.jpg', which is no file of this tar file"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("members", "labels"),
+    [
+        # WebDataset's rule: the first dot of the last part ends a sample's name
+        (["a.jpg", "a.cls=1", "a.seg.png"], {"a.jpg": "1", "a.seg.png": "1"}),
+        (["d.1/a.jpg", "d.1/a.cls=1", "d.2/a.jpg", "d.2/a.cls=2"], {"d.1/a.jpg": "1", "d.2/a.jpg": "2"}),
+        # names with dots of their own
+        (["a.b.jpg", "a.b.cls=1"], {"a.b.jpg": "1"}),
+        (["n01.0.jpg", "n01.0.cls=1", "n01.1.cls=2", "n01.1.jpg"], {"n01.0.jpg": "1", "n01.1.jpg": "2"}),
+        (["a.jpg", "a.cls=1", "a.b.jpg", "a.b.cls=2"], {"a.jpg": "1", "a.b.jpg": "2"}),
+        (["v1.5_x.seg.png", "v1.5_x.cls=1", "v1.5_x.jpg"], {"v1.5_x.seg.png": "1", "v1.5_x.jpg": "1"}),
+        (["a.jpg", "a.cls=1", "a.b.jpg"], {"a.jpg": "1", "a.b.jpg": "1"}),
+        # no label
+        (["a.jpg", "a.cls=1", "b.x.jpg", "b.y.cls=2", "c.jpg", "cls=3"], {"a.jpg": "1", "b.x.jpg": None, "c.jpg": None}),
+        (["a.jpg", "a.cls=1", "b.jpg", "x/b.cls=2"], {"a.jpg": "1", "b.jpg": None}),
+    ],
+)
+def test_labels_of_names_with_dots(
+    members: list[str], labels: dict[str, str | None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "x.tar", [(name, value.encode()) for name, _, value in (m.partition("=") for m in members)])
+    found = read_source(open_source(path, label_column="cls"))
+    assert {key.removeprefix("x.tar/"): label for key, label, _ in found} == labels
+    without = [name for name, label in labels.items() if label is None]
+    said = f"{len(without)} of {len(labels)} images have no label, such as 'x.tar/{without[0]}'" if without else ""
+    assert said in caplog.text
+    assert bool(without) == bool(caplog.text)
+
+
+def test_two_labels_of_one_image(tmp_path: Path) -> None:
+    members = [("a.jpg", b"x"), ("a.cls", b"cat"), ("b.jpg", b"y"), ("a.cls", b"dog"), ("b.cls", b"cat"), ("./b.cls", b"cat")]
+    path = write(tmp_path / "x.tar", members)
+    assert read_source(open_source(path, label_column="cls")) == [
+        ("x.tar/a.jpg", None, "it has two labels, 'cat' and 'dog'"),
+        ("x.tar/b.jpg", "cat", b"y"),
+    ]
+
+
+def test_labels_that_belong_to_no_image(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tar", [("a.jpg", b"x"), ("b.cls", b"cat")])
+    with pytest.raises(UsageError, match="no member with the extension 'cls' is named like an image: there are cls, jpg"):
+        open_source(path, label_column="cls")
+
+
+def test_members_that_are_left_out_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [
+        "a.jpg",
+        "a.json",
+        "b.avif",
+        "c.AVIF",
+        "d.heic",
+        "._a.jpg",
+        "./._e",
+        "__MACOSX/._a.jpg",
+        "x/.cache/f.png",
+        ".a.cls",
+    ]
+    write(tmp_path / "x.tar", [(name, b"x") for name in names])
+    write(tmp_path / "y.tar", [("./b.jpg", b"x"), ("e.avif", b"x")])
+    assert [key for key, _, _ in read_source(open_source(f"{tmp_path}/*.tar"))] == ["x.tar/a.jpg", "y.tar/b.jpg"]
+    assert "left out: 3 .avif, 1 .heic, 3 hidden (._a.jpg, __MACOSX/._a.jpg, x/.cache/f.png)" in caplog.text
+    assert len(caplog.records) == 1
+    write(tmp_path / "z.tar", [("a.avif", b"x"), (".b.jpg", b"x")])
+    with pytest.raises(UsageError, match=r"no member with an image's extension \(.*\), but 1 .avif, 1 hidden \(.b.jpg\)"):
+        open_source(tmp_path / "z.tar")
 
 
 CUT = "the tar file is cut off or damaged"

@@ -1,0 +1,73 @@
+"""Remarks to the user, one line each, on what the rows do not show: files that are left out, and images without a label."""
+
+import logging
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from densefeat.images.stream import printable_key
+
+_log = logging.getLogger(__name__)
+_EXTENSION = re.compile(r"\.(?!\d+$)\w{1,8}")  # other endings are part of a name, such as of a version or a date
+_KINDS_NAMED, _NAMES_NAMED = 8, 3  # in one line
+
+
+class LeftOut:
+    """The files of an input that are no items of it."""
+
+    def __init__(self) -> None:
+        self.others: Counter[str] = Counter()  # files that are not named as images, by extension
+        self.hidden: set[str] = set()  # hidden images, and hidden folders with a slash at the end
+
+    @classmethod
+    def sum(cls, parts: Iterable["LeftOut"]) -> "LeftOut":
+        """Gather what parts of one input leave out."""
+        total = cls()
+        for part in parts:
+            total.others += part.others
+            total.hidden |= part.hidden
+        return total
+
+    def add(self, name: str) -> None:
+        """Count a file that is not named as an image."""
+        extension = posixpath.splitext(name)[1].lower()
+        self.others[extension if _EXTENSION.fullmatch(extension) else "without an extension"] += 1
+
+    def warn(self, images: str) -> None:
+        """Log one line if there is anything; ``images``: what the user named."""
+        if text := self._describe():
+            _log.warning("images %r: left out: %s", images, text)
+
+    def but(self) -> str:
+        """Return the end of a sentence that says what there is instead of images."""
+        text = self._describe()
+        return text and f", but {text}"
+
+    def _describe(self) -> str:
+        kinds = sorted(self.others.items(), key=lambda kind: (-kind[1], kind[0]))
+        counts = [f"{count:,} {extension}" for extension, count in kinds[:_KINDS_NAMED]]
+        if rest := sum(count for _, count in kinds[_KINDS_NAMED:]):
+            counts.append(f"{rest:,} of other kinds")
+        if self.hidden:
+            names = sorted(self.hidden)
+            some = ", ".join(names[:_NAMES_NAMED]) + (", …" if len(names) > _NAMES_NAMED else "")
+            counts.append(f"{len(names):,} hidden ({some})")
+        return ", ".join(counts)
+
+
+def warn_of_missing_labels(
+    images: str, keys: pa.LargeBinaryArray, labels: pa.LargeStringArray, failures: Collection[int], meaning: str
+) -> None:
+    """Log how many images have no label, if any; ``failures``: positions that do not count; ``meaning``: what a label is."""
+    without = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
+    without = np.setdiff1d(without, np.array(list(failures), np.int64))
+    total = len(labels) - len(failures)
+    if len(without):
+        count = "no image has a label" if len(without) == total else f"{len(without):,} of {total:,} images have no label"
+        example = printable_key(os.fsdecode(keys[int(without[0])].as_py()))
+        _log.warning("images %r: %s, such as %r: a label is %s", images, count, example, meaning)
