@@ -5,7 +5,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -131,7 +131,8 @@ class TarIndex:
             return
         name = member.name.removeprefix("./")
         is_image = name.lower().endswith(EXTENSIONS)
-        if any(is_hidden(part) for part in name.split("/") if part not in ("", ".", "..")):
+        folder, _, last = name.rpartition("/")
+        if is_hidden(last) or _has_hidden_part(folder):
             if is_image:
                 self.left_out.hidden.add(name)
             return
@@ -147,7 +148,7 @@ class TarIndex:
         if place is not None and self.label_ending is not None and name.endswith(self.label_ending):
             self.archive.add_label(name, self.label_ending, _read_label(place, file))
         if len(self.extensions) < _EXTENSIONS_NAMED:
-            self.extensions.add(name.rpartition("/")[2].partition(".")[2])
+            self.extensions.add(last.partition(".")[2])
 
     def _add_image(self, name: str, place: _Place | None) -> None:
         failure = None
@@ -195,6 +196,11 @@ class TarIndex:
             self.extensions,
             self.left_out,
         )
+
+
+@lru_cache(1024)
+def _has_hidden_part(folder: str) -> bool:
+    return any(is_hidden(part) for part in folder.split("/") if part not in (".", ".."))
 
 
 def _find_target(link: tarfile.TarInfo, name: str) -> str:
