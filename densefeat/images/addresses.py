@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from densefeat.base import describe_error
 from densefeat.errors import UsageError
-from densefeat.images.folders import Folder, LocalFolder, RemoteFolder, file_system
+from densefeat.images.folders import Folder, LocalFolder, RemoteFolder, file_system, is_hidden
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -80,7 +80,10 @@ class Address:
         return RemoteFolder(self.text, path, listed)
 
     def files(self) -> list[str]:
-        """List the paths that globs and braces match, in order. Raises UsageError for none, or a missing file in braces."""
+        """List the paths that globs and braces match, in order; as in a shell a glob passes over hidden ones.
+
+        Raises UsageError for none, or a missing file in braces.
+        """
         if self.exists():
             return [self.path]
         names = self._expand()
@@ -94,16 +97,22 @@ class Address:
             raise UsageError(f"images {self.text!r}: no such file")
         return paths
 
+    def suggest_folder(self) -> str | None:
+        """Return the folder of a glob as the user would write it, None for another name."""
+        pattern = None if self.exists() else _PATTERN.search(self.text)
+        return None if pattern is None else self.text[: pattern.start()].rpartition("/")[0] or "."
+
     def fixed_folder(self) -> str:
         """Return the folder above the first glob or brace: names relative to it stay the same when files are added."""
-        pattern = None if self.exists() else _PATTERN.search(self.path)
-        return self.path[: pattern.start() if pattern else None].rpartition("/")[0]
+        return self.path.rpartition("/")[0] if self.exists() else _get_fixed_folder(self.path)
 
     def _glob(self, name: str) -> list[str]:
         if self.on_the_web:
             raise UsageError(f"images {self.text!r}: web servers do not list files: use {{000..099}}, not a glob")
         matches = self._ask(partial(self.fs.glob, detail=True), name)
-        return sorted(path for path, info in matches.items() if info["type"] != "directory")
+        paths = sorted(path for path, info in matches.items() if info["type"] != "directory")
+        fixed = len(_get_fixed_folder(name))
+        return [path for path in paths if not any(map(is_hidden, path[fixed:].split("/")))] or paths
 
     def _expand(self) -> list[str]:
         names = list(islice(_expand_braces(self.path), _MAX_FILES + 1))
@@ -117,6 +126,11 @@ class Address:
             return question(*arguments)
         except Exception as error:
             raise UsageError(f"images {self.text!r}: {describe_error(error)}") from error
+
+
+def _get_fixed_folder(path: str) -> str:
+    pattern = _PATTERN.search(path)
+    return path[: pattern.start() if pattern else None].rpartition("/")[0]
 
 
 def parse_address(text: str | os.PathLike[str]) -> Address:

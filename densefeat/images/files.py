@@ -1,5 +1,7 @@
 """Image files as a source: all those in a folder, or those that a list (text, CSV, TSV, Parquet) names in its order."""
 
+import codecs
+import logging
 import os
 import posixpath
 from collections.abc import Iterator
@@ -14,11 +16,20 @@ import pyarrow.parquet as pq
 
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images.folders import MAX_BYTES, Folder, Found
+from densefeat.images.folders import MAX_BYTES, Folder, Found, LocalFolder, leaves_folder
 from densefeat.images.remarks import LeftOut, warn_of_missing_labels
-from densefeat.images.rows import check_column, format_labels, is_label, is_text, join_chunks, read_label_names
+from densefeat.images.rows import (
+    check_column,
+    describe_columns,
+    format_labels,
+    is_label,
+    is_text,
+    join_chunks,
+    read_label_names,
+)
 from densefeat.images.stream import ImageItem, IndexedSource, find_repeats, printable_key
 
+_log = logging.getLogger(__name__)
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
     ".svs",  # a slide, which is a tiled TIFF
@@ -30,6 +41,8 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PATH = "path"  # the column with paths, where no other is named
 _MAX_LIST_BYTES = 2**33
 _BLOCK = 65536  # names gathered before they are packed into an array
+_TRIES = 10  # paths of a list that are looked for before the job begins
+_BASE = "--base names the folder of a list's images"
 BOM = b"\xef\xbb\xbf"
 # a path that is not in its shortest form, or may leave the folder
 _ODD = r"^/|^[A-Za-z]:|//|(^|/)\.{1,2}(/|$)|/$|\\"
@@ -147,12 +160,32 @@ def open_list(
             entries, labels = _read_list(file, name, images, image_column, label_column)
     except DecodeError as error:
         raise UsageError(f"images {images!r}: {error}") from error
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UsageError(f"images {images!r}: {describe_error(error)}") from error
     if not len(entries):
         raise UsageError(f"images {images!r}: no path in this list")
     keys = normalise_paths(entries, [os.fsencode(prefix) for prefix in prefixes])
-    return ImageFiles(base, keys, labels, _describe_repeats(keys))
+    outside = _find_outside(keys)
+    if len(outside) == len(keys):
+        example = _format_name(keys[0].as_py())
+        raise UsageError(f"images {images!r}: all paths, such as {example!r}, lie outside of {prefixes[0]!r}: {_BASE}")
+    if not _has_any(base, keys[:_TRIES]):
+        example = _format_name(keys[0].as_py())
+        _log.warning("images %r: its first paths, such as %r, are no files in %r: %s", images, example, prefixes[0], _BASE)
+    failures = dict.fromkeys(outside, f"outside of the folder; {_BASE}")
+    return ImageFiles(base, keys, labels, failures | _describe_repeats(keys))
+
+
+def _find_outside(keys: pa.LargeBinaryArray) -> list[int]:
+    """Return the positions of paths that lead out of the folder, by their text."""
+    odd = np.flatnonzero(pc.match_substring_regex(keys, _ODD).to_numpy(zero_copy_only=False)).tolist()
+    return [position for position in odd if leaves_folder(os.fsdecode(keys[position].as_py()))]
+
+
+def _has_any(base: Folder, keys: pa.LargeBinaryArray) -> bool:
+    """Check whether any of these files is there; elsewhere than on this machine it is not asked."""
+    names = map(os.fsdecode, keys.to_pylist())
+    return not isinstance(base, LocalFolder) or any(os.path.lexists(os.path.join(base.root, name)) for name in names)
 
 
 def _read_list(
@@ -160,6 +193,10 @@ def _read_list(
 ) -> tuple[pa.LargeBinaryArray, pa.LargeStringArray | None]:
     """Read the paths as they are written, and the labels."""
     suffix = os.path.splitext(name.lower())[1]
+    start = file.read(2)
+    file.seek(0)
+    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise UsageError(f"images {images!r}: text in UTF-16, as some Windows programs write it: save it as UTF-8")
     if suffix in TEXTS:
         if image_column or label_column:
             raise UsageError(f"images {images!r}: a text file has no columns, such as {image_column or label_column!r}")
@@ -208,8 +245,12 @@ def _read_csv(
 def _read_parquet(
     file: BinaryIO, images: str, path: str, label: str | None
 ) -> tuple[pa.LargeBinaryArray, pa.LargeStringArray | None]:
+    schema = pq.read_schema(file)
+    if path == PATH and PATH not in schema.names:
+        raise UsageError(
+            f"images {images!r}: neither encoded images nor a column {PATH!r} of paths: {describe_columns(schema)}"
+        )
     with pq.ParquetFile(file, read_dictionary=[path]) as table:
-        schema = table.schema_arrow
         for column, fits in ((path, is_text), (label, is_label)):
             check_column(schema, column, images)
             if column is not None and not fits(schema.field(column).type):

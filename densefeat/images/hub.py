@@ -130,7 +130,7 @@ def open_saved(folder: str, images: str, image_column: str | None = None, label_
         from datasets import Image, load_from_disk
 
         dataset = load_from_disk(folder)
-    columns = choose_image_columns(dataset.features.arrow_schema, image_column, label_column, images)
+    columns = choose_image_columns([dataset.features.arrow_schema], image_column, label_column, images)
     if not len(dataset):
         raise UsageError(f"images {images!r}: no rows in it")
     with _datasets_errors(images):
@@ -150,7 +150,7 @@ def download_split(address: str, image_column: str | None = None, label_column: 
         if not local:
             _check_reachable(name)
         dataset = load_dataset(name, split=split)
-        columns = choose_image_columns(dataset.features.arrow_schema, image_column, label_column, address)
+        columns = choose_image_columns([dataset.features.arrow_schema], image_column, label_column, address)
         if not len(dataset):
             raise UsageError(f"images {address!r}: no rows in it")
         encoded = dataset.cast_column(columns.image, Image(decode=False))
@@ -186,7 +186,7 @@ def stream_split(address: str, image_column: str | None = None, label_column: st
         dataset = load_dataset(name, split=split, streaming=True)
     if dataset.features is None:
         raise UsageError(f"images {address!r}: its columns are not described")
-    columns = choose_image_columns(dataset.features.arrow_schema, image_column, label_column, address)
+    columns = choose_image_columns([dataset.features.arrow_schema], image_column, label_column, address)
     home = os.path.realpath(name) if local else f"hf://datasets/{name}"
     return StreamedRows(name, split, dataset.cast_column(columns.image, Image(decode=False)), columns, home)
 

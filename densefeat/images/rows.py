@@ -1,10 +1,13 @@
 """Tables of images: which columns hold images and labels, and rows as items."""
 
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from textwrap import shorten
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +17,9 @@ from densefeat.errors import UsageError
 from densefeat.images.folders import MAX_BYTES
 from densefeat.images.stream import ImageItem, make_unreadable_item
 
+_log = logging.getLogger(__name__)
 _NO_IMAGE = "neither bytes nor a path in this row"
+_COLUMNS_NAMED = 20  # in a message
 _LABEL = "label"  # the column that is read where none is named
 _UNLABELLED = "-1"  # what datasets writes where the classes of a test split are not published
 
@@ -31,34 +36,56 @@ class ImageColumns:
         return pa.array([self.image, self.label], pa.string())
 
 
-def choose_image_columns(schema: pa.Schema, image_column: str | None, label_column: str | None, images: str) -> ImageColumns:
-    """Choose the columns of a table that hold images and labels; ``images``: what the user named, for errors.
+def choose_image_columns(
+    schemas: Sequence[pa.Schema], image_column: str | None, label_column: str | None, images: str
+) -> ImageColumns:
+    """Choose the columns of tables that hold images and labels; of several tables the first that has such a column decides.
 
+    ``images``: what the user named, for errors. A column ``label`` of labels is taken where none is named.
     Raises UsageError where a column is missing or of another type, or where the user has to choose one of several.
     """
     for column in (image_column, label_column):
-        check_column(schema, column, images)
-    label = label_column
-    if label is None and _LABEL in schema.names and is_label(schema.field(_LABEL).type):
-        label = _LABEL
-    if label is not None and not is_label(schema.field(label).type):
-        raise UsageError(
-            f"images {images!r}: column {label!r} holds {schema.field(label).type}, no labels: strings or integers"
-        )
+        check_column(_find_schema(schemas, partial(_has_column, column=column)), column, images)
     if image_column is None:
-        image_column = _choose_image_column(schema, images)
+        image_column = _choose_image_column(_find_schema(schemas, list_image_columns), images)
+    schema = _find_schema(schemas, partial(_has_column, column=image_column, fits=is_image))
     if not is_image(schema.field(image_column).type):
         raise UsageError(
             f"images {images!r}: column {image_column!r} holds {schema.field(image_column).type}, no encoded images"
         )
-    return ImageColumns(image_column, label)
+    label = label_column or _LABEL
+    schema = _find_schema(schemas, partial(_has_column, column=label, fits=_has_labels))
+    if _has_column(schema, label, _has_labels):
+        return ImageColumns(image_column, label)
+    if label_column is not None:
+        raise UsageError(f"images {images!r}: column {label!r} holds {schema.field(label).type}, no labels: strings or numbers")
+    if label in schema.names and not types.is_null(schema.field(label).type):
+        _log.warning("images %r: column %r is not read: it holds %s, no labels", images, label, schema.field(label).type)
+    return ImageColumns(image_column, None)
+
+
+def _find_schema(schemas: Sequence[pa.Schema], fits: Callable[[pa.Schema], Any]) -> pa.Schema:
+    """Return the first schema that fits, else the first of all."""
+    return next((schema for schema in schemas if fits(schema)), schemas[0])
+
+
+def _has_column(schema: pa.Schema, column: str | None, fits: Callable[[pa.DataType], bool] = lambda _: True) -> bool:
+    """Check for exactly one column of this name, whose type fits."""
+    return column is not None and schema.get_field_index(column) >= 0 and fits(schema.field(column).type)
 
 
 def check_column(schema: pa.Schema, column: str | None, images: str) -> None:
     """Raise UsageError unless exactly one column has this name."""
-    if column is not None and schema.get_field_index(column) < 0:
-        what = "more than one column" if column in schema.names else "no column"
-        raise UsageError(f"images {images!r}: {what} {column!r}: it has {', '.join(schema.names)}")
+    if column is None or schema.get_field_index(column) >= 0:
+        return
+    like = [name for name in schema.names if name.strip().lower() == column.lower()]
+    if column in schema.names:
+        problem = f"more than one column {column!r}: it has {', '.join(schema.names)}"
+    elif like:
+        problem = f"no column {column!r}, but {like[0]!r}: write {column!r} there, without blanks beside it"
+    else:
+        problem = f"no column {column!r}: it has {', '.join(schema.names)}"
+    raise UsageError(f"images {images!r}: {problem}")
 
 
 def _choose_image_column(schema: pa.Schema, images: str) -> str:
@@ -70,7 +97,14 @@ def _choose_image_column(schema: pa.Schema, images: str) -> str:
         return candidates[0]
     if candidates:
         raise UsageError(f"images {images!r}: more than one column of images: choose one of {', '.join(candidates)}")
-    raise UsageError(f"images {images!r}: no column of encoded images: it has {', '.join(schema.names)}")
+    raise UsageError(f"images {images!r}: no column of encoded images: {describe_columns(schema)}")
+
+
+def describe_columns(schema: pa.Schema) -> str:
+    """Say which columns there are, and which could hold images."""
+    columns = [f"{field.name} ({shorten(str(field.type), 80)})" for field in schema]
+    some = ", ".join(columns[:_COLUMNS_NAMED]) + (", …" if len(columns) > _COLUMNS_NAMED else "")
+    return f"it has {some}; images are columns of bytes, or structs of bytes and path, not in lists, in other structs or base64"
 
 
 def list_image_columns(schema: pa.Schema) -> list[str]:
@@ -82,17 +116,23 @@ def is_image(dtype: pa.DataType) -> bool:
     """Check for binary data, or datasets' struct of ``bytes`` and ``path``."""
     if types.is_struct(dtype):
         return dtype.get_field_index("bytes") >= 0 and is_image(dtype.field("bytes").type)
-    return types.is_binary(dtype) or types.is_large_binary(dtype)
+    return types.is_binary(dtype) or types.is_large_binary(dtype) or types.is_binary_view(dtype)
 
 
 def is_text(dtype: pa.DataType) -> bool:
     dtype = dtype.value_type if types.is_dictionary(dtype) else dtype
-    return types.is_string(dtype) or types.is_large_string(dtype)
+    return types.is_string(dtype) or types.is_large_string(dtype) or types.is_string_view(dtype)
 
 
 def is_label(dtype: pa.DataType) -> bool:
+    """Check for text and numbers, and for a column of nulls alone, of which a file does not say what it is."""
     dtype = dtype.value_type if types.is_dictionary(dtype) else dtype
-    return is_text(dtype) or types.is_integer(dtype) or types.is_boolean(dtype)
+    numbers = types.is_integer(dtype) or types.is_float32(dtype) or types.is_float64(dtype)
+    return is_text(dtype) or numbers or types.is_boolean(dtype) or types.is_null(dtype)
+
+
+def _has_labels(dtype: pa.DataType) -> bool:
+    return is_label(dtype) and not types.is_null(dtype)
 
 
 def _read_feature(schema: pa.Schema, column: str) -> dict:
@@ -111,15 +151,27 @@ def read_label_names(schema: pa.Schema, column: str | None) -> list[str] | None:
 
 
 def format_labels(values: pa.Array, names: list[str] | None) -> pa.LargeStringArray:
-    """Turn labels into text: integers into the names of their classes if there are ``names``; null stays null."""
+    """Turn labels into text: integers into the names of their classes if there are ``names``; null stays null.
+
+    Whole numbers among floats are written as integers, and NaN is null: so pandas stores integers beside a missing one.
+    """
     if types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    text = _decode_text(values)
-    if names is None or not types.is_integer(values.type):
+    is_float = types.is_floating(values.type)
+    text = _format_floats(values) if is_float else _decode_text(values)
+    if names is None or not (is_float or types.is_integer(values.type)):
         return text
     numbers = pa.array(map(str, range(len(names))), pa.large_string())
     named = pa.array(names, pa.large_string()).take(pc.index_in(text, numbers))
     return pc.coalesce(named, pc.if_else(pc.equal(text, _UNLABELLED), None, text))
+
+
+def _format_floats(values: pa.Array) -> pa.LargeStringArray:
+    values = pc.if_else(pc.is_nan(values), None, values)
+    doubles = values.cast(pa.float64())
+    whole = pc.and_(pc.equal(doubles, pc.floor(doubles)), pc.less(pc.abs(doubles), 2.0**53))  # all of these are exact
+    integers = pc.if_else(whole, doubles, None).cast(pa.int64())
+    return pc.coalesce(integers.cast(pa.large_string()), values.cast(pa.large_string()))
 
 
 def _decode_text(values: pa.Array) -> pa.LargeStringArray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from densefeat.errors import UsageError
 from densefeat.images.addresses import Address, is_remote, parse_address
-from densefeat.images.files import DELIMITERS, TEXTS, open_folder, open_list
+from densefeat.images.files import DELIMITERS, EXTENSIONS, TEXTS, open_folder, open_list
 from densefeat.images.folders import LocalFolder
 from densefeat.images.hub import download_split, open_saved, stream_split
 from densefeat.images.rows import check_column, is_text, list_image_columns
@@ -125,9 +125,18 @@ def _check_kind(address: Address) -> None:
     name = address.name.lower()
     if name.endswith(_COMPRESSED):
         raise UsageError(f"images {address.text!r}: a compressed tar file has no places to read at: gunzip it")
-    if not _is_text_list(address) and not name.endswith((".parquet", ".tar")):
-        problem = f"neither {_KINDS}" if address.exists() else f"no such folder or file; give {_KINDS}"
-        raise UsageError(f"images {address.text!r}: {problem}")
+    if _is_text_list(address) or name.endswith((".parquet", ".tar")):
+        return
+    folder = address.suggest_folder()
+    if folder is not None and (name.endswith(EXTENSIONS) or "*" in name):
+        problem = f"globs are for Parquet and tar files: give the folder {folder!r}, or a list of paths (.txt)"
+    elif not address.exists():
+        problem = f"no such folder or file; give {_KINDS}"
+    elif name.endswith(EXTENSIONS):
+        problem = "one image: give the folder that it lies in, or a list of paths (.txt)"
+    else:
+        problem = f"neither {_KINDS}"
+    raise UsageError(f"images {address.text!r}: {problem}")
 
 
 def _open_folder_input(address: Address, options: Options) -> Source:

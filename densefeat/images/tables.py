@@ -1,5 +1,6 @@
 """Parquet files that hold images, as datasets writes them or in a plain binary column."""
 
+import logging
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from densefeat.images.rows import (
 )
 from densefeat.images.stream import ImageItem, RandomAccess, SequentialSource, hash_columns, make_unreadable_item
 
+_log = logging.getLogger(__name__)
 _BATCH_BYTES, _BATCH_ROWS = 2**25, 1024  # read at a time, whichever is reached first
 _CACHE_BYTES = 2**29  # of encoded images that one reader keeps
 _MAX_ROWS = 10**9  # of one file: its keys alone would fill tens of gigabytes
@@ -41,25 +43,40 @@ _Batch = tuple[pa.RecordBatch, list[str] | None]  # rows, and names of the label
 class TableFile:
     """A Parquet file. ``groups``: how many rows each row group has; ``leaf``: Parquet's path of the encoded images.
 
-    ``error``: why the file cannot be read; it is then one item that cannot be read.
+    ``label``: the column of labels, None where this file has none. ``error``: why its rows cannot be read; ``is_row``: nor is
+    their number known: the file is one item that cannot be read.
     """
 
     name: str
-    groups: tuple[int, ...] = ()
+    groups: tuple[int, ...]
     leaf: str = ""
+    label: str | None = None
     error: str | None = None
+    is_row: bool = False
 
     @property
     def length(self) -> int:
-        return sum(self.groups) if self.error is None else 1
+        return sum(self.groups)
+
+    def key(self, row: int) -> str:
+        return self.name if self.is_row else f"{self.name}#{row}"
+
+    def keys(self) -> pa.LargeBinaryArray:
+        if self.is_row:
+            return pa.array([self.name.encode("utf-8", "surrogateescape")], pa.large_binary())
+        return make_row_keys(self.name, self.length)
+
+
+def _make_unreadable_file(name: str, reason: str) -> TableFile:
+    return TableFile(name, (1,), error=reason, is_row=True)
 
 
 class TableRows(SequentialSource, RandomAccess):
     """The rows of Parquet files, one file after the other, with keys ``file.parquet#17``."""
 
-    def __init__(self, folder: Folder, files: list[TableFile], columns: ImageColumns) -> None:
+    def __init__(self, folder: Folder, files: list[TableFile], columns: ImageColumns, classes: list[str] | None = None) -> None:
         super().__init__()
-        self.folder, self.files, self.columns = folder, files, columns
+        self.folder, self.files, self.columns, self.classes = folder, files, columns, classes
 
     @property
     def length(self) -> int:
@@ -77,7 +94,7 @@ class TableRows(SequentialSource, RandomAccess):
 
     def _file_items(self, file: TableFile, start: int) -> Iterator[ImageItem]:
         if file.error is not None:
-            yield make_unreadable_item(file.name, None, file.error)
+            yield from _make_unreadable_rows(file, start, file.length, DecodeError(file.error, "read"))
             return
         with ExitStack() as stack:
             try:
@@ -89,7 +106,7 @@ class TableRows(SequentialSource, RandomAccess):
             first = 0
             for group, count in enumerate(file.groups):
                 if start < first + count:
-                    batches = self._batches(handle, table, file.leaf, group)
+                    batches = self._batches(handle, table, file, group)
                     yield from self._group_items(file, batches, first, max(start, first), first + count)
                 first += count
 
@@ -107,19 +124,19 @@ class TableRows(SequentialSource, RandomAccess):
                 return
             skip = min(max(start - row, 0), len(batch))
             rows = batch.slice(skip, stop - row - skip)
-            yield from make_row_items(rows, self.columns, names, file.name, row + skip, read_path)
+            columns = ImageColumns(self.columns.image, file.label)
+            yield from make_row_items(rows, columns, names, file.name, row + skip, read_path)
             row += len(batch)
 
-    def _batches(self, handle: BinaryIO, table: pq.ParquetFile, leaf: str, group: int) -> Iterator[_Batch]:
-        image, label = self.columns.image, self.columns.label
-        names = read_label_names(table.schema_arrow, label)
-        rows = _choose_batch_rows(handle, table.metadata, leaf, group)
-        for batch in table.iter_batches(rows, row_groups=[group], columns=[image] if label is None else [image, label]):
+    def _batches(self, handle: BinaryIO, table: pq.ParquetFile, file: TableFile, group: int) -> Iterator[_Batch]:
+        columns = [self.columns.image] if file.label is None else [self.columns.image, file.label]
+        names = read_label_names(table.schema_arrow, file.label)
+        rows = _choose_batch_rows(handle, table.metadata, file.leaf, group)
+        for batch in table.iter_batches(rows, row_groups=[group], columns=columns):
             yield batch, names
 
     def keys(self) -> pa.LargeBinaryArray:
-        parts = [make_row_keys(file.name, file.length) if file.error is None else _encode_file_key(file) for file in self.files]
-        return pa.concat_arrays(parts)
+        return pa.concat_arrays([file.keys() for file in self.files])
 
     def fingerprint(self) -> str:
         return hash_columns(self.keys(), self.label_values() if self.labelled else None, self.columns.names())
@@ -127,36 +144,32 @@ class TableRows(SequentialSource, RandomAccess):
     def key(self, position: int) -> str:
         for file in self.files:  # faster than making the keys of all rows
             if position < file.length:
-                return f"{file.name}#{position}" if file.error is None else file.name
+                return file.key(position)
             position -= file.length
         raise IndexError(position)
 
     def label_values(self) -> pa.LargeStringArray:
         if self.columns.label is None:
             return pa.nulls(self.length, pa.large_string())
-        return pa.concat_arrays([self._labels(file, self.columns.label) for file in self.files])
+        return pa.concat_arrays([self._labels(file) for file in self.files])
 
     def class_names(self) -> list[str] | None:
-        for file in self.files:
-            if file.error is None and self.columns.label is not None:
-                with self.folder.open(file.name) as handle, pq.ParquetFile(handle) as table:
-                    return read_label_names(table.schema_arrow, self.columns.label)
-        return None
+        return self.classes
 
-    def _labels(self, file: TableFile, column: str) -> pa.Array:
+    def _labels(self, file: TableFile) -> pa.Array:
         unknown = pa.nulls(file.length, pa.large_string())
-        if file.error is not None:
+        if file.error is not None or file.label is None:
             return unknown
         try:
             with self.folder.open(file.name) as handle, pq.ParquetFile(handle) as table:
-                names = read_label_names(table.schema_arrow, column)
-                values = table.read([column]).column(column)
+                names = read_label_names(table.schema_arrow, file.label)
+                values = table.read([file.label]).column(file.label)
                 return pa.concat_arrays([format_labels(chunk, names) for chunk in values.chunks]) if len(values) else unknown
         except Exception:  # reading an item of this file raises the error
             return unknown
 
     def group_sizes(self) -> np.ndarray:
-        return np.array([count for file in self.files for count in (file.groups if file.error is None else (1,))], np.int64)
+        return np.array([count for file in self.files for count in file.groups], np.int64)
 
     def reader(self) -> "RowGroupReader":
         return RowGroupReader(self)
@@ -207,8 +220,9 @@ def open_tables(
 ) -> TableRows:
     """Open Parquet files as one source, in the order of their ``names`` in ``folder``.
 
-    A file that cannot be read is one item that cannot be read. Columns are chosen by the first file that can be read, see
-    :func:`densefeat.images.rows.choose_image_columns`. ``images``: what the user named, for errors.
+    A file that cannot be read is one item that cannot be read; one without such images has as many as it has rows. Columns are
+    chosen by :func:`densefeat.images.rows.choose_image_columns`; a file without the column of labels is logged, and its rows
+    have none. ``images``: what the user named, for errors.
     Raises UsageError where no file can be read, there are no rows, or the columns are missing.
     """
     with ThreadPoolExecutor(8) as pool:
@@ -216,11 +230,16 @@ def open_tables(
     schemas = [schema for _, schema in footers if schema is not None]
     if not schemas:
         raise UsageError(f"images {images!r}: {footers[0][0].error}")
-    columns = choose_image_columns(schemas[0], image_column, label_column, images)
-    files = [file if schema is None else _check_schema(file, schema, columns) for file, schema in footers]
+    columns = choose_image_columns(schemas, image_column, label_column, images)
+    files = [file if schema is None else _choose_file_columns(file, schema, columns) for file, schema in footers]
     if not sum(file.length for file in files):
         raise UsageError(f"images {images!r}: no rows in it")
-    return TableRows(folder, files, columns)
+    without = [file.name for file in files if columns.label and file.error is None and file.label is None]
+    if without:
+        count = f"{len(without):,} of {len(files):,} files have no labels"
+        _log.warning("images %r: %s, such as %r: no column %r of text or numbers", images, count, without[0], columns.label)
+    classes = (read_label_names(schema, columns.label) for schema in schemas)
+    return TableRows(folder, files, columns, next((names for names in classes if names is not None), None))
 
 
 def read_footer(folder: Folder, name: str) -> tuple[TableFile, pa.Schema | None]:
@@ -229,27 +248,25 @@ def read_footer(folder: Folder, name: str) -> tuple[TableFile, pa.Schema | None]
         with folder.open(name) as handle, pq.ParquetFile(handle) as table:
             groups = tuple(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
             if sum(groups) > _MAX_ROWS or min(groups, default=0) < 0:
-                return TableFile(name, error=f"a Parquet file of {sum(groups):,} rows: at most {_MAX_ROWS:,} are read"), None
+                reason = f"a Parquet file of {sum(groups):,} rows: at most {_MAX_ROWS:,} are read"
+                return _make_unreadable_file(name, reason), None
             return TableFile(name, groups), table.schema_arrow
     except DecodeError as error:
-        return TableFile(name, error=str(error)), None
+        return _make_unreadable_file(name, str(error)), None
     except Exception as error:  # pyarrow and file systems raise many kinds
-        return TableFile(name, error=f"not a Parquet file, or damaged: {describe_error(error)}"), None
+        return _make_unreadable_file(name, f"not a Parquet file, or damaged: {describe_error(error)}"), None
 
 
-def _check_schema(file: TableFile, schema: pa.Schema, columns: ImageColumns) -> TableFile:
-    """Return the file, with an error if its columns are not like those of the first file."""
-    for column, fits in ((columns.image, is_image), (columns.label, is_label)):
-        if column is None:
-            continue
-        if schema.get_field_index(column) < 0:
-            return TableFile(file.name, error=f"no column {column!r}: it has {', '.join(schema.names)}")
-        if not fits(schema.field(column).type):
-            return TableFile(
-                file.name, error=f"column {column!r} holds {schema.field(column).type}, unlike that of other files"
-            )
-    struct = is_struct(schema.field(columns.image).type)
-    return replace(file, leaf=f"{columns.image}.bytes" if struct else columns.image)
+def _choose_file_columns(file: TableFile, schema: pa.Schema, columns: ImageColumns) -> TableFile:
+    """Return the file with its columns, or with an error if it has no images where other files have them."""
+    image, label = (-1 if column is None else schema.get_field_index(column) for column in (columns.image, columns.label))
+    if image < 0:
+        return replace(file, error=f"no column {columns.image!r}: it has {', '.join(schema.names)}")
+    dtype = schema.field(image).type
+    if not is_image(dtype):
+        return replace(file, error=f"column {columns.image!r} holds {dtype}, unlike that of other files")
+    leaf = f"{columns.image}.bytes" if is_struct(dtype) else columns.image
+    return replace(file, leaf=leaf, label=columns.label if label >= 0 and is_label(schema.field(label).type) else None)
 
 
 def _open_table(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
@@ -285,8 +302,4 @@ def _make_unreadable_rows(file: TableFile, start: int, stop: int, error: Excepti
         reason = "fewer rows than the file's footer promises"
     else:
         reason = str(error) if isinstance(error, DecodeError) else f"damaged Parquet: {describe_error(error)}"
-    return (make_unreadable_item(f"{file.name}#{row}", None, reason) for row in range(start, stop))
-
-
-def _encode_file_key(file: TableFile) -> pa.LargeBinaryArray:
-    return pa.array([file.name.encode("utf-8", "surrogateescape")], pa.large_binary())
+    return (make_unreadable_item(file.key(row), None, reason) for row in range(start, stop))

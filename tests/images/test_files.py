@@ -299,7 +299,7 @@ def test_no_path_in_a_list_leaves_the_folder(tmp_path: Path) -> None:
         f"{folder}/../secret.png",
     ]
     (folder / "list.txt").write_text("\n".join(entries))
-    outside = "outside of the folder"
+    outside = "outside of the folder; --base names the folder of a list's images"
     assert [(key, outcome) for key, _, outcome in read_source(open_source(folder / "list.txt"))] == [
         ("a.png", b"a.png"),
         ("b/c.png", b"b/c.png"),
@@ -356,6 +356,21 @@ def test_names_in_lists_that_are_not_utf8(name: str, tmp_path: Path) -> None:
         ("head.csv", b"path\n", {}, "no path in this list"),
         ("x.csv", b"file,class\na.png,1\n", {}, "no column 'path': it has file, class"),
         ("x.csv", b"path,class\na.png,1\n", dict(label_column="label"), "no column 'label': it has path, class"),
+        ("x.csv", b"Path,class\na.png,1\n", {}, "no column 'path', but 'Path': write 'path' there"),
+        (
+            "x.csv",
+            b"path, label\na.png, 1\n",
+            dict(label_column="label"),
+            "no column 'label', but ' label': write 'label' there",
+        ),
+        ("x.csv", b"\xff\xfep\0a\0t\0h\0", {}, "text in UTF-16, as some Windows programs write it: save it as UTF-8"),
+        ("x.txt", b"\xfe\xff\0a\0.\0p\0n\0g", {}, "text in UTF-16"),
+        (
+            "x.txt",
+            b"/data/a.png\n../b.png\n",
+            {},
+            "all paths, such as '/data/a.png', lie outside of '.*/': --base names the folder",
+        ),
         ("x.csv", b"path,path\na.png,1\n", {}, "more than one column 'path'"),
         ("x.csv", b"path,class\na.png\n", {}, "Expected 2 columns, got 1"),
         ("x.txt", b"a.png\n", dict(label_column="class"), "a text file has no columns, such as 'class'"),
@@ -372,13 +387,48 @@ def test_wrong_lists(name: str, text: bytes | None, options: dict[str, str], mat
 
 def test_parquet_files_that_are_no_lists(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
-    pq.write_table(pa.table({"path": [1, 2], "file": ["a", "b"], "score": [0.5, 1.0]}), path)
+    pq.write_table(pa.table({"path": [1, 2], "file": ["a", "b"], "score": [[0.5], [1.0]]}), path)
     with pytest.raises(UsageError, match="column 'path' holds int64"):
         open_source(path)
-    with pytest.raises(UsageError, match="column 'score' holds double"):
+    with pytest.raises(UsageError, match="column 'score' holds list<element: double>"):
         open_source(path, image_column="file", label_column="score")
     with pytest.raises(UsageError, match="no column 'picture': it has path, file, score"):
         open_source(path, image_column="picture")
+
+
+IMAGE = {"bytes": b"x", "path": "x.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"images": [[IMAGE, IMAGE]], "text": ["q"]}, r"images \(list<element: struct<bytes: .*>>\), text \(string\)"),
+        ({"sample": [{"image": IMAGE}]}, r"sample \(struct<image: struct<bytes: .*>>\)"),
+        ({"image": ["aGVsbG8="], "Path": ["x"]}, r"image \(string\), Path \(string\)"),
+        ({f"c{i}": [i] for i in range(30)}, r"c0 \(int64\), .*, c19 \(int64\), …"),
+    ],
+)
+def test_layouts_that_are_not_read_are_named(columns: dict, named: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    rule = "; images are columns of bytes, or structs of bytes and path, not in lists, in other structs or base64"
+    with pytest.raises(
+        UsageError, match=f"x.parquet': neither encoded images nor a column 'path' of paths: it has {named}{rule}$"
+    ):
+        open_source(tmp_path / "x.parquet")
+
+
+def test_a_list_whose_first_files_are_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A list that is relative to another folder: this is said before the job begins."""
+    make(tmp_path / "data", *IMAGES)
+    (tmp_path / "list.txt").write_text("\n".join([*(f"{i}.png" for i in range(9)), *IMAGES]))
+    open_source(tmp_path / "list.txt")
+    assert (
+        f"its first paths, such as '0.png', are no files in '{tmp_path}/': --base names the folder of a list's images"
+        in caplog.text
+    )
+    caplog.clear()
+    open_source(tmp_path / "list.txt", base=tmp_path / "data")
+    assert not caplog.records
 
 
 def test_lists_that_are_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,8 @@ from densefeat.images.folders import RemoteFolder
 from densefeat.images.sources import open_source
 from support.streams import outcomes, read_source
 
+OUTSIDE = "outside of the folder; --base names the folder of a list's images"
+
 
 @pytest.fixture
 def memory() -> Iterator[str]:
@@ -103,7 +105,7 @@ def test_lists(home: str) -> None:
     assert read_source(open_source(f"{home}/photos/list.txt")) == [("b/2.JPG", None, b"photos/b/2.JPG"), ("a.png", None, b"photos/a.png")]  # fmt: skip
     found = read_source(open_source(f"{home}/list.csv", base=f"{home}/photos", label_column="label"))
     assert found[0] == ("b/2.JPG", "x", b"photos/b/2.JPG")
-    assert found[1] == ("../list.csv", "y", "outside of the folder")
+    assert found[1] == ("../list.csv", "y", OUTSIDE)
     assert found[2][:2] == ("missing.png", "z")
     assert isinstance(found[2][2], str)
     assert found[3] == ("a.png", None, b"photos/a.png")
@@ -112,8 +114,7 @@ def test_lists(home: str) -> None:
 def test_a_list_on_this_machine_of_files_elsewhere(home: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{home}/photos/a.png\nb/2.JPG\n{home}/list.csv\ns3://other/x.png\n/etc/passwd\n")
     found = read_source(open_source(tmp_path / "list.txt", base=f"{home}/photos/"))
-    outside = "outside of the folder"
-    assert [outcome for _, _, outcome in found] == [b"photos/a.png", b"photos/b/2.JPG", outside, outside, outside]
+    assert [outcome for _, _, outcome in found] == [b"photos/a.png", b"photos/b/2.JPG", OUTSIDE, OUTSIDE, OUTSIDE]
     assert [key for key, _, _ in found][:2] == ["a.png", "b/2.JPG"]
 
 
@@ -149,7 +150,9 @@ def test_tars(home: str) -> None:
         ("nowhere", "no such folder or file; give a folder, a list"),
         ("nowhere.csv", "no such file"),
         ("nowhere/*.tar", "no such file"),
-        ("photos/a.png", "neither a folder, a list"),
+        ("photos/a.png", "one image: give the folder that it lies in, or a list of paths"),
+        ("photos/*.png", r"globs are for Parquet and tar files: give the folder '.*/home/photos', or a list of paths"),
+        ("photos/notes.md", "no such folder or file; give a folder, a list"),
         ("tables", r"pass '.*/home/tables/\*.parquet'"),
     ],
 )
@@ -208,7 +211,7 @@ def test_single_files_on_the_web(web: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"a.png\nb.png\n{web}/a.png\nhttp://127.0.0.1:9/secret\n")
     found = read_source(open_source(f"{web}/list.txt"))
     assert found[0] == ("a.png", None, b"a")
-    assert [outcome for _, _, outcome in found[2:]] == ["repeated: the same as position 0", "outside of the folder"]
+    assert [outcome for _, _, outcome in found[2:]] == ["repeated: the same as position 0", OUTSIDE]
     assert found[1][0] == "b.png"
     assert isinstance(found[1][2], str)
     with pytest.raises(UsageError, match="neither a folder, a list"):

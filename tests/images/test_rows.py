@@ -17,6 +17,12 @@ from densefeat.images.rows import _read_feature, format_labels, read_label_names
         (pa.array([True, None, False]), None, ["true", None, "false"]),
         (pa.array([], pa.int64()), ["cat"], []),
         (pa.array([0, 0]), [], ["0", "0"]),
+        (pa.nulls(2), ["cat"], [None, None]),
+        (pa.array([1.0, None, float("nan"), 0.0, -1.0]), ["cat", "dog"], ["dog", None, None, "cat", None]),
+        (pa.array([1.0, -0.0, 2.5, 1e20]), None, ["1", "0", "2.5", "1e+20"]),
+        (pa.array([0.1, 3.0, float("inf")], pa.float32()), None, ["0.1", "3", "inf"]),
+        (pa.array([1.0, None]).dictionary_encode(), None, ["1", None]),
+        (pa.array(["a", None], pa.string_view()), None, ["a", None]),
         (pa.array([b"caf\xe9", None, b""]).view(pa.string()), None, ["caf\\xe9", None, ""]),
     ],
 )

@@ -77,7 +77,12 @@ def test_tar_files(folder: Path) -> None:
         ("x-{0..999999999}.tar", {}, "braces for more than 100,000 files"),
         ("*.parquet/nowhere", {}, "no such folder or file"),
         ("notes.md", {}, "neither a folder, a list"),
-        ("photo.jpg", {}, "neither a folder, a list"),
+        ("photo.jpg", {}, r"images 'photo.jpg': one image: give the folder that it lies in, or a list of paths \(.txt\)"),
+        ("cats/*.png", {}, "images 'cats/.*': globs are for Parquet and tar files: give the folder 'cats', or a list of paths"),
+        ("./cats/*/*", {}, "give the folder './cats', or a list"),
+        ("c*/deep/b.png", {}, "give the folder '.', or a list"),
+        ("photo-{0..9}.jpg", {}, "give the folder '.', or a list"),
+        ("*", {}, "give the folder '.', or a list"),
         ("empty", {}, r"no file with an image's extension \(.jpg"),
         ("", {}, "the name of the input is empty"),
         ("cats", dict(labels="dir"), "labels 'dir': only 'folder' is known"),
@@ -92,6 +97,20 @@ def test_wrong_inputs(images: str, options: dict, match: str, folder: Path) -> N
     with pytest.raises(UsageError, match=match) as caught:
         open_source(images, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_globs_pass_over_hidden_files_unless_there_is_nothing_else(folder: Path) -> None:
+    table = (folder / "table.parquet").read_bytes()
+    for name in ("s/x.parquet", "s/._x.parquet", "s/.tmp/y.parquet", "t/.z.parquet"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(table)
+    for images, keys in {
+        "s/*.parquet": ["x"],
+        "s/**/*.parquet": ["x"],
+        "s/.tmp/*.parquet": ["y"],
+        "t/*.parquet": [".z"],
+    }.items():
+        assert open_source(images).keys().to_pylist() == [f"{key}.parquet#0".encode() for key in keys]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX links")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from densefeat import UsageError
+from densefeat.errors import DecodeError
 from densefeat.images.sources import open_source
 from support.streams import make, outcomes, read_source
 
@@ -37,7 +38,7 @@ def test_the_layout_of_datasets(tmp_path: Path) -> None:
     assert read_source(open_source(path)) == [(f"x.parquet#{i}", named[i], b"image %d" % i) for i in range(5)]
 
 
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
 def test_plain_columns(kind: pa.DataType, tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", {"n": [1, 2], "picture": pa.array([b"one", b""], kind), "kind": ["a", None]})
     assert read_source(open_source(path)) == [("x.parquet#0", None, b"one"), ("x.parquet#1", None, b"")]
@@ -100,6 +101,74 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     assert read_source(open_source(path)) == [("x.parquet#0", "caf\\xe9.png", "the name is not valid UTF-8")]
 
 
+NULLS = pa.nulls(2)
+CATS = pa.array(["cat", "dog"])
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize(
+    ("labels", "wanted", "said"),
+    [
+        ((CATS, NULLS), ["cat", "dog", None, None], None),
+        ((CATS, None), ["cat", "dog", None, None], "no column 'label' of text or numbers"),
+        ((CATS, pa.array([[1], [2]])), ["cat", "dog", None, None], "no column 'label' of text or numbers"),
+        ((pa.array([1, 2]), pa.array([3.0, None])), ["1", "2", "3", None], None),
+        ((pa.array([1, 2], pa.uint8()), pa.array([3.0, float("nan")], pa.float32())), ["1", "2", "3", None], None),
+        ((CATS, CATS.cast(pa.string_view())), ["cat", "dog", "cat", "dog"], None),
+        ((CATS, CATS.dictionary_encode()), ["cat", "dog", "cat", "dog"], None),
+    ],
+)
+def test_labels_of_files_of_different_types(
+    labels: tuple, wanted: list, said: str | None, asked: bool, order: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No image is lost for its label, and no label for those of other files, whichever file comes first."""
+    for number in range(2):
+        column = labels[number]
+        write(tmp_path / f"{order.index(number)}.parquet", {"image": images(2)} | ({} if column is None else {"label": column}))
+    source = open_source(f"{tmp_path}/*.parquet", label_column="label" if asked else None)
+    found = read_source(source)
+    assert [label for _, label, _ in found] == [wanted[2 * number + row] for number in order for row in (0, 1)]
+    assert [outcome for _, _, outcome in found] == [b"image 0", b"image 1"] * 2
+    assert source.label_values().to_pylist() == [label for _, label, _ in found]
+    assert (said in caplog.text) if said else not caplog.records
+
+
+def test_classes_are_named_by_the_files_that_have_labels(tmp_path: Path) -> None:
+    features = {"image": {"_type": "Image"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    write(tmp_path / "a.parquet", {"image": images(2), "label": NULLS})
+    write(tmp_path / "b.parquet", {"image": images(2), "label": [1, 0]}, features)
+    source = open_source(f"{tmp_path}/*.parquet")
+    assert source.class_names() == ["cat", "dog"]
+    assert source.label_values().to_pylist() == [None, None, "dog", "cat"]
+
+
+def test_no_labels_in_any_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.parquet", {"image": images(2), "label": NULLS})
+    assert not open_source(tmp_path / "a.parquet").labelled
+    assert not caplog.records
+    write(tmp_path / "a.parquet", {"image": images(2), "label": [[1], [2]]})
+    assert not open_source(tmp_path / "a.parquet").labelled
+    assert "column 'label' is not read: it holds list<element: int64>, no labels" in caplog.text
+
+
+def test_files_without_images_count_as_their_rows(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"text": ["x", "y", "z"], "label": [1, 2, 3]}, row_group_size=2)
+    write(tmp_path / "b.parquet", {"image": images(2), "label": [4, 5]})
+    write(tmp_path / "c.parquet", {"text": pa.array([], pa.string())})
+    source = open_source(f"{tmp_path}/*.parquet", label_column="label")
+    assert read_source(source) == [
+        *((f"a.parquet#{row}", None, "no column 'image': it has text, label") for row in range(3)),
+        *((f"b.parquet#{row}", str(4 + row), b"image %d" % row) for row in range(2)),
+    ]
+    assert source.group_sizes().tolist() == [2, 1, 2, 0]
+    assert [source.key(position) for position in (0, 2, 3)] == ["a.parquet#0", "a.parquet#2", "b.parquet#0"]
+    reader = source.reader()
+    assert reader.read(4) == b"image 1"
+    with pytest.raises(DecodeError, match="no column 'image'"):
+        reader.read(1)
+
+
 def test_damaged_files_among_good_ones(tmp_path: Path) -> None:
     for name in "abcde":
         write(tmp_path / f"{name}.parquet", {"image": images(3), "label": [1, 2, 3]})
@@ -113,16 +182,15 @@ def test_damaged_files_among_good_ones(tmp_path: Path) -> None:
     assert [key for key, _, _ in found] == [
         *(f"a.parquet#{i}" for i in range(3)),
         "b.parquet",
-        "c.parquet",
-        "d.parquet",
+        *(f"{name}.parquet#{i}" for name in "cd" for i in range(3)),
         *(f"e.parquet#{i}" for i in range(3)),
         *(f"g.parquet#{i}" for i in range(3)),
     ]
     reasons = {key: outcome for key, _, outcome in found if isinstance(outcome, str)}
     assert reasons.pop("b.parquet").startswith("not a Parquet file, or damaged: ")
     assert reasons == {
-        "c.parquet": "no column 'image': it has picture",
-        "d.parquet": "column 'image' holds int64, unlike that of other files",
+        **{f"c.parquet#{i}": "no column 'image': it has picture" for i in range(3)},
+        **{f"d.parquet#{i}": "column 'image' holds int64, unlike that of other files" for i in range(3)},
     }
 
 
@@ -216,7 +284,12 @@ def test_a_row_group_is_not_held_as_a_whole(tmp_path: Path, pool: pa.MemoryPool,
         (dict(image=[b"x"], y=[1.0]), dict(image_column="y"), "column 'y' holds double, no encoded images"),
         (dict(image=[b"x"]), dict(image_column="picture"), "no column 'picture': it has image"),
         (dict(image=[b"x"]), dict(label_column="class"), "no column 'class': it has image"),
-        (dict(image=[b"x"], y=[0.5]), dict(label_column="y"), "column 'y' holds double, no labels"),
+        (
+            dict(image=[b"x"], y=[[1]]),
+            dict(label_column="y"),
+            "column 'y' holds list<element: int64>, no labels: strings or num",
+        ),
+        (dict(image=[b"x"], y=pa.nulls(1)), dict(label_column="y"), "column 'y' holds null, no labels"),
         (dict(image=pa.array([], pa.binary())), {}, "no rows in it"),
         (dict(image=[b"x"]), dict(base="."), r"base '\.' is not for Parquet files with images"),
         (dict(image=[b"x"]), dict(follow_links=True), "follow_links 'True' is not for Parquet files"),
