@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import pyarrow as pa
 
+from densefeat.base import printable
 from densefeat.images.stream import printable_key
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class LeftOut:
         if rest := sum(count for _, count in kinds[_KINDS_NAMED:]):
             counts.append(f"{rest:,} of other kinds")
         if self.hidden:
-            names = sorted(self.hidden)
+            names = [printable(name) for name in sorted(self.hidden)]
             some = ", ".join(names[:_NAMES_NAMED]) + (", …" if len(names) > _NAMES_NAMED else "")
             counts.append(f"{len(names):,} hidden ({some})")
         return ", ".join(counts)

@@ -72,14 +72,6 @@ class Archive:
     labels: dict[str, str] = field(default_factory=dict)
     not_labels: dict[str, str] = field(default_factory=dict)
 
-    def add_label(self, name: str, ending: str, label: str | None) -> None:
-        """Note the label that a member holds, None if it is too large for one; ``ending``: its extension, with the dot."""
-        sample = name.removesuffix(ending)
-        if label is None:
-            self.not_labels[sample] = f"its label, {printable_key(name)!r}, has more than {_MAX_LABEL_BYTES:,} bytes"
-        elif self.labels.setdefault(sample, label) != label:
-            self.not_labels[sample] = f"it has two labels, {self.labels[sample]!r} and {label!r}"
-
     def find_label(self, image: str) -> tuple[str | None, str | None]:
         """Return the label of an image, and why it has none if one cannot be read.
 
@@ -145,8 +137,8 @@ class TarIndex:
             self._add_image(name, place)
         elif name.lower().endswith(_OTHER_IMAGES):
             self.left_out.add(name)
-        if place is not None and self.label_ending is not None and name.endswith(self.label_ending):
-            self.archive.add_label(name, self.label_ending, _read_label(place, file))
+        if place is not None and self._is_label(name):
+            self._add_label(name, place, file)
         if len(self.extensions) < _EXTENSIONS_NAMED:
             self.extensions.add(last.partition(".")[2])
 
@@ -163,8 +155,28 @@ class TarIndex:
         self.numbers.setdefault(name, len(self.keys) + len(self.archive.images))
         self.archive.images.append((name, place, failure))
 
-    def end_archive(self) -> None:
-        """Look up the labels and links of the current archive, whose members are now all known, and begin another one."""
+    def _is_label(self, name: str) -> bool:
+        return self.label_ending is not None and name.endswith(self.label_ending)
+
+    def _add_label(self, name: str, place: _Place, file: BinaryIO) -> None:
+        sample = name.removesuffix(self.label_ending or "")
+        offset, size = place
+        if size > _MAX_LABEL_BYTES:
+            problem = f"its label, {printable_key(name)!r}, has more than {_MAX_LABEL_BYTES:,} bytes"
+            self.archive.not_labels[sample] = problem
+            return
+        file.seek(offset)
+        label = file.read(size).decode("utf-8", "backslashreplace").strip()
+        if (other := self.archive.labels.setdefault(sample, label)) != label:
+            self.archive.not_labels[sample] = f"it has two labels, {other!r} and {label!r}"
+
+    def end_archive(self, file: BinaryIO) -> None:
+        """Look up the links and labels of the current archive, whose members are now all known, and begin another one."""
+        for name in filter(self._is_label, self.archive.links):
+            try:
+                self._add_label(name, self.archive.follow_link(name), file)
+            except DecodeError as error:
+                self.archive.not_labels[name.removesuffix(self.label_ending or "")] = str(error)
         for name, place, failure in self.archive.images:
             label, problem = self.archive.find_label(name)
             try:
@@ -207,15 +219,6 @@ def _find_target(link: tarfile.TarInfo, name: str) -> str:
     """Return the name of the member that a link leads to: a symbolic link is relative to its own folder."""
     folder = posixpath.dirname(name) if link.issym() else ""
     return posixpath.normpath(posixpath.join(folder, link.linkname))
-
-
-def _read_label(place: _Place, file: BinaryIO) -> str | None:
-    """Read a label; None where the member is too large for one."""
-    offset, size = place
-    if size > _MAX_LABEL_BYTES:
-        return None
-    file.seek(offset)
-    return file.read(size).decode("utf-8", "backslashreplace").strip()
 
 
 def open_tars(folder: Folder, shards: list[str], images: str, label_column: str | None = None) -> TarMembers:
@@ -264,21 +267,21 @@ def open_tars(folder: Folder, shards: list[str], images: str, label_column: str 
 
 def _index_tar(folder: Folder, shard: str, label_column: str | None) -> TarIndex:
     """Index the members up to where the file is cut off or damaged, which is one more item that cannot be read."""
-    index, failure = TarIndex(shard, label_column), None
+    index = TarIndex(shard, label_column)
     try:
         with folder.open(shard) as file:
-            for member in _read_headers(file):
-                if member is None:
-                    index.end_archive()
-                else:
-                    index.add(member, file)
+            try:
+                for member in _read_headers(file):
+                    if member is None:
+                        index.end_archive(file)
+                    else:
+                        index.add(member, file)
+            finally:
+                index.end_archive(file)
     except DecodeError as error:
-        failure = str(error)
+        index.fail(str(error))
     except Exception as error:  # tarfile raises many kinds on damaged headers
-        failure = f"damaged tar: {describe_error(error)}"
-    index.end_archive()
-    if failure is not None:
-        index.fail(failure)
+        index.fail(f"damaged tar: {describe_error(error)}")
     return index
 
 

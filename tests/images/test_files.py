@@ -183,6 +183,13 @@ def test_files_that_are_left_out_are_said_in_one_line(tmp_path: Path, caplog: py
     assert "left out: 1 .heic, 2 hidden (._1.jpg, .ipynb_checkpoints/)" in caplog.text
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX names")
+def test_names_that_are_said_command_no_terminal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, "a.png", ".\x1b[31m/b.png", ".c\n.png", "x.\x1b[1m")
+    assert list_keys(tmp_path) == ["a.png"]
+    assert r"left out: 1 without an extension, 2 hidden (.\x1b[31m/, .c\n.png)" in caplog.text
+
+
 def test_kinds_of_files_that_are_said_are_few(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make(tmp_path, "a.png", *(f"{i}.e{i}" for i in range(20)), "21.e7")
     assert list_keys(tmp_path) == ["a.png"]

@@ -150,6 +150,22 @@ def test_links_are_read_as_their_targets(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_that_are_links(tmp_path: Path) -> None:
+    """Tools that save space link files of the same content, so most labels of a class become links."""
+    members = [
+        *[("a.jpg", b"1"), ("a.cls", b"cat"), ("b.jpg", b"2"), special("b.cls", tarfile.LNKTYPE, "a.cls")],
+        *[("c.jpg", b"3"), special("c.cls", tarfile.SYMTYPE, "labels/dog"), ("labels/dog", b"dog")],
+        *[("d.jpg", b"4"), special("d.cls", tarfile.SYMTYPE, "/etc/hostname")],
+    ]
+    (tmp_path / "x.tar").write_bytes(pack(*members))
+    assert read_source(open_source(tmp_path / "x.tar", label_column="cls")) == [
+        ("x.tar/a.jpg", "cat", b"1"),
+        ("x.tar/b.jpg", "cat", b"2"),
+        ("x.tar/c.jpg", "dog", b"3"),
+        ("x.tar/d.jpg", None, "a link to '/etc/hostname', which is no file of this tar file"),
+    ]
+
+
 A, B, C = (pack((f"{name}.jpg", name.encode()), (f"{name}.cls", b"class " + name.encode())) for name in "abc")
 
 

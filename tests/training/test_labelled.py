@@ -180,7 +180,7 @@ def test_lists_and_saved_data_sets(make_folder: MakeFolder, pngs: list[bytes], t
         ("flat", {"label_column": "label"}, "label_column 'label' is not for a folder of images"),
         ("none.parquet", {}, "none.parquet': no image with a label in it: labels are folders"),
         ("far.parquet", {}, "far.parquet': label '7' is not one of the 2 known classes"),
-        ("none.tar", {}, "none.tar': no member with the extension 'cls': there are png"),
+        ("none.tar", {}, "none.tar': no member with the extension 'cls' is named like an image: there are png"),
     ],
 )
 def test_inputs_without_usable_labels(
