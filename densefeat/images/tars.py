@@ -97,9 +97,13 @@ class Archive:
             target = self.links[target]
         place = self.places.get(target)
         if place is None:
-            what = "which occurs more than once" if target in self.places else "which is no file of this tar file"
+            what = "which occurs more than once" if target in self.places else "which the tar file does not hold"
             raise DecodeError(f"a link to {printable_key(target)!r}, {what}", "read")
         return place
+
+    def holds(self, name: str) -> bool:
+        """Check for a member of this name, or members in a folder of this name."""
+        return name in self.places or name in self.links or any(place.startswith(name + "/") for place in self.places)
 
 
 class TarIndex:
@@ -184,6 +188,10 @@ class TarIndex:
             except DecodeError as error:
                 place, failure = (0, 0), str(error)
             self._append(f"{self.shard}/{name}", label, place, failure or problem)
+        for name, target in self.archive.links.items():
+            if "." not in name.rpartition("/")[2] and not self.archive.holds(target):  # perhaps a folder of images
+                reason = f"a link to {printable_key(target)!r}, which the tar file does not hold"
+                self._append(f"{self.shard}/{name}", None, (0, 0), reason)
         self.archive = Archive()
 
     def fail(self, reason: str) -> None:

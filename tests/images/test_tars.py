@@ -103,12 +103,12 @@ def test_members_that_cannot_be_read(tmp_path: Path) -> None:
         ("a/../../up.jpg", out),
         ("good.jpg", "repeated: the same as member 0 of the images in this tar file"),
         ("hard.jpg", "a link to 'good.jpg', which occurs more than once"),
-        ("soft.jpg", "a link to '/etc/passwd', which is no file of this tar file"),
+        ("soft.jpg", "a link to '/etc/passwd', which the tar file does not hold"),
         ("device.jpg", special_),
         ("sparse.jpg", special_),
         ("caf\udce9.jpg", "the name is not valid UTF-8"),
-        ("loop.jpg", "a link to 'loop.jpg', which is no file of this tar file"),
-        ("d/up.jpg", "a link to '../x.jpg', which is no file of this tar file"),
+        ("loop.jpg", "a link to 'loop.jpg', which the tar file does not hold"),
+        ("d/up.jpg", "a link to '../x.jpg', which the tar file does not hold"),
     ]
 
 
@@ -150,6 +150,17 @@ def test_links_are_read_as_their_targets(tmp_path: Path) -> None:
     ]
 
 
+def test_links_to_folders_are_entries_unless_their_files_are_members(tmp_path: Path) -> None:
+    links = {"dog": "../elsewhere", "same": "cat", "deep/same": "../cat", "bird": "/data/bird", "notes.txt": "/x"}
+    members = [("cat/a.jpg", b"1"), *(special(name, tarfile.SYMTYPE, target) for name, target in links.items())]
+    (tmp_path / "x.tar").write_bytes(pack(*members))
+    assert read_pairs(tmp_path / "x.tar") == [
+        ("cat/a.jpg", b"1"),
+        ("dog", "a link to '../elsewhere', which the tar file does not hold"),
+        ("bird", "a link to '/data/bird', which the tar file does not hold"),
+    ]
+
+
 def test_labels_that_are_links(tmp_path: Path) -> None:
     """Tools that save space link files of the same content, so most labels of a class become links."""
     members = [
@@ -162,7 +173,7 @@ def test_labels_that_are_links(tmp_path: Path) -> None:
         ("x.tar/a.jpg", "cat", b"1"),
         ("x.tar/b.jpg", "cat", b"2"),
         ("x.tar/c.jpg", "dog", b"3"),
-        ("x.tar/d.jpg", None, "a link to '/etc/hostname', which is no file of this tar file"),
+        ("x.tar/d.jpg", None, "a link to '/etc/hostname', which the tar file does not hold"),
     ]
 
 
@@ -220,7 +231,7 @@ def test_archives_share_no_labels_and_no_links(tmp_path: Path) -> None:
         ("x.tar/link.jpg", None, b"1"),
         ("x.tar/a.jpg", "dog", "repeated: the same as member 0 of the images in this tar file"),
         ("x.tar/b.jpg", None, b"3"),
-        ("x.tar/c.jpg", None, "a link to 'link.jpg', which is no file of this tar file"),
+        ("x.tar/c.jpg", None, "a link to 'link.jpg', which the tar file does not hold"),
     ]
 
 
