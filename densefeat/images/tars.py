@@ -5,7 +5,8 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -103,7 +104,11 @@ class Archive:
 
     def holds(self, name: str) -> bool:
         """Check for a member of this name, or members in a folder of this name."""
-        return name in self.places or name in self.links or any(place.startswith(name + "/") for place in self.places)
+        return name in self.places or name in self.links or name in self._folders
+
+    @cached_property
+    def _folders(self) -> set[str]:
+        return {str(folder) for name in self.places for folder in PurePosixPath(name).parents}
 
 
 class TarIndex:
