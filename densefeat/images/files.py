@@ -71,6 +71,7 @@ def open_folder(folder: Folder, images: str, labels: str | None = None) -> Image
         raise UsageError(f"images {images!r}: {describe_error(error)}") from error
     if not blocks:
         what = f"no file with an image's extension ({', '.join(EXTENSIONS)}) in it{listing.left_out.but()}"
+        what += "; a list of paths names any files"
         if listing.container is not None:
             what = f"no images in it as files: pass {images.rstrip('/') + '/' + listing.container!r}"
         raise UsageError(f"images {images!r}: {what}")
@@ -113,6 +114,7 @@ class _Listing:
             return False
         if found.problem is not None:
             self.failures[found.name.rstrip(b"/")] = found.problem
+            self.left_out.closed.add(_format_name(found.name))
         elif not found.name.lower().endswith(_ENDINGS):
             name = _format_name(found.name)
             self.left_out.add(name)

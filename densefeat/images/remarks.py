@@ -24,6 +24,9 @@ class LeftOut:
     def __init__(self) -> None:
         self.others: Counter[str] = Counter()  # files that are not named as images, by extension
         self.hidden: set[str] = set()  # hidden images, and hidden folders with a slash at the end
+        self.closed: set[str] = (
+            set()
+        )  # folders that are not entered; each is an item with the reason, but training shows no items
 
     @classmethod
     def sum(cls, parts: Iterable["LeftOut"]) -> "LeftOut":
@@ -32,6 +35,7 @@ class LeftOut:
         for part in parts:
             total.others += part.others
             total.hidden |= part.hidden
+            total.closed |= part.closed
         return total
 
     def add(self, name: str) -> None:
@@ -54,10 +58,10 @@ class LeftOut:
         counts = [f"{count:,} {extension}" for extension, count in kinds[:_KINDS_NAMED]]
         if rest := sum(count for _, count in kinds[_KINDS_NAMED:]):
             counts.append(f"{rest:,} of other kinds")
-        if self.hidden:
-            names = [printable(name) for name in sorted(self.hidden)]
-            some = ", ".join(names[:_NAMES_NAMED]) + (", …" if len(names) > _NAMES_NAMED else "")
-            counts.append(f"{len(names):,} hidden ({some})")
+        for names, what in ((self.hidden, "hidden"), (self.closed, "not entered")):
+            if names:
+                some = [printable(name) for name in sorted(names)[:_NAMES_NAMED]]
+                counts.append(f"{len(names):,} {what} ({', '.join(some)}{', …' if len(names) > len(some) else ''})")
         return ", ".join(counts)
 
 

@@ -53,7 +53,8 @@ def open_source(
     Args:
         images: A folder; a list of paths (.txt, .lst, .csv, .tsv, .parquet); Parquet files with images in them; a folder that
             datasets' ``save_to_disk`` wrote; tar files in WebDataset's layout; or ``hf:NAME:SPLIT``. Parquet and tar files may
-            be named by a glob, which passes over hidden files, or by braces, ``{000..099}``. All but the saved folder may be addresses that fsspec opens.
+            be named by a glob, which passes over hidden ones, or by braces, ``{000..099}``. All but the saved folder may be
+            addresses that fsspec opens.
         labels: ``"folder"``: the label is the first folder of each key. For a folder.
         label_column: The column with labels; for tar files the extension of the members that hold them.
         image_column: The column with images, or with the paths of a list (``path`` by default).

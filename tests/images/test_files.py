@@ -139,7 +139,7 @@ def test_links_are_followed_on_request_and_loops_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
-def test_linked_folders_are_entries_unless_their_files_are_listed(tmp_path: Path) -> None:
+def test_linked_folders_are_entries_unless_their_files_are_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make(tmp_path, "in/cat/1.png", "out/2.png", "in/.store/3.png", "in/deep/cat/4.png")
     links = {
         "dog": "../out",
@@ -160,6 +160,7 @@ def test_linked_folders_are_entries_unless_their_files_are_listed(tmp_path: Path
         ("dog", None, LINKED),
         ("gone", None, "a symbolic link to nothing"),
     ]
+    assert "left out: 1 .txt, 2 hidden (.hidden/, .store/), 4 not entered (bird/, cat/dog/, dog/, …)" in caplog.text
 
 
 HIDDEN = [
@@ -223,7 +224,7 @@ def test_images_beside_the_folders_have_no_label(
     ("names", "match"),
     [
         (["readme.md"], r"no file with an image's extension \(.jpg"),
-        (["a.avif", "b.avif", ".c.png"], r"\) in it, but 2 .avif, 1 hidden \(.c.png\)$"),
+        (["a.avif", "b.avif", ".c.png"], r"\) in it, but 2 .avif, 1 hidden \(.c.png\); a list of paths names any files$"),
         (["train.parquet", "readme.md"], r"pass '.*folder/\*\.parquet'"),
         (["deep/er/shard-000.TAR"], r"pass '.*folder/deep/er/\*\.TAR'"),
     ],
