@@ -1,5 +1,6 @@
 """From positions of the input to rows of a Parquet file: the batches of one part, decoded, embedded and written."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -10,15 +11,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from densefeat.base import StopRequest, atomic_file, progress_bar, stop_on_signal
+from densefeat.base import StopRequest, atomic_file, printable, progress_bar, stop_on_signal
 from densefeat.errors import DensefeatError
 from densefeat.extraction.batches import Batch, Decoding, choose_batch_size, decode_batches, embed_batches
 from densefeat.extraction.limits import FailureLimit, TooManyFailures
 from densefeat.extraction.plan import Plan
 from densefeat.extraction.settings import ExtractJob
 from densefeat.features import FeatureExtractor
-from densefeat.images import Item
+from densefeat.images import Item, printable_key
 from densefeat.store import EmbeddingWriter, Failure, PartRecord, save_part
+
+_log = logging.getLogger(__name__)
+_KEYS_SHOWN = 3
 
 
 @dataclass
@@ -29,6 +33,27 @@ class RowCounts:
     skipped: int = 0
     failures: list[Failure] = field(default_factory=list)
     too_many: TooManyFailures | None = None  # raised by the batch after the last one that is counted here
+
+
+@dataclass
+class SeveralImages:
+    """A count of the files that have more pages or frames than the one that a row is of, and the keys of some."""
+
+    count: int = 0
+    keys: list[str] = field(default_factory=list)
+
+    def add(self, batch: Batch) -> None:
+        keys = [item.key for item, image in zip(batch.items, batch.images, strict=True) if image.several]
+        self.count += len(keys)
+        self.keys += keys[: _KEYS_SHOWN - len(self.keys)]
+
+    def warn(self) -> None:
+        """Log one line if there are any."""
+        if self.count:
+            names = ", ".join(printable(printable_key(key)) for key in self.keys) + (
+                ", …" if self.count > len(self.keys) else ""
+            )
+            _log.warning("the first of several pages or frames was taken of %s files: %s", f"{self.count:,}", names)
 
 
 @dataclass
@@ -46,6 +71,7 @@ class PartExtractor:
     limit: FailureLimit
     stop: StopRequest
     advance: Callable[[int], None]
+    several: SeveralImages = field(default_factory=SeveralImages)
 
     def extract_part(self, plan: Plan, part: int, record: PartRecord | None) -> PartRecord:
         """Extract one part of the plan, from where its ``record`` says that an earlier run stopped; return its new record.
@@ -103,6 +129,7 @@ class PartExtractor:
                 counts.positions += batch.positions
                 counts.skipped += batch.skipped
                 counts.failures += batch.failures
+                self.several.add(batch)
                 self.advance(batch.positions)
                 if self.stop:
                     break
@@ -118,7 +145,7 @@ def open_part_extractor(job: ExtractJob, total: int | None) -> Iterator[PartExtr
         _decoding_threads(job.threads) as pool,
         progress_bar("extracting", total, job.unit, show=job.ranks.rank == 0) as advance,
     ):
-        yield PartExtractor(
+        extractor = PartExtractor(
             extractor=job.extractor,
             schema=job.schema,
             dtype=job.dtype,
@@ -131,6 +158,8 @@ def open_part_extractor(job: ExtractJob, total: int | None) -> Iterator[PartExtr
             stop=stop,
             advance=advance,
         )
+        yield extractor
+    extractor.several.warn()
 
 
 @contextmanager

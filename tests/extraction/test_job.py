@@ -47,6 +47,22 @@ def test_rows_are_the_extractors_features(photo_folder: Path, tmp_path: Path, sm
     assert sorted(os.listdir(tmp_path)) == ["e.failures.jsonl", "e.parquet", "photos"]
 
 
+def test_files_with_more_than_one_image_are_said(
+    photographs: list[Image.Image], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a whole image and of its tiles once; files with one image are not counted."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    first, second = (photographs[i].crop((0, 0, 200, 130)) for i in (0, 7))
+    for name in ("a.gif", "b.tif", "c.webp", "d.png"):
+        first.save(folder / name, save_all=True, append_images=[second])
+    first.save(folder / "e.tif")
+    for options in ({}, {"tile": 64, "stride": 50}):
+        caplog.clear()
+        densefeat.extract(folder, tmp_path / f"{len(options)}.parquet", BUNDLED, blocks=1, image_size=32, **options)
+        assert "the first of several pages or frames was taken of 4 files: a.gif, b.tif, c.webp, …" in caplog.text
+
+
 def test_provenance(photo_folder: Path, tmp_path: Path) -> None:
     result = densefeat.extract(
         photo_folder, tmp_path / "e.parquet", BUNDLED, blocks="1,3", tap="raw", pool=["avg", "max"], image_size=48
