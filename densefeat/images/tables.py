@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 _BATCH_BYTES, _BATCH_ROWS = 2**25, 1024  # read at a time, whichever is reached first
 _CACHE_BYTES = 2**29  # of encoded images that one reader keeps
 _MAX_ROWS = 10**9  # of one file: its keys alone would fill tens of gigabytes
+_MAX_REFUSED_ROWS = 10**7  # of one file without images
 _BUFFER = 2**20  # bytes; with a buffer pyarrow reads a row group page by page, not as a whole
 _Batch = tuple[pa.RecordBatch, list[str] | None]  # rows, and names of the label's classes
 
@@ -261,12 +262,17 @@ def _choose_file_columns(file: TableFile, schema: pa.Schema, columns: ImageColum
     """Return the file with its columns, or with an error if it has no images where other files have them."""
     image, label = (-1 if column is None else schema.get_field_index(column) for column in (columns.image, columns.label))
     if image < 0:
-        return replace(file, error=f"no column {columns.image!r}: it has {', '.join(schema.names)}")
+        return _refuse_rows(file, f"no column {columns.image!r}: it has {', '.join(schema.names)}")
     dtype = schema.field(image).type
     if not is_image(dtype):
-        return replace(file, error=f"column {columns.image!r} holds {dtype}, unlike that of other files")
+        return _refuse_rows(file, f"column {columns.image!r} holds {dtype}, unlike that of other files")
     leaf = f"{columns.image}.bytes" if is_struct(dtype) else columns.image
     return replace(file, leaf=leaf, label=columns.label if label >= 0 and is_label(schema.field(label).type) else None)
+
+
+def _refuse_rows(file: TableFile, reason: str) -> TableFile:
+    """Return the file with an error for each of its rows, or for itself if a crafted footer promises too many."""
+    return replace(file, error=reason) if file.length <= _MAX_REFUSED_ROWS else _make_unreadable_file(file.name, reason)
 
 
 def _open_table(handle: BinaryIO, **options: Any) -> pq.ParquetFile:

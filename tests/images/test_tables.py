@@ -238,6 +238,12 @@ def test_crafted_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     many = write(tmp_path / "many.parquet", {"image": pa.array([b"x"] * 1001)})
     with pytest.raises(UsageError, match="a Parquet file of 1,001 rows: at most 1,000 are read"):
         open_source(many)
+    monkeypatch.setattr("densefeat.images.tables._MAX_REFUSED_ROWS", 2)
+    write(tmp_path / "x/a.parquet", {"image": [b"x"]})
+    for count, name in enumerate("bc", 2):
+        write(tmp_path / f"x/{name}.parquet", {"text": ["y"] * count})
+    keys = open_source(f"{tmp_path}/x/*.parquet").keys().to_pylist()
+    assert keys == [b"a.parquet#0", b"b.parquet#0", b"b.parquet#1", b"c.parquet"]
 
 
 @pytest.fixture
