@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.folders import MAX_BYTES, Folder, Found, LocalFolder, leaves_folder
-from densefeat.images.remarks import LeftOut, warn_of_missing_labels
+from densefeat.images.remarks import LeftOut
 from densefeat.images.rows import (
     check_column,
     describe_columns,
@@ -80,10 +80,7 @@ def open_folder(folder: Folder, images: str, labels: str | None = None) -> Image
     keys = keys.take(pc.array_sort_indices(keys))
     positions = pc.index_in(pa.array(listing.failures, pa.large_binary()), keys).to_pylist()
     failures = dict(zip(positions, listing.failures.values(), strict=True))
-    label_values = _label_by_folder(keys) if labels else None
-    if label_values is not None:
-        warn_of_missing_labels(images, keys, label_values, failures, "the first folder of its path, class/image.jpg")
-    return ImageFiles(folder, keys, label_values, failures)
+    return ImageFiles(folder, keys, _label_by_folder(keys) if labels else None, failures)
 
 
 class _Listing:

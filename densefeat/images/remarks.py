@@ -1,17 +1,15 @@
 """Remarks to the user, one line each, on what the rows do not show: files that are left out, and images without a label."""
 
 import logging
-import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 import numpy as np
-import pyarrow as pa
 
 from densefeat.base import printable
-from densefeat.images.stream import printable_key
+from densefeat.images.stream import IndexedSource, printable_key
 
 _log = logging.getLogger(__name__)
 _EXTENSION = re.compile(r"\.(?!\d+$)\w{1,8}")  # other endings are part of a name, such as of a version or a date
@@ -65,14 +63,12 @@ class LeftOut:
         return ", ".join(counts)
 
 
-def warn_of_missing_labels(
-    images: str, keys: pa.LargeBinaryArray, labels: pa.LargeStringArray, failures: Collection[int], meaning: str
-) -> None:
-    """Log how many images have no label, if any; ``failures``: positions that do not count; ``meaning``: what a label is."""
-    without = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
-    without = np.setdiff1d(without, np.array(list(failures), np.int64))
-    total = len(labels) - len(failures)
+def warn_of_missing_labels(images: str, source: IndexedSource, meaning: str) -> None:
+    """Log how many images have no label, if any; ``images``: what the user named; ``meaning``: what a label is."""
+    without = np.flatnonzero(source.label_values().is_null().to_numpy(zero_copy_only=False))
+    without = np.setdiff1d(without, np.array(list(source.failures), np.int64))
+    total = source.length - len(source.failures)
     if len(without):
         count = "no image has a label" if len(without) == total else f"{len(without):,} of {total:,} images have no label"
-        example = printable_key(os.fsdecode(keys[int(without[0])].as_py()))
+        example = printable_key(source.key(int(without[0])))
         _log.warning("images %r: %s, such as %r: a label is %s", images, count, example, meaning)

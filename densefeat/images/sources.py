@@ -10,6 +10,7 @@ from densefeat.images.addresses import Address, is_remote, parse_address
 from densefeat.images.files import DELIMITERS, EXTENSIONS, TEXTS, open_folder, open_list
 from densefeat.images.folders import LocalFolder
 from densefeat.images.hub import download_split, open_saved, stream_split
+from densefeat.images.remarks import warn_of_missing_labels
 from densefeat.images.rows import check_column, is_text, list_image_columns
 from densefeat.images.stream import RandomAccess, Source
 from densefeat.images.tables import open_tables, read_footer
@@ -150,7 +151,10 @@ def _open_folder_input(address: Address, options: Options) -> Source:
     folder = address.folder(follow_links=options.follow_links, listed=True)
     if isinstance(folder, LocalFolder) and not os.access(folder.root, os.R_OK | os.X_OK):
         raise UsageError(f"images {address.text!r}: no permission to read this folder")
-    return open_folder(folder, address.text, "folder" if options.training else options.labels)
+    files = open_folder(folder, address.text, "folder" if options.training else options.labels)
+    if options.labels:
+        warn_of_missing_labels(address.text, files, "the first folder of its path, class/image.jpg")
+    return files
 
 
 def _list_splits(address: Address) -> str:
@@ -171,7 +175,11 @@ def _open_files_input(address: Address, options: Options) -> Source:
     names = [path[len(root) + 1 :] for path in paths]
     if address.name.lower().endswith(".tar"):
         options.allow(address.text, "tar files", "label_column")
-        return open_tars(address.folder(root, follow_links=True), names, address.text, options.choose_label_column("cls"))
+        tars = open_tars(address.folder(root, follow_links=True), names, address.text, options.choose_label_column("cls"))
+        if options.label_column and not options.training:  # training leaves such images out, and says so itself
+            meaning = f"a member named like its image, with the extension {options.label_column!r}"
+            warn_of_missing_labels(address.text, tars, meaning)
+        return tars
     if len(paths) == 1 and _is_list(address, options.image_column):
         return _open_list_input(address, options)
     options.allow(address.text, "Parquet files with images", "label_column", "image_column")

@@ -16,7 +16,7 @@ from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.files import EXTENSIONS
 from densefeat.images.folders import Folder, is_hidden, leaves_folder
-from densefeat.images.remarks import LeftOut, warn_of_missing_labels
+from densefeat.images.remarks import LeftOut
 from densefeat.images.stream import ImageItem, IndexedSource, printable_key
 
 _MAX_LABEL_BYTES = 1000
@@ -239,7 +239,7 @@ def open_tars(folder: Folder, shards: list[str], images: str, label_column: str 
 
     ``label_column``: the extension of members that hold labels. A label is that of the images which are named like its member
     up to one of their dots. Links to members of the same archive are read. A member that is not readable, and the rest of a
-    damaged tar file, is an item that cannot be read; images of other formats and without a label are logged.
+    damaged tar file, is an item that cannot be read; images of other formats are logged.
     Raises UsageError where no image can be read, or there is no label.
     """
     indexes = [_index_tar(folder, shard, label_column).pack() for shard in shards]
@@ -263,9 +263,6 @@ def open_tars(folder: Folder, shards: list[str], images: str, label_column: str 
             extensions = ", ".join(sorted(set().union(*(index.extensions for index in indexes)))[:_EXTENSIONS_NAMED])
             problem = f"no member with the extension {label_column!r} is named like an image: there are {extensions}"
             raise UsageError(f"images {images!r}: {problem}")
-        warn_of_missing_labels(
-            images, keys, labels, failures, f"a member named like its image, with the extension {label_column!r}"
-        )
     return TarMembers(
         folder,
         keys,

@@ -215,7 +215,7 @@ def test_a_hidden_folder_that_the_user_names_is_read(tmp_path: Path) -> None:
 def test_images_beside_the_folders_have_no_label(
     names: list[str], said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = open_files(make(tmp_path, *names), "folder")
+    source = open_source(make(tmp_path, *names), labels="folder")
     assert [label for _, label, _ in read_source(source)] == [name.split("/")[0] if "/" in name else None for name in names]
     assert (said in caplog.text) if said else not caplog.records
 
