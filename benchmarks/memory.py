@@ -50,8 +50,8 @@ def build(network: str, way: str, device: str) -> nn.Module:
 
 
 def checkpointed_forward(layer: DenseLayer, features: list[torch.Tensor], _: list[torch.Tensor]) -> torch.Tensor:
-    x = checkpoint(lambda *xs: layer.conv1(layer.norm1(torch.cat(xs, 1))), *features, use_reentrant=False)
-    return layer.conv2(layer.norm2(x))
+    x = checkpoint(lambda *xs: layer.conv1(layer.act1(layer.norm1(torch.cat(xs, 1)))), *features, use_reentrant=False)
+    return layer.conv2(layer.act2(layer.norm2(x)))
 
 
 def make_images(network: str, count: int, device: str) -> torch.Tensor:

@@ -27,6 +27,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import yaml
+from timm.layers import BatchNormAct2d
 from timm.models.densenet import DenseNet as TimmDenseNet
 from torch import nn
 
@@ -67,7 +68,12 @@ def build(network: str, code: str) -> nn.Module:
     layers = dict(ours.named_modules())
     for name, module in list(timms.named_modules()):
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.MaxPool2d | nn.AvgPool2d | nn.Linear):
-            timms.set_submodule(name, copy.deepcopy(layers.get(name, nn.Identity())))
+            layer = copy.deepcopy(layers.get(name, nn.Identity()))
+            if isinstance(layer, nn.BatchNorm2d):  # timm's norms contain the ReLU
+                norm = BatchNormAct2d(layer.num_features)
+                norm.load_state_dict(layer.state_dict())
+                layer = norm
+            timms.set_submodule(name, layer)
     return timms.train()
 
 

@@ -1,7 +1,7 @@
 from .base import StagedNet, he_init
 from .deluge_net import Bottleneck, CompositeLayer, CrossLayerDepthwise, DelugeBlock, DelugeNet
 from .dense_net import DenseBlock, DenseLayer, DenseNet, Transition
-from .efficient import has_hooks, is_plain_conv, is_plain_norm
+from .efficient import has_hooks, is_affine_norm, is_plain_conv
 from .flops import count_flops, count_network_flops
 from .weights import file_sha256, load_weights, read_state_dict, set_state_dict, state_sha256
 from .zoo import BUNDLED, VARIANTS
@@ -24,8 +24,8 @@ __all__ = [
     "file_sha256",
     "has_hooks",
     "he_init",
+    "is_affine_norm",
     "is_plain_conv",
-    "is_plain_norm",
     "load_weights",
     "read_state_dict",
     "set_state_dict",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, create_classifier, get_device_dtype
+from timm.layers import create_classifier, get_device_dtype
 from timm.models._features import feature_take_indices
 from torch import nn
 
@@ -16,7 +16,8 @@ def _make_imagenet_stem(in_chans: int, width: int, **dd: Any) -> OrderedDict[str
     """Make a 7×7 convolution of stride 2, BN, ReLU, 3×3 max pool of stride 2."""
     return OrderedDict(
         conv0=nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False, **dd),
-        norm0=BatchNormAct2d(width, **dd),
+        norm0=nn.BatchNorm2d(width, **dd),
+        act0=nn.ReLU(),
         pool0=nn.MaxPool2d(3, stride=2, padding=1),
     )
 
@@ -36,7 +37,7 @@ class Stem:
     reduction: int
 
 
-STEMS = {"imagenet": Stem(_make_imagenet_stem, "norm0", 2, 4), "cifar": Stem(_make_cifar_stem, "conv0", 1, 1)}
+STEMS = {"imagenet": Stem(_make_imagenet_stem, "act0", 2, 4), "cifar": Stem(_make_cifar_stem, "conv0", 1, 1)}
 
 
 def he_init(module: nn.Module) -> None:
@@ -55,6 +56,10 @@ class StagedNet(nn.Module):
     A subclass builds ``features`` and passes it to :meth:`_assemble` with ``feature_info``, timm's list of
     ``dict(num_chs, reduction, module)``, whose modules are direct children of ``features``, and with ``block_taps``: for each
     kind of tap (``norm``, ``raw``) and each block the module whose output :class:`densefeat.FeatureExtractor` reads.
+
+    Norms and ReLUs are modules of torch's own types, each by itself, so that a program may replace the one (by a synchronised
+    or frozen norm, say) and the other stays. No ReLU works in place: what a module returned is never overwritten, and hooks may
+    keep it.
     """
 
     def _assemble(

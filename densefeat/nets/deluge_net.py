@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import nn
 
 from densefeat.nets.base import STEMS, StagedNet
-from densefeat.nets.efficient import norm_relu_conv, widen
+from densefeat.nets.efficient import has_hooks, is_affine_norm, norm_relu_conv, widen
 
 
 class DelugeNet(StagedNet):
@@ -146,9 +145,9 @@ class CompositeLayer(nn.Module):
         if aggregate.folds():
             x = rest.conv1(rest.act1(aggregate(outputs)))
         else:
-            x = norm_relu_conv([aggregate.sum_of_norms(outputs)], aggregate.norm, rest.conv1, rest.act1)
-        x = norm_relu_conv([x], rest.norm2, rest.conv2)
-        return norm_relu_conv([x], rest.norm3, rest.conv3)
+            x = norm_relu_conv([aggregate.sum_of_norms(outputs)], aggregate.norm, rest.act1, rest.conv1)
+        x = norm_relu_conv([x], rest.norm2, rest.act2, rest.conv2)
+        return norm_relu_conv([x], rest.norm3, rest.act3, rest.conv3)
 
 
 class CrossLayerDepthwise(nn.Module):
@@ -156,7 +155,8 @@ class CrossLayerDepthwise(nn.Module):
 
     ``out[c] = BN(Σ_i (w_i[c] · BN_i(h_i)[c] + b_i[c]))``, for a list of n tensors ``(N, channels, H, W)`` to one such tensor;
     w_i start at 1/n, b_i at 0. In eval mode all n + 1 norms are folded into one weighted sum, whose weights every
-    call computes from the current parameters and statistics. Source: DelugeNets, section 3.2.
+    call computes from the current parameters and statistics. Norms of other kinds, without weights or statistics, in training
+    mode or with hooks are called as modules instead. Source: DelugeNets, section 3.2.
     """
 
     def __init__(self, channels: int, num_inputs: int, device: Any = None, dtype: Any = None) -> None:
@@ -174,7 +174,13 @@ class CrossLayerDepthwise(nn.Module):
         return self.norm(self.sum_of_norms(outputs))
 
     def folds(self) -> bool:
-        return self.num_inputs > 1 and not self.training and not self.norm.training
+        if self.num_inputs == 1 or self.training:
+            return False
+        return torch.jit.is_scripting() or self.has_affine_norms()
+
+    @torch.jit.unused
+    def has_affine_norms(self) -> bool:
+        return all(is_affine_norm(norm) and not norm.training and not has_hooks(norm) for norm in (*self.norms, self.norm))
 
     def sum_of_norms(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         """Compute the input of the last norm: ``Σ_i (w_i[c] · BN_i(h_i)[c] + b_i[c])``."""
@@ -214,11 +220,13 @@ class Bottleneck(nn.Sequential):
 
     def __init__(self, in_channels: int, width: int, **dd: Any) -> None:
         super().__init__()
-        self.act1 = nn.ReLU(inplace=True)
+        self.act1 = nn.ReLU()
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False, **dd)
-        self.norm2 = BatchNormAct2d(width, **dd)
+        self.norm2 = nn.BatchNorm2d(width, **dd)
+        self.act2 = nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False, **dd)
-        self.norm3 = BatchNormAct2d(width, **dd)
+        self.norm3 = nn.BatchNorm2d(width, **dd)
+        self.act3 = nn.ReLU()
         self.conv3 = nn.Conv2d(width, 2 * width, 1, bias=False, **dd)
 
 

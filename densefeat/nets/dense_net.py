@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import nn
 
@@ -77,15 +76,16 @@ class DenseNet(StagedNet):
             taps["raw"].append(f"features.denseblock{i}")
             if i < len(block_config):
                 info.append(dict(num_chs=channels, reduction=reduction, module=f"features.denseblock{i}"))
-                taps["norm"].append(f"features.transition{i}.norm")
+                taps["norm"].append(f"features.transition{i}.act")
                 compressed = math.floor(channels * compression + 1e-9)  # 0.57 · 100 is 56.99… in floats
                 if compressed < 1:
                     raise ValueError(f"compression={compression}: keeps none of {channels} channels in transition {i}")
                 stages[f"transition{i}"] = Transition(channels, compressed, proj_drop_rate, **dd)
                 channels, reduction = compressed, reduction * 2
-        stages["norm5"] = BatchNormAct2d(channels, **dd)  # torchvision's name, whatever the number of blocks
-        info.append(dict(num_chs=channels, reduction=reduction, module="features.norm5"))
-        taps["norm"].append("features.norm5")
+        stages["norm5"] = nn.BatchNorm2d(channels, **dd)  # torchvision's name, whatever the number of blocks
+        stages["act5"] = nn.ReLU()
+        info.append(dict(num_chs=channels, reduction=reduction, module="features.act5"))
+        taps["norm"].append("features.act5")
 
         self._assemble(nn.Sequential(stages), info, taps, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.set_grad_checkpointing(memory_efficient)
@@ -139,15 +139,17 @@ class DenseLayer(nn.Module):
         self, num_input_features: int, growth_rate: int, bottleneck: bool, bn_size: int, proj_drop_rate: float, **dd: Any
     ) -> None:
         super().__init__()
-        self.norm1 = BatchNormAct2d(num_input_features, **dd)
+        self.norm1 = nn.BatchNorm2d(num_input_features, **dd)
+        self.act1 = nn.ReLU()
         if bottleneck:
             width = bn_size * growth_rate
             self.conv1 = nn.Conv2d(num_input_features, width, 1, bias=False, **dd)
-            self.norm2: nn.Module = BatchNormAct2d(width, **dd)
+            self.norm2: nn.Module = nn.BatchNorm2d(width, **dd)
+            self.act2: nn.Module = nn.ReLU()
             self.conv2: nn.Module = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False, **dd)
         else:
             self.conv1 = nn.Conv2d(num_input_features, growth_rate, 3, padding=1, bias=False, **dd)
-            self.norm2 = self.conv2 = nn.Identity()
+            self.norm2 = self.act2 = self.conv2 = nn.Identity()
         self.bottleneck = bottleneck
         self.proj_drop_rate = proj_drop_rate
         self.memory_efficient = False
@@ -155,17 +157,17 @@ class DenseLayer(nn.Module):
     def forward(self, features: list[torch.Tensor], statistics: list[torch.Tensor] | None = None) -> torch.Tensor:
         if self.memory_efficient and not torch.jit.is_scripting() and torch.is_grad_enabled():
             return self.efficient_forward(features, statistics)
-        x = F.dropout(self.conv1(self.norm1(torch.cat(features, 1))), self.proj_drop_rate, self.training)
+        x = F.dropout(self.conv1(self.act1(self.norm1(torch.cat(features, 1)))), self.proj_drop_rate, self.training)
         if self.bottleneck:
-            x = F.dropout(self.conv2(self.norm2(x)), self.proj_drop_rate, self.training)
+            x = F.dropout(self.conv2(self.act2(self.norm2(x))), self.proj_drop_rate, self.training)
         return x
 
     @torch.jit.unused
     def efficient_forward(self, features: list[torch.Tensor], statistics: list[torch.Tensor] | None) -> torch.Tensor:
-        x = norm_relu_conv(features, self.norm1, self.conv1, statistics=statistics)
+        x = norm_relu_conv(features, self.norm1, self.act1, self.conv1, statistics)
         x = F.dropout(x, self.proj_drop_rate, self.training)
         if self.bottleneck:
-            x = F.dropout(norm_relu_conv([x], self.norm2, self.conv2), self.proj_drop_rate, self.training)
+            x = F.dropout(norm_relu_conv([x], self.norm2, self.act2, self.conv2), self.proj_drop_rate, self.training)
         return x
 
 
@@ -174,7 +176,8 @@ class Transition(nn.Sequential):
 
     def __init__(self, num_input_features: int, num_output_features: int, proj_drop_rate: float, **dd: Any) -> None:
         super().__init__()
-        self.norm = BatchNormAct2d(num_input_features, **dd)
+        self.norm = nn.BatchNorm2d(num_input_features, **dd)
+        self.act = nn.ReLU()
         self.conv = nn.Conv2d(num_input_features, num_output_features, 1, bias=False, **dd)
         self.drop = nn.Dropout(proj_drop_rate)
         self.pool = nn.AvgPool2d(2, 2)
@@ -184,12 +187,12 @@ class Transition(nn.Sequential):
         if self.memory_efficient and not torch.jit.is_scripting() and torch.is_grad_enabled():
             x = self.efficient_conv(x)
         else:
-            x = self.conv(self.norm(x))
+            x = self.conv(self.act(self.norm(x)))
         return self.pool(self.drop(x))
 
     @torch.jit.unused
     def efficient_conv(self, x: torch.Tensor) -> torch.Tensor:
-        return norm_relu_conv([x], self.norm, self.conv)
+        return norm_relu_conv([x], self.norm, self.act, self.conv)
 
 
 def _check_structure(growth_rate: int, block_config: Sequence[int], bn_size: int, compression: float, stem_type: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -18,29 +17,27 @@ from torch.autograd.function import once_differentiable
 def norm_relu_conv(
     features: list[torch.Tensor],
     norm: nn.Module,
+    act: nn.Module,
     conv: nn.Module,
-    act: nn.Module | None = None,
     statistics: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Compute ``conv(relu(norm(torch.cat(features, 1))))`` and store only the inputs for the backward pass.
+    """Compute ``conv(act(norm(torch.cat(features, 1))))`` and store only the inputs for the backward pass.
 
-    Gradients are first order. Norms other than BatchNorm2d and timm's BatchNormAct2d with ReLU (synchronised, frozen, replaced
-    ones), convolutions other than a plain Conv2d without bias, and modules with hooks are called as modules: the result is
-    the same, and intermediate results are stored.
+    Gradients are first order. Norms other than BatchNorm2d (synchronised, frozen, replaced ones), activations other than ReLU,
+    convolutions other than a plain Conv2d without bias, and modules with hooks are called as modules: the result is the same,
+    and intermediate results are stored.
 
     Args:
         features: Tensors ``(N, C_i, H, W)``, whose channels add up to the norm's.
-        act: The ReLU module after ``norm``; None where ``norm`` contains it.
         statistics: The results of :func:`_compute_batch_statistics` for the first of ``features``; those of the others are
             appended where they are needed. The layers of a block share one such list.
 
     Raises:
         ValueError: One value per channel in training mode.
     """
-    if not (is_plain_norm(norm, act) and is_plain_conv(conv)):
-        x = norm(torch.cat(features, 1))
-        return conv(x if act is None else act(x))
-    assert isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d)  # noqa: PT018  (for mypy)
+    if type(norm) is not nn.BatchNorm2d or type(act) is not nn.ReLU or has_hooks(norm, act) or not is_plain_conv(conv):
+        return conv(act(norm(torch.cat(features, 1))))
+    assert isinstance(conv, nn.Conv2d)  # for mypy
     from_batch = norm.training or norm.running_mean is None
     if from_batch:
         variance, mean = _collect_statistics(features, [] if statistics is None else statistics).unbind()
@@ -156,10 +153,14 @@ def _update_running_statistics(norm: nn.BatchNorm2d, variance: torch.Tensor, mea
     norm.running_var.lerp_((variance * (values / (values - 1))).to(norm.running_var.dtype), momentum)
 
 
-def is_plain_norm(norm: nn.Module, act: nn.Module | None) -> bool:
-    if type(norm) is BatchNormAct2d and act is None:
-        return type(norm.act) is nn.ReLU and type(norm.drop) is nn.Identity and not has_hooks(norm, norm.act)
-    return type(norm) is nn.BatchNorm2d and type(act) is nn.ReLU and not has_hooks(norm, act)
+def is_affine_norm(norm: nn.Module) -> bool:
+    """Check whether a norm in eval mode is ``(x - running_mean) / sqrt(running_var + eps) * weight + bias``.
+
+    That is a BatchNorm, synchronised or not, with weights and statistics.
+    """
+    if type(norm) is nn.BatchNorm2d or type(norm) is nn.SyncBatchNorm:
+        return norm.running_mean is not None and norm.running_var is not None and norm.weight is not None
+    return False
 
 
 def is_plain_conv(conv: nn.Module) -> bool:

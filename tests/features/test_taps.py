@@ -30,7 +30,7 @@ def test_blocks(blocks, names: list[str], model: nn.Module) -> None:
 
 
 def test_modules_of_the_two_taps(model: nn.Module) -> None:
-    norm = ["features.transition1.norm", "features.transition2.norm", "features.transition3.norm", "features.norm5"]
+    norm = ["features.transition1.act", "features.transition2.act", "features.transition3.act", "features.act5"]
     assert [tap.module for tap in find_taps(model, "all", "norm")] == norm
     assert [tap.module for tap in find_taps(model, "all", "raw")] == [f"features.denseblock{i}" for i in (1, 2, 3, 4)]
 

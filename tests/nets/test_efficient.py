@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from timm.layers import BatchNormAct2d
 from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
 
@@ -110,9 +109,9 @@ def timms_frozen_norms(model: nn.Module) -> None:
 
 
 def other_activations(model: nn.Module) -> None:
-    for norm in norms(model):
-        if isinstance(norm, BatchNormAct2d):
-            norm.act = nn.SiLU()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.ReLU):
+            model.set_submodule(name, nn.SiLU())
 
 
 def other_convolutions(model: nn.Module) -> None:
@@ -392,8 +391,8 @@ def test_gradients_are_of_first_order() -> None:
 def test_mixed_types_are_concatenated_as_torch_does() -> None:
     conv = nn.Conv2d(5, 2, 1, bias=False)
     features = [torch.randn(2, 2, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4).bfloat16().requires_grad_()]
-    expected = conv(BatchNormAct2d(5)(torch.cat(features, 1)))
-    results = norm_relu_conv(features, BatchNormAct2d(5), conv)
+    expected = conv(nn.BatchNorm2d(5)(torch.cat(features, 1)).relu())
+    results = norm_relu_conv(features, nn.BatchNorm2d(5), nn.ReLU(), conv)
     torch.testing.assert_close(results, expected)
     gradients = [torch.autograd.grad(out.square().sum(), features) for out in (results, expected)]
     torch.testing.assert_close(*gradients)
@@ -403,4 +402,4 @@ def test_mixed_types_are_concatenated_as_torch_does() -> None:
 def test_one_value_per_channel_is_refused() -> None:
     x = torch.zeros(1, 3, 1, 1, requires_grad=True)
     with pytest.raises(ValueError, match=r"input of shape \(1, 3, 1, 1\): BatchNorm in training needs more than 1 value"):
-        norm_relu_conv([x], BatchNormAct2d(3), nn.Conv2d(3, 2, 1, bias=False))
+        norm_relu_conv([x], nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1, bias=False))

@@ -17,8 +17,8 @@ from densefeat.nets import (
     DenseNet,
     Transition,
     has_hooks,
+    is_affine_norm,
     is_plain_conv,
-    is_plain_norm,
 )
 
 _Rule = Callable[[Any], bool]
@@ -59,7 +59,7 @@ def _list_feature_rules(model: DenseNet | DelugeNet) -> dict[str, _Rule]:
     imagenet = "norm0" in names
     rules = {"conv0": _is_conv(7, 2, 3) if imagenet else _is_conv(3, 1, 1)}
     if imagenet:
-        rules |= {"norm0": _is_norm_relu, "pool0": _is_max_pool}
+        rules |= {"norm0": is_affine_norm, "act0": _is_a(nn.ReLU), "pool0": _is_max_pool}
     if isinstance(model, DelugeNet):
         count = sum(name.startswith("block") for name in names)
         return rules | {f"block{i}": _is_a(DelugeBlock) for i in range(1, count + 1)} | {"act": _is_a(nn.ReLU)}
@@ -68,7 +68,7 @@ def _list_feature_rules(model: DenseNet | DelugeNet) -> dict[str, _Rule]:
         rules[f"denseblock{i}"] = _is_a(DenseBlock)
         if i < count:
             rules[f"transition{i}"] = _is_a(Transition)
-    return rules | {"norm5": _is_norm_relu}
+    return rules | {"norm5": is_affine_norm, "act5": _is_a(nn.ReLU)}
 
 
 def _list_rules(module: Any) -> dict[str, _Rule] | None:
@@ -76,43 +76,34 @@ def _list_rules(module: Any) -> dict[str, _Rule] | None:
     if isinstance(module, DenseBlock):
         return {name: _is_a(DenseLayer) for name in module}
     if isinstance(module, DenseLayer) and module.bottleneck:
-        return {"norm1": _is_norm_relu, "conv1": _is_conv(1, 1, 0), "norm2": _is_norm_relu, "conv2": _is_conv(3, 1, 1)}
+        return _list_triple_rules("1", _is_conv(1, 1, 0)) | _list_triple_rules("2", _is_conv(3, 1, 1))
     if isinstance(module, DenseLayer):
-        return {"norm1": _is_norm_relu, "conv1": _is_conv(3, 1, 1), "norm2": _is_a(nn.Identity), "conv2": _is_a(nn.Identity)}
+        return _list_triple_rules("1", _is_conv(3, 1, 1)) | dict.fromkeys(("norm2", "act2", "conv2"), _is_a(nn.Identity))
     if isinstance(module, Transition):
-        return {"norm": _is_norm_relu, "conv": _is_conv(1, 1, 0), "drop": _is_a(nn.Dropout), "pool": _is_average_pool}
+        return _list_triple_rules("", _is_conv(1, 1, 0)) | {"drop": _is_a(nn.Dropout), "pool": _is_average_pool}
     if isinstance(module, DelugeBlock):
         layers = {f"layers.{i}": _is_a(CompositeLayer) for i in range(len(module.layers))}
         return {"opener": _is_opener, **layers, "aggregate": _is_a(CrossLayerDepthwise)}
     if isinstance(module, CompositeLayer):
         return {"aggregate": _is_a(CrossLayerDepthwise), "bottleneck": _is_a(Bottleneck)}
     if isinstance(module, CrossLayerDepthwise):
-        norms: dict[str, _Rule] = {f"norms.{i}": _is_norm for i in range(len(module.norms))}
-        return (norms or {"norms": _is_a(nn.ModuleList)}) | {"norm": _is_norm}
+        norms: dict[str, _Rule] = {f"norms.{i}": is_affine_norm for i in range(len(module.norms))}
+        return (norms or {"norms": _is_a(nn.ModuleList)}) | {"norm": is_affine_norm}
     if isinstance(module, Bottleneck):
-        return {
-            "act1": _is_a(nn.ReLU), "conv1": _is_conv(1, 1, 0), "norm2": _is_norm_relu, "conv2": _is_conv(3, 1, 1),
-            "norm3": _is_norm_relu, "conv3": _is_conv(1, 1, 0),
-        }  # fmt: skip
+        first = {"act1": _is_a(nn.ReLU), "conv1": _is_conv(1, 1, 0)}
+        return first | _list_triple_rules("2", _is_conv(3, 1, 1)) | _list_triple_rules("3", _is_conv(1, 1, 0))
     if type(module) is nn.Sequential:  # the opener of a CIFAR DelugeNet
-        return {"norm": _is_norm, "bottleneck": _is_a(Bottleneck)}
+        return {"norm": is_affine_norm, "bottleneck": _is_a(Bottleneck)}
     return None
+
+
+def _list_triple_rules(number: str, conv: _Rule) -> dict[str, _Rule]:
+    """Return rules for a norm, a ReLU and a convolution of one number."""
+    return {f"norm{number}": is_affine_norm, f"act{number}": _is_a(nn.ReLU), f"conv{number}": conv}
 
 
 def _is_a(kind: type) -> _Rule:
     return lambda module: type(module) is kind
-
-
-def _is_norm_relu(module: Any) -> bool:
-    return is_plain_norm(module, None) and _has_statistics(module)
-
-
-def _is_norm(module: Any) -> bool:
-    return type(module) is nn.BatchNorm2d and _has_statistics(module)
-
-
-def _has_statistics(norm: nn.BatchNorm2d) -> bool:
-    return norm.running_var is not None and norm.weight is not None
 
 
 def _is_conv(kernel: int, stride: int, padding: int) -> _Rule:

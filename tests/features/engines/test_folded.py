@@ -1,12 +1,15 @@
 """Folding: the folded networks give the same numbers, and networks with unknown parts are refused."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from densefeat.features.engines.foldable import NotFoldable, check_foldable
 from densefeat.features.engines.folded import (
@@ -63,6 +66,14 @@ def test_sum_of_all_norms() -> None:
     torch.testing.assert_close(y, aggregate(list(outputs)))
 
 
+@pytest.mark.parametrize("make", [dense, deluge])
+def test_synchronised_norms_fold_alike(make: Callable[[], nn.Module]) -> None:
+    folded = [fold_network(model) for model in (make(), nn.SyncBatchNorm.convert_sync_batchnorm(make()))]
+    plain, converted = ([part for part in tree_leaves(asdict(network)) if isinstance(part, torch.Tensor)] for network in folded)
+    assert len(plain) > 20
+    torch.testing.assert_close(converted, plain, rtol=0, atol=0)
+
+
 def test_numbers_are_copies_in_float64() -> None:
     model = dense()
     network = fold_network(model)
@@ -111,7 +122,9 @@ def change_attributes(model: nn.Module, name: str, **values: object) -> nn.Modul
         replace_part(dense(), "pool0", nn.Identity()),
         replace_part(dense(), "pool0", nn.AvgPool2d(3, 2, 1)),
         replace_part(dense(), "norm0", nn.Identity()),
-        replace_part(dense(), "norm5", nn.BatchNorm2d(63)),
+        replace_part(dense(), "norm5", BatchNormAct2d(63)),
+        replace_part(dense(), "act5", nn.SiLU()),
+        replace_part(deluge(), "block1.layers.0.bottleneck.act3", nn.Identity()),
         replace_part(dense(), "transition1.pool", nn.MaxPool2d(2, 2)),
         replace_part(dense(), "transition1.conv", nn.Conv2d(60, 30, 3, padding=1, bias=False)),
         replace_part(dense(), "denseblock1.denselayer1.conv2", nn.Conv2d(48, 12, 5, padding=2, bias=False)),
