@@ -110,8 +110,7 @@ def _load_from_run(folder: str | Path, weights: str | Path | None, head: bool) -
             model.pretrained_cfg["label_names"] = run.classes  # type: ignore[index, operator, assignment]
     else:
         model = make_backbone(run, num_classes=0)
-        tensors = {key: value for key, value in read_state_dict(file).items() if key.startswith(_BACKBONE)}
-        set_state_dict(model, {key.removeprefix(_BACKBONE): value for key, value in tensors.items()}, file)
+        set_state_dict(model, {k: value for k, value in read_state_dict(file).items() if k.startswith(_BACKBONE)}, file)
         sha256 = file_sha256(file)
     return LoadedNetwork(model.eval(), str(run.path.resolve()), str(file.resolve()), sha256, None, file, run)
 

@@ -1,9 +1,10 @@
 from .base import StagedNet, he_init
+from .checkpoint_file import read_state_dict
 from .deluge_net import Bottleneck, CompositeLayer, CrossLayerDepthwise, DelugeBlock, DelugeNet
 from .dense_net import DenseBlock, DenseLayer, DenseNet, Transition
 from .efficient import has_hooks, is_affine_norm, is_plain_conv
 from .flops import count_flops, count_network_flops
-from .weights import file_sha256, load_weights, read_state_dict, set_state_dict, state_sha256
+from .weights import file_sha256, load_weights, set_state_dict, state_sha256
 from .zoo import BUNDLED, VARIANTS
 
 __all__ = [

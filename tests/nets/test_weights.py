@@ -1,12 +1,16 @@
 """Checkpoint files of every container, prefix and age: each is loaded or refused as a whole."""
 
+import argparse
 import io
+import logging
 import os
 import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -43,6 +47,11 @@ def prefixed(prefix: str, state: dict) -> dict:
     return {prefix + key: value for key, value in state.items()}
 
 
+def in_sequential(place: int, state: dict) -> dict:
+    """The layout of a classifier that is layer ``place`` of a Sequential."""
+    return {key.replace("classifier.", f"classifier.{place}."): value for key, value in state.items()}
+
+
 def noise(state: dict) -> dict:
     return {key: torch.zeros_like(value) for key, value in state.items()}
 
@@ -59,7 +68,23 @@ LAYOUTS = {
     "Lightning": lambda s: {"state_dict": prefixed("model.", s), "global_step": 5},
     "EMA settings beside the model": lambda s: {"ema": {"decay": 0.999}, "model": s},
     "EMA beside the model": lambda s: {**prefixed("model.", noise(s)), **prefixed("ema_model.module.", s)},
-}
+    "Lightning, another attribute": lambda s: {"state_dict": prefixed("network.", s), "loops": {}, "callbacks": {}},
+    "fastai": lambda s: prefixed("0.model.", s),
+    "transformers": lambda s: prefixed("timm_model.", s),
+    "segmentation_models_pytorch": lambda s: prefixed("encoder.model.", s),
+    "CheXNet": lambda s: {"state_dict": prefixed("module.densenet121.", in_sequential(0, old_torchvision(s)))},
+    "classifier after dropout": lambda s: in_sequential(1, s),
+    "MONAI": lambda s: {
+        re.sub(r"(denselayer\d+)\.", r"\1.layers.", key).replace("classifier.", "class_layers.out."): value
+        for key, value in s.items()
+    },
+    "parts compiled": lambda s: {key.replace("features.", "features._orig_mod."): value for key, value in s.items()},
+    "an entry of another name": lambda s: {"net": s, "acc": 0.9, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}},
+    "timm's args": lambda s: {"state_dict": s, "args": argparse.Namespace(lr=0.1, output=Path("out"))},
+    "numpy's numbers": lambda s: {
+        "model": s, "best": np.float64(0.5), "step": np.int64(7), "curve": np.arange(3.0), "flag": np.bool_(True),
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -102,6 +127,53 @@ def test_classifier_for_other_classes_is_left_out(classes: int, source: torch.nn
     assert torch.equal(model.features.conv0.weight, source.features.conv0.weight)
 
 
+def with_mlp(state: dict) -> dict:
+    """A head of two layers, of which the last has as many classes as the network."""
+    kept = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+    layers = {"classifier.0.weight": torch.zeros(8, 282), "classifier.0.bias": torch.zeros(8)}
+    return kept | layers | {"classifier.2.weight": torch.zeros(200, 8), "classifier.2.bias": torch.zeros(200)}
+
+
+def test_a_classifier_of_other_layers_is_left_out_with_a_warning(
+    source: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(with_mlp(source.state_dict()), path)
+    model = fresh(num_classes=200)
+    before = model.classifier.weight.clone()
+    with caplog.at_level(logging.WARNING):
+        dropped = load_weights(model, path).dropped
+    assert sorted(dropped) == ["classifier.0.bias", "classifier.0.weight", "classifier.2.bias", "classifier.2.weight"]
+    assert "a classifier of other layers is left out (classifier.0.weight" in caplog.text or "classifier.0.bias" in caplog.text
+    assert torch.equal(model.classifier.weight, before)
+    assert torch.equal(model.features.conv0.weight, source.features.conv0.weight)
+    with pytest.raises(WeightsError, match=r"classifier\.0\..*: a classifier of other layers than the network's"):
+        load_weights(fresh(num_classes=200), path, whole=True)
+
+
+def test_a_classifier_in_a_sequential_of_other_classes_is_left_out_or_refused(source: torch.nn.Module, tmp_path: Path) -> None:
+    save_file(in_sequential(1, source.state_dict()), tmp_path / "w.safetensors")
+    assert sorted(load_weights(fresh(num_classes=7), tmp_path / "w.safetensors").dropped) == [
+        "classifier.bias",
+        "classifier.weight",
+    ]
+    with pytest.raises(WeightsError, match="for another number of classes than the network's 7"):
+        load_weights(fresh(num_classes=7), tmp_path / "w.safetensors", whole=True)
+
+
+def test_a_classifier_is_never_half_loaded(source: torch.nn.Module, tmp_path: Path) -> None:
+    """Its weight fits and its bias is of other classes: neither is taken."""
+    save_file(source.state_dict() | {"classifier.bias": torch.zeros(3)}, tmp_path / "w.safetensors")
+    model = fresh(num_classes=200)
+    before = model.classifier.weight.clone()
+    assert sorted(load_weights(model, tmp_path / "w.safetensors").dropped) == ["classifier.bias", "classifier.weight"]
+    assert torch.equal(model.classifier.weight, before)
+
+
+class Unknown:
+    """A class of the program that trained the network."""
+
+
 class Malicious:
     def __reduce__(self):
         return os.system, ("touch /tmp/densefeat-was-here",)
@@ -109,6 +181,11 @@ class Malicious:
 
 def other_architecture(path: Path) -> None:
     torch.save(timm.create_model("densefeat_densenet40_k12", **STRUCTURE).state_dict(), path)
+
+
+def written(content: Any) -> Any:
+    """Make a function that saves what a function makes of a state dict."""
+    return lambda path: torch.save(content(fresh().state_dict()), path)
 
 
 def truncated_zip(path: Path) -> None:
@@ -180,6 +257,24 @@ UNFIT = [
     (integers, r"\d+ of another kind of number \(first: features.conv0.weight"),
     (sparse, r"1 of another kind of number \(first: classifier.weight\)"),
     (lambda path: None, "no such file"),
+    (
+        written(lambda s: prefixed("student.", s) | prefixed("teacher.", s)),
+        r"weights .*: the network's tensors are there more than once, with the prefixes 'student\.' and 'teacher\.'",
+    ),
+    (
+        written(lambda s: prefixed("network.", s) | {"loss.weight": torch.zeros(1)}),
+        r"without the prefix 'network\.': 1 unexpected \(first: loss\.weight\)",
+    ),
+    (
+        written(lambda s: prefixed("net.", {key: value for key, value in s.items() if "norm5.bias" not in key})),
+        r"without the prefix 'net\.': 1 keys missing \(first: features\.norm5\.bias\)",
+    ),
+    (written(lambda s: {"net": s, "net_copy": s}), "which of 'net', 'net_copy' is the network"),
+    (written(lambda s: {"state_dict": s, "trainer": Unknown()}), r"refused, its pickle holds more than tensors \(\S*Unknown\)"),
+    (
+        written(lambda s: {"state_dict": s, "args": argparse.Namespace(run=Malicious())}),
+        r"more than tensors \((posix|nt).system\)",
+    ),
 ]
 
 

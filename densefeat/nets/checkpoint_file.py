@@ -1,0 +1,128 @@
+"""Read checkpoint files, safetensors and torch's, without running what is in them."""
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from densefeat.base import describe_error
+from densefeat.errors import WeightsError
+
+# Keys under which training programs put a model into a checkpoint; averaged weights come first, as in timm.
+_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
+_ZIP_MAGIC = b"PK\x03\x04"
+
+
+class _Discarded:
+    """A stand-in, which keeps nothing and runs nothing, for what a training program saved beside the tensors."""
+
+    def __new__(cls, *_: object) -> "_Discarded":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+# What the pickle of a checkpoint may name besides tensors: a Namespace runs no code, and all others are not made at all.
+_HARMLESS: dict[str, type] = {"argparse.Namespace": argparse.Namespace} | dict.fromkeys(
+    (
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        "numpy.dtype",
+        "numpy.ndarray",
+        *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
+    ),
+    _Discarded,
+)
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read the model's tensors in a checkpoint file, under the file's own keys. Raises WeightsError."""
+    return find_tensors(_read_checkpoint(path), f"weights {path}")
+
+
+def _read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """Read a checkpoint file, whose format is found from its first bytes. Raises WeightsError."""
+    if not path.is_file():
+        raise WeightsError(f"weights {path}: no such file")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+        if start[8:] == b"{" and not start.startswith(_ZIP_MAGIC):
+            return safetensors.torch.load_file(path)
+        if start.startswith(_ZIP_MAGIC):
+            _check_archive_size(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch comments on unusual pickles, which load or are refused below
+            with torch.serialization.safe_globals(_list_harmless_globals()):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if match := re.search(r"GLOBAL (\S+)", str(error)):
+            raise WeightsError(
+                f"weights {path}: refused, its pickle holds more than tensors ({match.group(1)}), which"
+                " would run as code; save the state dict alone, best as safetensors"
+            ) from error
+        raise WeightsError(f"weights {path}: neither safetensors nor a torch checkpoint that can be read safely") from error
+    except WeightsError:
+        raise
+    except Exception as error:  # damaged files make the readers raise errors of many types
+        raise WeightsError(
+            f"weights {path}: truncated or not a checkpoint ({type(error).__name__}: {describe_error(error)})"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"weights {path}: holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def _check_archive_size(path: Path) -> None:
+    """Refuse compressed archives: torch.save never compresses, and such a file could unpack to any size."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise WeightsError(
+            f"weights {path}: refused, a compressed archive ({path.stat().st_size:,} bytes that unpack to {unpacked:,})"
+        )
+
+
+def _list_harmless_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """List what torch may read, with the names in the pickle, apart from what the program allowed itself."""
+    allowed = [entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
+               for entry in torch.serialization.get_safe_globals()]  # fmt: skip
+    return [(kind, name) for name, kind in _HARMLESS.items() if name not in allowed]
+
+
+def find_tensors(content: Mapping[Any, Any], title: str) -> dict[str, torch.Tensor]:
+    """Take the model's tensors, under their own keys, out of a checkpoint.
+
+    Raises WeightsError, which begins with ``title``, where several entries could be the model.
+    """
+    inner = {
+        key: tensors for key, value in content.items() if isinstance(value, Mapping) and (tensors := _select_tensors(value))
+    }
+    known = [key for key in _CONTAINERS if key in inner]
+    own = _select_tensors(content)
+    if known:
+        return inner[known[0]]
+    if own or not inner:
+        return own
+    if len(inner) > 1:
+        raise WeightsError(f"{title}: which of {', '.join(map(repr, inner))} is the network? Save that state dict alone")
+    return next(iter(inner.values()))
+
+
+def _select_tensors(content: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    """Select the entries that are tensors with a name, without torch's counter of averaged models."""
+    return {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor) and key != "n_averaged"
+    }

@@ -1,0 +1,92 @@
+"""Which of the network's tensors each key of a checkpoint is."""
+
+import pytest
+
+from densefeat.nets.key_layouts import AmbiguousKeys, name_keys
+
+OWN = (
+    "features.conv0.weight",
+    "features.denseblock1.denselayer1.norm1.weight",
+    "features.denseblock1.denselayer1.norm1.num_batches_tracked",
+    "features.transition1.conv.weight",
+    "classifier.weight",
+    "classifier.bias",
+)
+BACKBONE = OWN[:4]
+
+
+def name(*keys: str) -> tuple[dict[str, str], str]:
+    named = name_keys(keys, OWN, ("classifier.",))
+    return dict(named.names), named.prefix
+
+
+@pytest.mark.parametrize("prefix", ["", "network.", "0.model.", "module.densenet121.", "features.", "model._orig_mod."])
+@pytest.mark.parametrize("keys", [OWN, BACKBONE, [key for key in OWN if not key.endswith("num_batches_tracked")]])
+def test_prefixes(prefix: str, keys: list[str]) -> None:
+    names, found = name(*(prefix + key for key in keys))
+    assert names == {prefix + key: key for key in keys}
+    assert found == prefix
+
+
+@pytest.mark.parametrize("prefix", ["", "net.", "encoder.model."])
+@pytest.mark.parametrize(
+    ("index", "key"),
+    [
+        (1, "features.denseblock1.denselayer1.norm.1.weight"),
+        (1, "features.denseblock1.denselayer1.layers.norm1.weight"),
+        (1, "features_denseblock1.denselayer1.norm1.weight"),
+        (1, "features.denseblock1._orig_mod.denselayer1.norm1.weight"),
+        (0, "features_conv0.weight"),
+        (3, "features_transition1.conv.weight"),
+        (3, "features._fsdp_wrapped_module.transition1.conv.weight"),
+        (4, "class_layers.out.weight"),
+        (4, "classifier.0.weight"),
+        (4, "classifier.12.weight"),
+    ],
+)
+def test_names_of_other_programs(prefix: str, index: int, key: str) -> None:
+    keys = [*OWN[:index], key, *OWN[index + 1 :]]
+    names, found = name(*(prefix + other for other in keys))
+    assert list(names.values()) == list(OWN)
+    assert found == prefix
+
+
+def test_several_layers_for_one_keep_their_names() -> None:
+    names, _ = name(*(f"net.{key}" for key in (*BACKBONE, "classifier.0.weight", "classifier.3.weight", "classifier.3.bias")))
+    assert list(names.values())[4:] == ["classifier.0.weight", "classifier.3.weight", "classifier.bias"]
+
+
+def test_keys_of_other_modules_keep_their_names() -> None:
+    names, prefix = name(*(f"network.{key}" for key in OWN), "loss.weight")
+    assert prefix == "network."
+    assert names["loss.weight"] == "loss.weight"
+
+
+def test_averaged_weights_stand_alone() -> None:
+    names, prefix = name(*(f"model.{key}" for key in OWN), *(f"ema_model.module.{key}" for key in OWN), "step")
+    assert names == {f"ema_model.module.{key}": key for key in OWN}
+    assert prefix == "ema_model.module."
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "message"),
+    [
+        (("student.", "teacher."), "with the prefixes 'student.' and 'teacher.': save one"),
+        (("", "momentum."), "with the prefixes '' and 'momentum.'"),
+        (("encoder_q.0.", "encoder_k.0.", "x."), "'encoder_k.0.' and 'encoder_q.0.' and 'x.'"),
+        (("ema.module.", "model_ema."), "'ema.module.' and 'model_ema.'"),
+    ],
+)
+def test_several_readings_are_refused(prefixes: tuple[str, ...], message: str) -> None:
+    with pytest.raises(AmbiguousKeys, match=message):
+        name(*(prefix + key for prefix in prefixes for key in BACKBONE))
+
+
+def test_where_nothing_fits_the_best_prefix_is_named() -> None:
+    names, prefix = name("net.features.conv0.weight", "net.classifier.weight")
+    assert (prefix, names["net.classifier.weight"]) == ("net.", "classifier.weight")
+    assert name("net.block.weight", "net.block.bias") == (
+        {"net.block.weight": "net.block.weight", "net.block.bias": "net.block.bias"},
+        "",
+    )
+    assert name() == ({}, "")
