@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from densefeat.base import Ranks
+from densefeat.base import Ranks, find_full_disk
 from densefeat.errors import DensefeatError
 from densefeat_cli.options import epilog
 
@@ -72,6 +72,8 @@ def main() -> None:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's; torch may not have been imported
             _fail(f"out of memory: try a smaller --batch-size ({error})", 1, error)
+        if find_full_disk(error):
+            _fail(f"{error}: free some space, then run the same command again", 1, error)
         _fail(f"{type(error).__name__}: {error} (this is a bug: run again with --debug and report it)", 1, error)
 
 

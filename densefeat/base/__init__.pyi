@@ -1,5 +1,5 @@
 from .devices import choose_device
-from .files import atomic_file, atomic_folder, check_target, current_umask, hold_lock, output_errors, sync
+from .files import atomic_file, atomic_folder, check_target, current_umask, find_full_disk, hold_lock, output_errors, sync
 from .pages import Chart, ImageCard, Section, Table, render_page, render_template, save_page
 from .pictures import check_picture, render_picture, save_picture
 from .progress import RateColumn, progress_bar
@@ -26,6 +26,7 @@ __all__ = [
     "current_umask",
     "describe_error",
     "enter_after_rank_0",
+    "find_full_disk",
     "hold_lock",
     "open_shared_store",
     "output_errors",

@@ -1,6 +1,8 @@
 """Files and folders that appear whole or not at all, and locks that let one process write at a time."""
 
+import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,17 +13,20 @@ from filelock import FileLock, Timeout
 
 from densefeat.errors import OutputError
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors that only writing has
+
 
 @contextmanager
 def atomic_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """Yield a hidden file to write to; at the end it is synced and replaces ``path``, after an error it is removed.
 
     ``folder``: where to write it, on the same file system; None: beside ``path``.
-    Raises OutputError, before any work, where the file cannot be created.
+    Raises OutputError, before any work, where the file cannot be created, and where the disk is full.
     """
     beside = _create_beside(path, folder or path.parent)
     try:
-        yield beside
+        with _full_disk_errors(path):
+            yield beside
         with output_errors(path):
             os.chmod(beside, 0o666 & ~current_umask())  # mkstemp and safetensors make files that only their owner may read
             sync(beside)
@@ -55,9 +60,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def output_errors(path: Path) -> Iterator[None]:
     """Turn the system's errors into OutputError that names the file that was to be written."""
     try:
-        yield
+        with _full_disk_errors(path):
+            yield
     except OSError as error:
         raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _full_disk_errors(path: Path) -> Iterator[None]:
+    """Turn errors for want of space into OutputError, whatever library wrote; other errors may be of what was read."""
+    try:
+        yield
+    except Exception as error:
+        if reason := find_full_disk(error):
+            raise OutputError(f"output {str(path)!r} cannot be written: {reason}") from error
+        raise
+
+
+def find_full_disk(error: BaseException) -> str | None:
+    """Return the system's words, "No space left on device" and the like, if that is what an error is about; else None.
+
+    Libraries in Rust, such as safetensors, put the system's number into the message of an error of their own.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(match[1])
+    return os.strerror(number) if number in _FULL else None
 
 
 def check_target(path: Path) -> None:

@@ -4,11 +4,17 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
-from densefeat.base.files import atomic_file, atomic_folder, hold_lock
+from densefeat.base.files import atomic_file, atomic_folder, find_full_disk, hold_lock
 from densefeat.errors import OutputError
 
 HOLD = """
@@ -96,3 +102,59 @@ def test_an_error_inside_frees_it(tmp_path: Path) -> None:
         raise KeyError
     with hold_lock(tmp_path / ".lock"):
         pass
+
+
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Let the system refuse files of more than 4096 bytes, as a full disk or a quota does."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "bytes": lambda path: path.write_bytes(bytes(100_000)),
+    "text": lambda path: path.write_text("x" * 100_000),
+    "safetensors": lambda path: save_file({"x": np.zeros(100_000)}, path),
+    "parquet": lambda path: pq.write_table(pa.table({"x": np.random.default_rng(0).random(100_000)}), path),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_an_error_of_the_output(tmp_path: Path, writer: str) -> None:
+    target = tmp_path / "out.bin"
+    target.write_bytes(b"old")
+    with pytest.raises(OutputError, match=r"output '.*out.bin' cannot be written: File too large"), small_files():  # noqa: SIM117
+        with atomic_file(target) as beside:
+            WRITERS[writer](beside)
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["out.bin"]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("no space"), KeyError("x")])
+def test_other_errors_are_not_of_the_output(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, atomic_file(tmp_path / "out.bin"):
+        raise error
+    assert caught.value is error
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError(122, "Disk quota exceeded"), "Disk quota exceeded"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "No space left on device"),
+        (OSError(2, "No such file or directory"), None),
+        (RuntimeError("Permission denied (os error 13)"), None),
+        (RuntimeError("no space left, said the poet"), None),
+    ],
+)
+def test_what_a_full_disk_is(error: Exception, reason: str | None) -> None:
+    assert find_full_disk(error) == reason
