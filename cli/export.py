@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 @click.option("--to", required=True, type=click.Choice(["onnx", "torch-export", "openvino", "safetensors", "hub-folder"]),
               help="Graphs: onnx, torch-export, openvino; weights alone: safetensors, hub-folder.")  # fmt: skip
 @out_option("File (.onnx, .pt2, .xml, .safetensors) or folder to write; it must not exist.")
-@click.option("--outputs", type=click.Choice(["features", "maps", "logits"]), default="features", show_default=True,
-              help="Outputs of a graph: pooled features of blocks, their maps, or the classifier's logits.")  # fmt: skip
+@click.option("--outputs", type=click.Choice(["features", "maps", "logits"]),
+              help="Outputs of a graph: pooled features of blocks, their maps, or the classifier's logits.  "
+              "[default: logits of a run's folder, unless --blocks, --tap or --pool is given; else features]")  # fmt: skip
 @blocks_option
 @tap_option
 @pool_option()

@@ -21,6 +21,7 @@ from densefeat.export.source import ExportSource, load_source
 from densefeat.export.staging import stage_files
 from densefeat.export.tracing import TracedNet, trace, trace_fixed
 from densefeat.images import Preprocessing
+from densefeat.loading import is_run_folder
 
 _FORMATS = GRAPHS | WEIGHTS_FORMATS
 _INPUTS = ("float", "pixels")
@@ -40,7 +41,7 @@ def export_model(
     model: str | nn.Module,
     to: str,
     out: str | Path,
-    outputs: str = "features",
+    outputs: str | None = None,
     blocks: str | int | Sequence[int] = "all",
     tap: str = "norm",
     pool: str | Sequence[str] = "avg",
@@ -62,7 +63,8 @@ def export_model(
 
     Args:
         model: A name, a run's folder, or a module (which is copied).
-        outputs: ``"features"``, pooled; ``"maps"``; ``"logits"``. Outputs, blocks, tap, pool and input apply to graphs.
+        outputs: ``"features"``, pooled; ``"maps"``; ``"logits"``. None: logits of a run's folder, unless blocks, tap or pool
+            are given, and features of other networks. Outputs, blocks, tap, pool and input apply to graphs.
         blocks, tap, pool, weights, image_size: As in :class:`densefeat.FeatureExtractor`.
         input: ``"float"``: normalised ``(N, 3, H, W)``, float32; ``"pixels"``: resized ``(N, H, W, 3)``, uint8, RGB.
         advance: Called after each of :data:`STEPS` steps, with 1.
@@ -73,12 +75,14 @@ def export_model(
     """
     out = Path(out)
     blocks = blocks if isinstance(blocks, str | int) else tuple(blocks)
-    wanted = Outputs(outputs, blocks, tap, pool if isinstance(pool, str) else tuple(pool))
+    wanted = Outputs(outputs or "features", blocks, tap, pool if isinstance(pool, str) else tuple(pool))
+    if outputs is None and to in GRAPHS and wanted == Outputs() and isinstance(model, str) and is_run_folder(model):
+        wanted = Outputs("logits")
     _check_arguments(to, out, wanted, input)
     check_installed(to)
     places = [out, out.with_suffix(".bin")] if to == "openvino" else [out]
     with stage_files(*places) as (path, *_), torch.no_grad():
-        source = load_source(model, weights, head=to in GRAPHS and outputs == "logits")
+        source = load_source(model, weights, head=to in GRAPHS and wanted.kind == "logits")
         preprocessing = Preprocessing.for_model(source.model, image_size)
         advance(1)
         if to in GRAPHS:

@@ -115,9 +115,32 @@ def test_a_run_is_exported_with_its_results_and_classes(tmp_path: Path, model: n
     assert card.data.metrics == ["accuracy"]
     assert json.loads((tmp_path / "hub/config.json").read_text())["label_names"] == CLASSES
     assert str(tmp_path) not in card.content
-    facts = export_model(str(run), "onnx", tmp_path / "run.onnx", outputs="logits").metadata
+    facts = export_model(str(run), "onnx", tmp_path / "run.onnx").metadata
     assert facts["label_names"] == CLASSES
     assert facts["weights"]["source"] == "run/model.safetensors"
+    assert (facts["kind"], facts["outputs"]) == ("logits", [{"name": "logits", "shape": ["batch", 3]}])
+    session = onnxruntime.InferenceSession(tmp_path / "run.onnx", providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        (logits,) = session.run(["logits"], {"images": images().numpy()})
+        assert torch.allclose(torch.from_numpy(logits), model(images()), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        ({"blocks": "2"}, ["block2"]),
+        ({"tap": "raw"}, ["block1", "block2"]),
+        ({"pool": "max"}, ["block1", "block2"]),
+        ({"outputs": "features"}, ["block1", "block2"]),
+    ],
+)
+def test_features_of_a_run_are_there_for_the_asking(tmp_path: Path, model: nn.Module, wanted: dict, names: list[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    RunFolder(run).export(model, Preprocessing.for_model(model), CLASSES, "single")
+    facts = export_model(str(run), "torch-export", tmp_path / "run.pt2", **wanted).metadata
+    assert [output["name"] for output in facts["outputs"]] == names
+    assert facts["kind"] == "features"
 
 
 @pytest.fixture
