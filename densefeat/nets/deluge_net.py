@@ -90,8 +90,8 @@ class DelugeNet(StagedNet):
         """Train with less memory: the backward pass computes norms and ReLUs within composite layers again.
 
         Convolutions run once, and running statistics are updated once; see :func:`densefeat.nets.efficient.norm_relu_conv`.
-        The ``aggregate`` and ``bottleneck`` of a layer are then not called as modules, so their hooks do not run. Register
-        hooks on the layer, its norms or convolutions.
+        The ``aggregate`` and ``bottleneck`` of a layer are then not called as modules, unless they have hooks, for which the
+        layer keeps its intermediate results.
         """
         for module in self.modules():
             if isinstance(module, CompositeLayer):
@@ -142,6 +142,8 @@ class CompositeLayer(nn.Module):
     @torch.jit.unused
     def efficient_forward(self, outputs: list[torch.Tensor]) -> torch.Tensor:
         aggregate, rest = self.aggregate, self.bottleneck
+        if has_hooks(aggregate, rest):
+            return rest(aggregate(outputs))
         if aggregate.folds():
             x = rest.conv1(rest.act1(aggregate(outputs)))
         else:

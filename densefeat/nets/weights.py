@@ -138,12 +138,23 @@ def _check_fit(state_dict: dict[str, torch.Tensor], model: nn.Module, path: Path
         )
         if keys
     ]
+    if channels := _find_channels(state_dict, model):
+        problems.append(f"it reads images of {channels} channels, as a network made with in_chans={channels} does")
     if problems:
         name = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
         without = f" without the prefix {prefix!r}" if prefix else ""
         raise WeightsError(
             f"weights {path} do not fit {name}{without}: {'; '.join(problems)}; of {len(own)} keys. The model is unchanged."
         )
+
+
+def _find_channels(state_dict: dict[str, torch.Tensor], model: nn.Module) -> int | None:
+    """Find the channels of a checkpoint's images where they are not the model's; timm's models name their first layer."""
+    own = model.state_dict()
+    key = f"{getattr(model, 'pretrained_cfg', {}).get('first_conv')}.weight"
+    if key not in own or key not in state_dict or state_dict[key].ndim != 4 or state_dict[key].shape[1] == own[key].shape[1]:
+        return None
+    return state_dict[key].shape[1]
 
 
 def _can_copy(value: torch.Tensor, own: torch.Tensor) -> bool:

@@ -269,6 +269,10 @@ UNFIT = [
         written(lambda s: prefixed("net.", {key: value for key, value in s.items() if "norm5.bias" not in key})),
         r"without the prefix 'net\.': 1 keys missing \(first: features\.norm5\.bias\)",
     ),
+    (
+        lambda path: torch.save(fresh(in_chans=1).state_dict(), path),
+        r"1 of another shape \(first: features.conv0.weight .*; it reads images of 1 channels, as .* in_chans=1 does",
+    ),
     (written(lambda s: {"net": s, "net_copy": s}), "which of 'net', 'net_copy' is the network"),
     (written(lambda s: {"state_dict": s, "trainer": Unknown()}), r"refused, its pickle holds more than tensors \(\S*Unknown\)"),
     (
