@@ -3,6 +3,7 @@
 import os
 import posixpath
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO
 
@@ -16,7 +17,8 @@ from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.folders import MAX_BYTES, Folder
 from densefeat.images.rows import check_column, format_labels, is_label, is_text, join_chunks, read_label_names
-from densefeat.images.stream import ImageItem, IndexedSource, find_repeats, printable_key
+from densefeat.images.stamps import Stamps, stamp_files
+from densefeat.images.stream import ImageItem, IndexedSource, find_repeats, printable_key, printable_keys
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".svs")  # .svs: a slide, which is a tiled TIFF
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
@@ -31,12 +33,19 @@ BOM = b"\xef\xbb\xbf"
 _ODD = r"^/|^[A-Za-z]:|//|(^|/)\.{1,2}(/|$)|/$|\\"
 
 
+@dataclass(frozen=True)
 class ImageFiles(IndexedSource):
-    """A source of files whose names are their keys."""
+    """A source of files whose names are their keys. ``listed``: their stamps, where the listing has them."""
+
+    listed: pa.LargeStringArray | None = field(default=None, repr=False)
 
     def item(self, position: int, key: str, label: str | None) -> ImageItem:  # noqa: ARG002  (of the superclass)
         folder = self.folder
         return ImageItem(key, label, partial(folder.read, key), partial(folder.path, key), partial(folder.open, key))
+
+    def stamps(self) -> Stamps:
+        stamps = stamp_files(self.folder.stamp, self.names) if self.listed is None else self.listed
+        return Stamps(printable_keys(self.names), stamps)
 
 
 def open_folder(folder: Folder, images: str, labels: str | None = None) -> ImageFiles:
@@ -57,13 +66,15 @@ def open_folder(folder: Folder, images: str, labels: str | None = None) -> Image
             what = f"no images in it as files: pass {images.rstrip('/') + '/' + listing.container!r}"
         raise UsageError(f"images {images!r}: {what}")
     keys = pa.concat_arrays(blocks)
-    keys = keys.take(pc.array_sort_indices(keys))
+    order = pc.array_sort_indices(keys)
+    keys = keys.take(order)
+    listed = pa.array(listing.stamps, pa.large_string()).take(order) if any(listing.stamps) else None
     positions = pc.index_in(pa.array(listing.too_large, pa.large_binary()), keys).to_pylist()
     failures = {
         position: f"{size:,} bytes are more than the limit of {MAX_BYTES:,}"
         for position, size in zip(positions, listing.too_large.values(), strict=True)
     }
-    return ImageFiles(folder, keys, _label_by_folder(keys) if labels else None, failures)
+    return ImageFiles(folder, keys, _label_by_folder(keys) if labels else None, failures, listed)
 
 
 class _Listing:
@@ -71,14 +82,16 @@ class _Listing:
 
     def __init__(self) -> None:
         self.too_large: dict[bytes, int] = {}  # size by name, where the listing has sizes
+        self.stamps: list[str | None] = []  # of the keys in their order
         self.container: str | None = None  # a glob for the first files that may hold images
 
     def blocks(self, folder: Folder) -> Iterator[list[bytes]]:
         """List the keys, some thousands at a time."""
         block: list[bytes] = []
-        for name, size in folder.find():
+        for name, size, stamp in folder.find():
             if name.lower().endswith(_ENDINGS) or name.endswith(b"/"):
                 block.append(name.rstrip(b"/"))
+                self.stamps.append(stamp)
                 if size is not None and size > MAX_BYTES:
                     self.too_large[name] = size
                 if len(block) == _BLOCK:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
+from densefeat.images.stamps import stamp_info, stamp_status
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -40,8 +41,11 @@ class Folder(Protocol):
     def below(self, name: str) -> "Folder":
         """Return the folder that holds the file ``name``; links out of it are not followed."""
 
-    def find(self) -> Iterator[tuple[bytes, int | None]]:
-        """List all files below, in any order: name, and size where the listing has it.
+    def stamp(self, name: bytes) -> str | None:
+        """Say in which state a file is, by what its file system knows without a request; None where that is nothing."""
+
+    def find(self) -> Iterator[tuple[bytes, int | None, str | None]]:
+        """List all files below, in any order: name, and size and stamp where the listing has them.
 
         A folder that cannot be listed is itself in the list, its name with a slash at the end.
         """
@@ -94,7 +98,13 @@ class LocalFolder:
     def below(self, name: str) -> "LocalFolder":
         return LocalFolder(os.path.realpath(os.path.join(self.root, os.path.dirname(name))))
 
-    def find(self) -> Iterator[tuple[bytes, None]]:
+    def stamp(self, name: bytes) -> str | None:
+        try:
+            return stamp_status(os.stat(os.path.join(os.fsencode(self.root), name)))
+        except (OSError, ValueError):  # reading the file says why
+            return None
+
+    def find(self) -> Iterator[tuple[bytes, None, None]]:
         root = os.fsencode(self.root)
         unlisted: list[bytes] = []
         for directory, folders, names in os.walk(
@@ -102,11 +112,11 @@ class LocalFolder:
         ):
             relative = os.path.relpath(directory, root).replace(os.sep.encode(), b"/")
             prefix = b"" if relative == b"." else relative + b"/"
-            yield from ((prefix + name, None) for name in names)
+            yield from ((prefix + name, None, None) for name in names)
             if self.follow_links:
                 folders[:] = [name for name in folders if not _is_loop(os.path.join(directory, name), root)]
         for directory in unlisted:
-            yield os.path.relpath(directory, root).replace(os.sep.encode(), b"/") + b"/", None
+            yield os.path.relpath(directory, root).replace(os.sep.encode(), b"/") + b"/", None, None
 
 
 def _is_loop(folder: bytes, root: bytes) -> bool:
@@ -177,10 +187,13 @@ class RemoteFolder:
     def below(self, name: str) -> "RemoteFolder":
         return RemoteFolder(self.address, "/".join([self.root, *name.split("/")[:-1]]))
 
-    def find(self) -> Iterator[tuple[bytes, int | None]]:
+    def stamp(self, name: bytes) -> None:  # noqa: ARG002  (of the protocol)
+        return None
+
+    def find(self) -> Iterator[tuple[bytes, int | None, str | None]]:
         for path, info in self._fs.find(self.root, detail=True).items():
             if not path.endswith("/"):  # in object stores an empty object may stand for a folder
-                yield os.fsencode(path[len(self.root) :].lstrip("/")), info.get("size")
+                yield os.fsencode(path[len(self.root) :].lstrip("/")), info.get("size"), stamp_info(info)
 
 
 def file_system(address: str) -> tuple["AbstractFileSystem", str]:

@@ -28,7 +28,15 @@ from densefeat.images.rows import (
     make_row_keys,
     read_label_names,
 )
-from densefeat.images.stream import ImageItem, RandomAccess, SequentialSource, hash_columns, make_unreadable_item
+from densefeat.images.stamps import Stamps, stamp_open_file
+from densefeat.images.stream import (
+    ImageItem,
+    RandomAccess,
+    SequentialSource,
+    hash_columns,
+    make_unreadable_item,
+    printable_key,
+)
 
 _BATCH_BYTES, _BATCH_ROWS = 2**25, 1024  # read at a time, whichever is reached first
 _CACHE_BYTES = 2**29  # of encoded images that one reader keeps
@@ -48,6 +56,7 @@ class TableFile:
     groups: tuple[int, ...] = ()
     leaf: str = ""
     error: str | None = None
+    stamp: str | None = None
 
     @property
     def length(self) -> int:
@@ -123,6 +132,11 @@ class TableRows(SequentialSource, RandomAccess):
 
     def fingerprint(self) -> str:
         return hash_columns(self.keys(), self.label_values() if self.labelled else None, self.columns.names())
+
+    def stamps(self) -> Stamps:
+        names = pa.array([printable_key(file.name) for file in self.files], pa.large_string())
+        stamps = pa.array([file.stamp for file in self.files], pa.large_string())
+        return Stamps(names, stamps, np.repeat(np.arange(len(self.files)), [file.length for file in self.files]))
 
     def key(self, position: int) -> str:
         for file in self.files:  # faster than making the keys of all rows
@@ -227,10 +241,11 @@ def read_footer(folder: Folder, name: str) -> tuple[TableFile, pa.Schema | None]
     """Read a file's row groups and columns, or why they cannot be read."""
     try:
         with folder.open(name) as handle, pq.ParquetFile(handle) as table:
+            stamp = stamp_open_file(handle)
             groups = tuple(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
             if sum(groups) > _MAX_ROWS or min(groups, default=0) < 0:
                 return TableFile(name, error=f"a Parquet file of {sum(groups):,} rows: at most {_MAX_ROWS:,} are read"), None
-            return TableFile(name, groups), table.schema_arrow
+            return TableFile(name, groups, stamp=stamp), table.schema_arrow
     except DecodeError as error:
         return TableFile(name, error=str(error)), None
     except Exception as error:  # pyarrow and file systems raise many kinds

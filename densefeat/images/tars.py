@@ -13,6 +13,7 @@ from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.files import EXTENSIONS
 from densefeat.images.folders import Folder, leaves_folder
+from densefeat.images.stamps import Stamps, stamp_open_file
 from densefeat.images.stream import ImageItem, IndexedSource, printable_key
 
 _MAX_LABEL_BYTES = 1000
@@ -28,10 +29,15 @@ class TarMembers(IndexedSource):
     tars: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), repr=False)
     offsets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    shard_stamps: tuple[str | None, ...] = field(default=(), repr=False)
 
     def item(self, position: int, key: str, label: str | None) -> ImageItem:
         shard, offset, size = self.shards[self.tars[position]], int(self.offsets[position]), int(self.sizes[position])
         return ImageItem(key, label, partial(self.folder.read_range, shard, offset, size))
+
+    def stamps(self) -> Stamps:
+        files = pa.array(map(printable_key, self.shards), pa.large_string())
+        return Stamps(files, pa.array(self.shard_stamps, pa.large_string()), self.tars.astype(np.int64))
 
 
 @dataclass
@@ -47,6 +53,7 @@ class TarIndex:
     labels: dict[str, str] = field(default_factory=dict)  # by sample
     not_labels: dict[str, str] = field(default_factory=dict)  # why, by sample
     extensions: set[str] = field(default_factory=set)
+    stamp: str | None = None
 
     def add(self, key: str, sample: str = "", offset: int = 0, size: int = 0, failure: str | None = None) -> None:
         if failure is not None:
@@ -68,6 +75,7 @@ class TarIndex:
             self.failures,
             bool(self.labels),
             self.extensions,
+            self.stamp,
         )
 
 
@@ -82,6 +90,7 @@ class PackedIndex:
     failures: dict[int, str]
     labelled: bool
     extensions: set[str]
+    stamp: str | None
 
 
 def open_tars(folder: Folder, shards: list[str], images: str, label_column: str | None = None) -> TarMembers:
@@ -113,6 +122,7 @@ def open_tars(folder: Folder, shards: list[str], images: str, label_column: str 
         np.repeat(np.arange(len(shards), dtype=np.int32), np.diff(starts)),
         np.concatenate([index.offsets for index in indexes]),
         np.concatenate([index.sizes for index in indexes]),
+        tuple(index.stamp for index in indexes),
     )
 
 
@@ -121,6 +131,7 @@ def _index_tar(folder: Folder, shard: str, label_column: str | None) -> TarIndex
     index = TarIndex(shard)
     try:
         with folder.open(shard) as file:
+            index.stamp = stamp_open_file(file)
             _read_headers(index, file, label_column)
     except DecodeError as error:
         index.add(shard, failure=str(error))
