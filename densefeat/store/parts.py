@@ -1,0 +1,39 @@
+"""Parquet files of a store as pyarrow reads them, and the paths of their rows."""
+
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from densefeat.store.manifest import Failure
+
+
+def map_file(path: Path) -> pa.BufferReader:
+    """Map a file into memory. Raises OSError.
+
+    pyarrow is given no paths: it would take ``emb:v2/manifest.json`` for an address, and needs names that are UTF-8.
+    """
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return pa.BufferReader(b"")
+        return pa.BufferReader(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+def find_known_paths(paths: pa.LargeStringArray, parts: Sequence[Path], failures: Sequence[Failure]) -> np.ndarray:
+    """Return bool, for each path: whether it has a row in these parts or is among the failures."""
+    failed = pa.array([failure.path for failure in failures], pa.large_string())
+    mask = np.zeros(len(paths), bool)
+    for known in (read_paths(parts), failed):
+        mask |= pc.is_in(paths, value_set=known).to_numpy(zero_copy_only=False)
+    return mask
+
+
+def read_paths(parts: Sequence[Path]) -> pa.LargeStringArray:
+    """Read the ``path`` of every row of these parts, in their order."""
+    columns = [pq.read_table(map_file(part), columns=["path"])["path"].cast(pa.large_string()) for part in parts]
+    return pa.concat_arrays([pa.array([], pa.large_string()), *(chunk for column in columns for chunk in column.chunks)])
