@@ -12,6 +12,14 @@ import pyarrow.compute as pc
 
 from densefeat.base import Interrupted, Ranks, StopRequest
 from densefeat.errors import OutputError, UsageError
+from densefeat.extraction.changes import (
+    add_round,
+    add_untried,
+    describe_changes,
+    find_stale,
+    record_stamps,
+    refuse_other_labels,
+)
 from densefeat.extraction.settings import ExtractJob, JobInput
 from densefeat.images import SelectedSource, Source, printable_keys
 from densefeat.store import (
@@ -37,8 +45,6 @@ from densefeat.store import (
     write_failures,
     write_stamps,
 )
-
-_EXAMPLES = 3  # of changed images in a message
 
 
 @dataclass
@@ -123,7 +129,7 @@ def open_plan(job: ExtractJob, layout: Layout) -> Plan | None:
     _refuse_other_settings(layout, current.settings, job.settings)
     _refuse_damage(layout, current)
     recorded = read_stamps(layout, current)
-    stale = _find_stale_positions(layout, current, recorded, job.input)
+    stale = find_stale(layout, current, recorded, job.input)
     if job.options.update:
         return _open_update(layout, current, recorded, stale, job)
     _refuse_other_place(layout, current, job.input)
@@ -131,11 +137,11 @@ def open_plan(job: ExtractJob, layout: Layout) -> Plan | None:
         _refuse_other_input(layout, current, job.input, stale)
     if stale.any():
         cure = "" if job.input.listing.length is None else "--update extracts those again, "
-        changes = _describe_changes(job.input, stale)
+        changes = describe_changes(job.input, stale)
         raise UsageError(f"{changes} since {str(layout.root)!r} was made: {cure}--overwrite starts over")
     if current.complete:
         remove_work(layout)
-        _record_stamps(layout, current, recorded, job.input)
+        record_stamps(layout, current, recorded, job.input)
         return None
     return _resume_round(layout, current, recorded, job)
 
@@ -167,7 +173,7 @@ def _start_store(job: ExtractJob, layout: Layout) -> Plan:
     first = Round(0, job.input.fingerprint, job.input.fingerprint_source(source), source.length)
     manifest = Manifest(job.settings, job.provenance, job.input.images, (first,))
     start_job(layout, manifest)
-    _record_stamps(layout, manifest, read_stamps(layout, manifest), job.input)
+    record_stamps(layout, manifest, read_stamps(layout, manifest), job.input)
     return Plan(layout, manifest, listing, source)
 
 
@@ -176,7 +182,7 @@ def _resume_round(layout: Layout, current: Manifest, recorded: RecordedStamps, j
     manifest = replace(current, provenance=job.provenance)
     plan = _open_round(layout, manifest, recorded, job.input)
     start_job(layout, manifest)
-    _record_stamps(layout, manifest, recorded, job.input)
+    record_stamps(layout, manifest, recorded, job.input)
     return plan
 
 
@@ -210,6 +216,8 @@ def _open_update(
     if not current.complete and same_listing and not stale.any():
         return _resume_round(layout, current, recorded, job)
     if job_input.listing.length is None:
+        if same_listing and not stale.any():
+            return None
         raise UsageError(
             f"{_describe_other_input(layout, job_input)}, and how many there are is not known: --overwrite starts over"
         )
@@ -219,16 +227,17 @@ def _open_update(
             " images it was started with before --update, or --overwrite"
         )
     if not current.complete:
-        stale = _add_untried(layout, current, recorded, stale, job_input)
+        stale = add_untried(layout, current, recorded, stale, job_input)
     records = tuple(list_finished_parts(layout, current))
     failures = collect_failures(layout, current)
     rows = find_known_paths(printable_keys(job_input.listing.keys()), _list_files(layout, records), [])
     known = rows | _find_known_positions(layout, (), [failure for failure, _ in failures], job_input.listing)
     removed = _count_removed(layout, records, job_input.listing)
-    if known.all() and not removed and not same_listing and current.complete:
+    if known.all() and not stale.any() and not removed and not same_listing and current.complete:
         raise UsageError(
             f"{_describe_other_input(layout, job_input)}: their order, columns or labels differ: --overwrite starts over"
         )
+    refuse_other_labels(layout, records, job_input, stale)
     last = replace(current.rounds[-1], dropped=True) if current.waits else current.rounds[-1]
     wanted = ~known | stale
     extended = replace(
@@ -246,7 +255,7 @@ def _open_update(
         extended = replace(extended, rounds=(*current.rounds[:-1], replace(last, listing=job_input.fingerprint)))
         extended.save(layout)
         remove_work(layout)
-        _record_stamps(layout, extended, recorded, job_input)
+        record_stamps(layout, extended, recorded, job_input)
         return None
     images = SelectedSource(job_input.listing, np.flatnonzero(wanted))
     source = job_input.tiling.cut(images)
@@ -256,62 +265,9 @@ def _open_update(
     )
     manifest = replace(extended, rounds=(*extended.rounds, added))
     # written first: a round that lacks its stamps would extract other images when it is resumed
-    write_stamps(layout, manifest, _add_round(recorded, job_input, len(manifest.rounds), wanted, stale))
+    write_stamps(layout, manifest, add_round(recorded, job_input, len(manifest.rounds), wanted, stale))
     start_job(layout, manifest)
     return Plan(layout, manifest, images, source)
-
-
-def _add_round(
-    recorded: RecordedStamps, job_input: JobInput, round_number: int, wanted: np.ndarray, stale: np.ndarray
-) -> RecordedStamps:
-    """Add the stamps of the files that a round extracts, and of those that have none yet. Both masks are of positions."""
-    stamps = job_input.stamps
-    files = stamps.gather(wanted) | recorded.find_missing(stamps)
-    return recorded.add(stamps, files, round_number, stamps.gather(stale))
-
-
-def _record_stamps(layout: Layout, manifest: Manifest, recorded: RecordedStamps, job_input: JobInput) -> None:
-    """Record the stamps of files that have none yet, or other ones now: before a round has extracted their images."""
-    files = recorded.find_missing(job_input.stamps) | recorded.find_changed(job_input.stamps)
-    if files.any():
-        write_stamps(layout, manifest, recorded.add(job_input.stamps, files, len(manifest.rounds)))
-
-
-def _find_stale_positions(layout: Layout, manifest: Manifest, recorded: RecordedStamps, job_input: JobInput) -> np.ndarray:
-    """Mark the positions whose images have changed since the store got their rows or failures: bool ``(len(listing),)``.
-
-    A stream of unknown length counts as one position.
-    """
-    stamps = job_input.stamps
-    number = len(manifest.rounds)
-    changed = recorded.find_changed(stamps)
-    if changed.any() and not manifest.complete and not manifest.settings["tiles"]:
-        own = pc.fill_null(pc.equal(recorded.look_up(stamps.files)["round"], number), False).to_numpy()
-        if (changed & own).any() and job_input.listing.length is not None:
-            records = list(read_records(layout, manifest))
-            changed &= ~own | stamps.gather(_find_tried_positions(layout, manifest, records, job_input.listing))
-    return stamps.spread(changed)
-
-
-def _add_untried(
-    layout: Layout, manifest: Manifest, recorded: RecordedStamps, stale: np.ndarray, job_input: JobInput
-) -> np.ndarray:
-    """Add to ``stale`` what was to be extracted again by a round that ends unfinished, and of which it keeps nothing."""
-    stamps, number = job_input.stamps, len(manifest.rounds)
-    earlier = recorded.until({other for other in range(1, number) if not manifest.rounds[other - 1].dropped})
-    finished = [] if manifest.waits else [record for record in read_records(layout, manifest) if record.finished]
-    tried = _find_tried_positions(layout, manifest, finished, job_input.listing)
-    return stamps.spread(stamps.gather(stale | stamps.spread(earlier.find_changed(stamps)) & ~tried))
-
-
-def _find_tried_positions(layout: Layout, manifest: Manifest, records: Sequence[PartRecord], listing: Source) -> np.ndarray:
-    """Mark the positions that have rows or failures in these parts of the unfinished last round."""
-    files = [
-        layout.part(record.part) if record.finished and not manifest.waits else layout.unfinished(record.part)
-        for record in records
-    ]
-    failures = [failure for record in records for failure in record.failures]
-    return find_known_paths(printable_keys(listing.keys()), files, failures)
 
 
 def _find_known_positions(
@@ -354,9 +310,9 @@ def _refuse_other_input(layout: Layout, current: Manifest, job_input: JobInput, 
     failures = [replace(failure, stage="") for failure, _ in read_failures(layout)]
     known = _find_known_positions(layout, current.parts, failures, job_input.listing)
     added, removed = int((~known).sum()), _count_removed(layout, current.parts, job_input.listing)
-    if not added and not removed:
+    if not added and not removed and not stale.any():
         raise UsageError(f"{message}: their order, columns or labels differ: --overwrite starts over")
-    changed = f" ({_describe_changes(job_input, stale)})" if stale.any() else ""
+    changed = f" ({describe_changes(job_input, stale)})" if stale.any() else ""
     again = " and those that have changed" if stale.any() else ""
     raise UsageError(
         f"{message}: {added:,} were added and {removed:,} removed{changed}. --update extracts those that were added{again},"
@@ -368,22 +324,13 @@ def _describe_other_input(layout: Layout, job_input: JobInput) -> str:
     return f"the images of {job_input.images!r} are not those of {str(layout.root)!r}"
 
 
-def _describe_changes(job_input: JobInput, stale: np.ndarray) -> str:
-    """Name the first images that have changed."""
-    if job_input.listing.length is None:
-        return f"the images of {job_input.images!r} have changed"
-    positions = np.flatnonzero(stale)
-    names = printable_keys(job_input.listing.keys().take(pa.array(positions[:_EXAMPLES]))).to_pylist()
-    more = ", …" if len(positions) > _EXAMPLES else ""
-    return f"{len(positions):,} of the images of {job_input.images!r} have changed ({', '.join(names)}{more})"
-
-
 def _refuse_other_place(layout: Layout, current: Manifest, job_input: JobInput) -> None:
     """Refuse images from another place: the same names there may be other images."""
     if current.images != job_input.images:
         raise UsageError(
             f"{str(layout.root)!r} was made of the images at {current.images!r}, not {job_input.images!r}: --update if they are"
-            " the same and have moved, --overwrite to start over, or choose another --out"
+            " the same and have moved (files of another size or time are extracted again), --overwrite to start over, or choose"
+            " another --out"
         )
 
 

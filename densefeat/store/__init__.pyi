@@ -15,7 +15,7 @@ from .outputs import (
     choose_points_file,
     remove_work,
 )
-from .parts import find_known_paths, read_paths
+from .parts import find_known_paths, read_column, read_paths
 from .reader import Store, is_store, open_store
 from .replacing import finish_replacement
 from .stamps import RecordedStamps, read_stamps, write_stamps
@@ -63,6 +63,7 @@ __all__ = [
     "make_thumbnails",
     "open_store",
     "parse_columns",
+    "read_column",
     "read_entries",
     "read_failures",
     "read_manifest",

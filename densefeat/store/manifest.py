@@ -88,6 +88,11 @@ class Manifest:
         return f"{self.job}-{len(self.rounds)}"
 
     @property
+    def last_round(self) -> int:
+        """The number, from 1, of the last round that was not dropped."""
+        return max(number for number, made in enumerate(self.rounds, 1) if not made.dropped)
+
+    @property
     def waits(self) -> bool:
         """Whether the finished parts of the last round stay in ``work/`` for now: readers see the rows of earlier rounds."""
         return self.rounds[-1].replaces and not self.complete

@@ -35,5 +35,10 @@ def find_known_paths(paths: pa.LargeStringArray, parts: Sequence[Path], failures
 
 def read_paths(parts: Sequence[Path]) -> pa.LargeStringArray:
     """Read the ``path`` of every row of these parts, in their order."""
-    columns = [pq.read_table(map_file(part), columns=["path"])["path"].cast(pa.large_string()) for part in parts]
+    return read_column(parts, "path")
+
+
+def read_column(parts: Sequence[Path], name: str) -> pa.LargeStringArray:
+    """Read a column of text of every row of these parts, in their order."""
+    columns = [pq.read_table(map_file(part), columns=[name])[name].cast(pa.large_string()) for part in parts]
     return pa.concat_arrays([pa.array([], pa.large_string()), *(chunk for column in columns for chunk in column.chunks)])

@@ -94,9 +94,9 @@ def read_rows(store: Path) -> dict[str, np.ndarray]:
     return dict(zip(keys, table["block3"].to_pylist(), strict=True))
 
 
-def assert_like_new(images: object, store: Path, tmp_path: Path) -> None:
+def assert_like_new(images: object, store: Path, tmp_path: Path, **options: Any) -> None:
     """Compare a store, row by row and in order, with one that is made now."""
-    found, fresh = read_rows(store), read_rows(extract(images, tmp_path / "fresh", overwrite=True).path)
+    found, fresh = read_rows(store), read_rows(extract(images, tmp_path / "fresh", overwrite=True, **options).path)
     assert list(found) == list(fresh)
     np.testing.assert_allclose(np.array(list(found.values())), np.array(list(fresh.values())), atol=1e-5)
 
@@ -130,7 +130,8 @@ def test_changed_images_are_named_and_redone(kind: str, tmp_path: Path) -> None:
 def test_a_folder_that_is_streamed_has_changed(tmp_path: Path) -> None:
     images, store = write_streamed(tmp_path / "in", [0, 1]), tmp_path / "store"
     assert extract(images, store).extracted == 2
-    assert extract(images, store).extracted == 0
+    for update in (False, True):
+        assert extract(images, store, update=update).extracted == 0
     write_streamed(tmp_path / "in", [0, 1, 2])
     with pytest.raises(UsageError, match=r"the images of 'hf:.*' have changed since .* was made: --overwrite starts over"):
         extract(images, store)
@@ -174,6 +175,26 @@ def test_labels_stay_with_their_images(tmp_path: Path) -> None:
     store = densefeat.open_store(tmp_path / "store")
     assert list(store["label"]) == ["a"] * 3 + ["b"] * 3
     assert list(store.keys) == [f"{name}/{i:02}.png" for name in "ab" for i in range(3)]
+
+
+def write_labels(images: Path, labels: str) -> Path:
+    (images / "list.csv").write_text("path,label\n" + "".join(f"{i:02}.png,{label}\n" for i, label in enumerate(labels)))
+    return images / "list.csv"
+
+
+def test_an_update_keeps_no_other_labels(tmp_path: Path) -> None:
+    images, store = write_folder(tmp_path / "in", list(range(5))), tmp_path / "store"
+    named = dict(label_column="label")
+    extract(write_labels(images, "aabb"), store, **named)
+    with pytest.raises(UsageError, match=r"2 of the rows .* have other labels .*\(01.png: 'a' there, 'c' now\): --overwrite"):
+        extract(write_labels(images, "acbcb"), store, update=True, **named)
+    assert extract(write_labels(images, "aabbb"), store, update=True, **named).extracted == 1
+    (images / "01.png").write_bytes(encode(40))
+    with pytest.raises(UsageError, match=r"0 were added and 0 removed \(1 of the images .* \(01.png\)\)"):
+        extract(write_labels(images, "acbbb"), store, **named)
+    assert extract(images / "list.csv", store, update=True, **named).extracted == 1
+    assert "".join(densefeat.open_store(store)["label"]) == "acbbb"
+    assert_like_new(images / "list.csv", store, tmp_path, **named)
 
 
 def test_an_image_with_another_number_of_tiles(tmp_path: Path) -> None:
