@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from densefeat.errors import UsageError
+from densefeat.errors import OutputError, UsageError
 from densefeat.extraction.settings import JobInput
 from densefeat.images import RandomAccess, Source, printable_keys
 from densefeat.store import (
@@ -61,7 +61,7 @@ def _find_tried_positions(layout: Layout, manifest: Manifest, records: Sequence[
     keys = printable_keys(listing.keys())
     try:
         return find_known_paths(keys, files, failures)
-    except (OSError, pa.ArrowException):  # a part that a full disk has damaged: it may have had any of them
+    except OutputError:  # a part that a full disk has damaged: it may have had any of them
         return np.ones(len(keys), bool)
 
 

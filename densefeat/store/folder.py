@@ -51,11 +51,11 @@ def close_store(
     failures = [*_list_earlier_failures(layout, first_part, images), *_list_failures(own)]
     if manifest.waits:
         records = stage_replacement(layout, manifest.parts, own, images)
-        parts = [layout.part(record.part) for record in manifest.parts] + [layout.unfinished(record.part) for record in own]
     else:
         records = [*manifest.parts, *(keep_filled(own) if manifest.parts else own)]
-        parts = [layout.part(record.part) for record in records]
     if tiled is not None:
+        staged = {record.part: layout.closing_part(record.part) for record in records}
+        parts = [file if file.exists() else layout.part(part) for part, file in staged.items()]
         blank = tiled.filter(pa.array(~find_known_paths(tiled, parts, [failure for failure, _ in failures])))
         failures += [(Failure(path, "tile", "no tile with enough content"), first_part) for path in blank.to_pylist()]
     write_failures(layout.failures, failures)

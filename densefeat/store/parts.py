@@ -2,7 +2,8 @@
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from densefeat.errors import OutputError
 from densefeat.store.manifest import Failure
 
 
@@ -22,6 +24,15 @@ def map_file(path: Path) -> pa.BufferReader:
         if not os.fstat(file.fileno()).st_size:
             return pa.BufferReader(b"")
         return pa.BufferReader(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+@contextmanager
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Turn pyarrow's and the system's errors on a damaged or missing file into OutputError that names it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise OutputError(f"{path}: missing or damaged ({' '.join(str(error).split())})") from error
 
 
 def find_known_paths(paths: pa.LargeStringArray, parts: Sequence[Path], failures: Sequence[Failure]) -> np.ndarray:
@@ -40,5 +51,8 @@ def read_paths(parts: Sequence[Path]) -> pa.LargeStringArray:
 
 def read_column(parts: Sequence[Path], name: str) -> pa.LargeStringArray:
     """Read a column of text of every row of these parts, in their order."""
-    columns = [pq.read_table(map_file(part), columns=[name])[name].cast(pa.large_string()) for part in parts]
-    return pa.concat_arrays([pa.array([], pa.large_string()), *(chunk for column in columns for chunk in column.chunks)])
+    chunks = [pa.array([], pa.large_string())]
+    for part in parts:
+        with parquet_errors(part):
+            chunks += pq.read_table(map_file(part), columns=[name])[name].cast(pa.large_string()).chunks
+    return pa.concat_arrays(chunks)

@@ -19,7 +19,7 @@ from densefeat.errors import OutputError, UsageError
 from densefeat.store.failures import failures_file, read_failure_lines, read_failures
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, Manifest, is_manifest, list_finished_parts, read_manifest, read_records
-from densefeat.store.parts import map_file
+from densefeat.store.parts import map_file, parquet_errors
 from densefeat.store.writer import FORMAT_VERSION, METADATA_KEY, vector_names
 
 _READERS = min(16, os.cpu_count() or 1)  # threads
@@ -144,7 +144,7 @@ class Store:
     def _open(self, index: int, *names: str) -> Iterator[pq.ParquetFile]:
         """Open a part and check that it has the rows and the columns that it should have."""
         path = self.parts[index]
-        with _parquet_errors(path), pq.ParquetFile(map_file(path), pre_buffer=False) as part:
+        with parquet_errors(path), pq.ParquetFile(map_file(path), pre_buffer=False) as part:
             if part.metadata.num_rows != self._sizes[index]:
                 raise OutputError(f"{path}: has {part.metadata.num_rows} rows, not the {self._sizes[index]} of the manifest")
             for name in names:
@@ -261,20 +261,11 @@ def row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
     return sum(type.list_size * type.value_type.bit_width // 8 if pa.types.is_fixed_size_list(type) else 16 for type in fields)
 
 
-@contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
-    """Turn pyarrow's and the system's errors on a damaged or missing file into OutputError that names it."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"{path}: missing or damaged ({' '.join(str(error).split())})") from error
-
-
 def _count_rows(path: Path) -> int:
-    with _parquet_errors(path):
+    with parquet_errors(path):
         return pq.read_metadata(map_file(path)).num_rows
 
 
 def _read_schema(path: Path) -> pa.Schema:
-    with _parquet_errors(path):
+    with parquet_errors(path):
         return pq.read_schema(map_file(path))

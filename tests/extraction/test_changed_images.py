@@ -212,6 +212,20 @@ def test_an_image_with_another_number_of_tiles(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["block3"], fresh["block3"], atol=1e-5)
 
 
+def test_an_image_that_is_blank_now(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        Image.open(io.BytesIO(encode(i))).resize((64, 64)).save(tmp_path / f"in/{i}.png")
+    tiles = dict(tile=32, min_content=0.1)
+    extract(tmp_path / "in", tmp_path / "store", **tiles)
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "in/1.png")
+    result = extract(tmp_path / "in", tmp_path / "store", update=True, **tiles)
+    assert (result.extracted, result.rows, result.failures, result.skipped) == (4, 8, 1, 4)
+    store = densefeat.open_store(tmp_path / "store")
+    assert [(failure.path, failure.reason) for failure in store.failures] == [("1.png", "no tile with enough content")]
+    assert list(store.keys) == ["0.png"] * 4 + ["2.png"] * 4
+
+
 def test_a_file_that_was_only_touched_counts_as_changed(tmp_path: Path) -> None:
     images, store = write_folder(tmp_path / "in", [0, 1, 2]), tmp_path / "store"
     extract(images, store)
