@@ -37,6 +37,7 @@ class ModelName(click.ParamType):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        base.check_path_name(value, "model")
         loading.check_model_name(value)
         return value
 

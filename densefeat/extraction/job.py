@@ -19,6 +19,7 @@ from densefeat.base import (
     Ranks,
     StopRequest,
     atomic_file,
+    check_path_name,
     choose_device,
     enter_after_rank_0,
     hold_lock,
@@ -116,6 +117,9 @@ def extract(
     ranks = Ranks.from_environment()
     options = RunOptions(batch_size, workers, on_error, max_failures, overwrite, update, engine)
     check_arguments(images, out, options, part_rows, max_pixels, dtype)
+    for what, name in (("base", base), ("weights", weights), ("model", model)):
+        if isinstance(name, str | Path):
+            check_path_name(name, what)  # the manifest records it
     out = Path(out)
     single = is_single_file(out)
 

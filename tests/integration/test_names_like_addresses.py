@@ -1,5 +1,6 @@
 """Folders whose names pyarrow would take for addresses: every command writes to them and reads them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,12 @@ def test_datasets_reads_a_conversion(folder: Path) -> None:
     datasets = pytest.importorskip("datasets")
     run_command("convert", "emb:v2", "--to", "datasets", "--out", "d:1", check=True)
     assert len(datasets.load_from_disk(str(folder / "d:1"))) == 12
+
+
+@pytest.mark.parametrize("option", ["base", "weights", "model"])
+def test_names_that_are_not_utf8_are_refused_where_a_manifest_would_record_them(option: str, photo_folder: Path) -> None:
+    with pytest.raises(UsageError, match=f"{option} .*its name is not UTF-8"):
+        densefeat.extract(photo_folder, "emb", **{"model": BUNDLED, option: os.fsdecode(b"caf\xe9")})
 
 
 @pytest.mark.parametrize("out", ["s3://bucket/emb", "memory://emb.parquet", Path("s3://bucket/emb"), "simplecache::s3://b/e"])
