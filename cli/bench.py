@@ -29,6 +29,7 @@ def bench_command(out: Path | None, **options: Any) -> None:
     then the arms take turns. Ratios are to timm's eager network in channels_last with a tuned allocator, in the same precision.
     About a minute; --arms all adds the alternatives that one would consider, some of which compile for minutes.
     """
+    bench.check_arms(options["arms"], options["device"])
     if out is not None:
         base.check_target(out)
     with status_line() as say:

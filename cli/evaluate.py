@@ -8,7 +8,7 @@ import click
 from densefeat import base, evaluation
 from densefeat.base import printable
 from densefeat_cli.options import (
-    PATH_TYPE,
+    OUTPUT_TYPE,
     epilog,
     label_column_option,
     labelled_option,
@@ -34,7 +34,7 @@ _MULTI_LABEL = {"map": "mAP %", "auroc": "AUROC", "macro_f1": "macro F1 %"}
 @training_device_option
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode.")
 @click.option("--per-class", is_flag=True, help="Also print a row for each class, worst first.")
-@click.option("--json", "json_file", type=PATH_TYPE, help="JSON file to write, with everything measured.")
+@click.option("--json", "json_file", type=OUTPUT_TYPE, help="JSON file to write, with everything measured.")
 def evaluate_command(
     model: str, data: str, crops: str, device: str | None, per_class: bool, json_file: Path | None, **options: Any
 ) -> None:

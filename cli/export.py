@@ -40,6 +40,7 @@ def export_command(**options: Any) -> None:
 
     The file is run in its own runtime on the pixels of photographs, and kept if its outputs are those of the plain network.
     """
+    export.list_places(options["to"], options["out"])  # before anything is loaded
     with base.raise_on_sigterm(), base.progress_bar("exporting", export.STEPS, "steps") as advance:
         result = export.export_model(**options, advance=advance)
     click.echo("\n".join(_format_result(result)))

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
               help="At an image that cannot be read: record it and go to the next image, or stop.")  # fmt: skip
 @click.option("--max-failures", metavar="N|P%", help="Stop beyond so many failures, or such a share of the images.")
 @overwrite_option
-@click.option("--update", is_flag=True, help="Extract the images added since; try failed reads again.")
+@click.option("--update", is_flag=True, help="Extract the images added or changed since; try failed reads again.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True,
               help="ray: spread the parts over a Ray cluster.")  # fmt: skip
 def extract_command(**options: Any) -> None:
@@ -72,6 +72,9 @@ def extract_command(**options: Any) -> None:
     One row an image (or tile), in the order of the input. An image that cannot be read has an entry in OUT/failures.parquet,
     or in NAME.failures.jsonl beside a single file. After an interruption the same command resumes.
     """
+    names = ("batch_size", "workers", "on_error", "max_failures", "overwrite", "update", "engine")
+    how = extraction.RunOptions(**{name: options[name] for name in names})
+    extraction.check_arguments(options["images"], options["out"], how, options["part_rows"], options["max_pixels"])
     if options["max_pixels"] is None:
         del options["max_pixels"]
     result = extraction.extract(**options)

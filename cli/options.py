@@ -6,11 +6,40 @@ from typing import Any
 
 import click
 
-from densefeat import images
+from densefeat import base, images, loading
 
 _Decorator = Callable[[Any], Any]
 
-PATH_TYPE = click.Path(path_type=Path)
+
+class _LocalPath(click.Path):
+    """A path on this machine, whose name is UTF-8."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        base.check_path_name(value)
+        return super().convert(value, param, ctx)
+
+
+class _OutputPath(click.Path):
+    """A path to write; an address is refused at once."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        base.check_output_name(value)
+        return super().convert(value, param, ctx)
+
+
+PATH_TYPE = _LocalPath(path_type=Path)
+OUTPUT_TYPE = _OutputPath(path_type=Path)
+
+
+class ModelName(click.ParamType):
+    """The name of a model, or a folder; a folder that does not exist is refused at once."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        base.check_path_name(value, "model")
+        loading.check_model_name(value)
+        return value
 
 
 class ImageInput(click.ParamType):
@@ -39,7 +68,7 @@ class NumberOrAuto(click.ParamType):
 
 def out_option(description: str, required: bool = True) -> _Decorator:
     """Make ``--out``, a path to write. ``description``: what is written."""
-    return click.option("--out", type=PATH_TYPE, required=required, help=description)
+    return click.option("--out", type=OUTPUT_TYPE, required=required, help=description)
 
 
 def images_option(name: str = "--images", required: bool = True, description: str = "") -> _Decorator:
@@ -71,7 +100,9 @@ def label_column_option(purpose: str = "") -> _Decorator:
 def model_option(default: str | None = None, purpose: str = "", required: bool = False, note: str = "") -> _Decorator:
     """Make ``--model``, a name or a folder."""
     text = f"{purpose}A name of `densefeat models`, any timm model, or a run's folder.{note}"
-    return click.option("--model", default=default, show_default=default is not None, required=required, help=text)
+    return click.option(
+        "--model", type=ModelName(), default=default, show_default=default is not None, required=required, help=text
+    )
 
 
 def epilog(*examples: str) -> str:
@@ -79,7 +110,7 @@ def epilog(*examples: str) -> str:
     return "Example: " + ", or: ".join(f"densefeat {example}" for example in examples)
 
 
-model_argument = click.argument("model")
+model_argument = click.argument("model", type=ModelName())
 store_argument = click.argument("store", type=PATH_TYPE)
 weights_option = click.option("--weights", type=PATH_TYPE, help="Checkpoint file instead of the published weights.")
 image_size_option = click.option("--image-size", type=int, help="Pixels of the square input.  [default: the weights' own]")

@@ -7,7 +7,7 @@ import click
 
 from densefeat import base, training
 from densefeat.errors import UsageError
-from densefeat_cli.options import PATH_TYPE, epilog
+from densefeat_cli.options import OUTPUT_TYPE, epilog
 from densefeat_cli.output import print_table
 
 
@@ -29,7 +29,7 @@ def show(name: str) -> None:
 
 @recipes_command.command(epilog=epilog("recipes copy cifar10_densenet_bc100_k12 mine.yaml"))
 @click.argument("name")
-@click.argument("path", required=False, type=PATH_TYPE)
+@click.argument("path", required=False, type=OUTPUT_TYPE)
 def copy(name: str, path: Path | None) -> None:
     """Write the recipe NAME to PATH, which must not exist.  [default: NAME.yaml in the current folder]"""
     text = training.recipe_text(name)

@@ -141,6 +141,7 @@ def model(model: str, out: str, weights: Path | None, runs: Path | None) -> None
     MODEL is a name of `densefeat models`, a DenseNet of timm, or a run's folder. Nothing is downloaded. The chart shows
     accuracy against parameters and FLOPs; the papers' figures are marked.
     """
+    base.check_output_name(out)
     kind = Path(out).suffix.lower()
     if out != "-" and kind not in (".html", ".md"):
         raise UsageError(f"page {out!r}: its name must end in .html or .md, or be - for the terminal")

@@ -11,7 +11,7 @@ import click
 
 from densefeat import search
 from densefeat import store as stores
-from densefeat_cli.options import PATH_TYPE, current_images_option, device_option, epilog, store_argument
+from densefeat_cli.options import OUTPUT_TYPE, PATH_TYPE, current_images_option, device_option, epilog, store_argument
 from densefeat_cli.output import late_progress_bar, print_note, print_table
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _TABLE_ROWS = 10_000
 @click.option("--weights", type=PATH_TYPE, help="Checkpoint file that the store was made with, if it has moved.")
 @device_option
 @click.option("--format", "shape", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
-@click.option("--html", type=PATH_TYPE, help="Page to write, with thumbnails.")
+@click.option("--html", type=OUTPUT_TYPE, help="Page to write, with thumbnails.")
 @current_images_option
 def search_command(
     store: Path,

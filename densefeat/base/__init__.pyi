@@ -1,5 +1,17 @@
 from .devices import choose_device
-from .files import atomic_file, atomic_folder, check_target, current_umask, find_full_disk, hold_lock, output_errors, sync
+from .files import (
+    atomic_file,
+    atomic_folder,
+    check_output_name,
+    check_path_name,
+    check_target,
+    current_umask,
+    find_full_disk,
+    hold_lock,
+    output_errors,
+    sync,
+    sync_folder,
+)
 from .pages import Chart, ImageCard, Section, Table, render_page, render_template, save_page
 from .pictures import check_picture, render_picture, save_picture
 from .progress import RateColumn, progress_bar
@@ -20,6 +32,8 @@ __all__ = [
     "Table",
     "atomic_file",
     "atomic_folder",
+    "check_output_name",
+    "check_path_name",
     "check_picture",
     "check_target",
     "choose_device",
@@ -40,4 +54,5 @@ __all__ = [
     "save_picture",
     "stop_on_signal",
     "sync",
+    "sync_folder",
 ]

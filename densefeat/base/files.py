@@ -11,7 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from densefeat.errors import OutputError
+from densefeat.errors import OutputError, UsageError
+
+# s3://bucket, also as a Path, which has one slash of the two; a single letter is a drive
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors that only writing has
 
@@ -31,7 +34,7 @@ def atomic_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
             os.chmod(beside, 0o666 & ~current_umask())  # mkstemp and safetensors make files that only their owner may read
             sync(beside)
             os.replace(beside, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -42,6 +45,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises OutputError where it cannot be created or ``path`` exists at the end.
     """
+    check_output_name(path)
     with output_errors(path):
         beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
@@ -51,7 +55,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for file in beside.iterdir():
                 sync(file)
             os.rename(beside, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -88,12 +92,30 @@ def find_full_disk(error: BaseException) -> str | None:
     return os.strerror(number) if number in _FULL else None
 
 
+def check_path_name(path: str | Path, what: str = "path") -> None:
+    """Raise UsageError for a name that is not UTF-8, which most libraries cannot open. ``what``: its name in the message."""
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} {text!r}: its name is not UTF-8: rename it, or give another one") from None
+
+
+def check_output_name(path: str | Path) -> None:
+    """Raise UsageError for an output that cannot be a local path: an address, or a name that is not UTF-8."""
+    text = os.fspath(path)
+    check_path_name(text, "output")
+    if _ADDRESS.match(text):
+        raise UsageError(f"output {text!r} is an address: give a path on this machine, and copy the result there")
+
+
 def check_target(path: Path) -> None:
-    """Raise OutputError now if :func:`atomic_file` could not create ``path``."""
+    """Raise OutputError now if :func:`atomic_file` could not create ``path``, UsageError if its name is none of a file."""
     _create_beside(path, path.parent).unlink()
 
 
 def _create_beside(path: Path, folder: Path) -> Path:
+    check_output_name(path)
     if path.is_dir() or not path.name:
         raise OutputError(f"output {str(path)!r} is a folder: give a file name")
     if path.exists() and not path.is_file():
@@ -122,7 +144,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Write a folder's entries to the disk, where the file system can do that."""
     with suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
         sync(path)
 

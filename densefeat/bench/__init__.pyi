@@ -1,3 +1,4 @@
+from .arms import check_arms
 from .comparison import compare, make_plan
 from .inputs import calibrated_network, list_images, load_network
 from .measure import (
@@ -17,6 +18,7 @@ __all__ = [
     "Report",
     "benchmark_options",
     "calibrated_network",
+    "check_arms",
     "compare",
     "format_comparison",
     "format_overview",

@@ -8,6 +8,7 @@ PRECISIONS = {"fp32": ("fp32",), "bf16": ("bf16",), "both": ("fp32", "bf16")}
 # glibc keeps freed memory and takes none by mmap, so that large maps do not cost fresh pages at every call
 TUNED_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 BASELINES = ("timm-nhwc-tuned", "timm-nhwc")  # the best that timm's eager network does without our engines
+_GROUPS = ("quick", "ours", "all")
 _BACKENDS = ("reference", "buffer", "openvino", "triton")
 
 
@@ -75,6 +76,16 @@ ARMS = {
         *(Arm(name, name) for name in ("reference", "triton")),
     ),
 }
+
+
+def check_arms(request: str, device: str) -> None:
+    """Raise UsageError for a name that no device has an arm of; ``device`` may be ``"auto"``."""
+    devices = [device] if device in ARMS else list(ARMS)
+    known = [arm for each in devices for arm in ARMS[each]]
+    for name in request.split(","):
+        if name not in _GROUPS and not any(name in (arm.name, arm.kind) for arm in known):
+            names = ", ".join(dict.fromkeys(arm.name for arm in known))
+            raise UsageError(f"arm {name!r}: choose {', '.join(_GROUPS)}, or some of {names}")
 
 
 def choose_arms(request: str, device: str, precision: str) -> list[Arm]:

@@ -43,7 +43,6 @@ class GraphFormat:
     a path to the runtime's name with version, and a function that runs the file.
     """
 
-    suffix: str
     convert: Callable[[TracedNet, list[str], dict[str, Any]], Any]
     save: Callable[[Any, Path], None]
     open: Callable[[Path], tuple[str, Runner]]
@@ -53,7 +52,6 @@ class GraphFormat:
 class WeightsFormat:
     """A format for a network's tensors. ``write``: network, preprocessing and metadata to a path; ``open``: as in graphs."""
 
-    suffix: str
     write: Callable[[ExportSource, Preprocessing, dict[str, Any], Path], None]
     open: Callable[[ExportSource, Path], tuple[str, Runner]]
 
@@ -221,11 +219,11 @@ def check_hub_source(source: ExportSource) -> None:
 
 
 GRAPHS = {
-    "onnx": GraphFormat(".onnx", _convert_to_onnx, _save_onnx, _open_onnx),
-    "torch-export": GraphFormat(".pt2", _convert_to_torch, _save_torch, _open_torch),
-    "openvino": GraphFormat(".xml", _convert_to_openvino, _save_openvino, _open_openvino),
+    "onnx": GraphFormat(_convert_to_onnx, _save_onnx, _open_onnx),
+    "torch-export": GraphFormat(_convert_to_torch, _save_torch, _open_torch),
+    "openvino": GraphFormat(_convert_to_openvino, _save_openvino, _open_openvino),
 }
 WEIGHTS_FORMATS = {
-    "safetensors": WeightsFormat(".safetensors", _write_safetensors, _open_safetensors),
-    "hub-folder": WeightsFormat("", _write_hub_folder, _open_hub_folder),
+    "safetensors": WeightsFormat(_write_safetensors, _open_safetensors),
+    "hub-folder": WeightsFormat(_write_hub_folder, _open_hub_folder),
 }

@@ -18,7 +18,7 @@ from densefeat.export.formats import GRAPHS, WEIGHTS_FORMATS, check_hub_source, 
 from densefeat.export.metadata import describe_interface, describe_network
 from densefeat.export.module import ExportedNet, Outputs, make_reference
 from densefeat.export.source import ExportSource, load_source
-from densefeat.export.staging import stage_files
+from densefeat.export.staging import list_places, stage_files
 from densefeat.export.tracing import TracedNet, trace, trace_fixed
 from densefeat.images import Preprocessing
 from densefeat.loading import is_run_folder
@@ -78,9 +78,9 @@ def export_model(
     wanted = Outputs(outputs or "features", blocks, tap, pool if isinstance(pool, str) else tuple(pool))
     if outputs is None and to in GRAPHS and wanted == Outputs() and isinstance(model, str) and is_run_folder(model):
         wanted = Outputs("logits")
-    _check_arguments(to, out, wanted, input)
+    _check_arguments(to, wanted, input)
+    places = list_places(to, out)
     check_installed(to)
-    places = [out, out.with_suffix(".bin")] if to == "openvino" else [out]
     with stage_files(*places) as (path, *_), torch.no_grad():
         source = load_source(model, weights, head=to in GRAPHS and wanted.kind == "logits")
         preprocessing = Preprocessing.for_model(source.model, image_size)
@@ -93,15 +93,12 @@ def export_model(
     return Exported(out, metadata, differences)
 
 
-def _check_arguments(to: str, out: Path, outputs: Outputs, input: str) -> None:
+def _check_arguments(to: str, outputs: Outputs, input: str) -> None:
     """Raise UsageError for every mistake that shows before the network is loaded."""
     if to not in _FORMATS:
         raise UsageError(f"format {to!r}: choose one of {', '.join(_FORMATS)}")
     if input not in _INPUTS:
         raise UsageError(f"input {input!r}: choose one of {', '.join(_INPUTS)}")
-    suffix = _FORMATS[to].suffix
-    if not out.name or (suffix and out.suffix != suffix):
-        raise UsageError(f"output {str(out)!r}: give a name{' that ends in ' * bool(suffix)}{suffix}")
     if to in WEIGHTS_FORMATS and (outputs, input) != (Outputs(), "float"):
         raise UsageError(f"format {to!r} is of weights alone: outputs, blocks, tap, pool and input are for {', '.join(GRAPHS)}")
     outputs.check()

@@ -7,8 +7,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from densefeat.base import current_umask, output_errors, sync
+from densefeat.base import check_output_name, current_umask, output_errors, sync
 from densefeat.errors import UsageError
+
+_SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml", "safetensors": ".safetensors", "hub-folder": ""}
+
+
+def list_places(to: str, out: Path) -> list[Path]:
+    """Return the files of an export to a format, ``out`` first.
+
+    Raises UsageError where ``out`` has another ending, one of the files exists, or the folder does not.
+    """
+    check_output_name(out)
+    suffix = _SUFFIXES[to]
+    if not out.name or (suffix and out.suffix != suffix):
+        raise UsageError(f"output {str(out)!r}: give a name{' that ends in ' * bool(suffix)}{suffix}")
+    places = [out, out.with_suffix(".bin")] if to == "openvino" else [out]
+    _check_free(places)
+    return places
 
 
 @contextmanager

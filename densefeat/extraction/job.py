@@ -19,26 +19,24 @@ from densefeat.base import (
     Ranks,
     StopRequest,
     atomic_file,
+    check_path_name,
     choose_device,
     enter_after_rank_0,
     hold_lock,
     output_errors,
 )
 from densefeat.errors import BackendError, UsageError
-from densefeat.extraction.limits import FailureLimit
+from densefeat.extraction.arguments import RunOptions, check_arguments, is_single_file
 from densefeat.extraction.part import PartExtractor, open_part_extractor
 from densefeat.extraction.plan import Plan, close_plan, join_plan, open_plan
 from densefeat.extraction.ray_cluster import extract_with_ray
-from densefeat.extraction.settings import ExtractJob, ExtractResult, JobInput, RunOptions, Tiling
+from densefeat.extraction.settings import ExtractJob, ExtractResult, JobInput, Tiling
 from densefeat.features import FeatureExtractor
 from densefeat.images import MAX_PIXELS, is_remote, open_source, printable_key
 from densefeat.store import (
-    DTYPES,
     EmbeddingWriter,
     Layout,
     PartRecord,
-    check_store_file,
-    check_store_folder,
     count_failures,
     failures_file,
     list_finished_parts,
@@ -46,7 +44,6 @@ from densefeat.store import (
     write_failure_lines,
 )
 
-_EXECUTORS = ("local", "ray")
 _POLL_SECONDS = 0.5
 
 
@@ -117,11 +114,14 @@ def extract(
         Interrupted: After Ctrl-C or SIGTERM, with everything saved. It is a KeyboardInterrupt.
     """
     started = time.monotonic()
-    out, ranks = Path(out), Ranks.from_environment()
+    ranks = Ranks.from_environment()
     options = RunOptions(batch_size, workers, on_error, max_failures, overwrite, update, engine)
-    single = out.suffix == ".parquet" and not out.is_dir()
-    _check_arguments(options, part_rows, max_pixels, dtype)
-    _check_output(out, single, images, options, part_rows, ranks)
+    check_arguments(images, out, options, part_rows, max_pixels, dtype)
+    for what, name in (("base", base), ("weights", weights), ("model", model)):
+        if isinstance(name, str | Path):
+            check_path_name(name, what)  # the manifest records it
+    out = Path(out)
+    single = is_single_file(out)
 
     tiling = Tiling(tile, stride, min_content, max_pixels)
     reading: dict[str, Any] = {
@@ -203,7 +203,7 @@ def _wait_for_other_ranks(plan: Plan, stop: StopRequest) -> None:
         if stop:
             raise plan.interruption(stop)
         time.sleep(_POLL_SECONDS)
-        if not any(not plan.layout.part(part).exists() for part in missing):
+        if not any(not plan.finished_file(part).exists() for part in missing):
             missing = list(plan.parts_left(plan.read_records(), Ranks()))
 
 
@@ -242,43 +242,6 @@ def _extract_to_file(job: ExtractJob) -> ExtractResult:
         write_failure_lines(failures_beside, counts.failures)
     failed = len(counts.failures)
     return ExtractResult(job.out, failures_path, writer.rows, failed, job.shapes, counts.positions, counts.skipped)
-
-
-def _check_arguments(options: RunOptions, part_rows: int | None, max_pixels: int, dtype: str) -> None:
-    if isinstance(options.batch_size, str) and options.batch_size != "auto":
-        raise UsageError(f"batch size {options.batch_size!r}: give a number or auto")
-    numbers = {
-        "batch size": options.batch_size,
-        "workers": options.workers,
-        "part rows": part_rows,
-        "max pixels": max_pixels,
-    }
-    for name, value in numbers.items():
-        if isinstance(value, int) and value < 1:
-            raise UsageError(f"{name} {value}: give at least 1")
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    if options.engine not in _EXECUTORS:
-        raise UsageError(f"engine {options.engine!r}: choose one of {', '.join(_EXECUTORS)}")
-    if options.overwrite and options.update:
-        raise UsageError("--overwrite starts over, --update adds to what is there: give one of them")
-    FailureLimit.parse(options.on_error, options.max_failures)
-
-
-def _check_output(
-    out: Path, single: bool, images: str | Path, options: RunOptions, part_rows: int | None, ranks: Ranks
-) -> None:
-    """Refuse an output that cannot be written, that does not go with the options, or that holds something else."""
-    if options.engine == "ray" and ranks.world > 1:
-        raise UsageError("--engine ray under torchrun: use one of them")
-    if not single:
-        check_store_folder(Layout(out))
-        return
-    if options.update or part_rows or ranks.world > 1 or options.engine == "ray":
-        raise UsageError(
-            f"output {str(out)!r} is a single file: --update, --part-rows, several processes and --engine ray need a folder"
-        )
-    check_store_file(out, images, options.overwrite)
 
 
 def _check_length(job: ExtractJob, plan: Plan | None) -> None:

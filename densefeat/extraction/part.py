@@ -188,7 +188,7 @@ def _collect_plain_columns(batch: Batch, schema: pa.Schema) -> dict[str, Sequenc
 def _copy_rows(file: Path, writer: EmbeddingWriter) -> bool:
     """Copy the rows of an unfinished part; return False if any cannot be read, since a full disk may have damaged it."""
     try:
-        with pq.ParquetFile(file) as unfinished:
+        with open(file, "rb") as source, pq.ParquetFile(source) as unfinished:
             for batch in unfinished.iter_batches():
                 writer.append_batch(batch)
     except (OSError, pa.ArrowException):

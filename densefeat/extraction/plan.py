@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,37 +12,56 @@ import pyarrow.compute as pc
 
 from densefeat.base import Interrupted, Ranks, StopRequest
 from densefeat.errors import OutputError, UsageError
+from densefeat.extraction.changes import (
+    add_round,
+    add_untried,
+    describe_changes,
+    find_stale,
+    record_stamps,
+    refuse_other_labels,
+)
 from densefeat.extraction.settings import ExtractJob, JobInput
-from densefeat.images import SelectedSource, Source, printable_key
+from densefeat.images import SelectedSource, Source, printable_keys
 from densefeat.store import (
     Failure,
     Layout,
     Manifest,
     PartRecord,
+    RecordedStamps,
     Round,
     close_store,
     collect_failures,
     find_known_paths,
+    finish_replacement,
     list_finished_parts,
     read_failures,
     read_manifest,
     read_paths,
     read_record,
     read_records,
+    read_stamps,
     remove_work,
     start_job,
     write_failures,
+    write_stamps,
 )
 
 
 @dataclass
 class Plan:
-    """The parts of a job. ``source`` is what the manifest's last round extracts, in parts of ``part_rows`` positions."""
+    """The parts of a job. ``source`` is what the manifest's last round extracts, in parts of ``part_rows`` positions.
+
+    ``images``: the same before they are cut into tiles.
+    """
 
     layout: Layout
     manifest: Manifest
+    images: Source
     source: Source
-    part_rows: int
+
+    @property
+    def part_rows(self) -> int:
+        return self.manifest.settings["part_rows"]
 
     @property
     def parts(self) -> int | None:
@@ -61,6 +81,10 @@ class Plan:
     def read_records(self) -> dict[int, PartRecord]:
         """Read the records of this round's parts, finished or not, by the number of the part."""
         return {record.part: record for record in read_records(self.layout, self.manifest)}
+
+    def finished_file(self, part: int) -> Path:
+        """Return where a part is once it is finished."""
+        return self.layout.unfinished(part) if self.manifest.waits else self.layout.part(part)
 
     def read_record(self, part: int) -> PartRecord | None:
         return read_record(self.layout, self.manifest, self.layout.record(part))
@@ -98,22 +122,28 @@ def open_plan(job: ExtractJob, layout: Layout) -> Plan | None:
 
     Raises UsageError if the folder holds rows of other settings or another input, OutputError if it is not a store.
     """
+    finish_replacement(layout)
     current = read_manifest(layout)  # read before overwriting, too: a folder of another program must not be replaced
     if current is None or job.options.overwrite:
-        source = job.input.tiling.cut(job.input.listing)
-        first = Round(0, job.input.fingerprint, job.input.fingerprint_source(source), source.length)
-        return _start_round(layout, Manifest(job.settings, job.provenance, job.input.images, (first,)), source)
+        return _start_store(job, layout)
     _refuse_other_settings(layout, current.settings, job.settings)
     _refuse_damage(layout, current)
+    recorded = read_stamps(layout, current)
+    stale = find_stale(layout, current, recorded, job.input)
     if job.options.update:
-        return _open_update(layout, current, job.input, job.provenance)
+        return _open_update(layout, current, recorded, stale, job)
     _refuse_other_place(layout, current, job.input)
     if job.input.fingerprint != current.rounds[-1].listing:
-        _refuse_other_input(layout, current, job.input)
+        _refuse_other_input(layout, current, job.input, stale)
+    if stale.any():
+        cure = "" if job.input.listing.length is None else "--update extracts those again, "
+        changes = describe_changes(job.input, stale)
+        raise UsageError(f"{changes} since {str(layout.root)!r} was made: {cure}--overwrite starts over")
     if current.complete:
         remove_work(layout)
+        record_stamps(layout, current, recorded, job.input)
         return None
-    return _resume_round(layout, current, job.input, job.provenance)
+    return _resume_round(layout, current, recorded, job)
 
 
 def join_plan(job: ExtractJob, layout: Layout) -> Plan | None:
@@ -126,74 +156,118 @@ def join_plan(job: ExtractJob, layout: Layout) -> Plan | None:
         return None
     if job.input.fingerprint != current.rounds[-1].listing:
         raise OutputError(f"input {job.input.images!r}: this process lists other images than rank 0")
-    return Plan(layout, current, _open_round_source(layout, current, job.input), job.settings["part_rows"])
+    return _open_round(layout, current, read_stamps(layout, current), job.input)
 
 
 def close_plan(plan: Plan, job_input: JobInput) -> None:
     """Close the store when every part is there; images without any tile of enough content become failures."""
     skipped = any(record.skipped for record in plan.read_records().values())
-    close_store(plan.layout, plan.manifest, _printable_keys(job_input.listing.keys()) if skipped else None)
+    first = len(plan.manifest.rounds) == 1  # which has tried nothing again, and may be a stream
+    images = pa.array([], pa.large_string()) if first else printable_keys(plan.images.keys())
+    close_store(plan.layout, plan.manifest, images, printable_keys(job_input.listing.keys()) if skipped else None)
 
 
-def _start_round(layout: Layout, manifest: Manifest, source: Source) -> Plan:
+def _start_store(job: ExtractJob, layout: Layout) -> Plan:
+    listing = job.input.listing
+    source = job.input.tiling.cut(listing)
+    first = Round(0, job.input.fingerprint, job.input.fingerprint_source(source), source.length)
+    manifest = Manifest(job.settings, job.provenance, job.input.images, (first,))
     start_job(layout, manifest)
-    return Plan(layout, manifest, source, manifest.settings["part_rows"])
+    record_stamps(layout, manifest, read_stamps(layout, manifest), job.input)
+    return Plan(layout, manifest, listing, source)
 
 
-def _resume_round(layout: Layout, current: Manifest, job_input: JobInput, provenance: dict[str, Any]) -> Plan:
-    return _start_round(layout, replace(current, provenance=provenance), _open_round_source(layout, current, job_input))
+def _resume_round(layout: Layout, current: Manifest, recorded: RecordedStamps, job: ExtractJob) -> Plan:
+    """Go on with the last round. Images of it that have changed meanwhile are not extracted yet: their stamps are renewed."""
+    manifest = replace(current, provenance=job.provenance)
+    plan = _open_round(layout, manifest, recorded, job.input)
+    start_job(layout, manifest)
+    record_stamps(layout, manifest, recorded, job.input)
+    return plan
 
 
-def _open_round_source(layout: Layout, manifest: Manifest, job_input: JobInput) -> Source:
-    """Return what the last round extracts: the whole listing, or for an update what earlier rounds did not have."""
-    last = manifest.rounds[-1]
-    listing = job_input.listing
+def _open_round(layout: Layout, manifest: Manifest, recorded: RecordedStamps, job_input: JobInput) -> Plan:
+    """Return the plan of the last round: the whole listing, or for an update what earlier rounds did not have."""
+    images: Source = job_input.listing
     if len(manifest.rounds) > 1:
-        failures = [failure for failure, _ in read_failures(layout, last.first_part)]
-        listing = SelectedSource(listing, np.flatnonzero(~_find_known_positions(layout, manifest.parts, failures, listing)))
-    source = job_input.tiling.cut(listing)
-    if job_input.fingerprint_source(source) != last.fingerprint:
+        failures = [failure for failure, _ in read_failures(layout, manifest.rounds[-1].first_part)]
+        stamps = job_input.stamps
+        again = stamps.spread(recorded.find_again(stamps.files, len(manifest.rounds)))
+        known = _find_known_positions(layout, manifest.parts, failures, images) & ~again
+        images = SelectedSource(images, np.flatnonzero(~known))
+    source = job_input.tiling.cut(images)
+    if job_input.fingerprint_source(source) != manifest.rounds[-1].fingerprint:
         raise UsageError(
             f"some images of {job_input.images!r} have changed since {str(layout.root)!r} was started: their sizes differ, or"
             " they can be read now and could not then; --overwrite starts over"
         )
-    return source
+    return Plan(layout, manifest, images, source)
 
 
-def _open_update(layout: Layout, current: Manifest, job_input: JobInput, provenance: dict[str, Any]) -> Plan | None:
-    """Start a round for the images that the store does not have; images that could not be read are tried again."""
+def _open_update(
+    layout: Layout, current: Manifest, recorded: RecordedStamps, stale: np.ndarray, job: ExtractJob
+) -> Plan | None:
+    """Start a round for images that the store does not have, that have changed, or that could not be read."""
+    job_input = job.input
     # a round's fingerprint does not include the image column of the rounds before it
-    columns = [{"image_column": made["input_options"]["image_column"]} for made in (current.provenance, provenance)]
+    columns = [{"image_column": made["input_options"]["image_column"]} for made in (current.provenance, job.provenance)]
     _refuse_other_settings(layout, *columns)
-    listing = job_input.fingerprint
-    if not current.complete and listing == current.rounds[-1].listing:
-        return _resume_round(layout, current, job_input, provenance)
+    same_listing = job_input.fingerprint == current.rounds[-1].listing
+    if not current.complete and same_listing and not stale.any():
+        return _resume_round(layout, current, recorded, job)
+    if job_input.listing.length is None:
+        if same_listing and not stale.any():
+            return None
+        raise UsageError(
+            f"{_describe_other_input(layout, job_input)}, and how many there are is not known: --overwrite starts over"
+        )
     if not current.complete and current.settings["tiles"]:
         raise UsageError(
             f"{str(layout.root)!r} is not finished, and may have some tiles of an image and not the others: finish it with the"
             " images it was started with before --update, or --overwrite"
         )
+    if not current.complete:
+        stale = add_untried(layout, current, recorded, stale, job_input)
     records = tuple(list_finished_parts(layout, current))
-    failures = collect_failures(layout, current, records) if not current.complete else read_failures(layout)
-    known = _find_known_positions(layout, records, [failure for failure, _ in failures], job_input.listing)
+    failures = collect_failures(layout, current)
+    rows = find_known_paths(printable_keys(job_input.listing.keys()), _list_files(layout, records), [])
+    known = rows | _find_known_positions(layout, (), [failure for failure, _ in failures], job_input.listing)
     removed = _count_removed(layout, records, job_input.listing)
-    if known.all() and not removed and listing != current.rounds[-1].listing and current.complete:
+    if known.all() and not stale.any() and not removed and not same_listing and current.complete:
         raise UsageError(
             f"{_describe_other_input(layout, job_input)}: their order, columns or labels differ: --overwrite starts over"
         )
+    refuse_other_labels(layout, records, job_input, stale)
+    last = replace(current.rounds[-1], dropped=True) if current.waits else current.rounds[-1]
+    wanted = ~known | stale
     extended = replace(
-        current, images=job_input.images, provenance=provenance, parts=records, removed=removed, complete=bool(known.all())
+        current,
+        images=job_input.images,
+        provenance=job.provenance,
+        rounds=(*current.rounds[:-1], last),
+        parts=records,
+        removed=removed,
+        complete=not wanted.any(),
     )
     if not current.complete:  # from now on the finished parts of the unfinished round are all of that round
         write_failures(layout.failures, failures)
     if extended.complete:
-        rounds = (*current.rounds[:-1], replace(current.rounds[-1], listing=listing))
-        replace(extended, rounds=rounds).save(layout)
+        extended = replace(extended, rounds=(*current.rounds[:-1], replace(last, listing=job_input.fingerprint)))
+        extended.save(layout)
         remove_work(layout)
+        record_stamps(layout, extended, recorded, job_input)
         return None
-    source = job_input.tiling.cut(SelectedSource(job_input.listing, np.flatnonzero(~known)))
-    added = Round(_next_part(records), listing, job_input.fingerprint_source(source), source.length)
-    return _start_round(layout, replace(extended, rounds=(*current.rounds, added)), source)
+    images = SelectedSource(job_input.listing, np.flatnonzero(wanted))
+    source = job_input.tiling.cut(images)
+    first_part = max([_next_part(records), last.first_part, *(part + 1 for _, part in failures)])
+    added = Round(
+        first_part, job_input.fingerprint, job_input.fingerprint_source(source), source.length, bool((rows & stale).any())
+    )
+    manifest = replace(extended, rounds=(*extended.rounds, added))
+    # written first: a round that lacks its stamps would extract other images when it is resumed
+    write_stamps(layout, manifest, add_round(recorded, job_input, len(manifest.rounds), wanted, stale))
+    start_job(layout, manifest)
+    return Plan(layout, manifest, images, source)
 
 
 def _find_known_positions(
@@ -201,21 +275,17 @@ def _find_known_positions(
 ) -> np.ndarray:
     """Return bool ``(len(listing),)``: whether these parts have an image's row, or its failure is a lasting one."""
     lasting = [failure for failure in failures if failure.stage != "read"]
-    return find_known_paths(_printable_keys(listing.keys()), layout, records, lasting)
+    return find_known_paths(printable_keys(listing.keys()), _list_files(layout, records), lasting)
+
+
+def _list_files(layout: Layout, records: Sequence[PartRecord]) -> list[Path]:
+    return [layout.part(record.part) for record in records]
 
 
 def _count_removed(layout: Layout, records: Sequence[PartRecord], listing: Source) -> int:
     """Count the images that have rows in the store and are not in the listing."""
-    stored = read_paths(layout, records).unique()
-    return len(stored) - int(pc.sum(pc.is_in(stored, value_set=_printable_keys(listing.keys()))).as_py() or 0)
-
-
-def _printable_keys(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:
-    """Return keys in the form in which rows and failures hold them."""
-    try:
-        return keys.cast(pa.large_string())
-    except pa.ArrowInvalid:  # names that are not UTF-8
-        return pa.array([printable_key(key.decode("utf-8", "surrogateescape")) for key in keys.to_pylist()], pa.large_string())
+    stored = read_paths(_list_files(layout, records)).unique()
+    return len(stored) - int(pc.sum(pc.is_in(stored, value_set=printable_keys(listing.keys()))).as_py() or 0)
 
 
 def _next_part(records: Sequence[PartRecord]) -> int:
@@ -231,7 +301,7 @@ def _refuse_other_settings(layout: Layout, recorded: dict[str, Any], requested: 
         )
 
 
-def _refuse_other_input(layout: Layout, current: Manifest, job_input: JobInput) -> None:
+def _refuse_other_input(layout: Layout, current: Manifest, job_input: JobInput, stale: np.ndarray) -> None:
     message = _describe_other_input(layout, job_input)
     if job_input.listing.length is None:
         raise UsageError(f"{message}: --overwrite starts over")
@@ -240,10 +310,12 @@ def _refuse_other_input(layout: Layout, current: Manifest, job_input: JobInput) 
     failures = [replace(failure, stage="") for failure, _ in read_failures(layout)]
     known = _find_known_positions(layout, current.parts, failures, job_input.listing)
     added, removed = int((~known).sum()), _count_removed(layout, current.parts, job_input.listing)
-    if not added and not removed:
+    if not added and not removed and not stale.any():
         raise UsageError(f"{message}: their order, columns or labels differ: --overwrite starts over")
+    changed = f" ({describe_changes(job_input, stale)})" if stale.any() else ""
+    again = " and those that have changed" if stale.any() else ""
     raise UsageError(
-        f"{message}: {added:,} were added and {removed:,} removed. --update extracts those that were added,"
+        f"{message}: {added:,} were added and {removed:,} removed{changed}. --update extracts those that were added{again},"
         " --overwrite starts over"
     )
 
@@ -257,7 +329,8 @@ def _refuse_other_place(layout: Layout, current: Manifest, job_input: JobInput) 
     if current.images != job_input.images:
         raise UsageError(
             f"{str(layout.root)!r} was made of the images at {current.images!r}, not {job_input.images!r}: --update if they are"
-            " the same and have moved, --overwrite to start over, or choose another --out"
+            " the same and have moved (files of another size or time are extracted again), --overwrite to start over, or choose"
+            " another --out"
         )
 
 

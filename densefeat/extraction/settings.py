@@ -11,10 +11,11 @@ import torch
 
 from densefeat.base import Ranks
 from densefeat.errors import UsageError
+from densefeat.extraction.arguments import RunOptions
 from densefeat.extraction.batches import Decoding, count_usable_cores
 from densefeat.extraction.limits import FailureLimit
 from densefeat.features import FeatureExtractor
-from densefeat.images import MAX_PIXELS, Source, TiledSource, is_remote
+from densefeat.images import MAX_PIXELS, Listing, Source, Stamps, TiledSource, is_remote
 from densefeat.store import PART_ROWS, make_embedding_schema, split_pools
 from densefeat.version import __version__
 
@@ -48,19 +49,6 @@ class ExtractResult:
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """The options of how a job runs. None of it changes the rows, except that ``batch_size`` may change their rounding."""
-
-    batch_size: int | str
-    workers: int | None
-    on_error: str
-    max_failures: str | int | None
-    overwrite: bool
-    update: bool
-    engine: str
-
-
-@dataclass(frozen=True)
 class Tiling:
     """A way to cut images into tiles; with ``tile`` None they are not cut."""
 
@@ -86,13 +74,18 @@ class JobInput:
 
     images: str
     options: dict[str, Any]
-    listing: Source
+    listing: Listing
     tiling: Tiling
 
     @cached_property
     def fingerprint(self) -> str:
         """The fingerprint of the listing, computed once because that reads the keys of the whole input."""
         return self.listing.fingerprint()
+
+    @cached_property
+    def stamps(self) -> Stamps:
+        """The state of the input's files at the beginning of the job."""
+        return self.listing.stamps()
 
     def fingerprint_source(self, source: Source) -> str:
         """Return the fingerprint of a source that is extracted; without tiles it may be the listing itself."""

@@ -5,7 +5,18 @@ from .folders import LocalFolder, is_hidden
 from .guards import MAX_PIXELS
 from .rows import check_column, join_chunks
 from .sources import check_input, open_for_training, open_source
-from .stream import ImageItem, ImageReader, Item, RandomAccess, SelectedSource, Source, printable_key
+from .stamps import Stamps
+from .stream import (
+    ImageItem,
+    ImageReader,
+    Item,
+    Listing,
+    RandomAccess,
+    SelectedSource,
+    Source,
+    printable_key,
+    printable_keys,
+)
 from .tiles import TiledSource
 from .transforms import Geometry, Preprocessing
 
@@ -21,11 +32,13 @@ __all__ = [
     "ImageLike",
     "ImageReader",
     "Item",
+    "Listing",
     "LocalFolder",
     "Preprocessing",
     "RandomAccess",
     "SelectedSource",
     "Source",
+    "Stamps",
     "TiledSource",
     "check_column",
     "check_decoder",
@@ -40,4 +53,5 @@ __all__ = [
     "open_image",
     "open_source",
     "printable_key",
+    "printable_keys",
 ]

@@ -5,6 +5,7 @@ import logging
 import os
 import posixpath
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import BinaryIO
 
@@ -27,7 +28,8 @@ from densefeat.images.rows import (
     join_chunks,
     read_label_names,
 )
-from densefeat.images.stream import ImageItem, IndexedSource, find_repeats, printable_key
+from densefeat.images.stamps import Stamps, stamp_files
+from densefeat.images.stream import ImageItem, IndexedSource, find_repeats, printable_key, printable_keys
 
 _log = logging.getLogger(__name__)
 EXTENSIONS = (
@@ -48,12 +50,19 @@ BOM = b"\xef\xbb\xbf"
 _ODD = r"^/|^[A-Za-z]:|//|(^|/)\.{1,2}(/|$)|/$|\\"
 
 
+@dataclass(frozen=True)
 class ImageFiles(IndexedSource):
-    """A source of files whose names are their keys."""
+    """A source of files whose names are their keys. ``listed``: their stamps, where the listing has them."""
+
+    listed: pa.LargeStringArray | None = field(default=None, repr=False)
 
     def item(self, position: int, key: str, label: str | None) -> ImageItem:  # noqa: ARG002  (of the superclass)
         folder = self.folder
         return ImageItem(key, label, partial(folder.read, key), partial(folder.path, key), partial(folder.open, key))
+
+    def stamps(self) -> Stamps:
+        stamps = stamp_files(self.folder.stamp, self.names) if self.listed is None else self.listed
+        return Stamps(printable_keys(self.names), stamps)
 
 
 def open_folder(folder: Folder, images: str, labels: str | None = None) -> ImageFiles:
@@ -77,10 +86,12 @@ def open_folder(folder: Folder, images: str, labels: str | None = None) -> Image
         raise UsageError(f"images {images!r}: {what}")
     listing.left_out.warn(images)
     keys = pa.concat_arrays(blocks)
-    keys = keys.take(pc.array_sort_indices(keys))
+    order = pc.array_sort_indices(keys)
+    keys = keys.take(order)
+    listed = pa.array(listing.stamps, pa.large_string()).take(order) if any(listing.stamps) else None
     positions = pc.index_in(pa.array(listing.failures, pa.large_binary()), keys).to_pylist()
     failures = dict(zip(positions, listing.failures.values(), strict=True))
-    return ImageFiles(folder, keys, _label_by_folder(keys) if labels else None, failures)
+    return ImageFiles(folder, keys, _label_by_folder(keys) if labels else None, failures, listed)
 
 
 class _Listing:
@@ -88,6 +99,7 @@ class _Listing:
 
     def __init__(self) -> None:
         self.failures: dict[bytes, str] = {}  # why a file is not read, or a folder was not entered, by key
+        self.stamps: list[str | None] = []  # of the keys in their order
         self.container: str | None = None  # a glob for the first files that may hold images
         self.left_out = LeftOut()
 
@@ -97,6 +109,7 @@ class _Listing:
         for found in folder.find():
             if self._take(found):
                 block.append(found.name.rstrip(b"/"))
+                self.stamps.append(found.stamp)
             if len(block) == _BLOCK:
                 yield block
                 block = []

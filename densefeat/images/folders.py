@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
+from densefeat.images.stamps import stamp_info, stamp_status
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -25,13 +26,15 @@ class Found(NamedTuple):
     """A file of a listing, or a folder that was not entered: its name then has a slash at the end.
 
     ``size``: in bytes, where the listing has it; ``problem``: why a folder's files are missing from the listing; ``hidden``:
-    whether the file is no image of the user's, or the folder has none, see :func:`is_hidden`.
+    whether the file is no image of the user's, or the folder has none, see :func:`is_hidden`; ``stamp``: the file's state,
+    where the listing has it.
     """
 
     name: bytes
     size: int | None = None
     problem: str | None = None
     hidden: bool = False
+    stamp: str | None = None
 
 
 class Folder(Protocol):
@@ -54,6 +57,9 @@ class Folder(Protocol):
 
     def below(self, name: str) -> "Folder":
         """Return the folder that holds the file ``name``; links out of it are not followed."""
+
+    def stamp(self, name: bytes) -> str | None:
+        """Say in which state a file is, by what its file system knows without a request; None where that is nothing."""
 
     def find(self) -> Iterator[Found]:
         """List all files below, in any order, and the folders that are not entered. Raises errors of many kinds."""
@@ -105,6 +111,12 @@ class LocalFolder:
 
     def below(self, name: str) -> "LocalFolder":
         return LocalFolder(os.path.realpath(os.path.join(self.root, os.path.dirname(name))))
+
+    def stamp(self, name: bytes) -> str | None:
+        try:
+            return stamp_status(os.stat(os.path.join(os.fsencode(self.root), name)))
+        except (OSError, ValueError):  # reading the file says why
+            return None
 
     def find(self) -> Iterator[Found]:
         root = os.fsencode(self.root)
@@ -220,6 +232,9 @@ class RemoteFolder:
     def below(self, name: str) -> "RemoteFolder":
         return RemoteFolder(self.address, "/".join([self.root, *name.split("/")[:-1]]))
 
+    def stamp(self, name: bytes) -> None:  # noqa: ARG002  (of the protocol)
+        return None
+
     def find(self) -> Iterator[Found]:
         for path, info in self._fs.find(self.root, detail=True).items():
             if path.endswith("/"):  # in object stores an empty object may stand for a folder
@@ -228,7 +243,7 @@ class RemoteFolder:
             parts = name.split("/")
             hidden = next((place for place, part in enumerate(parts, 1) if is_hidden(part)), None)
             if hidden is None or hidden == len(parts):
-                yield Found(os.fsencode(name), info.get("size"), hidden=hidden is not None)
+                yield Found(os.fsencode(name), info.get("size"), hidden=hidden is not None, stamp=stamp_info(info))
             else:
                 yield Found(os.fsencode("/".join(parts[:hidden]) + "/"), hidden=True)
 

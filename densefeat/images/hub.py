@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from densefeat.base import describe_error
@@ -20,7 +21,8 @@ from densefeat.images.rows import (
     make_row_keys,
     read_label_names,
 )
-from densefeat.images.stream import ImageItem, RandomAccess, SequentialSource, hash_columns
+from densefeat.images.stamps import Stamps, join_stamps
+from densefeat.images.stream import ImageItem, RandomAccess, SequentialSource, hash_columns, printable_key
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -70,17 +72,35 @@ class SavedRows(SequentialSource, RandomAccess):
     def class_names(self) -> list[str] | None:
         return read_label_names(self.dataset.features.arrow_schema, self.columns.label)
 
+    def stamps(self) -> Stamps:
+        """Look at the data set's own files, which all rows share."""
+        files = [os.path.realpath(file["filename"]) for file in self.dataset.cache_files]
+        stamps = ((os.fsencode(os.path.basename(file)), LocalFolder("/").stamp(os.fsencode(file))) for file in files)
+        return _stamp_whole(self.name, self.length, join_stamps(stamps))
+
     def fingerprint(self) -> str:
         labels = self.label_values() if self.labelled else None
         return hash_columns(self.keys(), labels, self.columns.names())
 
 
 class StreamedRows(SequentialSource):
-    """The rows of a split, read as they arrive, with keys ``NAME:SPLIT#17``. ``home``: where the files of rows must lie."""
+    """The rows of a split, read as they arrive, with keys ``NAME:SPLIT#17``.
 
-    def __init__(self, name: str, split: str, dataset: "IterableDataset", columns: ImageColumns, home: str) -> None:
+    ``home``: where the files of rows must lie; ``revision``: of the data set, where it is on the Hub.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        dataset: "IterableDataset",
+        columns: ImageColumns,
+        home: str,
+        revision: str | None = None,
+    ) -> None:
         super().__init__()
         self.name, self.split, self.dataset, self.columns, self.home = name, split, dataset, columns, home
+        self.revision = revision
 
     @property
     def length(self) -> int | None:
@@ -115,10 +135,23 @@ class StreamedRows(SequentialSource):
             raise UsageError(f"images 'hf:{self._key}': the number of its rows is not known before the end of the stream")
         return make_row_keys(self._key, self.length)
 
+    def stamps(self) -> Stamps:
+        """Return the revision on the Hub, or look at all files of a folder; all rows share it."""
+        if "://" in self.home:
+            return _stamp_whole(self._key, self.length, self.revision)
+        folder = LocalFolder(self.home)
+        return _stamp_whole(self._key, self.length, join_stamps((name, folder.stamp(name)) for name, *_ in folder.find()))
+
     def fingerprint(self) -> str:
         """Hash what is known of the rows before they are read: the data set, their number and their columns."""
         facts = (self._key, self.length, self.columns, str(self.dataset.features))
         return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _stamp_whole(name: str, length: int | None, stamp: str | None) -> Stamps:
+    """Make the stamps of a data set that is known as a whole; one of unknown length counts as one position."""
+    files = pa.array([printable_key(name)], pa.large_string())
+    return Stamps(files, pa.array([stamp], pa.large_string()), np.zeros(1 if length is None else length, np.int64))
 
 
 def open_saved(folder: str, images: str, image_column: str | None = None, label_column: str | None = None) -> SavedRows:
@@ -148,7 +181,7 @@ def download_split(address: str, image_column: str | None = None, label_column: 
         from huggingface_hub.constants import HF_HUB_CACHE
 
         if not local:
-            _check_reachable(name)
+            _find_revision(name)
         dataset = load_dataset(name, split=split)
         columns = choose_image_columns([dataset.features.arrow_schema], image_column, label_column, address)
         if not len(dataset):
@@ -181,21 +214,21 @@ def stream_split(address: str, image_column: str | None = None, label_column: st
     with _datasets_errors(address):
         from datasets import Image, load_dataset
 
-        if not local:
-            _check_reachable(name)
+        revision = None if local else _find_revision(name)
         dataset = load_dataset(name, split=split, streaming=True)
     if dataset.features is None:
         raise UsageError(f"images {address!r}: its columns are not described")
     columns = choose_image_columns([dataset.features.arrow_schema], image_column, label_column, address)
     home = os.path.realpath(name) if local else f"hf://datasets/{name}"
-    return StreamedRows(name, split, dataset.cast_column(columns.image, Image(decode=False)), columns, home)
+    encoded = dataset.cast_column(columns.image, Image(decode=False))
+    return StreamedRows(name, split, encoded, columns, home, revision)
 
 
-def _check_reachable(name: str) -> None:
-    """Ask the Hub once: datasets itself would try for half a minute before it gives up."""
+def _find_revision(name: str) -> str | None:
+    """Ask the Hub once for a data set: datasets itself would try for half a minute before it gives up."""
     from huggingface_hub import HfApi
 
-    HfApi().dataset_info(name, timeout=_TIMEOUT)
+    return HfApi().dataset_info(name, timeout=_TIMEOUT).sha
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from densefeat.images.folders import LocalFolder
 from densefeat.images.hub import download_split, open_saved, stream_split
 from densefeat.images.remarks import warn_of_missing_labels
 from densefeat.images.rows import check_column, is_text, list_image_columns
-from densefeat.images.stream import RandomAccess, Source
+from densefeat.images.stream import Listing, RandomAccess
 from densefeat.images.tables import open_tables, read_footer
 from densefeat.images.tars import open_tars
 
@@ -48,7 +48,7 @@ def open_source(
     image_column: str | None = None,
     base: str | Path | None = None,
     follow_links: bool = False,
-) -> Source:
+) -> Listing:
     """Open any input as one ordered source of images.
 
     Args:
@@ -81,7 +81,7 @@ def open_for_training(images: str | Path, label_column: str | None = None) -> Ra
     return source
 
 
-def _open(text: str, options: Options) -> Source:
+def _open(text: str, options: Options) -> Listing:
     _check_not_empty(text)
     if _names_split(text):
         options.allow(text, "a data set", "label_column", "image_column")
@@ -141,7 +141,7 @@ def _check_kind(address: Address) -> None:
     raise UsageError(f"images {address.text!r}: {problem}")
 
 
-def _open_folder_input(address: Address, options: Options) -> Source:
+def _open_folder_input(address: Address, options: Options) -> Listing:
     if address.local and address.has("dataset_dict.json"):
         raise UsageError(f"images {address.text!r}: more than one split was saved here: name one, {_list_splits(address)}")
     if address.local and address.has("state.json") and address.has("dataset_info.json"):
@@ -166,7 +166,7 @@ def _list_splits(address: Address) -> str:
         return "a folder in it"
 
 
-def _open_files_input(address: Address, options: Options) -> Source:
+def _open_files_input(address: Address, options: Options) -> Listing:
     _check_kind(address)
     if _is_text_list(address):
         return _open_list_input(address, options)
@@ -196,7 +196,7 @@ def _is_list(address: Address, image_column: str | None) -> bool:
     return not list_image_columns(schema) if image_column is None else is_text(schema.field(image_column).type)
 
 
-def _open_list_input(address: Address, options: Options) -> Source:
+def _open_list_input(address: Address, options: Options) -> Listing:
     options.allow(address.text, "a list", "label_column", "image_column", "base", "follow_links")
     if not address.exists():
         raise UsageError(f"images {address.text!r}: no such file")

@@ -16,6 +16,7 @@ from densefeat.errors import DecodeError
 from densefeat.images.decode import DecodedImage, decode
 from densefeat.images.folders import Folder
 from densefeat.images.guards import MAX_PIXELS
+from densefeat.images.stamps import Stamps
 
 _READ_OVER = 1000  # positions: reading past so many costs less than entering a source again
 _CHUNK = 1024  # keys turned into Python strings at a time
@@ -90,6 +91,13 @@ class Source(Protocol):
         """Hash the keys and labels in their order, and the columns of a table: SHA-256 in hexadecimal."""
 
 
+class Listing(Source, Protocol):
+    """A source as the user named it, which also knows the files that it is read from."""
+
+    def stamps(self) -> Stamps:
+        """Look at the files that the source is read from: by these stamps a later job notices that they have changed."""
+
+
 class ImageReader(Protocol):
     """A reader of encoded images in any order; it may hold open files and rows, so each process makes its own."""
 
@@ -110,6 +118,10 @@ class RandomAccess(Source):
 
     def key(self, position: int) -> str:
         return os.fsdecode(self.keys()[position].as_py())
+
+    def stamps(self) -> Stamps:
+        """Look at the files that the source is read from, as a :class:`Listing` does."""
+        raise NotImplementedError
 
     def group_sizes(self) -> np.ndarray | None:
         """Return how many positions each group has, int64, where groups are read as a whole (Parquet's row groups)."""
@@ -238,6 +250,14 @@ class SelectedSource:
 def printable_key(key: str) -> str:
     """Show bytes of a key that are not UTF-8 as escapes."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def printable_keys(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:
+    """Return keys in the form in which rows and failures of a store hold them."""
+    try:
+        return keys.cast(pa.large_string())
+    except pa.ArrowInvalid:  # names that are not UTF-8
+        return pa.array([printable_key(key.decode("utf-8", "surrogateescape")) for key in keys.to_pylist()], pa.large_string())
 
 
 def hash_columns(*columns: pa.Array | None) -> str:

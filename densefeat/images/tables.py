@@ -29,7 +29,15 @@ from densefeat.images.rows import (
     make_row_keys,
     read_label_names,
 )
-from densefeat.images.stream import ImageItem, RandomAccess, SequentialSource, hash_columns, make_unreadable_item
+from densefeat.images.stamps import Stamps, stamp_open_file
+from densefeat.images.stream import (
+    ImageItem,
+    RandomAccess,
+    SequentialSource,
+    hash_columns,
+    make_unreadable_item,
+    printable_key,
+)
 
 _log = logging.getLogger(__name__)
 _BATCH_BYTES, _BATCH_ROWS = 2**25, 1024  # read at a time, whichever is reached first
@@ -54,6 +62,7 @@ class TableFile:
     label: str | None = None
     error: str | None = None
     is_row: bool = False
+    stamp: str | None = None
 
     @property
     def length(self) -> int:
@@ -141,6 +150,11 @@ class TableRows(SequentialSource, RandomAccess):
 
     def fingerprint(self) -> str:
         return hash_columns(self.keys(), self.label_values() if self.labelled else None, self.columns.names())
+
+    def stamps(self) -> Stamps:
+        names = pa.array([printable_key(file.name) for file in self.files], pa.large_string())
+        stamps = pa.array([file.stamp for file in self.files], pa.large_string())
+        return Stamps(names, stamps, np.repeat(np.arange(len(self.files)), [file.length for file in self.files]))
 
     def key(self, position: int) -> str:
         for file in self.files:  # faster than making the keys of all rows
@@ -247,11 +261,12 @@ def read_footer(folder: Folder, name: str) -> tuple[TableFile, pa.Schema | None]
     """Read a file's row groups and columns, or why they cannot be read."""
     try:
         with folder.open(name) as handle, pq.ParquetFile(handle) as table:
+            stamp = stamp_open_file(handle)
             groups = tuple(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
             if sum(groups) > _MAX_ROWS or min(groups, default=0) < 0:
                 reason = f"a Parquet file of {sum(groups):,} rows: at most {_MAX_ROWS:,} are read"
                 return _make_unreadable_file(name, reason), None
-            return TableFile(name, groups), table.schema_arrow
+            return TableFile(name, groups, stamp=stamp), table.schema_arrow
     except DecodeError as error:
         return _make_unreadable_file(name, str(error)), None
     except Exception as error:  # pyarrow and file systems raise many kinds

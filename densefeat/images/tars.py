@@ -17,6 +17,7 @@ from densefeat.errors import DecodeError, UsageError
 from densefeat.images.files import EXTENSIONS
 from densefeat.images.folders import Folder, is_hidden, leaves_folder
 from densefeat.images.remarks import LeftOut
+from densefeat.images.stamps import Stamps, stamp_open_file
 from densefeat.images.stream import ImageItem, IndexedSource, printable_key
 
 _MAX_LABEL_BYTES = 1000
@@ -37,10 +38,15 @@ class TarMembers(IndexedSource):
     tars: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), repr=False)
     offsets: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    shard_stamps: tuple[str | None, ...] = field(default=(), repr=False)
 
     def item(self, position: int, key: str, label: str | None) -> ImageItem:
         shard, offset, size = self.shards[self.tars[position]], int(self.offsets[position]), int(self.sizes[position])
         return ImageItem(key, label, partial(self.folder.read_range, shard, offset, size))
+
+    def stamps(self) -> Stamps:
+        files = pa.array(map(printable_key, self.shards), pa.large_string())
+        return Stamps(files, pa.array(self.shard_stamps, pa.large_string()), self.tars.astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class PackedIndex:
     failures: dict[int, str]
     extensions: set[str]
     left_out: LeftOut
+    stamp: str | None
 
 
 @dataclass
@@ -123,6 +130,7 @@ class TarIndex:
         self.failures: dict[int, str] = {}
         self.extensions: set[str] = set()
         self.left_out = LeftOut()
+        self.stamp: str | None = None  # the tar file's state
         self.numbers: dict[str, int] = {}  # of images, by name
         self.archive = Archive()
 
@@ -220,6 +228,7 @@ class TarIndex:
             self.failures,
             self.extensions,
             self.left_out,
+            self.stamp,
         )
 
 
@@ -272,6 +281,7 @@ def open_tars(folder: Folder, shards: list[str], images: str, label_column: str 
         np.repeat(np.arange(len(shards), dtype=np.int32), np.diff(starts)),
         np.concatenate([index.offsets for index in indexes]),
         np.concatenate([index.sizes for index in indexes]),
+        tuple(index.stamp for index in indexes),
     )
 
 
@@ -280,6 +290,7 @@ def _index_tar(folder: Folder, shard: str, label_column: str | None) -> TarIndex
     index = TarIndex(shard, label_column)
     try:
         with folder.open(shard) as file:
+            index.stamp = stamp_open_file(file)
             try:
                 for member in _read_headers(file):
                     if member is None:

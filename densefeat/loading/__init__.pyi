@@ -9,6 +9,7 @@ from .load import (
     read_card_text,
     read_class_names,
 )
+from .names import check_model_name
 from .run_files import (
     CONFIG,
     OWN,
@@ -32,6 +33,7 @@ __all__ = [
     "LoadedNetwork",
     "Network",
     "RunConfig",
+    "check_model_name",
     "describe_weights_source",
     "find_config",
     "find_weights_file",

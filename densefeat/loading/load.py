@@ -17,6 +17,7 @@ from torch import nn
 
 from densefeat.base import describe_error
 from densefeat.errors import UsageError, WeightsError
+from densefeat.loading.names import check_model_name
 from densefeat.loading.run_files import RunConfig, is_run_folder, make_backbone, make_network, read_run
 from densefeat.nets import BUNDLED, file_sha256, load_weights, read_state_dict, set_state_dict
 
@@ -152,8 +153,7 @@ def find_config(name: str) -> PretrainedCfg:
     known_tags = get_arch_pretrained_cfgs(architecture) if is_model(architecture) else {}
     if is_model(architecture) and (not tag or name in known_tags) and (config := get_pretrained_cfg(name)) is not None:
         return config
-    if "/" in name and not name.startswith("hf-hub:"):
-        raise UsageError(f"model {name!r}: no such folder, and no model of that name")
+    check_model_name(name)
     known = timm.list_models(include_tags=True) + timm.list_models()
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     ours = timm.list_models(f"densefeat_*{name}*")[:3] if name else []

@@ -206,8 +206,8 @@ def _write_table(
     columns |= {name: pa.array(column) for name, column in values.items()}
     for block, places in points.items():
         columns |= {f"{block}_{axis}": pa.array(places[:, number]) for number, axis in enumerate("xy")}
-    with atomic_file(path) as beside, output_errors(path):
-        pq.write_table(pa.table(columns).replace_schema_metadata({MAP_KEY: b"1"}), beside, compression="zstd")
+    with atomic_file(path) as beside, output_errors(path), open(beside, "wb") as file:
+        pq.write_table(pa.table(columns).replace_schema_metadata({MAP_KEY: b"1"}), file, compression="zstd")
 
 
 def _summarize(rows: MapRows, projections: Mapping[str, str], method: str) -> str:

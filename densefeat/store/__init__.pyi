@@ -2,7 +2,7 @@ from .columns import block_name, choose_column, choose_columns, column_name, fin
 from .conversion import convert
 from .entries import ImageEntry, list_entry_columns, read_entries
 from .failures import count_failures, failures_file, read_failures, write_failure_lines, write_failures
-from .folder import close_store, collect_failures, find_known_paths, read_paths, save_part, start_job
+from .folder import close_store, collect_failures, save_part, start_job
 from .info import describe_store
 from .layout import PART_ROWS, Layout
 from .manifest import Failure, Manifest, PartRecord, Round, list_finished_parts, read_manifest, read_record, read_records
@@ -15,7 +15,10 @@ from .outputs import (
     choose_points_file,
     remove_work,
 )
+from .parts import find_known_paths, read_column, read_paths
 from .reader import Store, is_store, open_store
+from .replacing import finish_replacement
+from .stamps import RecordedStamps, read_stamps, write_stamps
 from .thumbnails import Decodable, make_file_thumbnail, make_pictures, make_thumbnails, shrink_image
 from .writer import DTYPES, EmbeddingWriter, make_embedding_schema
 
@@ -30,6 +33,7 @@ __all__ = [
     "Layout",
     "Manifest",
     "PartRecord",
+    "RecordedStamps",
     "Round",
     "Store",
     "block_name",
@@ -49,6 +53,7 @@ __all__ = [
     "failures_file",
     "find_known_paths",
     "find_source",
+    "finish_replacement",
     "is_store",
     "list_entry_columns",
     "list_finished_parts",
@@ -58,12 +63,14 @@ __all__ = [
     "make_thumbnails",
     "open_store",
     "parse_columns",
+    "read_column",
     "read_entries",
     "read_failures",
     "read_manifest",
     "read_paths",
     "read_record",
     "read_records",
+    "read_stamps",
     "remove_work",
     "save_part",
     "shrink_image",
@@ -71,4 +78,5 @@ __all__ = [
     "start_job",
     "write_failure_lines",
     "write_failures",
+    "write_stamps",
 ]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from densefeat.base import atomic_file, atomic_folder, output_errors
+from densefeat.base import atomic_file, atomic_folder, check_output_name, output_errors
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.columns import choose_columns
 from densefeat.store.reader import Store, open_store
@@ -93,6 +93,7 @@ def convert(
     """
     if to not in _FORMATS:
         raise UsageError(f"format {to!r}: choose one of {', '.join(_FORMATS)}")
+    check_output_name(out)
     opened = store if isinstance(store, Store) else open_store(store)
     _refuse_unfinished(opened)
     conversion, out = _Conversion(opened, choose_columns(opened, columns), advance), Path(out)
@@ -115,7 +116,7 @@ def _write_npy(conversion: _Conversion, out: Path) -> None:
             with open(folder / f"{_check_file_name(name)}.npy", "wb") as file:
                 _write_array(file, conversion.shape(name), conversion.dtype(name), conversion.arrays(name))
         schema = pa.schema([conversion.store.schema.field(name) for name in conversion.plain])
-        with pq.ParquetWriter(folder / "rows.parquet", schema, compression="zstd") as rows:
+        with open(folder / "rows.parquet", "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as rows:
             for batch in conversion.store.record_batches(conversion.plain):
                 rows.write_batch(batch)
         (folder / "provenance.json").write_text(conversion.provenance, "utf-8")
@@ -197,7 +198,7 @@ def _write_datasets(conversion: _Conversion, out: Path) -> None:
             if had_progress_bars:
                 datasets.enable_progress_bars()
         [data] = folder.glob("*.arrow")
-        with pa.OSFile(str(data), "wb") as file, pa.ipc.new_stream(file, features.arrow_schema) as stream:
+        with open(data, "wb") as file, pa.ipc.new_stream(file, features.arrow_schema) as stream:
             for batch in conversion.record_batches():
                 stream.write_batch(batch.cast(features.arrow_schema))
         (folder / "provenance.json").write_text(conversion.provenance, "utf-8")
@@ -211,7 +212,7 @@ def _write_csv(conversion: _Conversion, out: Path) -> None:
     provenance = out.with_name(out.name.removesuffix(".csv") + ".provenance.json")
     with atomic_file(out) as beside, atomic_file(provenance) as provenance_beside, output_errors(out):
         provenance_beside.write_text(conversion.provenance, "utf-8")
-        with pa.csv.CSVWriter(beside, schema) as rows:
+        with open(beside, "wb") as file, pa.csv.CSVWriter(file, schema) as rows:
             for batch in conversion.record_batches():
                 arrays = [batch.column(name) for name in conversion.plain]
                 for name in conversion.vectors:

@@ -2,20 +2,19 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from densefeat.base import output_errors, sync
+from densefeat.base import output_errors, sync_folder
 from densefeat.errors import OutputError
 from densefeat.store.failures import read_failures, write_failures
 from densefeat.store.layout import Layout
-from densefeat.store.manifest import Failure, Manifest, PartRecord, list_finished_parts, read_manifest, save_record
+from densefeat.store.manifest import Failure, Manifest, PartRecord, read_manifest, read_records, save_record
 from densefeat.store.outputs import remove_leftovers, remove_work
+from densefeat.store.parts import find_known_paths, read_paths
+from densefeat.store.replacing import commit_replacement, keep_filled, stage_replacement
 
 
 def start_job(layout: Layout, manifest: Manifest) -> None:
@@ -29,69 +28,79 @@ def start_job(layout: Layout, manifest: Manifest) -> None:
 
 def save_part(layout: Layout, round_id: str, record: PartRecord) -> None:
     """Record a part; if it is finished, move it from ``work/`` to ``data/`` first."""
-    _check_round(layout, round_id)
+    manifest = _check_round(layout, round_id)
     record = replace(record, bytes=layout.unfinished(record.part).stat().st_size)
-    if record.finished:
+    if record.finished and not manifest.waits:
         with output_errors(layout.part(record.part)):
             os.replace(layout.unfinished(record.part), layout.part(record.part))
-        with suppress(OSError):  # some file systems cannot sync a folder
-            sync(layout.data)
+        sync_folder(layout.data)
     save_record(layout, round_id, record)
 
 
-def close_store(layout: Layout, manifest: Manifest, tiled: pa.LargeStringArray | None = None) -> None:
+def close_store(
+    layout: Layout, manifest: Manifest, images: pa.LargeStringArray, tiled: pa.LargeStringArray | None = None
+) -> None:
     """Write ``failures.parquet``, then the manifest that names all parts, and remove ``work/``.
 
+    ``images``: the paths that the last round extracted; if it replaces rows, they take the places of the old ones now.
     ``tiled``: paths of images of which tiles were skipped; one that has neither a row nor a failure becomes a failure itself.
     """
     _check_round(layout, manifest.round_id)
-    records = list_finished_parts(layout, manifest)
-    failures = collect_failures(layout, manifest, records)
+    first_part = manifest.rounds[-1].first_part
+    own = [record for record in read_records(layout, manifest) if record.finished]
+    failures = [*_list_earlier_failures(layout, first_part, images), *_list_failures(own)]
+    if manifest.waits:
+        records = stage_replacement(layout, manifest.parts, own, images)
+    else:
+        records = [*manifest.parts, *(keep_filled(own) if manifest.parts else own)]
     if tiled is not None:
-        blank = tiled.filter(pa.array(~find_known_paths(tiled, layout, records, [failure for failure, _ in failures])))
-        first_part = manifest.rounds[-1].first_part
+        staged = {record.part: layout.closing_part(record.part) for record in records}
+        parts = [file if file.exists() else layout.part(part) for part, file in staged.items()]
+        blank = tiled.filter(pa.array(~find_known_paths(tiled, parts, [failure for failure, _ in failures])))
         failures += [(Failure(path, "tile", "no tile with enough content"), first_part) for path in blank.to_pylist()]
     write_failures(layout.failures, failures)
-    replace(manifest, parts=tuple(records), complete=True).save(layout)
-    remove_work(layout)
+    closed = replace(manifest, parts=tuple(records), complete=True)
+    if manifest.waits:
+        commit_replacement(layout, closed)
+    else:
+        closed.save(layout)
+        for record in own:
+            if record not in records:
+                layout.part(record.part).unlink(missing_ok=True)
+        remove_work(layout)
 
 
-def _check_round(layout: Layout, round_id: str) -> None:
+def _check_round(layout: Layout, round_id: str) -> Manifest:
     current = read_manifest(layout)
     if current is None or current.round_id != round_id:
         raise OutputError(f"output {str(layout.root)!r} was started anew by another process; this one ends")
+    return current
 
 
-def collect_failures(layout: Layout, manifest: Manifest, records: Sequence[PartRecord]) -> list[tuple[Failure, int]]:
-    """Return the failures of all rounds with their parts, except those that the last round has tried again.
+def collect_failures(layout: Layout, manifest: Manifest) -> list[tuple[Failure, int]]:
+    """Return the failures of a store with their parts, those of the unfinished last round among them.
 
-    ``records``: of all finished parts.
+    Failures that it has tried again are left out. A round whose rows readers do not see yet does not count.
     """
+    if manifest.complete:
+        return read_failures(layout)
     first_part = manifest.rounds[-1].first_part
-    failures = [(failure, record.part) for record in records for failure in record.failures]
+    if manifest.waits:
+        return read_failures(layout, first_part)
+    own = [record for record in read_records(layout, manifest) if record.finished]
+    failures = _list_failures(own)
+    failed = pa.array([failure.path for failure, _ in failures], pa.large_string())
+    tried = pa.concat_arrays([read_paths([layout.part(record.part) for record in own]), failed])
+    return [*_list_earlier_failures(layout, first_part, tried), *failures]
+
+
+def _list_failures(records: Sequence[PartRecord]) -> list[tuple[Failure, int]]:
+    return [(failure, record.part) for record in records for failure in record.failures]
+
+
+def _list_earlier_failures(layout: Layout, first_part: int, tried: pa.LargeStringArray) -> list[tuple[Failure, int]]:
+    """List the failures of rounds before the one that begins with ``first_part`` and has tried these paths."""
     earlier = read_failures(layout, first_part)
-    if earlier:
-        rows = read_paths(layout, [record for record in records if record.part >= first_part])
-        suspects = pa.array({failure.path for failure, _ in earlier}, pa.large_string())
-        again = {failure.path for failure, _ in failures}
-        again |= set(rows.filter(pc.is_in(rows, value_set=suspects)).to_pylist())
-        earlier = [(failure, part) for failure, part in earlier if failure.path not in again]
-    return earlier + failures
-
-
-def find_known_paths(
-    paths: pa.LargeStringArray, layout: Layout, records: Sequence[PartRecord], failures: Sequence[Failure]
-) -> np.ndarray:
-    """Return bool, for each path: whether it has a row in these parts or is among the failures."""
-    failed = pa.array([failure.path for failure in failures], pa.large_string())
-    mask = np.zeros(len(paths), bool)
-    for known in (read_paths(layout, records).combine_chunks(), failed):
-        mask |= pc.is_in(paths, value_set=known).to_numpy(zero_copy_only=False)
-    return mask
-
-
-def read_paths(layout: Layout, records: Sequence[PartRecord]) -> pa.ChunkedArray:
-    """Read the ``path`` of every row of these parts."""
-    empty = pa.chunked_array([], pa.large_string())
-    tables = [pq.read_table(layout.part(record.part), columns=["path"], partitioning=None) for record in records]
-    return pa.concat_tables(tables).column("path").cast(pa.large_string()) if tables else empty
+    paths = pa.array([failure.path for failure, _ in earlier], pa.large_string())
+    again = pc.is_in(paths, value_set=tried).to_pylist()
+    return [entry for entry, tried_again in zip(earlier, again, strict=True) if not tried_again]

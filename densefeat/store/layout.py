@@ -10,7 +10,11 @@ PART_ROWS = 8192  # of a part, unless the job asks for others
 
 @dataclass(frozen=True)
 class Layout:
-    """A store's folder. ``data/`` holds finished parts only; ``work/`` exists only while a job is unfinished."""
+    """A store's folder. ``data/`` holds finished parts only; ``work/`` exists only while a job is unfinished.
+
+    ``work/closing/`` holds the parts that replace those of ``data/`` and, once all of them are there, the manifest that names
+    them.
+    """
 
     root: Path
 
@@ -21,6 +25,10 @@ class Layout:
     @property
     def failures(self) -> Path:
         return self.root / "failures.parquet"
+
+    @property
+    def stamps(self) -> Path:
+        return self.root / "stamps.parquet"
 
     @property
     def data(self) -> Path:
@@ -35,6 +43,14 @@ class Layout:
         return self.work / "records"
 
     @property
+    def closing(self) -> Path:
+        return self.work / "closing"
+
+    @property
+    def closing_manifest(self) -> Path:
+        return self.closing / self.manifest.name
+
+    @property
     def lock(self) -> Path:
         return self.root / ".lock"
 
@@ -46,6 +62,9 @@ class Layout:
 
     def unfinished(self, index: int) -> Path:
         return self.work / f"part-{index:05}.parquet"
+
+    def closing_part(self, index: int) -> Path:
+        return self.closing / self.part(index).name
 
     def record(self, index: int) -> Path:
         return self.records / f"part-{index:05}.json"

@@ -52,12 +52,17 @@ class Round:
     """A listing of the input: the first extraction, or the images that an update adds. Its parts begin at ``first_part``.
 
     ``listing``: fingerprint of the whole input; ``fingerprint``, ``positions``: of what this round extracts, and how many.
+    ``replaces``: whether some of it has rows in earlier parts, whose places the new rows take when the round is closed; until
+    then its parts stay in ``work/``. ``dropped``: whether it was given up before that, for a round of the images as they are
+    now.
     """
 
     first_part: int
     listing: str
     fingerprint: str
     positions: int | None
+    replaces: bool = False
+    dropped: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,22 @@ class Manifest:
         """The name of the last round, which the records of its parts carry."""
         return f"{self.job}-{len(self.rounds)}"
 
-    def save(self, layout: Layout) -> None:
+    @property
+    def last_round(self) -> int:
+        """The number, from 1, of the last round that was not dropped."""
+        return max(number for number, made in enumerate(self.rounds, 1) if not made.dropped)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the finished parts of the last round stay in ``work/`` for now: readers see the rows of earlier rounds."""
+        return self.rounds[-1].replaces and not self.complete
+
+    def save(self, layout: Layout, file: Path | None = None) -> None:
+        """Write the manifest. ``file``: to another place than the store's own."""
         parts = [asdict(replace(part, failures=())) for part in self.parts]  # failures.parquet has those
         totals = {"rows": sum(part.rows for part in self.parts), "skipped": sum(part.skipped for part in self.parts)}
         content = asdict(replace(self, parts=())) | {"parts": parts}
-        _write_json(layout.manifest, {"kind": _KIND, "format_version": FORMAT_VERSION, **totals, **content})
+        _write_json(file or layout.manifest, {"kind": _KIND, "format_version": FORMAT_VERSION, **totals, **content})
 
 
 def read_manifest(layout: Layout) -> Manifest | None:
@@ -156,7 +172,8 @@ def read_record(layout: Layout, manifest: Manifest, path: Path) -> PartRecord | 
         owner = content.pop("round")
         failures = tuple(Failure(**failure) for failure in content.pop("failures"))
         record = PartRecord(**content, failures=failures)
-        file = layout.part(record.part) if record.finished else layout.unfinished(record.part)
+        in_data = record.finished and not manifest.waits
+        file = layout.part(record.part) if in_data else layout.unfinished(record.part)
         whole = file.is_file() and file.stat().st_size == record.bytes
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged file leads to
         return None
@@ -164,8 +181,8 @@ def read_record(layout: Layout, manifest: Manifest, path: Path) -> PartRecord | 
 
 
 def list_finished_parts(layout: Layout, manifest: Manifest) -> list[PartRecord]:
-    """Return the records of all finished parts in order: those in the manifest, and those of a job that is still running."""
+    """Return the records of the parts in ``data/`` in order: the manifest's, and those of a job that is still running."""
     parts = {record.part: record for record in manifest.parts}
-    running = () if manifest.complete else read_records(layout, manifest)
+    running = () if manifest.complete or manifest.waits else read_records(layout, manifest)
     parts |= {record.part: record for record in running if record.finished}
     return [parts[part] for part in sorted(parts)]

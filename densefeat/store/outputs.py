@@ -8,10 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from densefeat.base import check_target, output_errors
+from densefeat.base import check_output_name, check_target, output_errors
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.layout import PART, Layout
 from densefeat.store.manifest import Manifest, list_finished_parts, read_records
+from densefeat.store.parts import map_file
 from densefeat.store.reader import is_store
 
 MAP_KEY = b"densefeat_map"  # in the schema's metadata of a map's points
@@ -19,8 +20,12 @@ _MAX_HEADER = 4096  # bytes
 
 
 def check_store_folder(layout: Layout) -> None:
-    """Raise OutputError where no store can be started or resumed: a file, or a folder with other people's files."""
+    """Raise OutputError where no store can be started or resumed: a file, or a folder with other people's files.
+
+    Raises UsageError for a name that none of a folder can be.
+    """
     root = layout.root
+    check_output_name(root)
     if root.exists() and not root.is_dir():
         raise OutputError(f"output {str(root)!r} is a file: give a folder, or a name that ends in .parquet")
     with output_errors(root):
@@ -57,7 +62,7 @@ def remove_leftovers(layout: Layout, manifest: Manifest) -> None:
     kept = {record.part for record in list_finished_parts(layout, manifest)}
     records = list(read_records(layout, manifest))
     recorded = {layout.record(record.part) for record in records}
-    unfinished = {layout.unfinished(record.part) for record in records if not record.finished}
+    unfinished = {layout.unfinished(record.part) for record in records if not record.finished or manifest.waits}
     with output_errors(layout.root):
         for path in layout.data.iterdir():
             if (match := PART.fullmatch(path.name)) and int(match[1]) not in kept:
@@ -70,6 +75,7 @@ def remove_leftovers(layout: Layout, manifest: Manifest) -> None:
         for path in layout.records.iterdir():
             if path.is_file() and path not in recorded:
                 path.unlink()
+        shutil.rmtree(layout.closing, ignore_errors=True)
         if len(manifest.rounds) == 1:
             layout.failures.unlink(missing_ok=True)
 
@@ -118,7 +124,7 @@ def choose_points_file(out: Path) -> Path:
 def _read_metadata(path: Path) -> dict[bytes, bytes]:
     """Return the metadata of a Parquet file's schema, empty for any other file."""
     try:
-        return pq.read_schema(path).metadata or {}
+        return pq.read_schema(map_file(path)).metadata or {}
     except (OSError, pa.ArrowException):
         return {}
 

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
 
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.failures import failures_file, read_failure_lines, read_failures
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, Manifest, is_manifest, list_finished_parts, read_manifest, read_records
+from densefeat.store.parts import map_file, parquet_errors
 from densefeat.store.writer import FORMAT_VERSION, METADATA_KEY, vector_names
 
 _READERS = min(16, os.cpu_count() or 1)  # threads
@@ -82,7 +84,7 @@ class Store:
             return read_failure_lines(failures_file(self.path))
         layout = Layout(self.path)
         closed = [failure for failure, _ in read_failures(layout)]
-        records = [] if self.complete else read_records(layout, self.manifest)
+        records = [] if self.complete or self.manifest.waits else read_records(layout, self.manifest)
         return closed + [failure for record in records for failure in record.failures]
 
     @property
@@ -142,7 +144,7 @@ class Store:
     def _open(self, index: int, *names: str) -> Iterator[pq.ParquetFile]:
         """Open a part and check that it has the rows and the columns that it should have."""
         path = self.parts[index]
-        with _parquet_errors(path), pq.ParquetFile(path, memory_map=True, pre_buffer=False) as part:
+        with parquet_errors(path), pq.ParquetFile(map_file(path), pre_buffer=False) as part:
             if part.metadata.num_rows != self._sizes[index]:
                 raise OutputError(f"{path}: has {part.metadata.num_rows} rows, not the {self._sizes[index]} of the manifest")
             for name in names:
@@ -191,7 +193,8 @@ class Store:
 
     def dataset(self) -> ds.Dataset:
         """Return the rows as a pyarrow dataset."""
-        return ds.dataset([str(part) for part in self.parts], schema=self.schema, format="parquet")
+        paths = [os.path.abspath(part) for part in self.parts]  # a relative one might look like an address
+        return ds.dataset(paths, schema=self.schema, format="parquet", filesystem=LocalFileSystem())
 
     def _check(self, name: str) -> None:
         if name not in self.schema.names:
@@ -204,7 +207,7 @@ def is_store(path: str | Path) -> bool:
     if path.is_dir():
         return is_manifest(Layout(path))
     try:
-        return path.is_file() and METADATA_KEY in (pq.read_schema(path).metadata or {})
+        return path.is_file() and METADATA_KEY in (pq.read_schema(map_file(path)).metadata or {})
     except (OSError, pa.ArrowException):
         return False
 
@@ -220,7 +223,7 @@ def open_store(path: str | Path) -> Store:
 
 def _open_store_file(path: Path) -> Store:
     try:
-        metadata = pq.read_metadata(path)
+        metadata = pq.read_metadata(map_file(path))
     except pa.ArrowInvalid as error:
         raise UsageError(f"store {str(path)!r}: not a Parquet file ({error})") from error
     description = (metadata.metadata or {}).get(METADATA_KEY)
@@ -258,20 +261,11 @@ def row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
     return sum(type.list_size * type.value_type.bit_width // 8 if pa.types.is_fixed_size_list(type) else 16 for type in fields)
 
 
-@contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
-    """Turn pyarrow's and the system's errors on a damaged or missing file into OutputError that names it."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"{path}: missing or damaged ({' '.join(str(error).split())})") from error
-
-
 def _count_rows(path: Path) -> int:
-    with _parquet_errors(path):
-        return pq.read_metadata(path).num_rows
+    with parquet_errors(path):
+        return pq.read_metadata(map_file(path)).num_rows
 
 
 def _read_schema(path: Path) -> pa.Schema:
-    with _parquet_errors(path):
-        return pq.read_schema(path)
+    with parquet_errors(path):
+        return pq.read_schema(map_file(path))

@@ -73,8 +73,9 @@ class EmbeddingWriter:
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
         with output_errors(self._error_path):
+            self._file = open(path, "wb")  # noqa: SIM115  (closed with the writer) pyarrow may take a name for an address
             self._writer = pq.ParquetWriter(
-                path,
+                self._file,
                 schema,
                 compression="zstd",
                 compression_level=1,
@@ -122,4 +123,7 @@ class EmbeddingWriter:
             raise
         finally:
             with output_errors(self._error_path) if kind is None else suppress(OSError):  # the first error is the one to report
-                self._writer.close()
+                try:
+                    self._writer.close()
+                finally:
+                    self._file.close()

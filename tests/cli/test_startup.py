@@ -1,6 +1,7 @@
 """Commands that need neither torch nor timm answer without them, and so does every message about wrong use."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -60,6 +61,18 @@ WRONG_USE = [
     (["extract", "--images", "shards-{000..009}.tar", "--out", "e"], "images 'shards-{000..009}.tar': no such file"),
     (["extract", "--images", "a.tar.gz", "--out", "e"], "images 'a.tar.gz': a compressed tar file"),
     (["extract", "--images", "", "--out", "e"], "images '': the name of the input is empty"),
+    (["bench", "--arms", "quick,warp"], "arm 'warp': choose quick, ours, all, or some of timm-nchw"),
+    (["bench", "--device", "cpu", "--arms", "triton"], "arm 'triton': choose quick"),
+    (["export", "net", "--to", "onnx", "--out", "a.pt"], "output 'a.pt': give a name that ends in .onnx"),
+    (["export", "net", "--to", "safetensors", "--out", "taken.safetensors"], "output 'taken.safetensors' exists"),
+    (["export", "net", "--to", "onnx", "--out", "none/a.onnx"], "there is no folder 'none': make it first"),
+    (["export", "runs/none", "--to", "onnx", "--out", "a.onnx"], "model 'runs/none': no such folder"),
+    (["extract", "--images", "photos", "--out", "e", "--batch-size", "0"], "batch size 0: give at least 1"),
+    (["extract", "--images", "photos", "--out", "e", "--max-failures", "x"], "max failures 'x': give a number"),
+    (["extract", "--images", "photos", "--out", "e", "--overwrite", "--update"], "--overwrite starts over, --update adds"),
+    (["extract", "--images", "photos", "--out", "e.parquet", "--update"], "output 'e.parquet' is a single file"),
+    (["extract", "--images", "photos", "--out", "e", "--model", "runs/none"], "model 'runs/none': no such folder"),
+    (["predict", "--model", "runs/none", "--images", "photos", "--out", "p"], "model 'runs/none': no such folder"),
     (["finetune", "--data", "nowhere", "--out", "run"], "images 'nowhere': no such folder or file"),
     (["finetune", "--data", "store", "--out", "run", "leaning_rate=1"], "unknown key 'leaning_rate'"),
     (["info", "nowhere"], "store 'nowhere': no such file or folder"),
@@ -81,12 +94,49 @@ WRONG_USE = [
 ]  # fmt: skip
 
 
+ADDRESSES = ["s3://bucket/x", "memory://x", "file:///tmp/x", "gs://bucket/x.parquet"]
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+OUTPUTS = [  # of every command that writes
+    ["bench", "--out"],
+    ["convert", "store", "--to", "npy", "--out"],
+    ["evaluate", "net", "--data", "photos", "--json"],
+    ["export", "net", "--to", "hub-folder", "--out"],
+    ["extract", "--images", "photos", "--out"],
+    ["finetune", "--data", "photos", "--out"],
+    ["map", "store", "--out"],
+    ["predict", "--model", "net", "--images", "photos", "--out"],
+    ["probe", "store", "--out"],
+    ["recipes", "copy", "cifar10_fast"],
+    ["report", "reuse", "net", "--out"],
+    ["report", "model", "net", "--out"],
+    ["search", "store", "--key", "k", "--html"],
+    ["train", "cifar10_fast", "--out"],
+]
+WRONG_USE += [([*command, name], f"output {name!r} is an address: give a path on this machine")
+              for command in OUTPUTS for name in (ADDRESSES if command[0] == "extract" else ADDRESSES[:1])]  # fmt: skip
+WRONG_USE += [([*command, NOT_UTF8], f"output {NOT_UTF8!r}: its name is not UTF-8") for command in OUTPUTS]
+WRONG_USE += [(command, f"path {NOT_UTF8!r}: its name is not UTF-8") for command in (
+    ["info", NOT_UTF8],
+    ["extract", "--images", "photos", "--out", "e", "--weights", NOT_UTF8],
+)]  # fmt: skip
+# wrong in a way that is not the user's mistake on the command line: exit code 1
+REFUSED = [
+    (["extract", "--images", "photos", "--out", "photos"], "output 'photos' is no store of densefeat and not empty (1.jpg)"),
+    (["extract", "--images", "photos", "--out", "photos/1.jpg"], "output 'photos/1.jpg' is a file: give a folder"),
+    (["extract", "--images", "photos", "--out", "none/e.parquet"], "output 'none/e.parquet' cannot be written"),
+]
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[int, str, str]]:
     """Exit code, output and errors of each command, run where torch and timm cannot be imported."""
     folder = tmp_path_factory.mktemp("startup")
     write_store(folder / "store")
-    commands = [*([*command, "--help"] for command in HELP), *ANSWERS, *(command for command, _ in WRONG_USE)]
+    (folder / "photos").mkdir()
+    for file in ("photos/1.jpg", "taken.safetensors"):
+        (folder / file).write_bytes(b"")
+    wrong = (command for command, _ in WRONG_USE + REFUSED)
+    commands = [*([*command, "--help"] for command in HELP), *ANSWERS, *wrong]
     process = subprocess.run(
         [sys.executable, "-c", SCRIPT], input=json.dumps(commands), cwd=folder, capture_output=True, text=True, check=True
     )
@@ -108,10 +158,16 @@ def test_answers(command: list[str], results: dict[tuple[str, ...], tuple[int, s
     assert output
 
 
-@pytest.mark.parametrize(("command", "message"), WRONG_USE, ids=[" ".join(command) for command, _ in WRONG_USE])
-def test_wrong_use(command: list[str], message: str, results: dict[tuple[str, ...], tuple[int, str, str]]) -> None:
+@pytest.mark.parametrize(
+    ("command", "message", "expected_code"),
+    [(*case, 2) for case in WRONG_USE] + [(*case, 1) for case in REFUSED],
+    ids=[ascii(" ".join(command)) for command, _ in WRONG_USE + REFUSED],
+)
+def test_wrong_use(
+    command: list[str], message: str, expected_code: int, results: dict[tuple[str, ...], tuple[int, str, str]]
+) -> None:
     code, output, errors = results[tuple(command)]
-    assert (code, output) == (2, "")
+    assert (code, output) == (expected_code, "")
     (line,) = errors.splitlines()
     assert line.startswith("densefeat: ")
     assert message in line

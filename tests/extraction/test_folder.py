@@ -40,7 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, photographs: list[Image.I
 def test_parts_and_nothing_else_in_data(photo_folder: Path, tmp_path: Path) -> None:
     (photo_folder / "china/02.jpg").write_bytes(b"")
     result = extract(photo_folder, tmp_path / "store")
-    assert sorted(os.listdir(tmp_path / "store")) == [".lock", "data", "failures.parquet", "manifest.json"]
+    assert sorted(os.listdir(tmp_path / "store")) == [".lock", "data", "failures.parquet", "manifest.json", "stamps.parquet"]
     parts = sorted(os.listdir(tmp_path / "store/data"))
     assert parts == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
     assert [pq.read_metadata(tmp_path / "store/data" / part).num_rows for part in parts] == [4, 5, 2]

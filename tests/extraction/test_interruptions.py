@@ -37,7 +37,7 @@ def assert_same(store: Path, reference: Path) -> None:
     """Compare rows bit for bit, failures, and the files of two stores."""
     assert table_of(store).equals(table_of(reference))
     assert pq.read_table(store / "failures.parquet").equals(pq.read_table(reference / "failures.parquet"))
-    assert sorted(os.listdir(store)) == [".lock", "data", "failures.parquet", "manifest.json"]
+    assert sorted(os.listdir(store)) == [".lock", "data", "failures.parquet", "manifest.json", "stamps.parquet"]
     assert sorted(os.listdir(store / "data")) == sorted(os.listdir(reference / "data"))
     assert json.loads((store / "manifest.json").read_text())["complete"]
 
@@ -125,6 +125,50 @@ def test_power_cut_at_every_write_sync_and_rename(renames: str, photo_folder: Pa
     (photo_folder / "china/03.jpg").write_bytes(b"")
     events, _ = run_script(CRASHES, tmp_path / "store", renames, "--images", photo_folder, "--part-rows", 5, "--batch-size", 2)
     assert int(events) > 40
+
+
+UPDATE_CRASHES = """
+images, root, undo, *arguments = sys.argv[1:]
+from pathlib import Path
+from densefeat import open_store
+import shutil
+arguments += ["--images", images, "--out", root]
+before, whole = root + "-before", root + "-whole"
+assert exit_code(start(arguments)) == 0
+os.rename(root, before)
+files = sorted(Path(images).iterdir())
+for old, new in ((1, 5), (4, 0)):
+    shutil.copyfile(files[new], files[old])
+shutil.copyfile(files[2], files[2].with_stem("added"))
+arguments.append("--update")
+shutil.copytree(before, whole)
+events = count_events([*arguments[:-2], whole, "--update"], whole)
+same = open_store(whole)
+assert (same["block3"][1] == same["block3"][5]).all()
+for event in range(1, events + 1):
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(before, root)
+    assert crash(arguments, root, event, undo == "undo") == 137, event
+    keys = [key for part in Path(root, "data").glob("*.parquet") for key in pq.read_table(part)["path"].to_pylist()]
+    assert len(keys) == len(set(keys)) and set(keys) >= set(same.keys[:6]), event
+    assert exit_code(start(arguments)) == 0, event
+    again = open_store(root)
+    assert again.complete and list(again.keys) == list(same.keys), event
+    assert (again["block3"] == same["block3"]).all() and again.failures == same.failures, event
+    for folder in ("", "/data"):
+        assert sorted(os.listdir(root + folder)) == sorted(os.listdir(whole + folder)), event
+print(events)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("renames", ["keep", "undo"])
+def test_power_cut_while_rows_are_replaced(renames: str, photographs: list[Image.Image], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(6):
+        photographs[i].resize((50 + i, 40)).save(tmp_path / f"in/{i}.jpg")
+    events, _ = run_script(UPDATE_CRASHES, tmp_path / "in", tmp_path / "store", renames, "--part-rows", 3, "--batch-size", 1)
+    assert int(events) > 30
 
 
 def test_disk_full_keeps_what_is_written(many: Path, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_rows_of_another_column_do_not_join(photo_folder: Path, tmp_path: Path) 
     write_table(table, photo, 2)
     with pytest.raises(UsageError, match="was made with other settings: image_column is 'image' there, not 'mask'"):
         extract(table, store, image_column="mask", update=True)
-    assert extract(table, store, image_column="image", update=True).extracted == 1
+    assert extract(table, store, image_column="image", update=True).extracted == 2  # the file is another one: both rows
 
 
 def test_the_same_names_elsewhere(photo_folder: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_damaged_state_is_extracted_again(damage: str, unfinished: Path, photo_f
             record.write_text(record.read_text()[:40])
     extract(photo_folder, unfinished)
     assert places(unfinished) == (all_rows(photo_folder), ["china/01a.jpg", "china/05a.jpg", "zz.jpg"])
-    assert sorted(os.listdir(unfinished)) == [".lock", "data", "failures.parquet", "manifest.json"]
+    assert sorted(os.listdir(unfinished)) == [".lock", "data", "failures.parquet", "manifest.json", "stamps.parquet"]
 
 
 def test_damaged_failures_are_reported(photo_folder: Path, tmp_path: Path) -> None:

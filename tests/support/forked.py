@@ -51,16 +51,21 @@ def interrupt_at_random(arguments: list[str], times: int, number: signal.Signals
     return codes
 
 
+def list_files(root: str) -> list[str]:
+    return [os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names]
+
+
 class Disk:
     """Counts what reaches the disk, and ends the process at the n-th of these as a power cut would.
 
-    Files that were not synced lose their second half; with ``undo``, renames are undone whose folder was not synced.
+    Files that were there before are safe. Others that were not synced lose their second half; with ``undo``, renames are undone whose folder was
+    not synced.
     """
 
     def __init__(self, root: str, crash_at: int | None, undo: bool) -> None:
         self.root, self.crash_at, self.undo = root, crash_at, undo
         self.events = 0
-        self.synced: dict[int, int] = {}  # inode to size
+        self.synced = {status.st_ino: status.st_size for status in map(os.stat, list_files(root))}  # by inode
         self.renames: list[tuple[str, str, str | None]] = []
         self.fsync, self.replace = os.fsync, os.replace
         os.fsync, os.replace = self.watched_fsync, self.watched_replace
@@ -88,6 +93,8 @@ class Disk:
         kept = None
         if os.path.exists(target):
             kept = f"{self.root}.kept-{self.events}"
+            with suppress(FileNotFoundError):  # left by an earlier cut
+                os.unlink(kept)
             os.link(target, kept)
         self.replace(source, target)
         self.renames.append((source, target, kept))
@@ -103,12 +110,10 @@ class Disk:
                 self.replace(target, source)
                 if kept:
                     self.replace(kept, target)
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                path = os.path.join(folder, name)
-                status = os.stat(path)
-                if self.synced.get(status.st_ino) != status.st_size:
-                    os.truncate(path, status.st_size // 2)
+        for path in list_files(self.root):
+            status = os.stat(path)
+            if self.synced.get(status.st_ino) != status.st_size:
+                os.truncate(path, status.st_size // 2)
         os._exit(137)
 
 

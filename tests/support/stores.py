@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from densefeat.store.folder import close_store, save_part, start_job
 from densefeat.store.layout import Layout
@@ -60,7 +61,7 @@ def write_store(
             layout, manifest.round_id, PartRecord(part, start, stop, stop, stop - start, 0, failures=() if part else failures)
         )
     if finished is None:
-        close_store(layout, manifest)
+        close_store(layout, manifest, pa.array([], pa.large_string()))
     return features
 
 
