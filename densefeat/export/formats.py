@@ -5,6 +5,7 @@ load into the network that they build.
 """
 
 import copy
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -125,7 +126,9 @@ def _convert_to_torch(traced: TracedNet, names: list[str], metadata: dict[str, A
 
 def _save_torch(converted: tuple[Any, str], path: Path) -> None:
     program, metadata = converted
-    torch.export.save(program, path, extra_files={_TORCH_METADATA: metadata})
+    content = io.BytesIO()  # torch's own errors of writing do not say what is wrong
+    torch.export.save(program, content, extra_files={_TORCH_METADATA: metadata})
+    path.write_bytes(content.getbuffer())
 
 
 def _open_torch(path: Path) -> tuple[str, Runner]:

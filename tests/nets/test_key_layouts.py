@@ -36,6 +36,7 @@ def test_prefixes(prefix: str, keys: list[str]) -> None:
         (1, "features.denseblock1.denselayer1.layers.norm1.weight"),
         (1, "features_denseblock1.denselayer1.norm1.weight"),
         (1, "features.denseblock1._orig_mod.denselayer1.norm1.weight"),
+        (1, "features.module.denseblock1.denselayer1.norm1.weight"),
         (0, "features_conv0.weight"),
         (3, "features_transition1.conv.weight"),
         (3, "features._fsdp_wrapped_module.transition1.conv.weight"),
