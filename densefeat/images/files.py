@@ -239,8 +239,8 @@ def _read_csv(
     """Read both columns as they are written; an empty field means that there is no label."""
     parse = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     with pa_csv.open_csv(file, parse_options=parse) as head:
-        for column in (path, label):
-            check_column(head.schema, column, images)
+        check_column(head.schema, path, images, _advise_on_paths(head.schema, path))
+        check_column(head.schema, label, images)
     file.seek(0)
     types = {path: pa.large_binary()} | ({label: pa.large_string()} if label else {})
     convert = pa_csv.ConvertOptions(
@@ -252,6 +252,13 @@ def _read_csv(
     )
     table = pa_csv.read_csv(file, parse_options=parse, convert_options=convert)
     return join_chunks(table.column(path)), join_chunks(table.column(label)) if label else None
+
+
+def _advise_on_paths(schema: pa.Schema, path: str) -> str:
+    """Say what to do where the column of paths is missing from a CSV file."""
+    if len(schema) == 1 and any(letter in schema.names[0] for letter in ";\t"):
+        return "; separate columns by commas in .csv, by tabs in .tsv"
+    return "; rename the column of paths, or name it by --image-column of extract" if path == PATH else ""
 
 
 def _read_parquet(

@@ -74,8 +74,8 @@ def _has_column(schema: pa.Schema, column: str | None, fits: Callable[[pa.DataTy
     return column is not None and schema.get_field_index(column) >= 0 and fits(schema.field(column).type)
 
 
-def check_column(schema: pa.Schema, column: str | None, images: str) -> None:
-    """Raise UsageError unless exactly one column has this name."""
+def check_column(schema: pa.Schema, column: str | None, images: str, advice: str = "") -> None:
+    """Raise UsageError unless exactly one column has this name; ``advice``: what to do where none has."""
     if column is None or schema.get_field_index(column) >= 0:
         return
     like = [name for name in schema.names if name.strip().lower() == column.lower()]
@@ -84,7 +84,7 @@ def check_column(schema: pa.Schema, column: str | None, images: str) -> None:
     elif like:
         problem = f"no column {column!r}, but {like[0]!r}: write {column!r} there, without blanks beside it"
     else:
-        problem = f"no column {column!r}: it has {', '.join(schema.names)}"
+        problem = f"no column {column!r}: it has {', '.join(schema.names)}{advice}"
     raise UsageError(f"images {images!r}: {problem}")
 
 

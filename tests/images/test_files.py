@@ -364,6 +364,8 @@ def test_names_in_lists_that_are_not_utf8(name: str, tmp_path: Path) -> None:
         ("head.csv", b"path\n", {}, "no path in this list"),
         ("x.csv", b"file,class\na.png,1\n", {}, "no column 'path': it has file, class"),
         ("x.csv", b"path,class\na.png,1\n", dict(label_column="label"), "no column 'label': it has path, class"),
+        ("x.csv", b"file,class\na.png,1\n", {}, "it has file, class; rename the column of paths, or name it by --image-column"),
+        ("x.csv", b"path;class\na.png;1\n", {}, "it has path;class; separate columns by commas in .csv, by tabs in .tsv"),
         ("x.csv", b"Path,class\na.png,1\n", {}, "no column 'path', but 'Path': write 'path' there"),
         (
             "x.csv",
