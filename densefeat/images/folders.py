@@ -165,9 +165,7 @@ def _is_dangling(entry: "os.DirEntry[bytes]") -> bool:
 
 
 def _is_loop(folder: bytes, root: bytes) -> bool:
-    """Check whether ``folder``, below ``root``, is a link to a folder that contains it: following it would never end."""
-    if not os.path.islink(folder):
-        return False
+    """Check whether the link ``folder``, below ``root``, leads to a folder that contains it: following it would never end."""
     ancestor = folder
     while ancestor != root:
         ancestor = os.path.dirname(ancestor)
