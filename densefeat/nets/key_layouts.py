@@ -12,7 +12,7 @@ from dataclasses import dataclass
 _RENAMES = tuple(
     (re.compile(rf"(?<![^.]){pattern}"), replacement)
     for pattern, replacement in (
-        (r"(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", ""),  # torch's wrappers of parts of a network
+        (r"(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", ""),  # torch's wrappers of parts
         (r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),  # torchvision's first DenseNets
         (r"(denselayer\d+\.)layers\.", r"\1"),  # MONAI's DenseNets
         (r"class_layers\.out\.", "classifier."),  # MONAI's DenseNets
