@@ -84,8 +84,12 @@ def check_arms(request: str, device: str) -> None:
     known = [arm for each in devices for arm in ARMS[each]]
     for name in request.split(","):
         if name not in _GROUPS and not any(name in (arm.name, arm.kind) for arm in known):
-            names = ", ".join(dict.fromkeys(arm.name for arm in known))
-            raise UsageError(f"arm {name!r}: choose {', '.join(_GROUPS)}, or some of {names}")
+            raise _make_unknown_error(name, devices)
+
+
+def _make_unknown_error(name: str, devices: list[str]) -> UsageError:
+    names = ", ".join(dict.fromkeys(arm.name for device in devices for arm in ARMS[device]))
+    return UsageError(f"arm {name!r}: on {' or '.join(devices)} choose {', '.join(_GROUPS)}, or some of {names}")
 
 
 def choose_arms(request: str, device: str, precision: str) -> list[Arm]:
@@ -105,8 +109,7 @@ def choose_arms(request: str, device: str, precision: str) -> list[Arm]:
     for name in request.split(","):
         matches = groups.get(name) or {arm for arm in ARMS[device] if name in (arm.name, arm.kind)}
         if not matches:
-            known = ", ".join(arm.name for arm in ARMS[device])
-            raise UsageError(f"arm {name!r}: on {device} choose quick, ours, all, or some of {known}")
+            raise _make_unknown_error(name, [device])
         chosen |= matches
     arms = [replace(arm, precision=each) for each in PRECISIONS[precision] for arm in ARMS[device]
             if arm in chosen and (each == "fp32" or arm.bf16)]  # fmt: skip
