@@ -12,7 +12,7 @@ from densefeat.base import atomic_file, output_errors
 from densefeat.errors import OutputError
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure
-from densefeat.store.parts import map_file
+from densefeat.store.parts import open_file
 
 _SCHEMA = pa.schema(
     [
@@ -41,7 +41,7 @@ def read_failures(layout: Layout, before_part: int | None = None) -> list[tuple[
     if before_part == 0 or not layout.failures.exists():
         return []
     try:
-        entries = pq.read_table(map_file(layout.failures), schema=_SCHEMA).to_pylist()
+        entries = pq.read_table(open_file(layout.failures), schema=_SCHEMA).to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise OutputError(f"{layout.failures}: missing or damaged ({reason}); extract with --overwrite") from error
@@ -51,7 +51,7 @@ def read_failures(layout: Layout, before_part: int | None = None) -> list[tuple[
 
 def count_failures(layout: Layout) -> int:
     """Count the entries of ``failures.parquet``; 0 before the store is closed."""
-    return pq.read_metadata(map_file(layout.failures)).num_rows if layout.failures.exists() else 0
+    return pq.read_metadata(open_file(layout.failures)).num_rows if layout.failures.exists() else 0
 
 
 def failures_file(path: Path) -> Path:

@@ -12,7 +12,7 @@ from densefeat.base import check_output_name, check_target, output_errors
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.layout import PART, Layout
 from densefeat.store.manifest import Manifest, list_finished_parts, read_records
-from densefeat.store.parts import map_file
+from densefeat.store.parts import open_file
 from densefeat.store.reader import is_store
 
 MAP_KEY = b"densefeat_map"  # in the schema's metadata of a map's points
@@ -124,7 +124,7 @@ def choose_points_file(out: Path) -> Path:
 def _read_metadata(path: Path) -> dict[bytes, bytes]:
     """Return the metadata of a Parquet file's schema, empty for any other file."""
     try:
-        return pq.read_schema(map_file(path)).metadata or {}
+        return pq.read_schema(open_file(path)).metadata or {}
     except (OSError, pa.ArrowException):
         return {}
 

@@ -1,6 +1,5 @@
 """Parquet files of a store as pyarrow reads them, and the paths of their rows."""
 
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,15 +14,13 @@ from densefeat.errors import OutputError
 from densefeat.store.manifest import Failure
 
 
-def map_file(path: Path) -> pa.BufferReader:
-    """Map a file into memory. Raises OSError.
+def open_file(path: Path) -> pa.OSFile:
+    """Open a file for pyarrow. Raises OSError.
 
-    pyarrow is given no paths: it would take ``emb:v2/manifest.json`` for an address, and needs names that are UTF-8.
+    pyarrow is given no paths: it would take ``emb:v2/manifest.json`` for an address, and needs names that are UTF-8. It is
+    given no files or buffers of Python's: its threads may outlive the interpreter, and abort the process when they free one.
     """
-    with open(path, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            return pa.BufferReader(b"")
-        return pa.BufferReader(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+    return pa.OSFile(os.fsencode(path), "rb")
 
 
 @contextmanager
@@ -54,5 +51,5 @@ def read_column(parts: Sequence[Path], name: str) -> pa.LargeStringArray:
     chunks = [pa.array([], pa.large_string())]
     for part in parts:
         with parquet_errors(part):
-            chunks += pq.read_table(map_file(part), columns=[name])[name].cast(pa.large_string()).chunks
+            chunks += pq.read_table(open_file(part), columns=[name])[name].cast(pa.large_string()).chunks
     return pa.concat_arrays(chunks)

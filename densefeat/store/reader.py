@@ -19,7 +19,7 @@ from densefeat.errors import OutputError, UsageError
 from densefeat.store.failures import failures_file, read_failure_lines, read_failures
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, Manifest, is_manifest, list_finished_parts, read_manifest, read_records
-from densefeat.store.parts import map_file, parquet_errors
+from densefeat.store.parts import open_file, parquet_errors
 from densefeat.store.writer import FORMAT_VERSION, METADATA_KEY, vector_names
 
 _READERS = min(16, os.cpu_count() or 1)  # threads
@@ -144,7 +144,7 @@ class Store:
     def _open(self, index: int, *names: str) -> Iterator[pq.ParquetFile]:
         """Open a part and check that it has the rows and the columns that it should have."""
         path = self.parts[index]
-        with parquet_errors(path), pq.ParquetFile(map_file(path), pre_buffer=False) as part:
+        with parquet_errors(path), pq.ParquetFile(open_file(path), pre_buffer=False) as part:
             if part.metadata.num_rows != self._sizes[index]:
                 raise OutputError(f"{path}: has {part.metadata.num_rows} rows, not the {self._sizes[index]} of the manifest")
             for name in names:
@@ -207,7 +207,7 @@ def is_store(path: str | Path) -> bool:
     if path.is_dir():
         return is_manifest(Layout(path))
     try:
-        return path.is_file() and METADATA_KEY in (pq.read_schema(map_file(path)).metadata or {})
+        return path.is_file() and METADATA_KEY in (pq.read_schema(open_file(path)).metadata or {})
     except (OSError, pa.ArrowException):
         return False
 
@@ -223,7 +223,7 @@ def open_store(path: str | Path) -> Store:
 
 def _open_store_file(path: Path) -> Store:
     try:
-        metadata = pq.read_metadata(map_file(path))
+        metadata = pq.read_metadata(open_file(path))
     except pa.ArrowInvalid as error:
         raise UsageError(f"store {str(path)!r}: not a Parquet file ({error})") from error
     description = (metadata.metadata or {}).get(METADATA_KEY)
@@ -263,9 +263,9 @@ def row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
 
 def _count_rows(path: Path) -> int:
     with parquet_errors(path):
-        return pq.read_metadata(map_file(path)).num_rows
+        return pq.read_metadata(open_file(path)).num_rows
 
 
 def _read_schema(path: Path) -> pa.Schema:
     with parquet_errors(path):
-        return pq.read_schema(map_file(path))
+        return pq.read_schema(open_file(path))

@@ -19,7 +19,7 @@ from densefeat.base import output_errors, sync, sync_folder
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Manifest, PartRecord
 from densefeat.store.outputs import remove_work
-from densefeat.store.parts import map_file, parquet_errors, read_paths
+from densefeat.store.parts import open_file, parquet_errors, read_paths
 from densefeat.store.writer import EmbeddingWriter
 
 _BATCH_ROWS = 1024
@@ -123,7 +123,7 @@ class _Merge:
 
 def _read_table(file: Path) -> pa.Table:
     with parquet_errors(file):
-        return pq.ParquetFile(map_file(file)).read()
+        return pq.ParquetFile(open_file(file)).read()
 
 
 def _link(file: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from densefeat.errors import OutputError
 from densefeat.images import Stamps, join_chunks
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Manifest
-from densefeat.store.parts import map_file
+from densefeat.store.parts import open_file
 
 _JOB_KEY = b"densefeat_job"
 _SCHEMA = pa.schema(
@@ -94,7 +94,7 @@ def read_stamps(layout: Layout, manifest: Manifest) -> RecordedStamps:
     if not layout.stamps.exists():
         return RecordedStamps(_SCHEMA.empty_table())
     try:
-        table = pq.read_table(map_file(layout.stamps))
+        table = pq.read_table(open_file(layout.stamps))
         recorded = RecordedStamps(table.select(_SCHEMA.names).cast(_SCHEMA))
     except (pa.ArrowException, OSError, KeyError) as error:
         reason = " ".join(str(error).split())

@@ -1,6 +1,8 @@
 """Reading a store back: columns, ranges, failures, and what is wrong with damaged ones."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,17 @@ def test_folder(tmp_path: Path, dtype: str) -> None:
     assert np.array_equal(store["width"], np.arange(25))
     assert repr(store).endswith("25 rows, block1 (3,), block2 (5,))")
     assert store.dataset().count_rows() == 25
+
+
+def test_a_process_that_reads_ends_well(tmp_path: Path) -> None:
+    """pyarrow's threads may outlive the interpreter: they must not free anything of Python's then."""
+    write_store(tmp_path / "store", failures=(Failure("a.jpg", "decode", "broken"),))
+    script = "import sys, densefeat; store = densefeat.open_store(sys.argv[1]); store.failures, store.labels, store.keys"
+    for _ in range(4):
+        run = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "store")], capture_output=True, text=True, timeout=60
+        )
+        assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_single_file(tmp_path: Path) -> None:
