@@ -8,6 +8,7 @@ from densefeat import extraction
 from densefeat.base import Ranks
 from densefeat_cli.options import (
     NumberOrAuto,
+    base_option,
     blocks_option,
     device_option,
     epilog,
@@ -37,10 +38,14 @@ if TYPE_CHECKING:
 @tap_option
 @pool_option(maps=True)
 @image_size_option
-@click.option("--labels", type=click.Choice(["folder"]), help="folder: class/image.jpg gives the label class.")
+@click.option(
+    "--labels",
+    type=click.Choice(["folder"]),
+    help="folder: class/image.jpg gives the label class, and so does train/class/image.jpg.",
+)
 @label_column_option()
 @click.option("--image-column", metavar="NAME", help="Column of paths or images, if its name does not show which it is.")
-@click.option("--base", metavar="FOLDER", help="Folder that a list's paths are relative to.  [default: the list's own]")
+@base_option
 @follow_links_option
 @click.option("--tile", type=int, metavar="PIXELS", help="Cut images into square tiles, one row each.")
 @click.option("--stride", type=int, metavar="PIXELS", help="Distance from tile to tile.  [default: --tile]")

@@ -1,10 +1,11 @@
 from .addresses import is_remote
 from .decode import DecodedImage, ImageLike, check_decoder, decode_image, decode_pixels, open_image
-from .files import BOM, DELIMITERS, PATH, ImageFiles, normalise_paths
+from .files import BOM, DELIMITERS, PATH, TEXTS, ImageFiles, normalise_paths
 from .folders import LocalFolder, is_hidden
 from .guards import MAX_PIXELS
 from .rows import check_column, join_chunks
-from .sources import check_input, open_for_training, open_source
+from .sources import TAR_LABEL, check_input, is_image_folder, list_splits, open_for_training, open_source
+from .split_folders import SPLIT_NAMES, find_splits, list_inner_folders
 from .stamps import Stamps
 from .stream import (
     ImageItem,
@@ -25,6 +26,9 @@ __all__ = [
     "DELIMITERS",
     "MAX_PIXELS",
     "PATH",
+    "SPLIT_NAMES",
+    "TAR_LABEL",
+    "TEXTS",
     "DecodedImage",
     "Geometry",
     "ImageFiles",
@@ -45,9 +49,13 @@ __all__ = [
     "check_input",
     "decode_image",
     "decode_pixels",
+    "find_splits",
     "is_hidden",
+    "is_image_folder",
     "is_remote",
     "join_chunks",
+    "list_inner_folders",
+    "list_splits",
     "normalise_paths",
     "open_for_training",
     "open_image",

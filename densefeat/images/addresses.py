@@ -72,6 +72,10 @@ class Address:
         """Check whether a folder holds a file of this name."""
         return self._ask(self.fs.isfile, f"{self.path}/{name}")
 
+    def list_names(self) -> list[str]:
+        """List the names of all files and folders in a folder, in any order."""
+        return [path.rstrip("/").rpartition("/")[2] for path in self._ask(partial(self.fs.ls, detail=False), self.path or "/")]
+
     def folder(self, path: str | None = None, follow_links: bool = False, listed: bool = False) -> Folder:
         """Open the folder ``path``, by default this address."""
         path = self.path if path is None else path

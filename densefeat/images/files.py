@@ -28,8 +28,9 @@ from densefeat.images.rows import (
     join_chunks,
     read_label_names,
 )
+from densefeat.images.split_folders import format_name, label_by_folder
 from densefeat.images.stamps import Stamps, stamp_files
-from densefeat.images.stream import ImageItem, IndexedSource, find_repeats, printable_key, printable_keys
+from densefeat.images.stream import ImageItem, IndexedSource, find_repeats, printable_keys
 
 _log = logging.getLogger(__name__)
 EXTENSIONS = (
@@ -69,8 +70,8 @@ def open_folder(folder: Folder, images: str, labels: str | None = None) -> Image
     """Open all files below a folder with an image's extension (any case), sorted by key: the same order on every machine.
 
     Hidden ones and other files are left out, which is logged. Linked folders are entered only where ``folder`` follows links; a
-    folder that is not entered is an item that cannot be read. ``labels="folder"``: the label is the first folder of each key.
-    ``images``: what the user named, for errors.
+    folder that is not entered is an item that cannot be read. ``labels="folder"``: the label is the class of each key, see
+    :func:`densefeat.images.split_folders.label_by_folder`. ``images``: what the user named, for errors.
     Raises UsageError where the folder cannot be listed, or holds no such file.
     """
     listing = _Listing()
@@ -91,7 +92,12 @@ def open_folder(folder: Folder, images: str, labels: str | None = None) -> Image
     listed = pa.array(listing.stamps, pa.large_string()).take(order) if any(listing.stamps) else None
     positions = pc.index_in(pa.array(listing.failures, pa.large_binary()), keys).to_pylist()
     failures = dict(zip(positions, listing.failures.values(), strict=True))
-    return ImageFiles(folder, keys, _label_by_folder(keys) if labels else None, failures, listed)
+    return ImageFiles(folder, keys, label_by_folder(keys, images) if labels else None, failures, listed)
+
+
+def is_image_name(name: bytes) -> bool:
+    """Check by its extension whether a file may be an image."""
+    return name.lower().endswith(_ENDINGS)
 
 
 class _Listing:
@@ -120,13 +126,13 @@ class _Listing:
         """Note what is to be said of a name; return whether it is an item."""
         if found.hidden:
             if found.name.lower().endswith((*_ENDINGS, b"/")):
-                self.left_out.hidden.add(_format_name(found.name))
+                self.left_out.hidden.add(format_name(found.name))
             return False
         if found.problem is not None:
             self.failures[found.name.rstrip(b"/")] = found.problem
-            self.left_out.closed.add(_format_name(found.name))
-        elif not found.name.lower().endswith(_ENDINGS):
-            name = _format_name(found.name)
+            self.left_out.closed.add(format_name(found.name))
+        elif not is_image_name(found.name):
+            name = format_name(found.name)
             self.left_out.add(name)
             if self.container is None and name.lower().endswith(_CONTAINERS):
                 head, slash, last = name.rpartition("/")
@@ -135,19 +141,6 @@ class _Listing:
         elif found.size is not None and found.size > MAX_BYTES:
             self.failures[found.name] = f"{found.size:,} bytes are more than the limit of {MAX_BYTES:,}"
         return True
-
-
-def _label_by_folder(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:
-    """Return the first folder of each key; null for a file beside the folders."""
-    blocks = []
-    for start in range(0, len(keys), _BLOCK):
-        parts = (key.partition(b"/") for key in keys[start : start + _BLOCK].to_pylist())
-        blocks.append(pa.array([_format_name(head) if slash else None for head, slash, _ in parts], pa.large_string()))
-    return pa.concat_arrays(blocks)
-
-
-def _format_name(name: bytes) -> str:
-    return printable_key(name.decode("utf-8", "surrogateescape"))
 
 
 def open_list(
@@ -176,13 +169,16 @@ def open_list(
         raise UsageError(f"images {images!r}: {describe_error(error)}") from error
     if not len(entries):
         raise UsageError(f"images {images!r}: no path in this list")
-    keys = normalise_paths(entries, [os.fsencode(prefix) for prefix in prefixes])
+    starts = [os.fsencode(prefix) for prefix in prefixes]
+    keys = normalise_paths(entries, starts)
+    if _separates_by_backslashes(keys, base):
+        keys = normalise_paths(pc.replace_substring(entries, "\\", "/"), starts)
     outside = _find_outside(keys)
     if len(outside) == len(keys):
-        example = _format_name(keys[0].as_py())
+        example = format_name(keys[0].as_py())
         raise UsageError(f"images {images!r}: all paths, such as {example!r}, lie outside of {prefixes[0]!r}: {_BASE}")
     if not _has_any(base, keys[:_TRIES]):
-        example = _format_name(keys[0].as_py())
+        example = format_name(keys[0].as_py())
         _log.warning("images %r: its first paths, such as %r, are no files in %r: %s", images, example, prefixes[0], _BASE)
     failures = dict.fromkeys(outside, f"outside of the folder; {_BASE}")
     return ImageFiles(base, keys, labels, failures | _describe_repeats(keys))
@@ -198,6 +194,26 @@ def _has_any(base: Folder, keys: pa.LargeBinaryArray) -> bool:
     """Check whether any of these files is there; elsewhere than on this machine it is not asked."""
     names = map(os.fsdecode, keys.to_pylist())
     return not isinstance(base, LocalFolder) or any(os.path.lexists(os.path.join(base.root, name)) for name in names)
+
+
+def _separates_by_backslashes(keys: pa.LargeBinaryArray, base: Folder) -> bool:
+    """Check whether a list was written on Windows: a file is there only if backslashes in its path are read as slashes."""
+    found = pc.match_substring(keys, b"\\")
+    for key in keys.filter(found)[:_TRIES].to_pylist() if pc.any(found).as_py() else []:
+        name = os.fsdecode(key)
+        if _is_there(base, name):
+            return False
+        if _is_there(base, posixpath.normpath(name.replace("\\", "/"))):
+            return True
+    return False
+
+
+def _is_there(folder: Folder, name: str) -> bool:
+    try:
+        folder.size(name)
+    except DecodeError:
+        return False
+    return True
 
 
 def _read_list(

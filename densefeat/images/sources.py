@@ -2,21 +2,24 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from densefeat.errors import UsageError
 from densefeat.images.addresses import Address, is_remote, parse_address
-from densefeat.images.files import DELIMITERS, EXTENSIONS, TEXTS, open_folder, open_list
-from densefeat.images.folders import LocalFolder
+from densefeat.images.files import DELIMITERS, EXTENSIONS, TEXTS, is_image_name, open_folder, open_list
+from densefeat.images.folders import LocalFolder, is_hidden
 from densefeat.images.hub import download_split, open_saved, stream_split
 from densefeat.images.remarks import warn_of_missing_labels
 from densefeat.images.rows import check_column, is_text, list_image_columns
+from densefeat.images.split_folders import find_splits, list_inner_folders, may_be_splits
 from densefeat.images.stream import Listing, RandomAccess
 from densefeat.images.tables import open_tables, read_footer
 from densefeat.images.tars import open_tars
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+TAR_LABEL = "cls"  # the extension of the members that hold labels, as WebDataset has it
 _KINDS = "a folder, a list (.txt, .lst, .csv, .tsv, .parquet), Parquet files, tar files, or hf:NAME:SPLIT"
 
 
@@ -56,7 +59,8 @@ def open_source(
             datasets' ``save_to_disk`` wrote; tar files in WebDataset's layout; or ``hf:NAME:SPLIT``. Parquet and tar files may
             be named by a glob, which passes over hidden ones, or by braces, ``{000..099}``. All but the saved folder may be
             addresses that fsspec opens.
-        labels: ``"folder"``: the label is the first folder of each key. For a folder.
+        labels: ``"folder"``: the label is the first folder of each key, or the second where the first are splits such as
+            ``train`` and ``val``. For a folder.
         label_column: The column with labels; for tar files the extension of the members that hold them.
         image_column: The column with images, or with the paths of a list (``path`` by default).
         base: The folder that a list's paths are relative to, by default the list's folder.
@@ -70,15 +74,57 @@ def open_source(
     return _open(os.fspath(images), Options(labels, label_column, image_column, base, follow_links))
 
 
-def open_for_training(images: str | Path, label_column: str | None = None) -> RandomAccess:
+def open_for_training(
+    images: str | Path, label_column: str | None = None, base: str | Path | None = None
+) -> RandomAccess:  # fmt: skip
     """Open any input with its labels, for reading in any order.
 
-    Without ``label_column`` labels are the first folder of each key, the column ``label``, or a tar's members with the
+    Without ``label_column`` labels are those of ``labels="folder"``, the column ``label``, or a tar's members with the
     extension ``cls``. A split on the Hub is downloaded. Raises UsageError as :func:`open_source` does.
     """
-    source = _open(os.fspath(images), Options(label_column=label_column, training=True))
+    source = _open(os.fspath(images), Options(label_column=label_column, base=base, training=True))
     assert isinstance(source, RandomAccess)
     return source
+
+
+def is_image_folder(images: str | Path) -> bool:
+    """Check whether an input is read as a folder of image files, here or at an address. UsageError for an unknown address."""
+    text = os.fspath(images)
+    if not text or _names_split(text):
+        return False
+    address = parse_address(text)
+    return address.is_folder() and not (address.local and _is_saved(address))
+
+
+def list_splits(images: str | Path) -> dict[str, str]:
+    """Find the splits in a folder of images: the path of each one's folder. None where the folders are classes, or no folder.
+
+    On this machine a split may be a link. Raises UsageError where the folders may be either, see
+    :func:`densefeat.images.split_folders.find_splits`.
+    """
+    text = os.fspath(images)
+    if not text or _names_split(text):
+        return {}
+    address = parse_address(text)
+    if not address.is_folder():
+        return {}
+    names = [name for name in address.list_names() if not is_hidden(name)]
+    if not may_be_splits(names):
+        return {}
+    folders = list_inner_folders(key for key in _list_keys(address, names) if is_image_name(key))
+    return {split: f"{text.rstrip('/')}/{name}" for split, name in find_splits(folders, text).items()}
+
+
+def _list_keys(address: Address, names: list[str]) -> Iterator[bytes]:
+    """List the files below a folder that are not hidden, on this machine also those in its linked folders."""
+    if not address.local:
+        yield from (found.name for found in address.folder(listed=True).find() if not found.hidden)
+        return
+    for name in names:
+        place = os.path.join(address.path, name)
+        if os.path.isdir(place):
+            folder = LocalFolder(os.path.realpath(place))
+            yield from (os.fsencode(f"{name}/") + found.name for found in folder.find() if not found.hidden)
 
 
 def _open(text: str, options: Options) -> Listing:
@@ -144,7 +190,7 @@ def _check_kind(address: Address) -> None:
 def _open_folder_input(address: Address, options: Options) -> Listing:
     if address.local and address.has("dataset_dict.json"):
         raise UsageError(f"images {address.text!r}: more than one split was saved here: name one, {_list_splits(address)}")
-    if address.local and address.has("state.json") and address.has("dataset_info.json"):
+    if address.local and _is_saved(address):
         options.allow(address.text, "a saved data set", "label_column", "image_column")
         return open_saved(address.path, address.text, options.image_column, options.choose_label_column())
     options.allow(address.text, "a folder of images", "labels", "follow_links")
@@ -155,6 +201,11 @@ def _open_folder_input(address: Address, options: Options) -> Listing:
     if options.labels:
         warn_of_missing_labels(address.text, files, "the first folder of its path, class/image.jpg")
     return files
+
+
+def _is_saved(address: Address) -> bool:
+    """Check for a folder that datasets' ``save_to_disk`` wrote."""
+    return address.has("state.json") and address.has("dataset_info.json")
 
 
 def _list_splits(address: Address) -> str:
@@ -175,7 +226,7 @@ def _open_files_input(address: Address, options: Options) -> Listing:
     names = [path[len(root) + 1 :] for path in paths]
     if address.name.lower().endswith(".tar"):
         options.allow(address.text, "tar files", "label_column")
-        tars = open_tars(address.folder(root, follow_links=True), names, address.text, options.choose_label_column("cls"))
+        tars = open_tars(address.folder(root, follow_links=True), names, address.text, options.choose_label_column(TAR_LABEL))
         if options.label_column and not options.training:  # training leaves such images out, and says so itself
             meaning = f"a member named like its image, with the extension {options.label_column!r}"
             warn_of_missing_labels(address.text, tars, meaning)
