@@ -1,5 +1,18 @@
-from .label_file import LabelFile
-from .labelled_rows import LABEL, LabelledRows, count_and_name, format_remarks, load_labels, lone_classes, read_text_column
+from .chance import count_classes, describe_chance
+from .folders import find_label_depth
+from .label_file import LabelFile, find_repeats, strip_blanks
+from .labelled_rows import (
+    LABEL,
+    LabelledRows,
+    LabelledTable,
+    count_and_name,
+    find_image_folders,
+    format_remarks,
+    load_labels,
+    lone_classes,
+    read_text_column,
+)
+from .listing import ListedImages, decode_keys
 from .splits import PARTS, TEST, TRAIN, VAL, hold_out, hold_out_validation, split_rows, split_sha256
 from .targets import (
     SEPARATOR,
@@ -7,9 +20,11 @@ from .targets import (
     Task,
     absent_classes,
     decode_labels,
+    describe_missing,
     encode_multi_labels,
     infer_task,
     join_labels,
+    match_numbers,
     parse_number,
     sort_classes,
     split_label,
@@ -24,12 +39,21 @@ __all__ = [
     "VAL",
     "LabelFile",
     "LabelledRows",
+    "LabelledTable",
+    "ListedImages",
     "Targets",
     "Task",
     "absent_classes",
     "count_and_name",
+    "count_classes",
+    "decode_keys",
     "decode_labels",
+    "describe_chance",
+    "describe_missing",
     "encode_multi_labels",
+    "find_image_folders",
+    "find_label_depth",
+    "find_repeats",
     "format_remarks",
     "hold_out",
     "hold_out_validation",
@@ -37,10 +61,12 @@ __all__ = [
     "join_labels",
     "load_labels",
     "lone_classes",
+    "match_numbers",
     "parse_number",
     "read_text_column",
     "sort_classes",
     "split_label",
     "split_rows",
     "split_sha256",
+    "strip_blanks",
 ]

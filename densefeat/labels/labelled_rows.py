@@ -1,21 +1,39 @@
 """The labels of stored rows, from a store's own column or a CSV file, and remarks on them for the user."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from densefeat.errors import UsageError
-from densefeat.images import join_chunks
+from densefeat.images import DELIMITERS, SPLIT_NAMES, TEXTS, is_remote, join_chunks
+from densefeat.labels.folders import check_classes_are_no_splits, find_label_depth, read_parts
 from densefeat.labels.label_file import EXAMPLES, LabelFile, strip_blanks
-from densefeat.labels.splits import TEST, TRAIN, VAL
-from densefeat.labels.targets import TASKS, Targets, absent_classes, encode_labels, infer_task
-from densefeat.store import Store
+from densefeat.labels.splits import PARTS, TRAIN
+from densefeat.labels.targets import TASKS, Targets, absent_classes, describe_missing, encode_labels, infer_task
 
 LABEL = "label"
-_PART_NAMES = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
+_LISTS = {*TEXTS, *DELIMITERS}
+
+
+class LabelledTable(Protocol):
+    """A table of images with the columns ``path`` and, where they have labels, ``label``: a store, or a listing."""
+
+    @property
+    def path(self) -> Any: ...
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+    @property
+    def schema(self) -> pa.Schema: ...
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+    @property
+    def failures(self) -> Sequence[Any]: ...
+    def column(self, name: str) -> pa.ChunkedArray: ...
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -23,8 +41,9 @@ class LabelledRows:
     """The n rows with a label, of one store or of several stores one after the other.
 
     ``rows``: int64 ``(n,)``, their positions; ``paths``: n paths; ``groups``: int64 ``(n,)``, rows with the same number stay on
-    one side of a split; ``parts``: int8 ``(n,)`` as in :mod:`densefeat.labels.splits`, None unless a column gives them;
-    ``report``: the facts that :func:`format_remarks` puts into words, as JSON.
+    one side of a split; ``parts``: int8 ``(n,)`` as in :mod:`densefeat.labels.splits`, None unless they are given;
+    ``report``: the facts that :func:`format_remarks` puts into words, as JSON; ``split_folders``: whether folders give
+    the parts.
     """
 
     targets: Targets
@@ -33,10 +52,11 @@ class LabelledRows:
     groups: np.ndarray
     parts: np.ndarray | None
     report: dict[str, Any] = field(default_factory=dict)
+    split_folders: bool = False
 
 
 def load_labels(
-    stores: Sequence[Store],
+    stores: Sequence[LabelledTable],
     file: LabelFile | None = None,
     column: str | None = None,
     task: str = "auto",
@@ -51,6 +71,8 @@ def load_labels(
         group_column: Rows with one value of it stay together, as rows of one path do. Both columns are read from the file
             where it has them, else from the stores.
 
+    Where the stores' own labels are the folders in folders of splits, ``train/cat/1.jpg``, these give the parts.
+
     Raises:
         UsageError: An unknown task, a missing column, no label for any row, labels that do not fit the task.
     """
@@ -58,6 +80,8 @@ def load_labels(
         raise UsageError(f"task {task!r}: choose one of {', '.join(TASKS)}")
     keys = pa.concat_arrays([join_chunks(store.column("path")).cast(pa.large_string()) for store in stores])
     column = column or LABEL
+    if file is not None:
+        file = file.align(keys, find_image_folders(stores))
     texts = read_text_column(stores, file, column, keys, labels=True)
     rows = np.flatnonzero([text is not None for text in texts])
     unlabelled = [row for row, text in enumerate(texts) if text is None]
@@ -72,9 +96,13 @@ def load_labels(
         raise UsageError(_describe_missing_labels(stores, file, column, keys))
     paths = keys.take(pa.array(rows)).to_pylist()
     known = [text for text in texts if text is not None]
-    inferred, reason = infer_task(known) if task == "auto" else (task, "as requested")
+    depth = find_label_depth(paths, known) if file is None else None
+    if depth == 0:
+        check_classes_are_no_splits(paths, str(stores[0].path))
+    inferred, reason = infer_task(known, depth is not None) if task == "auto" else (task, "as requested")
     targets = encode_labels(known, inferred, paths)  # type: ignore[arg-type]
-    parts = None
+    parts = read_parts(paths) if depth == 1 else None
+    split_folders = parts is not None and split_column is None
     if split_column is not None:
         values = read_text_column(stores, file, split_column, keys)
         parts = _parse_parts([values[row] for row in rows], paths, split_column)
@@ -85,18 +113,51 @@ def load_labels(
     ends = np.cumsum([len(store) for store in stores])
     images = list(zip(np.searchsorted(ends, rows, "right").tolist(), paths, strict=True))  # one path in two stores: two images
     groups = _number_groups(images, group_names)
-    return LabelledRows(targets, rows, paths, groups, parts, report | {"task": inferred, "task_from": reason})
+    report |= {"task": inferred, "task_from": reason}
+    if unread := _list_unread_classes(stores, file, column, depth, targets):
+        report["unread_classes"] = count_and_name(unread)
+    if doubts := describe_missing(targets.classes):
+        report["doubts"] = doubts
+    return LabelledRows(targets, rows, paths, groups, parts, report, split_folders)
+
+
+def _list_unread_classes(
+    stores: Sequence[LabelledTable], file: LabelFile | None, column: str, depth: int | None, targets: Targets
+) -> list[str]:
+    """List the classes that only images without a row have: those that could not be read."""
+    paths = [failure.path for store in stores for failure in store.failures]
+    if targets.task != "single" or not paths:
+        return []
+    if file is not None:
+        labels = file.column(column, pa.array(paths, pa.large_string()))
+    elif depth is not None:
+        parts = (path.split("/") for path in paths)
+        labels = [part[depth] if len(part) > depth + 1 else None for part in parts]
+    else:
+        return []
+    return sorted({label for label in labels if label is not None} - set(targets.classes))
+
+
+def find_image_folders(tables: Sequence[LabelledTable]) -> list[str]:
+    """List the folders on this machine that the paths of these tables are relative to, as far as they are recorded."""
+    folders = []
+    for table in tables:
+        place, options = table.provenance.get("images"), table.provenance.get("input_options") or {}
+        if isinstance(place, str) and not is_remote(place):
+            is_list = os.path.splitext(place)[1].lower() in _LISTS
+            folders.append(options.get("base") or (os.path.dirname(place) if is_list else place))
+    return list(dict.fromkeys(folders))
 
 
 def read_text_column(
-    stores: Sequence[Store], file: LabelFile | None, name: str, keys: pa.Array, labels: bool = False
+    stores: Sequence[LabelledTable], file: LabelFile | None, name: str, keys: pa.Array, labels: bool = False
 ) -> list[str | None]:
     """Read a column as text, from the file if it has the column, else from the stores; one value for each of ``keys``.
 
     ``labels``: this is the column of labels; if there is a file, it must be there.
     """
     if file is not None and (labels or name in file.names):
-        return file.column(name, keys)
+        return file.column(name, keys, labels)
     for store in stores:
         if name not in store.schema.names or name in store.shapes:
             plain = [column for column in store.schema.names if column not in store.shapes]
@@ -106,7 +167,7 @@ def read_text_column(
     return pa.concat_arrays(columns).to_pylist()
 
 
-def _describe_missing_labels(stores: Sequence[Store], file: LabelFile | None, column: str, keys: pa.Array) -> str:
+def _describe_missing_labels(stores: Sequence[LabelledTable], file: LabelFile | None, column: str, keys: pa.Array) -> str:
     if not len(keys):
         return f"{stores[0].path} has no rows to learn from"
     if file is None:
@@ -146,9 +207,9 @@ def _number_groups(images: Sequence[tuple[int, str]], names: Sequence[str | None
 def _parse_parts(values: Sequence[str | None], paths: Sequence[str], column: str) -> np.ndarray:
     """Return the part of each row, int8 ``(n,)``. Raises UsageError where a value is missing or names no part."""
     for value, path in zip(values, paths, strict=True):
-        if value is None or value.lower() not in _PART_NAMES:
+        if value is None or value.lower() not in SPLIT_NAMES:
             raise UsageError(f"{column!r} of {path!r} is {value!r}: it must be train, val or test")
-    return np.array([_PART_NAMES[value.lower()] for value in values if value is not None], np.int8)
+    return np.array([PARTS.index(SPLIT_NAMES[value.lower()]) for value in values if value is not None], np.int8)
 
 
 def lone_classes(targets: Targets, groups: np.ndarray, parts: np.ndarray) -> list[str]:
@@ -184,6 +245,7 @@ def format_remarks(report: dict[str, Any]) -> list[str]:
     for key, text in (
         ("without_label", "rows without a label are left out"),
         ("labels_without_row", "labels have no row"),
+        ("unread_classes", "classes are left out, for none of their images could be read"),
         ("lone_classes", "classes of one image (or group) are in the training part alone"),
         ("untrained_classes", "classes are in no row of training: their test rows count as mistakes"),
     ):
@@ -193,4 +255,4 @@ def format_remarks(report: dict[str, Any]) -> list[str]:
             lines.append(f"{entry['count']:,} {text}: {', '.join(entry['first'])}{more}")
     if report.get("repeated_lines"):
         lines.append(f"{report['repeated_lines']:,} lines of the labels repeat others")
-    return lines
+    return lines + report.get("doubts", [])

@@ -56,7 +56,7 @@ def hold_out(targets: Targets, share: float, seed: int, groups: np.ndarray | Non
     if not 0 < share < 1:
         raise UsageError(f"share {share} to hold out: it must be more than 0 and less than 1")
     if len(targets) < 2:
-        raise UsageError(f"{len(targets)} rows with a label cannot be split: give more rows, or a --split-column")
+        raise UsageError(f"{len(targets)} rows with a label cannot be split: give more, or split them yourself")
     generator = np.random.default_rng(seed)
     strata = _stratify(targets)
     if groups is None:

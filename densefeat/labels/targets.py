@@ -1,7 +1,8 @@
 """Labels as text, and the targets that heads learn from them; this file alone decides what a label means."""
 
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,6 +14,9 @@ Task = Literal["single", "multi", "regression"]
 TASKS = ("auto", "single", "multi", "regression")
 SEPARATOR = "|"
 _MAX_MULTI = 2**31  # rows times classes
+_MISSING = {"na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none", "nil"}  # what programs write for a missing value
+_MOST = 0.9  # a share of labels
+_ZEROS = re.compile(r"\.0*$")
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,56 @@ class Targets:
         return replace(self, values=self.values[rows])
 
 
-def infer_task(texts: Sequence[str]) -> tuple[Task, str]:
-    """Decide which task labels are for, and say why in words."""
-    if any(SEPARATOR in text for text in texts):
+def infer_task(texts: Sequence[str], folders: bool = False) -> tuple[Task, str]:
+    """Decide which task labels are for, and say why in words.
+
+    ``folders``: the labels are names of folders, in which ``|`` is a letter like any other. A few labels that are no numbers
+    do not make classes of numbers that are not whole: a regression then names the first of them.
+    """
+    if not folders and any(SEPARATOR in text for text in texts):
         return "multi", f"some labels have a {SEPARATOR}"
-    numbers = [parse_number(text) for text in texts]
-    if all(number is not None for number in numbers):
-        if any(number is not None and not number.is_integer() for number in numbers):
-            return "regression", "all labels are numbers, not all whole"
+    numbers = [number for text in texts if (number := parse_number(text)) is not None]
+    if len(numbers) == len(texts) and all(map(float.is_integer, numbers)):
         return "single", "all labels are whole numbers"
+    if not all(map(float.is_integer, numbers)) and len(numbers) >= _MOST * sum(not _is_missing(text) for text in texts):
+        return "regression", f"{'all' if len(numbers) == len(texts) else 'nearly all'} labels are numbers, not all whole"
     return "single", "the labels are names"
+
+
+def _is_missing(text: str) -> bool:
+    """Check for a word that programs write for a missing value, such as NA. A class may have such a name."""
+    return text.lower() in _MISSING
+
+
+def describe_missing(classes: Iterable[str]) -> list[str]:
+    """Return a remark on classes that may stand for missing values, if there are any."""
+    names = [name for name in classes if _is_missing(name)]
+    if not names:
+        return []
+    verb = "is a class" if len(names) == 1 else "are classes"
+    return [f"{', '.join(map(repr, names))} {verb}: where a label is missing, leave the field empty"]
+
+
+def match_numbers(names: Collection[str], known: Collection[str] = ()) -> dict[str, str]:
+    """Map names of one whole number, such as 1 and 1.0, to a single name: those that change, with their new names.
+
+    Tables with a missing value write whole numbers as 1.0. ``known``: the classes, where they are fixed; else the shortest form
+    is taken, and only where a number is written in two ways. Nothing changes where a name is no whole number.
+    """
+    numbers = [parse_number(name) for name in {*names, *known}]
+    if not all(number is not None and number.is_integer() for number in numbers):
+        return {}
+    forms: dict[str, set[str]] = {}
+    for name in known or names:
+        forms.setdefault(_ZEROS.sub("", name), set()).add(name)
+    changed = {}
+    for name in set(names) - set(known):
+        short = _ZEROS.sub("", name)
+        if known and len(forms.get(short, ())) == 1:
+            changed[name] = next(iter(forms[short]))
+        elif not known and len(forms[short]) > 1 and name != short:
+            changed[name] = short
+    return changed
 
 
 def encode_labels(texts: Sequence[str], task: Task, paths: Sequence[str]) -> Targets:
@@ -57,6 +101,8 @@ def encode_labels(texts: Sequence[str], task: Task, paths: Sequence[str]) -> Tar
         return Targets(task, (), _encode_numbers(texts, paths))
     if task == "multi":
         return encode_multi_labels(texts)
+    changed = match_numbers(set(texts))
+    texts = [changed.get(text, text) for text in texts]
     classes = sort_classes(texts)
     _check_classes(classes)
     codes = {name: code for code, name in enumerate(classes)}

@@ -45,7 +45,8 @@ def colour_by_values(name: str, texts: Sequence[str | None]) -> Colouring:
     """Colour by labels: on a scale if they are numbers, not all integers; else the ten largest classes each in a colour."""
     known = [text for text in texts if text is not None]
     if known and infer_task(known)[0] == "regression":
-        return NumberColouring(name, _to_float32([np.nan if text is None else float(text) for text in texts]))
+        numbers = [None if text is None else parse_number(text) for text in texts]
+        return NumberColouring(name, _to_float32([np.nan if number is None else number for number in numbers]))
     return _colour_by_class(name, texts)
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from densefeat.base import atomic_file, output_errors, progress_bar
 from densefeat.errors import UsageError
 from densefeat.images import join_chunks
-from densefeat.labels import LABEL, LabelFile, read_text_column
+from densefeat.labels import LABEL, LabelFile, find_image_folders, read_text_column
 from densefeat.map.colours import Colouring, colour_by_cluster, colour_by_values, predict_points
 from densefeat.map.page import LONGEST_LABEL, MapContent, PointFact, render_map
 from densefeat.map.projection import TITLES, check_method, find_clusters, project
@@ -137,7 +137,8 @@ def _read_labels(store: Store, file: Path | None, column: str | None) -> list[st
     if file is None and column is None and LABEL not in store.schema.names:
         return None
     keys = join_chunks(store.column("path")).cast("large_string")
-    return read_text_column([store], None if file is None else LabelFile(file), column or LABEL, keys, labels=True)
+    label_file = None if file is None else LabelFile(file).align(keys, find_image_folders([store]))
+    return read_text_column([store], label_file, column or LABEL, keys, labels=True)
 
 
 def _project_blocks(rows: MapRows, method: str, progress: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:

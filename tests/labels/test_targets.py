@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densefeat.errors import UsageError
-from densefeat.labels.targets import decode_labels, encode_labels, infer_task, sort_classes
+from densefeat.labels.targets import decode_labels, describe_missing, encode_labels, infer_task, match_numbers, sort_classes
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,11 @@ def test_order_of_classes(names: list[str], expected: list[str]) -> None:
         (["1.0", "2.0"], "single"),
         (["1.5", "2"], "regression"),
         (["1e-3", "-2"], "regression"),
-        (["1.5", "nan"], "single"),
+        (["1.5", "nan"], "regression"),  # which then names the label that is no number
+        (["1.5"] * 90 + ["n/a", "NULL", "1,5"], "regression"),
+        (["1.5"] * 8 + ["x", "y"], "single"),
+        (["1", "2", "NA"], "single"),
+        (["NA", "none"], "single"),
         (["1.5", "inf"], "single"),
         (["a|b", "c"], "multi"),
         (["1.5|2", "1"], "multi"),
@@ -38,6 +42,47 @@ def test_order_of_classes(names: list[str], expected: list[str]) -> None:
 )
 def test_inferred_task(texts: list[str], task: str) -> None:
     assert infer_task(texts)[0] == task
+
+
+def test_a_bar_in_the_name_of_a_folder_separates_nothing() -> None:
+    assert infer_task(["a|b", "c"], folders=True) == ("single", "the labels are names")
+    targets = encode_labels(["a|b", "c"], "single", ["", ""])
+    assert (targets.classes, decode_labels(targets)) == (("a|b", "c"), ["a|b", "c"])
+
+
+def test_words_for_missing_values_are_classes_of_which_it_is_said() -> None:
+    assert encode_labels(["NA", "cat", "None"], "single", [""] * 3).classes == ("NA", "None", "cat")
+    assert describe_missing(["NA", "None", "cat", "Nantes"]) == [
+        "'NA', 'None' are classes: where a label is missing, leave the field empty"
+    ]
+    assert describe_missing(["nan"]) == ["'nan' is a class: where a label is missing, leave the field empty"]
+    assert describe_missing(["cat"]) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "changed"),
+    [
+        (["1", "1.0", "2.0"], [], {"1.0": "1"}),  # 2.0 is written in one way
+        (["1.0", "2.0"], [], {}),
+        (["1.0", "2.0"], ["1", "2"], {"1.0": "1", "2.0": "2"}),
+        (["1", "2"], ["1.0", "2.0", "3.0"], {"1": "1.0", "2": "2.0"}),
+        (["1", "4"], ["1.0", "2.0"], {"1": "1.0"}),
+        (["1.00", "-3."], ["1", "-3"], {"1.00": "1", "-3.": "-3"}),
+        (["01", "1"], [], {}),
+        (["01"], ["1"], {}),
+        (["1", "1.0", "x"], [], {}),
+        (["1.5", "1.50"], [], {}),
+        (["1"], ["1.0", "1.00"], {}),  # which of them is not known
+        (["10", "10.0"], [], {"10.0": "10"}),
+    ],
+)
+def test_whole_numbers_in_two_forms(names: list[str], known: list[str], changed: dict[str, str]) -> None:
+    assert match_numbers(names, known) == changed
+
+
+def test_numbers_of_tables_with_and_without_a_missing_value_are_the_same_classes() -> None:
+    targets = encode_labels(["1", "2", "1.0", "2.0"], "single", [""] * 4)
+    assert (targets.classes, targets.values.tolist()) == (("1", "2"), [0, 1, 0, 1])
 
 
 def test_single_multi_and_numbers() -> None:
