@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from densefeat.probe import Probed
 
 _EXTRACTION_OPTIONS = ("model", "weights", "image_size", "pool", "device", "batch_size", "workers")
+_LABELLING_OPTIONS = ("labels", "label_column", "task", "split_column", "group_column", "seed")
 
 
 @click.command(epilog=epilog("probe embeddings/ --out probe/", "probe --images photos/ --out probe/"))
@@ -103,9 +104,8 @@ def _extract_stores(images: str, out: Path, chosen: dict[str, Any]) -> dict[str,
     settings = {name: chosen[name] for name in _EXTRACTION_OPTIONS if name in chosen}
     labels = chosen.get("labels"), chosen.get("label_column")
     print_note(f"features of {images} to {out / probing.FEATURES}")
-    store, *others = probing.extract_images(
-        images, chosen.get("test"), out, chosen.get("labels"), **settings, **probing.source_options(images, *labels)
-    )
+    labelling = {name: chosen[name] for name in _LABELLING_OPTIONS if name in chosen}
+    store, *others = probing.extract_images(images, chosen.get("test"), out, labelling, **settings)
     options = {"store": store, "test": others[0] if others else None, "labels": None, "label_column": None}
     return options | probing.label_options(*labels)
 
@@ -125,6 +125,8 @@ def _print_results(probed: "Probed") -> None:
         print_table(table.headings, table.rows, right=table.headings[1:])
         click.echo()
     click.echo(f"best: {printable(results['best'])} (by the validation rows; brackets: 95 % intervals on the test rows)")
+    if results.get("remark"):
+        click.echo(f"{printable(results['best'])}: {results['remark']}")
     if results["comparison"]:
         click.echo(printable(results["comparison"]["told"]))
     if not (probed.path / "blocks.png").exists():

@@ -15,6 +15,7 @@ from densefeat.labels import (
     VAL,
     LabelFile,
     LabelledRows,
+    LabelledTable,
     Targets,
     absent_classes,
     count_and_name,
@@ -47,7 +48,11 @@ class ProbeData:
 
     def sizes(self) -> dict[str, int]:
         """Count the rows of each part."""
-        return {name: int(np.count_nonzero(self.parts == part)) for part, name in enumerate(PARTS)}
+        return _count_parts(self.parts)
+
+
+def _count_parts(parts: np.ndarray) -> dict[str, int]:
+    return {name: int(np.count_nonzero(parts == part)) for part, name in enumerate(PARTS)}
 
 
 def load_data(
@@ -69,11 +74,9 @@ def load_data(
     _check_no_overlap(stores)
     file = None if labels is None else LabelFile(Path(labels))
     labelled = load_labels(stores, file, label_column, task, split_column, group_column)
-    parts = _assign_parts(labelled, stores, seed)
-    labelled = _report_classes(labelled, parts)
-    data = ProbeData(stores, columns, labelled, parts, (*notes, *_note_leaks(labelled, parts), *_note_few_rows(parts)))
-    _check_parts(labelled.targets, data.sizes())
-    return data
+    labelled, parts = assign_parts(labelled, stores, seed)
+    notes += [*_note_split_folders(labelled), *_note_leaks(labelled, parts), *_note_few_rows(parts)]
+    return ProbeData(stores, columns, labelled, parts, tuple(notes))
 
 
 def _check_no_overlap(stores: Sequence[Store]) -> None:
@@ -89,20 +92,50 @@ def _check_no_overlap(stores: Sequence[Store]) -> None:
         )
 
 
-def _assign_parts(labelled: LabelledRows, stores: Sequence[Store], seed: int) -> np.ndarray:
-    """Assign a part to each labelled row, int8 ``(n,)``: by the test store or the split column, else drawn.
+def assign_parts(
+    labelled: LabelledRows, stores: Sequence[LabelledTable], seed: int
+) -> tuple[LabelledRows, np.ndarray]:  # fmt: skip
+    """Assign a part to each labelled row, int8 ``(n,)``: by the test store, a column or folders of splits, else drawn.
 
-    Validation rows are taken from the training rows if there are none.
+    Validation rows are taken from the training rows if there are none. The result's report says what the parts leave out.
+    Raises UsageError for parts that a probe cannot use.
     """
     if len(stores) > 1:
-        parts = np.where(labelled.rows < len(stores[0]), TRAIN, TEST).astype(np.int8)
-    elif labelled.parts is not None:
-        parts = labelled.parts
+        parts = _assign_by_store(labelled, stores)
+        labelled = replace(labelled, parts=None, split_folders=False)
     else:
-        return split_rows(labelled.targets, seed, labelled.groups)
-    if not (parts == TRAIN).any() or (parts == VAL).any():
-        return parts
-    return hold_out_validation(labelled.targets, parts, seed, labelled.groups)
+        labelled = _use_split_folders(labelled)
+        parts = split_rows(labelled.targets, seed, labelled.groups) if labelled.parts is None else labelled.parts
+    if (parts == TRAIN).any() and not (parts == VAL).any():
+        parts = hold_out_validation(labelled.targets, parts, seed, labelled.groups)
+    _check_parts(labelled.targets, _count_parts(parts))
+    return _report_classes(labelled, parts), parts
+
+
+def _assign_by_store(labelled: LabelledRows, stores: Sequence[LabelledTable]) -> np.ndarray:
+    """Take rows of the second store for testing. Raises UsageError where the first one has folders of several splits."""
+    first = labelled.rows < len(stores[0])
+    if labelled.split_folders and labelled.parts is not None and len(np.unique(labelled.parts[first])) > 1:
+        raise UsageError(f"{stores[0].path} holds folders of splits, and --test names the test rows, too: leave out --test")
+    return np.where(first, TRAIN, TEST).astype(np.int8)
+
+
+def _use_split_folders(labelled: LabelledRows) -> LabelledRows:
+    """Return the rows with parts to use: none for a single folder of a split; of two splits, the second is for testing."""
+    parts = labelled.parts
+    if not labelled.split_folders or parts is None:
+        return labelled
+    if len(np.unique(parts)) == 1:
+        return replace(labelled, parts=None, split_folders=False)
+    return labelled if (parts == TEST).any() else replace(labelled, parts=np.where(parts == VAL, TEST, parts))
+
+
+def _note_split_folders(labelled: LabelledRows) -> list[str]:
+    if not labelled.split_folders or labelled.parts is None:
+        return []
+    names = sorted({path.partition("/")[0] for path in labelled.paths})
+    tested = sorted({path.partition("/")[0] for path, part in zip(labelled.paths, labelled.parts, strict=True) if part == TEST})
+    return [f"the folders {', '.join(names)} are splits: figures are of {', '.join(tested)}"]
 
 
 def _report_classes(labelled: LabelledRows, parts: np.ndarray) -> LabelledRows:

@@ -1,7 +1,7 @@
 """The job of ``densefeat probe``: from a store and labels to heads on every block, and the report on them."""
 
-import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from typing import Any
 from densefeat.base import output_errors, progress_bar
 from densefeat.errors import UsageError
 from densefeat.extraction import extract
-from densefeat.images import DELIMITERS
-from densefeat.labels import LABEL, TEST, VAL, LabelFile
+from densefeat.images import DELIMITERS, TAR_LABEL, is_image_folder, open_source
+from densefeat.labels import LABEL, TEST, VAL, LabelFile, LabelledTable, ListedImages, load_labels
 from densefeat.probe.candidates import BlockFitter, count_settings, fit_candidates, fit_few_shots, select_candidate
-from densefeat.probe.data import load_data
+from densefeat.probe.data import assign_parts, load_data
 from densefeat.probe.protocols import describe_protocol
 from densefeat.probe.request import make_request
 from densefeat.probe.results import (
@@ -102,17 +102,18 @@ def _check_writable(out: Path) -> None:
 
 
 def extract_images(
-    images: str | Path, test: str | Path | None, out: Path, label_file: str | Path | None = None, **settings: Any
-) -> list[Path]:
+    images: str | Path, test: str | Path | None, out: Path, labelling: Mapping[str, Any], **settings: Any
+) -> list[Path]:  # fmt: skip
     """Extract the images and the test images to stores in ``out``, unless that is done already; return the stores.
 
-    ``test`` may be a store already. ``label_file``: a CSV file that is needed later. ``settings``: for
-    :func:`densefeat.extract`. Raises as :func:`densefeat.extract` does, UsageError if ``out`` holds something other than a
-    probe, OutputError if it cannot be made.
+    ``test`` may be a store already. ``labelling``: the arguments of :func:`probe` that say what the labels are; labels that it
+    would refuse are refused before the work. ``settings``: for :func:`densefeat.extract`. Raises as that does, UsageError if
+    ``out`` holds something other than a probe, OutputError if it cannot be made.
     """
     check_folder(out)
-    if label_file not in (None, "folder"):
-        LabelFile(Path(label_file))  # report a wrong file before hours of extraction
+    _check_writable(out)
+    settings |= source_options(images, labelling.get("labels"), labelling.get("label_column"))
+    _check_labels(images, test, labelling, settings)
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     extract(images, out / FEATURES, **settings)
@@ -124,13 +125,41 @@ def extract_images(
     return [out / FEATURES, out / TEST_FEATURES]
 
 
+def _check_labels(
+    images: str | Path, test: str | Path | None, labelling: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:  # fmt: skip
+    """Raise the UsageError that :func:`probe` will raise for the labels of these images, unless they are a stream."""
+    reading = {name: settings[name] for name in ("labels", "label_column") if name in settings}
+    options = {name: value for name, value in labelling.items() if name in ("task", "split_column", "group_column")}
+    options |= label_options(labelling.get("labels"), labelling.get("label_column"))
+    file = options.pop("labels", None)
+    options["column"] = options.pop("label_column", None)
+    label_file = None if file is None else LabelFile(Path(file))
+    tables: list[LabelledTable | None] = []
+    for place in (images, test):
+        if place is not None and is_store(place):
+            tables.append(open_store(place))
+        elif place is not None:
+            tables.append(ListedImages.from_source(open_source(place, **reading), str(place), reading))
+    known = [table for table in tables if table is not None]
+    if len(known) == len(tables):
+        assign_parts(load_labels(known, label_file, **options), known, labelling.get("seed", 0))
+
+
 def source_options(images: str | Path, labels: str | Path | None, label_column: str | None) -> dict[str, Any]:
     """Choose how to open images so that their own labels come with them: options of :func:`densefeat.extract`."""
-    if labels == "folder" or (labels is None and label_column is None and os.path.isdir(images)):
+    if labels == "folder":
         return {"labels": "folder"}
-    if labels is None and label_column is None and str(images).lower().endswith(tuple(DELIMITERS)):
+    if labels is not None:
+        return {}
+    name = str(images).lower()
+    if label_column is None and is_image_folder(images):
+        return {"labels": "folder"}
+    if label_column is None and name.endswith(tuple(DELIMITERS)):
         label_column = LABEL  # a list of images has its labels beside the paths
-    return {"label_column": label_column} if labels is None and label_column else {}
+    if label_column is None and name.endswith(".tar"):
+        label_column = TAR_LABEL
+    return {"label_column": label_column} if label_column else {}
 
 
 def label_options(labels: str | Path | None, label_column: str | None) -> dict[str, Any]:

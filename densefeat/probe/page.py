@@ -108,6 +108,8 @@ def _make_notes(results: dict[str, Any], problem: str | None) -> list[str]:
         "Blocks and settings were chosen on the validation rows alone; brackets are 95 % bootstrap intervals on the test rows.",
     ]
     lines += format_remarks(results["labels"]) + results["notes"]
+    if results["remark"]:
+        lines.append(f"{results['best']}: {results['remark']}")
     if results["comparison"]:
         lines.append(results["comparison"]["told"])
     return lines + ([f"Images could not be shown: {problem}"] if problem else [])

@@ -14,7 +14,7 @@ import torch
 
 from densefeat.base import atomic_file, output_errors
 from densefeat.errors import UsageError
-from densefeat.labels import Targets, Task, decode_labels
+from densefeat.labels import Targets, Task, count_classes, decode_labels, describe_chance
 from densefeat.probe.candidates import Selection
 from densefeat.probe.charts import draw_blocks, draw_confusion
 from densefeat.probe.page import write_page
@@ -68,6 +68,7 @@ def _summarize(selection: Selection, request: ProbeRequest) -> dict[str, Any]:
         "notes": list(request.notes),
         "candidates": [report.to_json() for report in selection.reports],
         "best": selection.best.name,
+        "remark": describe_chance(selection.best.test, count_classes(targets), len(targets)) if selection.best.test else None,
         "next": None if runner_up is None else runner_up.name,
         "comparison": None if comparison is None else asdict(comparison) | {"told": _describe_comparison(selection)},
         "confusions": [] if selection.scores is None else list_confusions(targets, selection.scores),

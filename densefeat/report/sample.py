@@ -1,6 +1,7 @@
 """The labelled images on which a network is judged, ready for the network."""
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,14 @@ import torch
 from torch import nn
 
 from densefeat.errors import DensefeatError, UsageError
-from densefeat.evaluation import check_classes, load_eval_images
+from densefeat.evaluation import load_eval_images, open_for_network
 from densefeat.images import Preprocessing, is_remote
 from densefeat.loading import load_network
 from densefeat.report.connections import check_classifies
 from densefeat.report.reuse import check_structure
 from densefeat.store import is_store, open_store
-from densefeat.training import open_labelled
 
+_log = logging.getLogger(__name__)
 _PIECE_ON_CPU = 8  # images at a time, so that a block's maps stay in the caches
 _PIECE_ON_GPU = 128
 
@@ -64,13 +65,15 @@ def load_sample(
     """
     check_structure(model)
     loaded = load_network(model, weights, head=True)
-    network, names = loaded.model, loaded.classes
+    network = loaded.model
     check_classifies(network)
     if loaded.task == "multi":
         raise UsageError(f"{model!r} predicts several labels an image: take a network that predicts one class")
     place, label_column = _find_store_images(images, label_column)
-    labelled = open_labelled(place, train=False, label_column=label_column, classes=names)
-    check_classes(place, labelled, network, names)
+    opened = open_for_network(loaded, place, label_column)
+    labelled = opened.labelled
+    for note in opened.notes:
+        _log.warning("%s", note)
     source, positions = load_eval_images(labelled, Preprocessing.for_model(network), 1, 0, torch.device(device))
     if len(positions) < 2:
         raise UsageError(f"{place!r}: {len(positions)} images have a label; at least 2 are needed")

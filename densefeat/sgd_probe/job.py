@@ -96,9 +96,12 @@ def probe_images(
     out, device = Path(out), None if device == "auto" else device
     reading = source_options(images, labels, label_column)
     network: dict[str, Any] = dict(model=model, weights=weights, image_size=image_size)
-    stores = extract_images(
-        images, test, out, labels, **reading, **network, pool=pools, device=device or "auto", workers=workers or None
+    labelling = dict(
+        labels=labels, label_column=label_column, task=task, split_column=split_column, group_column=group_column, seed=seed
     )
+    stores = extract_images(
+        images, test, out, labelling, **network, pool=pools, device=device or "auto", workers=workers or None
+    )  # fmt: skip
     with ExitStack() as stack:
         world = stack.enter_context(join_world(device))
         if world.first:

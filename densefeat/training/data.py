@@ -87,7 +87,9 @@ def open_data(recipe: Recipe, world: World, advance: Callable[[int], None] = lam
     train = open_labelled(recipe.train, train=True, label_column=recipe.label_column)
     if facts.num_classes not in (None, len(train.classes)):
         raise UsageError(f"data {recipe.data!r} has {facts.num_classes} classes, {recipe.train!r} has {len(train.classes)}")
-    val = open_labelled(recipe.val, train=False, label_column=recipe.label_column, classes=train.classes)
+    val = open_labelled(
+        recipe.val, train=False, label_column=recipe.label_column, classes=train.classes, splits=("val", "test")
+    )  # fmt: skip
     if val.classes != train.classes:
         raise UsageError(f"{recipe.val!r}: its classes are not those of {recipe.train!r}")
     size = recipe.image_size

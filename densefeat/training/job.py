@@ -20,6 +20,7 @@ from densefeat.training.loop import fit, save_state, score_split, validate
 from densefeat.training.progress import Progress, training_progress
 from densefeat.training.recipe import Recipe
 from densefeat.training.run_folder import RunFolder
+from densefeat.training.scores import AnyScores
 from densefeat.training.setup import TrainingSetup
 from densefeat.training.state import Setup, State, build_state
 from densefeat.training.watch import DivergedError
@@ -169,13 +170,16 @@ def _retreat(state: State, folder: RunFolder, rejected: set[str]) -> bool:
 
 def _finish(state: State, data: TrainingData, folder: RunFolder, progress: Progress) -> dict[str, dict[str, Any]]:
     """Evaluate the last weights, then score the weights in the folder on every split that lacks a score of them."""
-    scores = {} if state.patience_exhausted else {"val": validate(state, data, folder, progress).to_json()}
+    scores: dict[str, AnyScores] = {}
+    if not state.patience_exhausted:
+        scores["val"] = validate(state, data, folder, progress)
     splits = {"test": data.test} if data.test else {}
     if state.recipe.keep == "best":
         state.world.wait_for_all()
         state.eval_model.load_state_dict(load_file(folder.path / WEIGHTS))
         splits = {"val": data.val} | splits
-    scores |= {name: score_split(state, split, data).to_json() for name, split in splits.items()}
+    scores |= {name: score_split(state, split, data) for name, split in splits.items()}
+    final = {name: found.to_json() | ({"remark": found.remark} if found.remark else {}) for name, found in scores.items()}
     failures = sorted(set().union(*state.world.gather_objects(data.list_failures())))
     if failures:
         key, reason = failures[0]
@@ -183,8 +187,8 @@ def _finish(state: State, data: TrainingData, folder: RunFolder, progress: Progr
     if state.world.first:
         named = [{"key": key, "reason": reason} for key, reason in failures[:_MAX_NAMED]]
         facts = {"step": state.step, "kept_step": state.kept_step, "unread": len(failures), "first_unread": named}
-        folder.write(RESULTS, scores | facts)
-    return scores
+        folder.write(RESULTS, final | facts)
+    return final
 
 
 def _describe_failures(data: TrainingData) -> list[str]:
@@ -223,7 +227,9 @@ def format_result(result: Trained) -> list[str]:
         return [f"{result.path}: stopped at step {result.step} of {result.steps}; the same command resumes the run"]
     early = f" of {result.steps}, without improvement at the end" if result.step < result.steps else ""
     lines = [f"{result.path}: {result.step} steps{early}; weights in {result.path / WEIGHTS}"]
-    lines += [f"{split}: {scores['images']} images, {_format_scores(scores)}" for split, scores in result.scores.items()]
+    for split, scores in result.scores.items():
+        lines.append(f"{split}: {scores['images']} images, {_format_scores(scores)}")
+        lines += [f"{split}: {scores['remark']}"] if "remark" in scores else []
     if result.chosen == 0:
         lines[0] += " (the weights before the first step: no later ones were better on the validation images)"
     elif result.chosen is not None:

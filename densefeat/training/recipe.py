@@ -79,7 +79,7 @@ class Recipe(Run):
 
 # keys that do not affect the weights that a run ends with, or only by the decision of whoever resumes it
 MAY_CHANGE = {
-    "train", "val", "workers", "log_steps", "checkpoint_steps", "checkpoint_minutes", "retreats",
+    "train", "val", "test", "base", "workers", "log_steps", "checkpoint_steps", "checkpoint_minutes", "retreats",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,6 +92,8 @@ def read_recipe(name: str, overrides: Sequence[str], kind: type[_AnyRun]) -> _An
             raise UsageError(f"{override!r}: overrides are written key=value")
         _check_key(key, f"in {override!r}", keys)
         values[key], places[key] = _parse_value(value, override), f"in {override!r}"
+    defaults = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    values = defaults | values  # files written before these keys were there
     missing = [key for key in keys if key not in values]
     if missing:
         raise UsageError(f"recipe {name}: {', '.join(missing)} missing; densefeat recipes show prints complete ones")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from densefeat.labels import Targets
+from densefeat.labels import Targets, count_classes, describe_chance
 from densefeat.training.device_data import MicroBatch
 from densefeat.training.world import World
 
@@ -54,6 +54,12 @@ class Scores:
     def summary(self) -> str:
         return f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %" if len(self.counts[0]) > 5 else f"top-1 {self.top1:.2f} %"
 
+    @property
+    def remark(self) -> str | None:
+        """A sentence if the scores are no better than guessing."""
+        shares = {"top1": self.top1, "balanced_accuracy": self.balanced}
+        return describe_chance(shares, self.counts[0].cpu().numpy(), self.images)
+
     def to_json(self) -> dict[str, Any]:
         mean = self.loss / max(self.images, 1)
         shares = {"top1": self.top1, "top5": self.top5, "balanced_accuracy": self.balanced}
@@ -88,6 +94,11 @@ class LabelScores:
 
     def summary(self) -> str:
         return f"mAP {self.main:.2f} %"
+
+    @property
+    def remark(self) -> str | None:
+        """A sentence if the scores are no better than guessing."""
+        return describe_chance(self.values, count_classes(self.targets), self.images)
 
     def to_json(self) -> dict[str, Any]:
         values = {name: None if value is None else round(value, 4) for name, value in self.values.items()}

@@ -1,8 +1,10 @@
 """``densefeat probe``: from stores and from images."""
 
 import json
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import densefeat
@@ -84,6 +86,85 @@ def test_probe_of_tables_with_test_images(tmp_path: Path) -> None:
     assert results["classes"] == ["class 0", "class 1"]
     assert run("--images", train, "--test", tmp_path / "out/test-features", "--out", tmp_path / "b", *options).exit_code == 0
     assert json.loads((tmp_path / "b/results.json").read_text())["split_sha256"] == results["split_sha256"]
+
+
+def test_probe_of_a_folder_of_splits(tmp_path: Path, photographs: list) -> None:
+    for name, rows in (("train", 20), ("val", 8)):
+        make_images(tmp_path / "images" / name, photographs, rows)
+    common = [*network_options(tmp_path), "--protocol", "knn", "--images", tmp_path / "images"]
+    result = run(*common, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert (results["classes"], results["rows"]) == (["bright", "dark"], {"train": 18, "val": 2, "test": 8})
+    assert "the folders train, val are splits: figures are of val" in result.stderr
+    assert set(densefeat.open_store(tmp_path / "out/features").labels) == {"bright", "dark"}
+    (tmp_path / "images/more/bright").mkdir(parents=True)
+    (tmp_path / "images/val/dark/01.png").rename(tmp_path / "images/more/bright/1.png")
+    result = run(*common, "--out", tmp_path / "new")
+    assert result.exit_code == 2
+    assert "holds train/ with folders in it, and 'more' beside it: if train is a split, give" in result.stderr
+
+
+def test_probe_of_tars_and_of_images_that_cannot_be_read(tmp_path: Path, photographs: list) -> None:
+    images = make_images(tmp_path / "images", photographs)
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for file in sorted(images.rglob("*.png")):
+            (tmp_path / "cls").write_text(file.parent.name)
+            tar.add(file, file.name)
+            tar.add(tmp_path / "cls", f"{file.stem}.cls")
+    common = [*network_options(tmp_path), "--protocol", "knn"]
+    assert run("--images", tmp_path / "x.tar", "--out", tmp_path / "a", *common).exit_code == 0
+    assert json.loads((tmp_path / "a/results.json").read_text())["classes"] == ["bright", "dark"]
+    for name in ("lost", "worse"):
+        (images / name).mkdir()
+        (images / name / "1.png").write_bytes(b"no image")
+    result = run("--images", images, "--out", tmp_path / "b", *common)
+    assert result.exit_code == 0
+    assert "2 classes are left out, for none of their images could be read: lost, worse" in result.stderr
+    assert json.loads((tmp_path / "b/results.json").read_text())["classes"] == ["bright", "dark"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        (["dark/01.png,a", "bright/00.png,a"], [], "all labels are 'a': labels of at least two classes are needed"),
+        (["none.png,a", "other.png,b"], [], "no path in it is a row of"),
+        (["dark/01.png,a", "dark/01.png,b"], [], "'dark/01.png' has two values of 'label', 'a' and 'b'"),
+        (["dark/01.png,1.5", "bright/00.png,nan"], [], "label 'nan' of 'bright/00.png' is not a finite number"),
+        (["dark/01.png,a", "bright/00.png,b"], ["--split-column", "part"], "has no column 'part'"),
+        (["dark/01.png,a", "bright/00.png,b"], ["--group-column", "who"], "has no column 'who'"),
+        (["dark/01.png,a", "bright/00.png,b"], ["--label-column", "kind"], "no column 'kind', only path, label"),
+        (["dark/01.png,a", "bright/00.png,b"], ["--protocol", "sgd"], "1 rows with a label cannot be split: give more"),
+    ],
+)
+def test_labels_are_checked_before_the_images_are_read(
+    tmp_path: Path, lines: list[str], options: list[str], message: str
+) -> None:
+    for name in ("dark/01.png", "bright/00.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True)
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    (tmp_path / "l.csv").write_text("\n".join(["path,label", *lines]))
+    common = ["--images", tmp_path / "images", "--labels", tmp_path / "l.csv", "--out", tmp_path / "out"]
+    result = run(*common, *network_options(tmp_path), *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_that_gives_an_image_two_labels(tmp_path: Path, photographs: list) -> None:
+    make_images(tmp_path / "images", photographs)
+    (tmp_path / "l.csv").write_text("path,label\nimages/dark/01.png,a\nimages/dark/01.png,b\nimages/dark/03.png,b\n")
+    result = run("--images", tmp_path / "l.csv", "--out", tmp_path / "out", *network_options(tmp_path))
+    assert result.exit_code == 2
+    assert "l.csv': 'images/dark/01.png' has two values of 'label', 'a' and 'b': several labels of an image go" in result.stderr
+
+
+def test_a_result_that_is_no_better_than_guessing(tmp_path: Path) -> None:
+    features = {"block1": np.random.default_rng(0).standard_normal((204, 3)).astype(np.float32)}
+    store = write_probe_store(tmp_path / "s.parquet", ["cat"] * 200 + ["dog"] * 4, features)
+    result = run(store, "--out", tmp_path / "out", "--protocol", "knn")
+    assert "block1: no better than always answering the most frequent class, which is right for 97.56 %: top-1" in result.stdout
+    assert "no better than always" in (tmp_path / "out/report.html").read_text()
 
 
 def test_names_cannot_control_the_terminal(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 import densefeat
 from densefeat.errors import UsageError
-from densefeat.probe.data import FeatureColumns, _open_columns
+from densefeat.labels.splits import TEST, TRAIN, VAL
+from densefeat.probe.data import FeatureColumns, _open_columns, load_data
 from densefeat.store.reader import Store
 from support.probes import draw_codes, make_features, write_class_store, write_probe_store
 from support.stores import write_store
@@ -92,3 +93,57 @@ def test_second_store_with_another_column(tmp_path: Path) -> None:
     other = densefeat.open_store(write_probe_store(tmp_path / "b.parquet", None, features))
     with pytest.raises(UsageError, match=r"b.parquet: block2 is \(9,\), in .*a.parquet it is \(6,\)"):
         _open_columns([first, other])
+
+
+def write_split_store(path: Path, rows: dict[str, int], depth: int = 1) -> Store:
+    """A store of folders of splits, so many rows for each of two classes; ``depth`` 0: labelled with the splits."""
+    keys = [f"{split}/{label}/{i}.jpg" for split, count in rows.items() for label in ("cat", "dog") for i in range(count)]
+    labels = [key.split("/")[depth] for key in keys]
+    features = make_features(draw_codes(len(keys), 2))
+    return densefeat.open_store(write_probe_store(path, labels, features, keys))
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes", "tested"),
+    [
+        ({"train": 30, "val": 5, "test": 7}, (60, 10, 14), "test"),
+        ({"Train": 30, "Val": 5}, (54, 6, 10), "Val"),
+        ({"training": 30, "testing": 5}, (54, 6, 10), "testing"),
+    ],
+)
+def test_folders_of_splits_are_the_parts(tmp_path: Path, rows: dict[str, int], sizes: tuple[int, ...], tested: str) -> None:
+    data = load_data([write_split_store(tmp_path / "s.parquet", rows)])
+    assert data.labelled.targets.classes == ("cat", "dog")
+    assert tuple(data.sizes().values()) == sizes
+    firsts = np.array([path.partition("/")[0] for path in data.labelled.paths])
+    assert set(firsts[data.parts == TEST]) == {tested}
+    assert set(firsts[data.parts == TRAIN]) == {next(iter(rows))}
+    assert f"the folders {', '.join(sorted(rows))} are splits: figures are of {tested}" in data.notes
+
+
+def test_a_single_folder_of_a_split_is_split(tmp_path: Path) -> None:
+    data = load_data([write_split_store(tmp_path / "s.parquet", {"train": 30})])
+    assert data.sizes() == {"train": 43, "val": 5, "test": 12}
+
+
+def test_a_column_comes_before_folders(tmp_path: Path) -> None:
+    store = write_split_store(tmp_path / "s.parquet", {"train": 3, "test": 3})
+    lines = [f"{key},{key.split('/')[1]},{'test' if key.endswith('0.jpg') else 'train'}" for key in store.keys]
+    (tmp_path / "l.csv").write_text("\n".join(["path,label,part", *lines]))
+    data = load_data([store], labels=tmp_path / "l.csv", split_column="part")
+    assert [path[-5] for path, part in zip(data.labelled.paths, data.parts, strict=True) if part == TEST] == ["0"] * 4
+    assert (data.parts != VAL).any()
+
+
+def test_folders_of_splits_that_cannot_be_used(tmp_path: Path) -> None:
+    splits = write_split_store(tmp_path / "s.parquet", {"train": 9, "val": 9})
+    other = write_split_store(tmp_path / "t.parquet", {"more": 9})
+    with pytest.raises(
+        UsageError, match="s.parquet holds folders of splits, and --test names the test rows, too: leave out --test"
+    ):
+        load_data([splits, write_split_store(tmp_path / "u.parquet", {"test": 9})])
+    with pytest.raises(
+        UsageError, match="its labels are the splits 'train' and 'val', not the classes in them: extract it again"
+    ):
+        load_data([write_split_store(tmp_path / "old.parquet", {"train": 9, "val": 9}, depth=0)])
+    assert load_data([other]).labelled.parts is None

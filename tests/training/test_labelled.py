@@ -173,6 +173,89 @@ def test_lists_and_saved_data_sets(make_folder: MakeFolder, pngs: list[bytes], t
 
 
 @pytest.mark.parametrize(
+    ("folders", "train", "splits", "wanted"),
+    [
+        (["train", "val", "test"], True, (), "train"),
+        (["Train", "Val"], True, (), "Train"),
+        (["train", "val", "test"], False, (), "test"),
+        (["train", "val", "test"], False, ("val", "test"), "val"),
+        (["training", "dev"], False, (), "dev"),
+        (["train", "testing"], False, ("val", "test"), "testing"),
+    ],
+)
+def test_a_folder_of_splits(
+    folders: list[str], train: bool, splits: tuple[str, ...], wanted: str, make_folder: MakeFolder, tmp_path: Path
+) -> None:
+    for folder in folders:
+        make_folder({"b": 2, "a": 1}, f"in/{folder}")
+    images = open_labelled(str(tmp_path / "in"), train, splits=splits)
+    assert isinstance(images, EncodedImages)
+    assert (images.place, images.classes) == (str(tmp_path / "in" / wanted), ["a", "b"])
+    assert [images.key(i) for i in range(3)] == ["a/000.png", "b/000.png", "b/001.png"]
+
+
+def test_a_folder_of_splits_without_the_wanted_one(make_folder: MakeFolder, tmp_path: Path) -> None:
+    make_folder({"a": 1, "b": 1}, "in/train")
+    with pytest.raises(UsageError, match="in' holds splits, but no test or val: name the folder to use, such as '.*in/train'"):
+        open_labelled(str(tmp_path / "in"), train=False)
+
+
+def test_a_bar_in_the_name_of_a_folder(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder({"a|b": 2, "c": 1})
+    assert open_encoded(folder, task="auto").classes == ["a|b", "c"]
+    (tmp_path / "list.csv").write_text("path,label\nin/a|b/000.png,a|b\nin/c/000.png,c\n")
+    assert open_labelled(str(tmp_path / "list.csv"), True, task="auto").classes == ["a", "b", "c"]
+    (tmp_path / "list.csv").write_text("path,label\na|b/000.png,a|b\nc/000.png,c\n")  # folders again
+    images = open_labelled(str(tmp_path / "list.csv"), True, task="auto", base=str(folder))
+    assert (images.task, images.classes) == ("single", ["a|b", "c"])
+
+
+def test_lines_that_repeat_others(make_folder: MakeFolder, tmp_path: Path) -> None:
+    make_folder({"x": 3})
+    lines = ["in/x/000.png,a", "in/x/001.png,b", "./in/x/000.png,a", "in/x/002.png, b "]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]))
+    images = open_encoded(tmp_path / "list.csv")
+    assert (images.classes, images.labels.tolist(), images.repeats.tolist()) == (["a", "b"], [0, 1, -1, 1], [2])
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines, "in/x/001.png,c"]))
+    message = (
+        r"list.csv': 'in/x/001.png' has two values of 'label', 'b' and 'c': several labels of an image go into one line, b\|c"
+    )
+    with pytest.raises(UsageError, match=message):
+        open_encoded(tmp_path / "list.csv")
+
+
+def test_words_for_missing_values_and_numbers_as_tables_write_them(make_folder: MakeFolder, tmp_path: Path) -> None:
+    make_folder({"x": 4})
+
+    def read(*labels: str, **options: object) -> EncodedImages:
+        lines = [f"in/x/{i:03}.png,{label}" for i, label in enumerate(labels)]
+        (tmp_path / "list.csv").write_text("\n".join(["path,label", *lines]))
+        return open_encoded(tmp_path / "list.csv", **options)
+
+    assert list_labels(read("NA", "null", "", "nan")) == ["NA", "null", None, "nan"]
+    assert read("1.0", "2.0", "", "1.0", classes=["1", "2", "3"]).labels.tolist() == [0, 1, -1, 0]
+    assert read("1", "2", "2", "1", classes=["1.0", "2.0"]).labels.tolist() == [0, 1, 1, 0]
+    assert read("1.0", "2.0", "", "1.0").classes == ["1.0", "2.0"]
+    with pytest.raises(UsageError, match="label '4' is not one of the 2 known classes"):
+        read("1", "4", "", "", classes=["1.0", "2.0"])
+
+
+def test_lists_from_windows_and_lists_that_lie_elsewhere(make_folder: MakeFolder, tmp_path: Path) -> None:
+    folder = make_folder({"cat": 2, "dog": 1})
+    (tmp_path / "list.csv").write_text("path,label\nin\\cat\\000.png,cat\nin\\none.png,cat\nin\\dog\\000.png,dog\n")
+    images = open_encoded(tmp_path / "list.csv")
+    assert [images.key(i) for i in range(3)] == ["in/cat/000.png", "in/none.png", "in/dog/000.png"]
+    assert [type(outcome) for outcome in read_images(images, range(3))] == [bytes, str, bytes]
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/list.csv").write_text("path,label\ncat\\000.png,cat\n../out.png,cat\n")
+    images = open_encoded(tmp_path / "lists/list.csv", base=str(folder))
+    assert [type(outcome) for outcome in read_images(images, range(2))] == [bytes, str]
+    (folder / "cat\\000.png").write_bytes((folder / "cat/001.png").read_bytes())
+    images = open_encoded(tmp_path / "lists/list.csv", base=str(folder))
+    assert images.key(0) == "cat\\000.png"  # a file that is there
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("nowhere", {}, "nowhere': no such folder or file"),

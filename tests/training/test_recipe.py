@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from densefeat import UsageError
+from densefeat.finetuning.recipe import FineTuning
 from densefeat.training.recipe import DATA, MAY_CHANGE, Recipe, check_recipe, drop_rate
 from densefeat.training.recipe_files import load_recipe
 
@@ -89,5 +90,5 @@ def test_drop_rate(proj_drop_rate: float | str, augment: Any, rate: float) -> No
 
 def test_names_hold_together() -> None:
     annotations = {field.name: field.type for field in fields(Recipe)}
-    assert set(annotations) >= MAY_CHANGE
+    assert {*annotations, *(field.name for field in fields(FineTuning))} >= MAY_CHANGE
     assert set(DATA) == set(getattr(annotations["data"], "__args__", ()))

@@ -111,3 +111,15 @@ def test_autocast() -> None:
     assert half.images == 80
     assert half.loss != 2 * plain.loss
     assert half.loss == pytest.approx(2 * plain.loss, rel=0.02)
+
+
+def test_scores_of_one_answer_for_all_images() -> None:
+    counts = torch.tensor([[98.0, 2, 0], [98, 0, 0], [100, 0, 0]], dtype=torch.float64)
+    remark = Scores(counts, 1.0).remark
+    assert remark is not None
+    assert remark.startswith(
+        "no better than always answering the most frequent class, which is right for 98.00 %: top-1 98.00 %"
+    )
+    counts[1, 1] = 1
+    assert Scores(counts, 1.0).remark is None
+    assert Scores(torch.zeros(3, 3, dtype=torch.float64), 0.0).remark is None
