@@ -9,6 +9,8 @@ from densefeat import base, evaluation
 from densefeat.base import printable
 from densefeat_cli.options import (
     OUTPUT_TYPE,
+    PATH_TYPE,
+    base_option,
     epilog,
     label_column_option,
     labelled_option,
@@ -16,7 +18,7 @@ from densefeat_cli.options import (
     training_device_option,
     weights_option,
 )
-from densefeat_cli.output import print_table, write_json
+from densefeat_cli.output import print_note, print_table, write_json
 
 _SINGLE_LABEL = {"top1": "top-1 %", "top5": "top-5 %"}
 _MULTI_LABEL = {"map": "mAP %", "auroc": "AUROC", "macro_f1": "macro F1 %"}
@@ -31,6 +33,12 @@ _MULTI_LABEL = {"map": "mAP %", "auroc": "AUROC", "macro_f1": "macro F1 %"}
 @click.option("--image-size", type=click.IntRange(32), help="Pixels of a crop's side.  [default: the weights' own]")
 @click.option("--crop-pct", type=float, help="Share of the resized image that a crop keeps.  [default: the weights' own]")
 @label_column_option()
+@base_option
+@click.option("--class-order", type=click.Choice(["text", "natural"]),
+              help="Order of classes that the weights do not name: text, as torchvision's; natural, as timm's.")  # fmt: skip
+@click.option(
+    "--classes", type=PATH_TYPE, metavar="FILE", help="The classes in the order of the outputs: one a line, or .json."
+)
 @training_device_option
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode.")
 @click.option("--per-class", is_flag=True, help="Also print a row for each class, worst first.")
@@ -51,6 +59,8 @@ def evaluate_command(
     if json_file is not None:
         write_json(json_file, result)
     _print_scores(result, model, per_class)
+    for note in result["notes"]:
+        print_note(note)
     left_out = len(result["unread"]) + result["unlabelled"]
     if left_out:
         first = result["unread"][0] if result["unread"] else {}

@@ -97,6 +97,11 @@ def label_column_option(purpose: str = "") -> _Decorator:
     return click.option("--label-column", metavar="NAME", help=purpose + text)
 
 
+base_option = click.option(
+    "--base", metavar="FOLDER", help="Folder that a list's paths are relative to.  [default: the list's own]"
+)
+
+
 def model_option(default: str | None = None, purpose: str = "", required: bool = False, note: str = "") -> _Decorator:
     """Make ``--model``, a name or a folder."""
     text = f"{purpose}A name of `densefeat models`, any timm model, or a run's folder.{note}"

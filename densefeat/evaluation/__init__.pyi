@@ -1,11 +1,11 @@
-from .accuracy import Evaluation, check_classes, evaluate, load_eval_images
+from .accuracy import Evaluation, evaluate, load_eval_images, open_for_network
 from .predictions import Predicted, predict
 
 __all__ = [
     "Evaluation",
     "Predicted",
-    "check_classes",
     "evaluate",
     "load_eval_images",
+    "open_for_network",
     "predict",
 ]

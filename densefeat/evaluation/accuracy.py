@@ -6,18 +6,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from densefeat.errors import DensefeatError, UsageError
+from densefeat.evaluation.class_order import (
+    ORDERS,
+    describe_assumed_order,
+    describe_other_order,
+    find_recorded_classes,
+    find_recorded_order,
+    read_classes,
+    reorder_classes,
+    sort_names,
+)
 from densefeat.images import Preprocessing
 from densefeat.labels import Targets
-from densefeat.loading import load_network
+from densefeat.loading import LoadedNetwork, load_network
 from densefeat.probe import compute_metrics
 from densefeat.training import (
     AnyScores,
     DecodedImages,
     DeviceImages,
+    EncodedImages,
     ImageDataset,
     LabelledImages,
     LabelScores,
@@ -32,10 +44,15 @@ from densefeat.training import (
     score_labels,
 )
 
+_CERTAIN = ("weights", "file")  # orders of the classes that cannot be wrong
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of a network. Images that could not be read (``unread``: key, reason) count nowhere."""
+    """The scores of a network. Images that could not be read (``unread``: key, reason) count nowhere.
+
+    ``class_order``: what the order of ``classes`` was taken from; ``notes``: remarks for the user.
+    """
 
     model: str
     scores: AnyScores
@@ -44,6 +61,8 @@ class Evaluation:
     image_size: int
     unlabelled: int
     unread: list[tuple[str, str]]
+    class_order: str
+    notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON: scores in per cent except auroc, ``per_class`` in the order of the network's outputs."""
@@ -51,6 +70,8 @@ class Evaluation:
             "model": self.model,
             "crops": self.crops,
             "image_size": self.image_size,
+            "class_order": self.class_order,
+            "notes": self.notes,
             **self.scores.to_json(),
             "unlabelled": self.unlabelled,
             "unread": [{"key": key, "reason": reason} for key, reason in self.unread],
@@ -89,6 +110,9 @@ def evaluate(
     image_size: int | None = None,
     crop_pct: float | None = None,
     label_column: str | None = None,
+    base: str | None = None,
+    class_order: str | None = None,
+    classes: str | Path | None = None,
     device: str = "cpu",
     workers: int = 0,
     advance: Callable[[int], None] = lambda _: None,
@@ -97,7 +121,12 @@ def evaluate(
 
     Args:
         model: A model name of timm (with published weights, or with ``weights``), or the folder of a run.
-        data: The images, as :func:`densefeat.training.open_labelled` takes them; of CIFAR's and SVHN's files, the test images.
+        data: The images, as :func:`densefeat.training.open_labelled` takes them; of CIFAR's and SVHN's files, and of a folder
+            of splits, the test images, or without these its validation images.
+        base: The folder that a list's paths are relative to; None: the list's own.
+        class_order: For weights that do not name their classes: ``"text"``, as torchvision orders folders, or ``"natural"``, as
+            timm does; None: as the program that wrote the weights, where that is known, else by text, and numbers by value.
+        classes: A file of the classes in the order of the outputs, see :func:`densefeat.evaluation.class_order.read_classes`.
         crops: 1, or 10: corners and centre, each mirrored, their softmax averaged (1608.06993, table 3).
         image_size: Pixels of a crop's side; None: as the weights expect.
         crop_pct: The crop's share of the resized image's short side; None: as the weights expect, or for ten crops 0.875.
@@ -111,38 +140,101 @@ def evaluate(
     if crops not in (1, 10):
         raise UsageError(f"crops {crops}: choose 1 or 10")
     loaded = load_network(model, weights, head=True)
-    network, names, task = loaded.model, loaded.classes, loaded.task
+    network, task = loaded.model, loaded.task
     preprocessing = _choose_preprocessing(network, crops, image_size, crop_pct)
     if task == "multi" and crops != 1:
         raise UsageError(f"crops {crops}: {model!r} gives several labels an image: choose 1")
-    labelled = open_labelled(data, train=False, label_column=label_column, classes=names, task=task)
-    check_classes(data, labelled, network, names)
+    opened = open_for_network(loaded, data, label_column, base, class_order, classes)
+    labelled, notes = opened.labelled, list(opened.notes)
     world = World(0, 1, torch.device(device))
     network = network.to(world.device).to(memory_format=torch.channels_last)
     images, positions = load_eval_images(labelled, preprocessing, crops, workers, world.device)
+    recorder = _Recorder(network if crops == 1 else _TenCropAverage(network), len(labelled.classes))
 
     def batches() -> Iterator[MicroBatch]:
         for x, y in images.eval_batches(positions):
             yield x.contiguous(memory_format=torch.channels_last) if crops == 1 else x, y
+            if task == "single":
+                recorder.count(y)
             advance(len(y))
 
     scores: AnyScores
     if task == "multi":
         scores = score_labels(network, batches(), labelled.classes, world)
     else:
-        scores = score(network if crops == 1 else _TenCropAverage(network), batches(), len(labelled.classes), world)
+        scores = score(recorder, batches(), len(labelled.classes), world)
     unread = sorted(images.failures) if isinstance(images, WorkerImages) else []
     if not scores.images:
         raise DensefeatError(f"{data!r}: none of its images can be read, the first: {unread[0][0]}: {unread[0][1]}")
-    missing = len(labelled.labels) - len(positions)
-    return Evaluation(model, scores, labelled.classes, crops, preprocessing.size, missing, unread)
+    if opened.class_order not in _CERTAIN and isinstance(scores, Scores) and (note := describe_other_order(recorder.confusion)):
+        notes.append(note)
+    if scores.remark is not None:
+        notes.append(scores.remark)
+    repeats = len(labelled.repeats) if isinstance(labelled, EncodedImages) else 0
+    if repeats:
+        notes.append(f"{repeats:,} lines of {data!r} repeat others")
+    missing = len(labelled.labels) - len(positions) - repeats
+    return Evaluation(
+        model, scores, labelled.classes, crops, preprocessing.size, missing, unread, opened.class_order, notes
+    )  # fmt: skip
 
 
-def check_classes(data: str, labelled: LabelledImages, network: nn.Module, names: list[str] | None) -> None:
+@dataclass(frozen=True)
+class OpenedImages:
+    """Labelled images whose classes are the outputs of a network.
+
+    ``class_order``: what their order was taken from: ``weights``, ``file``, ``data``, or an order of names; ``notes``: for the
+    user.
+    """
+
+    labelled: LabelledImages
+    class_order: str
+    notes: tuple[str, ...] = ()
+
+
+def open_for_network(
+    loaded: LoadedNetwork,
+    data: str,
+    label_column: str | None = None,
+    base: str | None = None,
+    class_order: str | None = None,
+    classes: str | Path | None = None,
+) -> OpenedImages:
+    """Open the images that a network is judged on; arguments as for :func:`evaluate`.
+
+    Raises UsageError where the classes are not the network's, or their order is asked for though the weights name them.
+    """
+    if class_order is not None and class_order not in ORDERS:
+        raise UsageError(f"class_order {class_order!r}: choose one of {', '.join(ORDERS)}")
+    names, source = loaded.classes, "weights"
+    if classes is not None:
+        names, source = read_classes(Path(classes)), "file"
+    elif names is None:
+        names = find_recorded_classes(loaded)
+    if names is not None and class_order is not None:
+        raise UsageError(f"class_order {class_order!r}: the classes are named by {source}, in their order: leave it out")
+    labelled = open_labelled(data, train=False, label_column=label_column, classes=names, task=loaded.task, base=base)
+    _check_classes(data, labelled, loaded.model, names)
+    notes = []
+    if isinstance(labelled, EncodedImages) and labelled.place != data:
+        notes.append(f"{data!r} holds splits: the figures are of {labelled.place!r}")
+    if names is not None:
+        return OpenedImages(labelled, source, tuple(notes))
+    if class_order is None and (isinstance(labelled, DecodedImages) or labelled.source.class_names() is not None):
+        return OpenedImages(labelled, "data", tuple(notes))
+    order = class_order or find_recorded_order(loaded)
+    if order is not None:
+        return OpenedImages(reorder_classes(labelled, sort_names(labelled.classes, order)), order, tuple(notes))
+    assumed = describe_assumed_order(labelled.classes)
+    return OpenedImages(labelled, "assumed", (*notes, *([assumed] if assumed else [])))
+
+
+def _check_classes(data: str, labelled: LabelledImages, network: nn.Module, names: list[str] | None) -> None:
     """Raise UsageError if the classes of ``data`` are not the network's; without ``names``, compare their number."""
     if len(labelled.classes) != network.num_classes:
+        advice = "" if names else ", unless --classes FILE names those of the network"
         raise UsageError(
-            f"{data!r} has {len(labelled.classes)} classes, the network {network.num_classes}: they cannot be matched"
+            f"{data!r} has {len(labelled.classes)} classes, the network {network.num_classes}: they cannot be matched{advice}"
         )
     if names is not None and labelled.classes != names:
         raise UsageError(f"{data!r}: its classes ({labelled.classes[0]}, …) are not the network's ({names[0]}, …)")
@@ -173,6 +265,26 @@ def load_eval_images(
     ten = TenCropGeometry(math.floor(size / preprocessing.crop_pct), size, preprocessing.interpolation) if crops == 10 else None
     images = ImageDataset(labelled, preprocessing, "none", 0, ten)
     return WorkerImages(images, preprocessing, workers, device, torch.float32, set()), positions
+
+
+class _Recorder(nn.Module):
+    """A network that counts its predictions by label. ``confusion``: int64 ``(C, C)``, images by label and prediction."""
+
+    def __init__(self, network: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.confusion = np.zeros((classes, classes), np.int64)
+        self._predicted = torch.empty(0, dtype=torch.int64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.network(x)
+        self._predicted = logits.argmax(1)
+        return logits
+
+    def count(self, y: torch.Tensor) -> None:
+        """Count the last predictions; images with label -1 do not count."""
+        known = y >= 0
+        np.add.at(self.confusion, (y[known].cpu().numpy(), self._predicted[known].cpu().numpy()), 1)
 
 
 class _TenCropAverage(nn.Module):

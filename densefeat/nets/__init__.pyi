@@ -1,5 +1,5 @@
 from .base import StagedNet, he_init
-from .checkpoint_file import read_state_dict
+from .checkpoint_file import read_checkpoint_records, read_state_dict
 from .deluge_net import Bottleneck, CompositeLayer, CrossLayerDepthwise, DelugeBlock, DelugeNet
 from .dense_net import DenseBlock, DenseLayer, DenseNet, Transition
 from .efficient import has_hooks, is_affine_norm, is_plain_conv
@@ -28,6 +28,7 @@ __all__ = [
     "is_affine_norm",
     "is_plain_conv",
     "load_weights",
+    "read_checkpoint_records",
     "read_state_dict",
     "set_state_dict",
     "state_sha256",

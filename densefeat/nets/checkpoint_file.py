@@ -50,6 +50,15 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return find_tensors(_read_checkpoint(path), f"weights {path}")
 
 
+def read_checkpoint_records(path: Path) -> dict[str, Any]:
+    """Read what a checkpoint file holds beside tensors, by its keys: arguments, classes, … Raises WeightsError."""
+    return {
+        str(key): value
+        for key, value in _read_checkpoint(path).items()
+        if not isinstance(value, torch.Tensor) and key not in _CONTAINERS
+    }
+
+
 def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     """Read a checkpoint file, whose format is found from its first bytes. Raises WeightsError."""
     if not path.is_file():

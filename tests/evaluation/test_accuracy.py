@@ -225,7 +225,10 @@ def test_weights_of_ones_own_name_their_classes(tmp_path: Path, folder: Path, tr
     assert evaluate(BUNDLED, str(folder), weights=tmp_path / "named.safetensors").to_json() == wanted
     for strange in ("cat, dog", "[1, 2]", "{}"):  # as if there were none: then the data must have all classes
         save_file(tensors, tmp_path / "strange.safetensors", {"classes": strange})
-        with pytest.raises(UsageError, match="classes, the network 200: they cannot be matched$"):
+        with pytest.raises(
+            UsageError,
+            match="classes, the network 200: they cannot be matched, unless --classes FILE names those of the network$",
+        ):
             evaluate(BUNDLED, str(folder), weights=tmp_path / "strange.safetensors")
 
 
