@@ -8,6 +8,7 @@ import click
 from densefeat import finetuning, training
 from densefeat_cli.options import (
     ImageInput,
+    base_option,
     epilog,
     image_size_option,
     label_column_option,
@@ -21,8 +22,11 @@ from densefeat_cli.options import (
 
 
 @click.command(epilog=epilog("finetune --data photos/ --model densefeat_densenet_bc100_k12 --out runs/photos"))
-@labelled_option(purpose="Labelled images, or a folder with train/ and val/ of such")
+@labelled_option(purpose="Labelled images, or a folder with train/, val/ and test/ of such")
 @click.option("--val", type=ImageInput(), help="Validation images, likewise.  [default: DATA/val, or a fifth of each class]")
+@click.option(
+    "--test", type=ImageInput(), help="Images to score once at the end, likewise.  [default: DATA/test, if there is one]"
+)
 @model_option(note="  [default: the recipe's]")
 @weights_option
 @out_option("Folder to write: the run.")
@@ -30,6 +34,8 @@ from densefeat_cli.options import (
 @click.option("--mode", help="head: the network keeps its weights, bit for bit; full; blocks:3-4.  [default: the recipe's]")
 @click.option("--head", type=click.Choice(["linear", "mlp", "cross-layer"]), help="[default: the recipe's]")
 @label_column_option()
+@base_option
+@click.option("--group-column", metavar="NAME", help="Column whose equal values, such as a patient's, are not split.")
 @click.option("--epochs", type=float, help="[default: the recipe's]")
 @image_size_option
 @training_device_option

@@ -1,15 +1,27 @@
 """The images of fine-tuning: a folder of classes, or any input with labels."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from densefeat.errors import UsageError
+from densefeat.errors import DecodeError, DensefeatError, UsageError
 from densefeat.finetuning.recipe import FineTuning
-from densefeat.images import Preprocessing
-from densefeat.labels import Targets, hold_out, infer_task
+from densefeat.images import (
+    ImageFiles,
+    ImageReader,
+    Preprocessing,
+    decode_image,
+    is_image_folder,
+    list_splits,
+    open_for_training,
+)
+from densefeat.labels import Targets, describe_missing, hold_out, infer_task
 from densefeat.training import (
+    EncodedImages,
     Failures,
     LabelledImages,
     Sampler,
@@ -22,39 +34,127 @@ from densefeat.training import (
     row_groups,
 )
 
-_VAL_FOLDERS = ("val", "valid", "validation")
+_TRIES = 100  # images of a class that are read before it counts as unreadable
 
 
 def open_finetuning_data(
     recipe: FineTuning, preprocessing: Preprocessing, world: World, advance: Callable[[int], None] = lambda _: None
 ) -> TrainingData:
-    """Open the training and validation images; ``advance`` is called with the number of images decoded.
+    """Open the training, validation and test images; ``advance`` is called with the number of images decoded.
 
     Without validation images at ``val``, ``val_share`` of each class's training images is held out. A batch is at most as
-    large as the training set. Raises UsageError where images are missing or have no known layout.
+    large as the training set. Raises UsageError where images are missing or have no known layout, DensefeatError where no
+    image of a class can be read.
     """
-    place, val_place = _find_train_and_val(recipe)
-    train = open_labelled(place, train=True, label_column=recipe.label_column, task=recipe.task)
+    places = _find_places(recipe)
+    column, base = recipe.label_column, recipe.base
+    train = open_labelled(places.train, train=True, label_column=column, task=recipe.task, base=base)
     task = train.task
-    _check_labels(train, place, recipe.task)
+    _check_labels(train, places.train, recipe.task)
     failures: Failures = []
     images, positions = load_images(recipe, train, preprocessing, world, failures, advance)
-    notes = _describe_labels(train, place)
+    _check_readable(train, places.train, positions, failures)
+    notes = [*describe_missing(train.classes), *_describe_labels(train, places.train)]
     share = slice(world.rank, None, world.size)  # each rank evaluates its own
-    if val_place is None:
-        held = hold_out(Targets(task, tuple(train.classes), train.labels[positions]), recipe.val_share, recipe.seed)
+
+    def open_split(place: str, splits: Sequence[str]) -> Split:
+        labelled = open_labelled(
+            place, train=False, label_column=column, classes=train.classes, task=task, base=base, splits=splits
+        )
+        split_images, split_positions = load_images(recipe, labelled, preprocessing, world, failures, advance)
+        notes.extend(f"{place!r}: {note}" for note in _describe_labels(labelled, place))
+        notes.extend(_describe_leaks(recipe, places.train, place))
+        return Split(split_images, split_positions[share])
+
+    if places.val is None:
+        groups = None if recipe.group_column is None else _number_groups(_read_groups(recipe, places.train))[positions]
+        targets = Targets(task, tuple(train.classes), train.labels[positions])
+        held = hold_out(targets, recipe.val_share, recipe.seed, groups)
         val, positions = Split(images, positions[held][share]), positions[~held]
     else:
-        column = recipe.label_column
-        labelled = open_labelled(val_place, train=False, label_column=column, classes=train.classes, task=task)
-        val_images, val_positions = load_images(recipe, labelled, preprocessing, world, failures, advance)
-        val = Split(val_images, val_positions[share])
-        notes += [f"{val_place!r}: {note}" for note in _describe_labels(labelled, val_place)]
+        val = open_split(places.val, ("val", "test"))
+    test = None if places.test is None else open_split(places.test, ("test", "val"))
     size = _fit_batch_size(recipe, len(positions), world)
     chances = _balanced_chances(train.labels[positions]) if recipe.sampling == "balanced" else None
     sampler = Sampler(positions, row_groups(recipe, train), size, recipe.seed, chances)
     slices = micro_batch_slices(size, recipe.accumulation, world.rank, world.size)
-    return TrainingData(train, images, sampler, slices, recipe.augment, preprocessing, val, None, failures, task, notes)
+    return TrainingData(train, images, sampler, slices, recipe.augment, preprocessing, val, test, failures, task, notes)
+
+
+def _read_groups(recipe: FineTuning, place: str) -> pa.LargeStringArray:
+    """Read the group of each image, null where it is in none. Raises UsageError for an input without columns."""
+    if is_image_folder(place):
+        raise UsageError(
+            f"group_column {recipe.group_column!r}: {place!r} is a folder: give a list of paths, labels and groups"
+        )
+    return open_for_training(place, recipe.group_column, recipe.base).label_values()
+
+
+def _number_groups(names: pa.LargeStringArray) -> np.ndarray:
+    """Number the groups, int64 ``(n,)``; an image without one is a group of its own."""
+    codes = names.dictionary_encode().indices
+    alone = pa.array(np.arange(len(names)) + len(names), pa.int64())
+    return pc.coalesce(codes.cast(pa.int64()), alone).to_numpy(zero_copy_only=False)
+
+
+def _describe_leaks(recipe: FineTuning, train: str, place: str) -> list[str]:
+    """Return a remark on groups that are in the training images and in others, if there are any."""
+    if recipe.group_column is None:
+        return []
+    there, here = (set(_read_groups(recipe, where).drop_null().to_pylist()) for where in (train, place))
+    if not (both := there & here):
+        return []
+    return [
+        f"{len(both):,} groups of {place!r} are in the training images, too, such as {min(both)!r}: figures will be too good"
+    ]
+
+
+def _check_readable(labelled: LabelledImages, place: str, positions: np.ndarray, failures: Failures) -> None:
+    """Raise DensefeatError where no image of a class can be read.
+
+    ``positions``: of the images that may be readable; ``failures``: of those that are known not to be.
+    """
+    if not isinstance(labelled, EncodedImages):
+        return
+    reader = labelled.reader() if labelled.groups is None else None  # to read one of a group is to read all of it
+    reasons = dict(failures)
+
+    def find_failure(code: int) -> tuple[str, str] | None:
+        members = np.flatnonzero(labelled.labels == code if labelled.labels.ndim == 1 else labelled.labels[:, code] > 0)
+        left = members[np.isin(members, positions)]
+        if len(members) and not len(left):
+            key = labelled.key(int(members[0]))
+            return key, reasons[key]
+        return None if reader is None else _find_failure(labelled, reader, left)
+
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(labelled.classes, pool.map(find_failure, range(len(labelled.classes))), strict=True))
+    lost = {name: failure for name, failure in found.items() if failure is not None}
+    if not lost:
+        return
+    key, reason = next(iter(lost.values()))
+    advice = ""
+    if isinstance(labelled.source, ImageFiles) and "No such file" in reason:
+        slashes = ", with / between folders" if "\\" in key else ""
+        advice = f"; a list's paths are relative to its folder, or to --base{slashes}"
+    if len(lost) == len(np.unique(labelled.labels[labelled.labels >= 0])) and labelled.labels.ndim == 1:
+        raise DensefeatError(f"{place!r}: none of its images can be read, the first: {key!r}: {reason}{advice}")
+    names = ", ".join(map(repr, list(lost)[:3]))
+    raise DensefeatError(
+        f"{place!r}: no image of {names} can be read, the first: {key!r}: {reason}{advice}: repair or remove them"
+    )
+
+
+def _find_failure(labelled: EncodedImages, reader: ImageReader, positions: np.ndarray) -> tuple[str, str] | None:
+    """Return key and reason of the first image if none of these can be read; None if one can, or there are many."""
+    failures = []
+    for position in positions[:_TRIES].tolist():
+        try:
+            decode_image(reader.read(position))
+            return None
+        except DecodeError as error:
+            failures.append((labelled.key(position), str(error)))
+    return failures[0] if failures and len(positions) <= _TRIES else None
 
 
 def _check_labels(labelled: LabelledImages, place: str, task: str) -> None:
@@ -62,7 +162,7 @@ def _check_labels(labelled: LabelledImages, place: str, task: str) -> None:
     classes = labelled.classes
     if len(classes) < 2 and labelled.task == "single":
         raise UsageError(f"{place!r}: all images are {classes[0]!r}: training needs two classes or more")
-    if task == "auto" and infer_task(classes)[0] == "regression":
+    if task == "auto" and infer_task(classes, folders=True)[0] == "regression":
         raise UsageError(
             f"{place!r}: its labels are numbers ({', '.join(classes[:3])}, …), which only probes predict: use densefeat probe, "
             "or give task=single if the numbers name classes"
@@ -72,7 +172,10 @@ def _check_labels(labelled: LabelledImages, place: str, task: str) -> None:
 def _describe_labels(labelled: LabelledImages, place: str) -> list[str]:
     """Return remarks on images without a label, and on classes of one image or none."""
     labels, notes = labelled.labels, []
-    unlabelled = np.flatnonzero(labels < 0 if labels.ndim == 1 else labels[:, 0] < 0)
+    repeats = labelled.repeats if isinstance(labelled, EncodedImages) else ()
+    unlabelled = np.setdiff1d(np.flatnonzero(labels < 0 if labels.ndim == 1 else labels[:, 0] < 0), repeats)
+    if len(repeats):
+        notes.append(f"{len(repeats):,} lines of {place!r} repeat others")
     if len(unlabelled):
         first = labelled.key(int(unlabelled[0]))
         notes.append(f"{len(unlabelled):,} images of {place!r} have no label and are left out, the first: {first!r}")
@@ -83,26 +186,24 @@ def _describe_labels(labelled: LabelledImages, place: str) -> list[str]:
     return notes
 
 
-def _find_train_and_val(recipe: FineTuning) -> tuple[str, str | None]:
-    """Return where the images are: ``train/`` and ``val/`` (``valid/``, ``validation/``) of a folder that has them.
+@dataclass(frozen=True)
+class _Places:
+    """Where the images of each split are; None: nowhere."""
 
-    A class may be named train: its folder then holds images, not folders. UsageError if the folder holds both.
-    """
-    train = os.path.join(recipe.train, "train")
-    if not (os.path.isdir(train) and _list_folders(train)):
-        return recipe.train, recipe.val
-    val_folders = [name for name in _VAL_FOLDERS if os.path.isdir(os.path.join(recipe.train, name))]
-    if len(val_folders) > 1:
-        raise UsageError(f"{recipe.train!r} holds {' and '.join(val_folders)}: name one of them with --val")
-    if others := _list_folders(recipe.train) - {"train", "test", *_VAL_FOLDERS}:
-        problem = f"{recipe.train!r} holds train/ with folders in it, and {min(others)!r} beside it"
-        raise UsageError(f"{problem}: give {train!r} (and --val), or remove one of them")
-    return train, recipe.val or (os.path.join(recipe.train, val_folders[0]) if val_folders else None)
+    train: str
+    val: str | None
+    test: str | None
 
 
-def _list_folders(folder: str) -> set[str]:
-    """List the folders in a folder, except hidden ones and those that operating systems create."""
-    return {entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] not in "._@"}
+def _find_places(recipe: FineTuning) -> _Places:
+    """Find the splits: what the recipe names, and for the rest the folders of splits that ``train`` holds, if it does."""
+    splits = list_splits(recipe.train)
+    if splits and "train" not in splits:
+        names = ", ".join(map(repr, splits.values()))
+        raise UsageError(
+            f"{recipe.train!r} holds splits, but none to train on, only {names}: name the folder of training images"
+        )
+    return _Places(splits.get("train", recipe.train), recipe.val or splits.get("val"), recipe.test or splits.get("test"))
 
 
 def _fit_batch_size(recipe: FineTuning, images: int, world: World) -> int:

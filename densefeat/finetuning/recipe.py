@@ -29,6 +29,9 @@ class FineTuning(Run):
     task: Literal["auto", "single", "multi"]  # multi: labels are a|b; auto: multi where any has a |
     val: str | None  # like train; None: the val/ beside train/, or val_share of the training images; may change
     val_share: float  # stratified by class
+    test: str | None = None  # like train, scored once at the end; None: the test/ beside train/, if it is there; may change
+    group_column: str | None = None  # images with one value of it, such as a patient's, are all held out or all trained on
+    base: str | None = None  # the folder that a list's paths are relative to; None: the list's own; may change
     image_size: int | None  # pixels of a side; None: as the weights expect
     crop_pct: float | None  # share of the short side that the central crop of evaluation keeps; None: as the weights expect
 

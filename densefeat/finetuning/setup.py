@@ -43,7 +43,7 @@ class FineTuningSetup(Setup):
 
     def check_output(self, out: Path) -> None:
         """Raise UsageError where the run would be among its own images."""
-        for place in (self.recipe.train, self.recipe.val):
+        for place in (self.recipe.train, self.recipe.val, self.recipe.test):
             if place is not None and os.path.isdir(place) and out.resolve().is_relative_to(Path(place).resolve()):
                 raise UsageError(f"output {str(out)!r} is in the folder of images {place!r}: name another --out")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import densefeat  # noqa: F401  (registers the models)
-from densefeat import FeatureExtractor, UsageError
+from densefeat import DensefeatError, FeatureExtractor, UsageError
 from densefeat.finetuning.data import _balanced_chances, open_finetuning_data
 from densefeat.labels.splits import hold_out
 from densefeat.labels.targets import Targets
@@ -71,12 +71,102 @@ def test_names_of_the_validation_folder(tmp_path: Path, name: str) -> None:
         data = open_data(tmp_path, train=str(tmp_path / "in"), val=val)
         assert data.labelled.classes == ["class 0", "class 1", "class 2"]
         assert (len(data.sampler.positions), len(data.val.positions)) == (12, 6)
-    (tmp_path / "in/more/a").mkdir(parents=True)
-    with pytest.raises(UsageError, match="holds train/ with folders in it, and 'more' beside it: give"):
+    write_classes(tmp_path / "in/more", 1)
+    with pytest.raises(UsageError, match="holds train/ with folders in it, and 'more' beside it: if train is a split, give"):
         open_data(tmp_path, train=str(tmp_path / "in"))
     (tmp_path / "in/more").rename(tmp_path / "in" / ("valid" if name == "val" else "val"))
-    with pytest.raises(UsageError, match="name one of them with --val"):
+    with pytest.raises(UsageError, match="are names of one split: name the folder of one of them"):
         open_data(tmp_path, train=str(tmp_path / "in"))
+
+
+def test_splits_in_any_case_and_a_test_beside_them(tmp_path: Path) -> None:
+    for place, (name, count) in enumerate((("Training", 4), ("VAL", 2), ("test", 3))):
+        write_classes(tmp_path / "in" / name, count, seed=place)
+    data = open_data(tmp_path, train=str(tmp_path / "in"))
+    assert data.test is not None
+    assert (len(data.sampler.positions), len(data.val.positions), len(data.test.positions)) == (12, 6, 9)
+    assert data.labelled.classes == ["class 0", "class 1", "class 2"]
+    (tmp_path / "in/VAL").rename(tmp_path / "elsewhere")
+    data = open_data(tmp_path, train=str(tmp_path / "in"), test=str(tmp_path / "elsewhere"))
+    assert data.test is not None
+    assert (len(data.sampler.positions), len(data.val.positions), len(data.test.positions)) == (9, 3, 6)
+    (tmp_path / "in/Training").rename(tmp_path / "gone")
+    with pytest.raises(UsageError, match="holds splits, but none to train on, only '.*in/test': name the folder of training"):
+        open_data(tmp_path, train=str(tmp_path / "in"))
+
+
+def write_list(path: Path, folder: Path, **columns: list[str]) -> Path:
+    """A list of all images of a folder, with their class and more columns."""
+    files = sorted(folder.rglob("*.png"))
+    rows = zip(*(columns[name] for name in columns), strict=True) if columns else ([] for _ in files)
+    lines = [
+        ",".join([str(file.relative_to(path.parent)), file.parent.name, *row]) for file, row in zip(files, rows, strict=True)
+    ]
+    path.write_text("\n".join([",".join(["path", "label", *columns]), *lines]))
+    return path
+
+
+def test_groups_are_not_split(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "in", 12)
+    patients = [f"p{number // 2 % 9}" for number in range(36)]
+    place = write_list(tmp_path / "list.csv", folder, patient=patients)
+    data = open_data(tmp_path, train=str(place), group_column="patient")
+    sides = [{patients[position] for position in positions} for positions in (data.sampler.positions, data.val.positions)]
+    assert not sides[0] & sides[1]
+    assert sides[1]
+    assert sorted([*data.sampler.positions, *data.val.positions]) == list(range(36))
+    alone = open_data(tmp_path, train=str(write_list(tmp_path / "list.csv", folder, patient=[""] * 36)), group_column="patient")
+    assert np.array_equal(alone.val.positions, open_data(tmp_path, train=str(place)).val.positions)
+    with pytest.raises(UsageError, match="group_column 'patient': '.*in' is a folder: give a list"):
+        open_data(tmp_path, train=str(folder), group_column="patient")
+    with pytest.raises(UsageError, match="no column 'person'"):
+        open_data(tmp_path, train=str(place), group_column="person")
+
+
+def test_groups_that_others_have_split_are_said(tmp_path: Path) -> None:
+    folder, other = write_classes(tmp_path / "in", 4), write_classes(tmp_path / "val", 2, seed=1)
+    train = write_list(tmp_path / "list.csv", folder, patient=[f"p{number}" for number in range(12)])
+    val = write_list(tmp_path / "val.csv", other, patient=["p3", "q", "p1", "q", "q", "q"])
+    data = open_data(tmp_path, train=str(train), val=str(val), group_column="patient")
+    assert data.notes == [f"2 groups of {str(val)!r} are in the training images, too, such as 'p1': figures will be too good"]
+
+
+@pytest.mark.parametrize("loader", [{}, {"loader": "device", "augment": "shift-mirror"}])
+def test_images_that_cannot_be_read(tmp_path: Path, loader: dict[str, str]) -> None:
+    folder = write_classes(tmp_path / "in", 4)
+    place = write_list(tmp_path / "list.csv", folder)
+    for file in (folder / "class 1").iterdir():
+        file.write_bytes(b"x")
+    with pytest.raises(
+        DensefeatError, match=r"list.csv': no image of 'class 1' can be read, the first: 'in/class 1/000.png': "
+    ):
+        open_data(tmp_path, train=str(place), image_size=32, **loader)
+    place.write_text(place.read_text().replace("in/", "gone\\"))
+    message = r"list.csv': none of its images can be read, the first: 'gone\\\\class 0/000.png': No such file.*--base, with / between folders"
+    with pytest.raises(DensefeatError, match=message):
+        open_data(tmp_path, train=str(place), image_size=32, **loader)
+
+
+def test_a_list_that_lies_elsewhere(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "in", 10)
+    place = write_list(tmp_path / "list.csv", folder)
+    (tmp_path / "lists").mkdir()
+    place.rename(tmp_path / "lists/list.csv")
+    data = open_data(tmp_path, train=str(tmp_path / "lists/list.csv"), base=str(tmp_path))
+    assert (len(data.sampler.positions), len(data.val.positions)) == (24, 6)
+
+
+def test_odd_labels_are_said(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "in", 5)
+    (folder / "class 2").rename(folder / "NA")
+    place = write_list(tmp_path / "list.csv", folder)
+    place.write_text(place.read_text() + "\n" + place.read_text().splitlines()[1])
+    data = open_data(tmp_path, train=str(place), batch_size=4)
+    assert data.notes == [
+        "'NA' is a class: where a label is missing, leave the field empty",
+        f"1 lines of {str(place)!r} repeat others",
+    ]
+    assert len(data.sampler.positions) + len(data.val.positions) == 15
 
 
 def test_remarks_on_labels(tmp_path: Path) -> None:
