@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from densefeat.base import atomic_file, output_errors
+from densefeat.base import atomic_file, check_output_name, output_errors
 from densefeat.errors import UsageError
 from densefeat.extraction import extract
 from densefeat.images import Preprocessing
@@ -104,6 +104,7 @@ def predict(
 
     Raises as :func:`densefeat.extract` does; UsageError for an unknown model, WeightsError where its files do not fit.
     """
+    check_output_name(out)
     out = Path(out)
     if out.is_dir() and any(entry.name not in (_SCORES, _TABLE) and entry.name[0] != "." for entry in out.iterdir()):
         raise UsageError(f"output {str(out)!r} holds other files than predictions: name another folder")
