@@ -35,6 +35,7 @@ def test_progress_on_a_terminal(tmp_path: Path) -> None:
     assert "4/4" in finished.stderr
 
 
+@pytest.mark.slow
 def test_after_sigterm_nothing_is_left(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "densefeat", "export", BUNDLED, "--to", "openvino", "--out", "network.xml"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)

@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from support.commands import run_command
 from support.stores import write_store
 
 
+@pytest.mark.slow
 def test_as_a_process(tmp_path: Path) -> None:
     write_store(tmp_path / "store", finished=2)
     command = [sys.executable, "-m", "densefeat_cli.main", "map", tmp_path / "store", "--out", tmp_path / "m.html",

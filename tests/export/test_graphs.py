@@ -32,7 +32,7 @@ FAMILIES = {  # structures of two and of more stages; tracing takes longer with 
     "delugenet-cifar": ("densefeat_delugenet146", dict(block_widths=(4, 8, 8), memory_efficient=True), (3, 2), (3, 2, 2)),
 }
 ONE_QUICK = ["onnx", *(pytest.param(to, marks=pytest.mark.slow) for to in ("torch-export", "openvino"))]
-QUICK = [("densenet", "onnx"), ("densenet", "torch-export"), ("delugenet-cifar", "openvino")]
+QUICK = [("densenet", "onnx"), ("delugenet-cifar", "openvino")]
 SLOW = [(family, to) for family in FAMILIES for to in SUFFIX if (family, to) not in QUICK]
 
 
@@ -128,6 +128,7 @@ def test_photographs_as_pixels_by_the_bundled_network(tmp_path: Path, to: str, p
     check_pixels(tmp_path / f"network{SUFFIX[to]}", lambda: BUNDLED, (1, 3), to, photographs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ONE_QUICK)
 def test_maps(tmp_path: Path, to: str) -> None:
     model = small("delugenet-cifar", deep=True)
@@ -185,6 +186,7 @@ def test_onnx_names_its_dimensions_and_opset(tmp_path: Path) -> None:
     assert result.metadata["opset"] == 18
 
 
+@pytest.mark.slow
 def test_only_the_layers_that_are_read(tmp_path: Path) -> None:
     """Weights of later blocks are no part of the files."""
     model = small("densenet")
@@ -245,6 +247,7 @@ def test_multiples_of_32_where_the_network_requires_them(tmp_path: Path, to: str
         assert_same(run_file(to, path, images), {"conv": model(images)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ONE_QUICK)
 def test_other_networks_of_timm(tmp_path: Path, to: str) -> None:
     """A transformer takes one size."""

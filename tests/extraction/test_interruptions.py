@@ -69,10 +69,10 @@ print(*interrupt_at_random(arguments, int(times), signal.Signals(int(number)), t
 @pytest.mark.parametrize(
     ("number", "times", "allowed"),
     [
-        (signal.SIGKILL, 4, {0, -9}),
+        (signal.SIGKILL, 2, {0, -9}),
         pytest.param(signal.SIGKILL, 20, {0, -9}, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 20, {0, 130}, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 20, {0, 143, -15}, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 6, {0, 130}, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 6, {0, 143, -15}, marks=pytest.mark.slow),
     ],
 )
 def test_interruptions_change_nothing(number: int, times: int, allowed: set[int], many: Path, tmp_path: Path) -> None:
@@ -171,6 +171,7 @@ def test_power_cut_while_rows_are_replaced(renames: str, photographs: list[Image
     assert int(events) > 30
 
 
+@pytest.mark.slow
 def test_disk_full_keeps_what_is_written(many: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk: the system refuses the write in the same way."""
     script = """

@@ -262,6 +262,7 @@ def test_equals_timm_on_the_same_weights(photo_folder: Path, tmp_path: Path) -> 
         assert relative_difference(store[f"block{i}"], block.mean((2, 3))) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_interrupted_leaves_no_single_file(photo_folder: Path, tmp_path: Path) -> None:
     for i in range(3000):

@@ -207,6 +207,7 @@ for backend in ("auto", "openvino"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_forks_of_a_process_that_has_used_openvino() -> None:
     """A fork does not copy OpenVINO's threads, which it would wait for: it uses another engine, or refuses an explicit request."""

@@ -298,6 +298,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     commands = [[sys.executable, "-W", "error", "-c", DDP, str(rank), str(tmp_path / "meeting")] for rank in range(2)]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]

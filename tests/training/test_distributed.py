@@ -63,6 +63,7 @@ def start(*arguments: Any, **options: Any) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     overrides = tiny_overrides(tmp_path, **EXACT)
     ended = run(overrides, tmp_path / "two", "--steps", "5")

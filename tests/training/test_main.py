@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from support.runs import FAST, PROCESS_ENVIRONMENT, tiny_overrides
 
 ABSENT = ("scipy", "sklearn", "matplotlib", "bokeh", "click", "pydantic", "datasets", "tensorboard", "threadpoolctl")
@@ -15,6 +17,7 @@ runpy.run_module("densefeat.training", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 def test_training_with_few_packages(tmp_path: Path) -> None:
     arguments = [str(FAST), *tiny_overrides(tmp_path), "--out", str(tmp_path / "run"), "--device", "cpu", "--steps", "1"]
     ended = subprocess.run(

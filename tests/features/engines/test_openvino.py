@@ -170,6 +170,7 @@ assert signals == [1, 1]
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_starts_openvino(tmp_path: Path) -> None:
     """openvino is imported late and without telemetry, and a signal after an engine ended in another thread is harmless.
 
