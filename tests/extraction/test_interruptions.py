@@ -123,8 +123,8 @@ print(events)
 @pytest.mark.parametrize("renames", ["keep", "undo"])
 def test_power_cut_at_every_write_sync_and_rename(renames: str, photo_folder: Path, tmp_path: Path) -> None:
     (photo_folder / "china/03.jpg").write_bytes(b"")
-    events, _ = run_script(CRASHES, tmp_path / "store", renames, "--images", photo_folder, "--part-rows", 5, "--batch-size", 2)
-    assert int(events) > 40
+    events, _ = run_script(CRASHES, tmp_path / "store", renames, "--images", photo_folder, "--part-rows", 8, "--batch-size", 4)
+    assert int(events) > 25
 
 
 UPDATE_CRASHES = """

@@ -259,7 +259,7 @@ def test_compiled(network: str) -> None:
 
 
 @pytest.mark.slow
-@each_network
+@pytest.mark.parametrize("network", ["DelugeNet"])
 def test_compiled_to_code(network: str) -> None:
     check_compiled(network, "inductor")
 

@@ -43,8 +43,6 @@ from timm.models._features import FeatureGetterNet, FeatureListNet
 from timm.models._manipulate import group_parameters
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from densefeat.nets.zoo import VARIANTS
-
 # The code does not depend on depth and width: few layers in quick runs, the published depth in slow ones.
 STRUCTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "densenet": ("densefeat_densenet121", dict(growth_rate=8, block_config=(2, 3, 2, 2))),
@@ -55,10 +53,7 @@ STRUCTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 DEEP: dict[str, tuple[str, dict[str, Any]]] = {
     "densenet121": ("densefeat_densenet121", {}),
-    "densenet40_k12": ("densefeat_densenet40_k12", {}),
-    "densenet_bc100_k12": ("densefeat_densenet_bc100_k12", {}),
     "delugenet92": ("densefeat_delugenet92", {"block_widths": (16, 24, 32, 40)}),  # narrower than published, to save time
-    "delugenet146": ("densefeat_delugenet146", {"block_widths": (8, 16, 24)}),
 }
 each_structure = pytest.mark.parametrize("name", [*STRUCTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in DEEP)])
 
@@ -92,7 +87,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     assert not [key for key, parameter in model.named_parameters() if parameter.grad is None]
 
 
-@pytest.mark.parametrize("name", [*STRUCTURES, *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)])
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_configuration(name: str) -> None:
     """What depends on the published structure is checked for every network in test_zoo.py, too."""
     device = torch.device("meta")
