@@ -16,6 +16,7 @@ from densefeat.errors import OutputError, UsageError
 # s3://bucket, also as a Path, which has one slash of the two; a single letter is a drive
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")
 
+_MAX_NAME_BYTES = 255  # of one part of a path, on nearly all file systems
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors that only writing has
 
 
@@ -102,9 +103,13 @@ def check_path_name(path: str | Path, what: str = "path") -> None:
 
 
 def check_output_name(path: str | Path) -> None:
-    """Raise UsageError for an output that cannot be a local path: an address, or a name that is not UTF-8."""
+    """Raise UsageError for an output that cannot be a local path: an address, or a name that is not UTF-8 or too long."""
     text = os.fspath(path)
     check_path_name(text, "output")
+    if long := [part for part in Path(text).parts if len(os.fsencode(part)) > _MAX_NAME_BYTES]:
+        raise UsageError(
+            f"output {long[0][:20] + '…'!r}: a name of {len(os.fsencode(long[0])):,} bytes: at most {_MAX_NAME_BYTES}"
+        )
     if _ADDRESS.match(text):
         raise UsageError(f"output {text!r} is an address: give a path on this machine, and copy the result there")
 

@@ -1,5 +1,6 @@
 """What has changed in the input since a store got its rows: images, by the stamps of their files, and labels."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ from densefeat.store import (
 )
 
 _EXAMPLES = 3  # of changed images in a message
+_ROW_KEY = re.compile(r"(.*)#\d+", re.DOTALL)
 
 
 def find_stale(layout: Layout, manifest: Manifest, recorded: RecordedStamps, job_input: JobInput) -> np.ndarray:
@@ -89,6 +91,27 @@ def record_stamps(layout: Layout, manifest: Manifest, recorded: RecordedStamps, 
     files = recorded.find_missing(job_input.stamps) | recorded.find_changed(job_input.stamps)
     if files.any():
         write_stamps(layout, manifest, recorded.add(job_input.stamps, files, manifest.last_round))
+
+
+def refuse_fewer_rows(layout: Layout, records: Sequence[PartRecord], job_input: JobInput, stale: np.ndarray) -> None:
+    """Raise UsageError where a table that has changed has fewer rows than before.
+
+    Its keys are row numbers: the rows that are left over in the store may be of images that now have other numbers.
+    """
+    keys = printable_keys(job_input.listing.keys())
+    stored = read_paths([layout.part(record.part) for record in records]).unique()
+    left_over = stored.filter(pc.invert(pc.is_in(stored, value_set=keys)))
+    changed = _find_tables(keys.take(pa.array(np.flatnonzero(stale)))) & _find_tables(left_over)
+    if changed:
+        raise UsageError(
+            f"{min(changed)} has changed, and {str(layout.root)!r} has more rows of it, which may be of images that have other"
+            " numbers now: --overwrite starts over"
+        )
+
+
+def _find_tables(keys: pa.LargeStringArray) -> set[str]:
+    """Return the tables whose rows these keys number."""
+    return {match[1] for key in keys.to_pylist() if (match := _ROW_KEY.fullmatch(key))}
 
 
 def refuse_other_labels(layout: Layout, records: Sequence[PartRecord], job_input: JobInput, stale: np.ndarray) -> None:

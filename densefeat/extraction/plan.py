@@ -18,6 +18,7 @@ from densefeat.extraction.changes import (
     describe_changes,
     find_stale,
     record_stamps,
+    refuse_fewer_rows,
     refuse_other_labels,
 )
 from densefeat.extraction.settings import ExtractJob, JobInput
@@ -238,6 +239,7 @@ def _open_update(
             f"{_describe_other_input(layout, job_input)}: their order, columns or labels differ: --overwrite starts over"
         )
     refuse_other_labels(layout, records, job_input, stale)
+    refuse_fewer_rows(layout, records, job_input, stale)
     last = replace(current.rounds[-1], dropped=True) if current.waits else current.rounds[-1]
     wanted = ~known | stale
     extended = replace(

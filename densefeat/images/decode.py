@@ -167,7 +167,7 @@ def _decode_tiff(data: bytes, max_pixels: int) -> DecodedImage:
 def _decode_png(data: bytes, max_pixels: int) -> DecodedImage:
     image = png.read_png(io.BytesIO(data))
     check_image_size(image.width, image.height, max_pixels)
-    return _describe(_turn(_to_rgb(image.decode()), image.orientation), image.animated)
+    return _describe(_turn(Image.fromarray(image.decode()), image.orientation), image.animated)
 
 
 def _convert_to_upright_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -265,6 +265,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _convert_deep_grey(image)
     if image.mode == "F":
         raise DecodeError("floating-point pixels have no agreed white: convert to 8 or 16 bits")
+    if image.format in ("BMP", "DIB") and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+        return image.convert("RGB")  # programs that reserve the fourth byte and leave it at zero
     if image.has_transparency_data:
         return Image.fromarray(lay_over_white(image.convert("RGBA")))
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import PngImagePlugin
 
 from densefeat.errors import DecodeError
 from densefeat.images.orientation import read_orientation
@@ -20,8 +20,6 @@ _NEEDED = (b"IHDR", b"PLTE", b"tRNS", _PIXELS, b"IEND")
 _METADATA = (b"eXIf", b"iTXt", b"zTXt", b"tEXt")  # may hold the orientation
 _ANIMATION = b"acTL"
 _MAX_METADATA = 2**20  # bytes of a chunk
-_COLOURS = {0: "grey", 2: "rgb", 3: "palette", 4: "grey", 6: "rgb"}  # by colour type
-_GREY, _ALPHA = 0, (4, 6)
 
 
 @dataclass(frozen=True)
@@ -31,29 +29,20 @@ class Png:
     data: bytes
     width: int
     height: int
-    bits: int
-    colour_type: int
-    transparent: bool  # one of its colours or greys
     animated: bool
     orientation: int
 
-    def decode(self) -> Image.Image:
-        """Decode to a mode of Pillow's, transparency included. Raises DecodeError where 16 bits may be fewer."""
-        odd_grey = self.colour_type == _GREY and self.bits < 8 and self.transparent  # Pillow confuses the transparent grey
-        if self.bits == 16 or odd_grey:
-            return Image.fromarray(self._decode_samples())
-        image = PngImagePlugin.PngImageFile(io.BytesIO(self.data))
-        image.load()  # here, where errors are expected, and in the thread that decodes
-        return image
+    def decode(self) -> np.ndarray:
+        """Decode to uint8 RGB ``(h, w, 3)``, transparency over white. Raises DecodeError where 16 bits may be fewer.
 
-    def _decode_samples(self) -> np.ndarray:
-        """Decode samples that Pillow does not keep whole to uint8 RGB ``(h, w, 3)``."""
+        libpng keeps 16 bits and a transparent colour of any depth, and notices pixels that end early; Pillow does neither.
+        """
         from imagecodecs import png_decode
 
         pixels = np.atleast_3d(png_decode(self.data))
-        colours = _COLOURS[self.colour_type]
-        colour_samples = 3 if colours == "rgb" else 1
-        samples = Samples(colours, 8 * pixels.itemsize, alpha=colour_samples if pixels.shape[2] > colour_samples else None)
+        count = pixels.shape[2]  # palettes are RGB, and a transparent colour is a sample of its own by now
+        colours = "grey" if count < 3 else "rgb"
+        samples = Samples(colours, 8 * pixels.itemsize, alpha=count - 1 if count in (2, 4) else None)
         if samples.may_be_shallow:
             check_brightness(samples.find_brightest(pixels))
         return samples.to_rgb(pixels)
@@ -75,9 +64,8 @@ def read_png(file: BinaryIO, with_pixels: bool = True) -> Png:
         animated |= name == _ANIMATION
     if len(needed) < 2 or needed[1][4:8] != b"IHDR" or len(needed[1]) != 25:
         raise DecodeError("damaged: the PNG does not begin with its header")
-    width, height, bits, colour_type = struct.unpack(">IIBB", needed[1][8:18])
-    transparent = any(chunk[4:8] == b"tRNS" for chunk in needed)
-    return Png(b"".join(needed), width, height, bits, colour_type, transparent, animated, _read_orientation(metadata))
+    width, height = struct.unpack(">II", needed[1][8:16])
+    return Png(b"".join(needed), width, height, animated, _read_orientation(metadata))
 
 
 def _read_chunks(file: BinaryIO, with_pixels: bool) -> Iterator[tuple[bytes, bytes]]:

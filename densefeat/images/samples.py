@@ -36,19 +36,19 @@ class Samples:
 
         Of samples with more than 8 bits the 8 highest are taken. Raises DecodeError for samples with more bits.
         """
-        colour = self._to_colour(samples[..., : COLOURS[self.colours]])
+        colours = samples[..., : COLOURS[self.colours]]
         if self.alpha is None:
-            return colour
+            return self._to_colour(colours if self.palette is not None else self._to_8_bits(colours))
         alpha = self._to_8_bits(samples[..., self.alpha, None])
-        if self.premultiplied:
-            return np.minimum(colour.astype(np.uint16) + (255 - alpha), 255).astype(np.uint8)
-        return lay_over_white(Image.fromarray(np.concatenate([colour, alpha], axis=2), "RGBA"))
+        values = colours if self.palette is not None else self._to_8_bits(colours)
+        if self.premultiplied:  # also where a sample is ink: it is divided before it becomes light
+            values = np.minimum(np.rint(values * (255 / np.maximum(alpha, 1))), 255).astype(np.uint8)
+        return lay_over_white(Image.fromarray(np.concatenate([self._to_colour(values), alpha], axis=2), "RGBA"))
 
-    def _to_colour(self, samples: np.ndarray) -> np.ndarray:
-        """Convert samples without transparency to uint8 RGB ``(h, w, 3)``."""
+    def _to_colour(self, values: np.ndarray) -> np.ndarray:
+        """Convert numbers of a palette, or samples of 8 bits without transparency, to uint8 RGB ``(h, w, 3)``."""
         if self.palette is not None:
-            return self.palette[samples[..., 0].astype(np.uint8)]
-        values = self._to_8_bits(samples)
+            return self.palette[values[..., 0].astype(np.uint8)]
         if self.inverted:
             values = 255 - values
         if self.colours in ("ycbcr", "cmyk"):

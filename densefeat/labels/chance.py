@@ -31,8 +31,10 @@ def describe_chance(metrics: Mapping[str, float | None], counts: np.ndarray, row
             return None
         return f"no better than guessing: mAP {mean_precision:.2f} %, without any image {chance:.2f} %"
     top1, balanced = metrics.get("top1"), metrics.get("balanced_accuracy")
-    if top1 is None or balanced is None or len(present) < 2:
+    if top1 is None or balanced is None or len(counts) < 2 or not len(present):
         return None
+    if len(present) < 2:
+        return f"all {rows:,} rows that were judged are of one class: the figures say nothing of telling classes apart"
     choices = len(present) if 2 * len(present) >= len(counts) else len(counts)  # of many classes a few rows are only a sample
     majority, chance = 100 * float(present.max()) / rows, 100 / choices
     if top1 > majority or (balanced - chance) / (100 - chance) > _LITTLE:

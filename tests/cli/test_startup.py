@@ -115,6 +115,7 @@ OUTPUTS = [  # of every command that writes
 WRONG_USE += [([*command, name], f"output {name!r} is an address: give a path on this machine")
               for command in OUTPUTS for name in (ADDRESSES if command[0] == "extract" else ADDRESSES[:1])]  # fmt: skip
 WRONG_USE += [([*command, NOT_UTF8], f"output {NOT_UTF8!r}: its name is not UTF-8") for command in OUTPUTS]
+WRONG_USE += [(["extract", "--images", "photos", "--out", "long/" + 300 * "n"], "a name of 300 bytes: at most 255")]
 WRONG_USE += [(command, f"path {NOT_UTF8!r}: its name is not UTF-8") for command in (
     ["info", NOT_UTF8],
     ["extract", "--images", "photos", "--out", "e", "--weights", NOT_UTF8],

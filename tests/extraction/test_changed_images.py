@@ -127,6 +127,17 @@ def test_changed_images_are_named_and_redone(kind: str, tmp_path: Path) -> None:
         assert extract(images, store, update=update).extracted == 0
 
 
+def test_a_table_with_fewer_rows_is_refused(tmp_path: Path) -> None:
+    """Its keys are row numbers: an update would leave an image in the store under its old number, too."""
+    table = write_table(tmp_path / "in", [0, 1, 2, 3])
+    extract(table, tmp_path / "out")
+    write_table(tmp_path / "in", [3, 0, 1])
+    with pytest.raises(UsageError, match="x.parquet has changed, and .* has more rows of it.*: --overwrite starts over"):
+        extract(table, tmp_path / "out", update=True)
+    extract(table, tmp_path / "out", overwrite=True)
+    assert_like_new(table, tmp_path / "out", tmp_path)
+
+
 def test_a_folder_that_is_streamed_has_changed(tmp_path: Path) -> None:
     images, store = write_streamed(tmp_path / "in", [0, 1]), tmp_path / "store"
     assert extract(images, store).extracted == 2

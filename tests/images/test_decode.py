@@ -150,6 +150,17 @@ def test_transparency_lies_over_white(photo: Image.Image) -> None:
     assert decoded[1, 1].tolist() == [200, 30, 30]
 
 
+@pytest.mark.parametrize("alpha", [0, 128])
+def test_a_bmp_whose_fourth_byte_is_zero_everywhere_is_opaque(alpha: int, photo: Image.Image) -> None:
+    """A header of version 4 names a mask for transparency, which some programs leave empty."""
+    pixels = np.dstack([array(photo)[..., ::-1], np.full((photo.height, photo.width), alpha, np.uint8)])
+    header = struct.pack("<IiiHHIIiiII", 108, photo.width, -photo.height, 1, 32, 3, pixels.nbytes, 0, 0, 0, 0)
+    header += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    data = b"BM" + struct.pack("<IHHI", 14 + 108 + pixels.nbytes, 0, 0, 14 + 108) + header + pixels.tobytes()
+    expected = array(photo) if not alpha else 255 - (255 - array(photo).astype(float)) * alpha / 255
+    assert np.abs(array(decode_image(data)) - expected).max() <= 1
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
 def test_first_frames_of_animations(kind: str, photo: Image.Image) -> None:
     frames = [Image.new("RGB", (60, 40), colour) for colour in ("red", "blue", "lime")]

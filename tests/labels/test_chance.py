@@ -43,5 +43,8 @@ def test_several_labels_and_numbers() -> None:
 
 
 def test_a_single_class_tells_nothing() -> None:
-    assert describe(Targets("single", ("a", "b"), np.zeros(9, np.int64)), np.tile([0.0, 1.0], (9, 1))) is None
+    """Not even where all are right."""
+    said = "all 9 rows that were judged are of one class: the figures say nothing of telling classes apart"
+    for scores in ([0.0, 1.0], [1.0, 0.0]):
+        assert describe(Targets("single", ("a", "b"), np.zeros(9, np.int64)), np.tile(scores, (9, 1))) == said
     assert describe_chance({"top1": 0.0, "balanced_accuracy": 0.0}, np.zeros(2), 0) is None
