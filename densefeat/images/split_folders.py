@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from itertools import product
 from typing import Literal
 
 import pyarrow as pa
@@ -17,13 +18,27 @@ SPLIT_NAMES: dict[str, _Split] = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-_SIMILAR = re.compile(rf"(?:^|[^a-z])(?:{'|'.join(SPLIT_NAMES)})(?![a-z])")  # such as training_set, seg_train, val2017
+_SIMILAR: dict[str, _Split] = {**SPLIT_NAMES, "eval": "val", "evaluation": "val"}  # words in the names of splits
+_NEUTRAL = ("data", "dataset", "image", "images", "set", "split")  # words that do not say which set a split is of
+_SPLIT_WORD = re.compile(rf"({'|'.join(_SIMILAR)})(?:{'|'.join((*_SIMILAR, *_NEUTRAL))})?")  # such as testset, trainval
+_WORD = re.compile(r"[^\W\d_]+")
+_CAPITAL_IN_WORD = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _BLOCK = 65536  # keys turned into Python strings at a time
 
 
 def may_be_splits(names: Iterable[str]) -> bool:
     """Check whether any folder among these is called like a split: others are never read as splits."""
-    return any(_SIMILAR.search(name.lower()) for name in names)
+    return any(_read_similar(name) for name in names)
+
+
+def _read_similar(name: str) -> tuple[_Split, list[str]] | None:
+    """Read a name such as seg_train or val2017: the split, and the other words, which say which set it is of."""
+    words = [word.lower() for word in _WORD.findall(_CAPITAL_IN_WORD.sub(" ", name))]
+    matches = [match for match in map(_SPLIT_WORD.fullmatch, words) if match]
+    if not matches:
+        return None
+    others = [word for word in words if word not in _NEUTRAL and not _SPLIT_WORD.fullmatch(word)]
+    return _SIMILAR[matches[0][1]], others
 
 
 def find_splits(folders: Mapping[str, Collection[str]], images: str) -> dict[_Split, str]:
@@ -65,21 +80,57 @@ def _check_classes(folders: Mapping[str, Collection[str]], named: Mapping[str, _
             problem = f"images {images!r} holds {name}/ with folders in it, and {min(others)!r} beside it"
             advice = f"if {name} is a split, give '{images.rstrip('/')}/{name}', if it is a class, a list with labels"
             raise UsageError(f"{problem}: {advice}")
-    similar = all(_SIMILAR.search(name.lower()) for name in folders)
-    if len(folders) > 1 and similar and set.intersection(*(set(inner) for inner in folders.values())):
-        raise _ambiguous(images, sorted(folders), "splits, for they hold the same folders")
+    _check_similar(folders, images)
+
+
+def _check_similar(folders: Mapping[str, Collection[str]], images: str) -> None:
+    """Raise UsageError where names resemble a training split and another split of the same set, whatever is beside them.
+
+    Names of other sets, such as ``bullet_train`` and ``test_tube``, are in doubt only where the folders in them are the same.
+    """
+    similar = {name: read for name in sorted(folders) if (read := _read_similar(name))}
+    train = [name for name, (split, _) in similar.items() if split == "train"]
+    doubtful = [list(pair) for pair in product(train, sorted(similar.keys() - train))]
+    doubtful = [pair for pair in doubtful if similar[pair[0]][1] == similar[pair[1]][1] or _share_folder(folders, pair)]
+    if len(folders) == len(similar) > 1 and _share_folder(folders, similar):
+        doubtful.append(list(similar))
+    if doubtful:
+        names = doubtful[0]
+        reason = "they hold the same folders" if _share_folder(folders, names) else "they are called so"
+        raise _ambiguous(images, sorted(names), f"splits, for {reason}", _advise_folder(folders, min(names), images))
+
+
+def _share_folder(folders: Mapping[str, Collection[str]], names: Iterable[str]) -> bool:
+    return bool(set.intersection(*(set(folders[name]) for name in names)))
 
 
 def _check_shared_classes(folders: Mapping[str, Collection[str]], by_split: Mapping[_Split, str], images: str) -> None:
-    """Raise UsageError where a split has no class of the training split: what looks like splits may be classes."""
+    """Raise UsageError where a split has no class of the training split, or calls one otherwise: they may be classes."""
     train = by_split.get("train")
-    for name in by_split.values():
-        if train is not None and not set(folders[train]) & set(folders[name]):
-            raise _ambiguous(images, [train, name], "splits, but no folder is in both")
+    if train is None:
+        return
+    classes = set(folders[train])
+    spellings = {name.casefold(): name for name in sorted(classes)}
+    for split in by_split.values():
+        for name in sorted(set(folders[split]) - classes):
+            if spelling := spellings.get(name.casefold()):
+                raise UsageError(
+                    f"images {images!r}: '{train}/{spelling}' and '{split}/{name}' differ only in capital letters: "
+                    "give a class the same name in all splits"
+                )
+        if not classes & set(folders[split]):
+            advice = _advise_folder(folders, train, images)
+            raise _ambiguous(images, [train, split], "splits, but no folder is in both", advice)
 
 
-def _ambiguous(images: str, names: list[str], reading: str, advice: str | None = None) -> UsageError:
-    advice = advice or f"for splits, name each by its folder, such as '{images.rstrip('/')}/{names[0]}'"
+def _advise_folder(folders: Mapping[str, Collection[str]], name: str, images: str) -> str:
+    """Say how to name a split: by the folder that holds its classes, which is one deeper in such as seg_train/seg_train."""
+    inner = list(folders[name])
+    place = f"{name}/{inner[0]}" if len(inner) == 1 and _read_similar(inner[0]) else name
+    return f"for splits, name each by its folder, such as '{images.rstrip('/')}/{place}'"
+
+
+def _ambiguous(images: str, names: list[str], reading: str, advice: str) -> UsageError:
     places = " and ".join(map(repr, names))
     return UsageError(
         f"images {images!r}: {places} may be classes, or {reading}: {advice}; for classes, give a list with labels"

@@ -31,7 +31,14 @@ CLASSES = ("cat", "dog")
         ({"cat": (), "dog": ()}, {}),
         ({"cat": ("2020", "2021"), "dog": ("2020", "2021")}, {}),
         ({"train": (), "tram": ()}, {}),
-        ({"test": (), "train": (), "bus": ()}, {}),
+        ({"train": (), "bus": (), "car": ()}, {}),
+        ({"test_tube": (), "flask": ()}, {}),
+        ({"dev": (), "ops": (), "test": ()}, {}),
+        ({"bullet_train": (), "test_tube": (), "bus": ()}, {}),  # of different things
+        ({"train": (), "crash_test": ("2020",)}, {}),
+        ({"trainer": (), "tester": ()}, {}),
+        ({"valid_stamp": (), "invalid_stamp": (), "test_stamp": ()}, {}),
+        ({"train": ("Cat", "cat"), "val": ("cat",)}, {"train": "train", "val": "val"}),
         ({"test": ("a", "b"), "bus": ("c",)}, {}),
         ({"train": ()}, {}),
         ({"latest": CLASSES, "contest": CLASSES}, {}),  # no words of their own
@@ -57,6 +64,33 @@ def test_splits_and_classes(folders: dict[str, tuple[str, ...]], splits: dict[st
         ({"training_set": CLASSES, "test_set": CLASSES}, "'test_set' and 'training_set' may be classes, or splits, for they"),
         ({"seg_train": CLASSES, "seg_test": CLASSES}, "'in/seg_test'; for classes, give a list with labels"),
         ({"train2017": CLASSES, "val2017": CLASSES}, "may be classes, or splits, for they hold the same folders"),
+        ({"seg_val": CLASSES, "seg_test": CLASSES}, "may be classes, or splits, for they hold the same folders"),
+        ({"trainval": CLASSES, "test": CLASSES}, "'test' and 'trainval' may be classes, or splits, for they hold"),
+        ({"seg_train": CLASSES, "seg_eval": CLASSES}, "'seg_eval' and 'seg_train' may be classes, or splits, for they hold"),
+        ({"train_cleaned": CLASSES, "test": CLASSES, "drawn": CLASSES}, "'test' and 'train_cleaned' may be classes, or splits"),
+        ({"test": (), "train": (), "bus": ()}, "'test' and 'train' may be classes, or splits, for they are called so"),
+        ({"training_set": (), "test_set": ()}, "'test_set' and 'training_set' may be classes, or splits, for they are called"),
+        ({"trainset": (), "testset": ()}, "'testset' and 'trainset' may be classes, or splits, for they are called so"),
+        ({"TrainImages": (), "TestImages": ()}, "'TestImages' and 'TrainImages' may be classes, or splits, for they are"),
+        ({"train": (), "test1": ()}, "'test1' and 'train' may be classes, or splits, for they are called so"),
+        ({"seg_train": CLASSES, "seg_test": CLASSES, "seg_pred": ()}, "'seg_test' and 'seg_train' may be classes, or splits"),
+        ({"seg_train": ("seg_train",), "seg_test": ("seg_test",), "seg_pred": ("seg_pred",)}, "such as 'in/seg_test/seg_test'"),
+        ({"training_set": ("training_set",), "test_set": ("test_set",)}, "such as 'in/test_set/test_set'; for classes"),
+        ({"train-set": ("train",), "test-set": ("test",)}, "such as 'in/test-set/test'; for classes"),
+        ({"asl_alphabet_train": ("asl_alphabet_train",), "asl_alphabet_test": ("asl_alphabet_test",)}, "are called so"),
+        ({"asl_alphabet_train": ("A", "B"), "asl_alphabet_test": ()}, "such as 'in/asl_alphabet_test'; for classes"),
+        (
+            {"train": ("train",), "test": ("test",)},
+            "but no folder is in both: for splits, name each by its folder, such as 'in/train/",
+        ),
+        (
+            {"train": ("Cat",), "val": ("cat",)},
+            "'train/Cat' and 'val/cat' differ only in capital letters: give a class the same",
+        ),
+        (
+            {"train": ("Cat", "dog"), "val": ("dog",), "Test": ("CAT", "dog")},
+            "'train/Cat' and 'Test/CAT' differ only in capital",
+        ),
     ],
 )
 def test_folders_that_may_be_either(folders: dict[str, tuple[str, ...]], message: str) -> None:
@@ -118,3 +152,19 @@ def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
     )
     source = open_folder(LocalFolder(os.path.realpath(tmp_path)), str(tmp_path), "folder")
     assert [(key, label) for key, label, _ in read_source(source)] == [("cat/1.png", "cat")]
+
+
+def test_splits_nested_once_more_are_not_read_as_classes(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        "seg_train/seg_train/cat/1.png",
+        "seg_train/seg_train/dog/1.png",
+        "seg_test/seg_test/cat/1.png",
+        "seg_pred/1.png",
+    )
+    with pytest.raises(UsageError, match="'seg_test' and 'seg_train' may be classes, or splits"):
+        list(read_source(open_source(tmp_path, labels="folder")))
+    with pytest.raises(UsageError, match="such as '.*/seg_test/seg_test'"):
+        list_splits(tmp_path)
+    source = open_source(tmp_path / "seg_train/seg_train", labels="folder")
+    assert [label for _, label, _ in read_source(source)] == ["cat", "dog"]
