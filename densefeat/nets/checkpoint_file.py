@@ -5,7 +5,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ import torch
 
 from densefeat.base import describe_error
 from densefeat.errors import WeightsError
+from densefeat.nets.key_layouts import rank_averaged
 
-# Keys under which training programs put a model into a checkpoint; averaged weights come first, as in timm.
-_CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
+# Keys under which training programs put a model into a checkpoint; averaged weights, which have names of their own, come first.
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+_AVERAGED_LEVELS = 4  # of mappings, in which averaged weights are looked for: "callbacks", "EMA", "state", "module"
 _ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -55,7 +57,7 @@ def read_checkpoint_records(path: Path) -> dict[str, Any]:
     return {
         str(key): value
         for key, value in _read_checkpoint(path).items()
-        if not isinstance(value, torch.Tensor) and key not in _CONTAINERS
+        if not isinstance(value, torch.Tensor) and key not in _CONTAINERS and rank_averaged([str(key)]) is None
     }
 
 
@@ -110,10 +112,13 @@ def _list_harmless_globals() -> list[Callable[..., Any] | tuple[Callable[..., An
 
 
 def find_tensors(content: Mapping[Any, Any], title: str) -> dict[str, torch.Tensor]:
-    """Take the model's tensors, under their own keys, out of a checkpoint.
+    """Take the model's tensors, under their own keys, out of a checkpoint; averaged ones, also nested, come first.
 
-    Raises WeightsError, which begins with ``title``, where several entries could be the model.
+    Raises WeightsError, which begins with ``title``, where several entries could be the model, and where averaged
+    weights have no names.
     """
+    if averaged := _find_averaged(content, title):
+        return averaged
     inner = {
         key: tensors for key, value in content.items() if isinstance(value, Mapping) and (tensors := _select_tensors(value))
     }
@@ -124,14 +129,60 @@ def find_tensors(content: Mapping[Any, Any], title: str) -> dict[str, torch.Tens
     if own or not inner:
         return own
     if len(inner) > 1:
-        raise WeightsError(f"{title}: which of {', '.join(map(repr, inner))} is the network? Save that state dict alone")
+        raise _refuse_several(inner, title)
     return next(iter(inner.values()))
 
 
+def _find_averaged(content: Mapping[Any, Any], title: str) -> dict[str, torch.Tensor]:
+    """Find the tensors of averaged weights in a checkpoint and the mappings in it; none where there are no such weights."""
+    entries = [(rank, path, value) for path, value in _walk(content, _AVERAGED_LEVELS) if (rank := rank_averaged(path))]
+    named = [
+        (rank, path, tensors)
+        for rank, path, value in entries
+        if isinstance(value, Mapping) and (tensors := _select_tensors(value))
+    ]
+    if named:
+        first = min(rank for rank, _, _ in named)
+        best = {path: tensors for rank, path, tensors in named if rank == first}
+        if len(best) > 1:
+            raise _refuse_several([".".join(path) for path in best], title)
+        return next(iter(best.values()))
+    for _, path, value in entries:
+        if _holds_unnamed_tensors(value):
+            raise WeightsError(
+                f"{title}: {'.'.join(path)!r} holds averaged weights as tensors without names, which cannot be told apart:"
+                " save the state dict of the averaged network alone, or that of the other"
+            )
+    return {}
+
+
+def _walk(content: Mapping[Any, Any], levels: int, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Go through the entries of nested mappings, each with the keys that lead to it."""
+    for key, value in content.items():
+        inner = (*path, str(key))
+        yield inner, value
+        if isinstance(value, Mapping) and levels > 1:
+            yield from _walk(value, levels - 1, inner)
+
+
+def _holds_unnamed_tensors(value: object) -> bool:
+    """Check for a list of tensors, or a mapping of them by number; single numbers are no weights."""
+    if isinstance(value, Mapping):
+        values = [tensor for key, tensor in value.items() if not isinstance(key, str)]
+    else:
+        values = list(value) if isinstance(value, list | tuple) else []
+    return any(isinstance(tensor, torch.Tensor) and tensor.ndim for tensor in values)
+
+
+def _refuse_several(keys: Iterable[object], title: str) -> WeightsError:
+    return WeightsError(f"{title}: which of {', '.join(map(repr, keys))} is the network? Save that state dict alone")
+
+
 def _select_tensors(content: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
-    """Select the entries that are tensors with a name, without torch's counter of averaged models."""
-    return {
+    """Select the tensors with a name, without torch's counters of averaged models; none where all are single numbers."""
+    tensors = {
         key: value
         for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, torch.Tensor) and key != "n_averaged"
+        if isinstance(key, str) and isinstance(value, torch.Tensor) and key.rpartition(".")[2] != "n_averaged"
     }
+    return tensors if any(tensor.ndim for tensor in tensors.values()) else {}

@@ -5,7 +5,7 @@ Another program's layout is a row in :data:`_RENAMES`.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 # Patterns in the names of other programs, and what the network has in their place; a key that the network has is its own name.
@@ -19,7 +19,12 @@ _RENAMES = tuple(
         (r"features_(\w+\.)", r"features.\1"),  # timm's features_only, which segmentation_models_pytorch wraps
     )
 )
-_AVERAGED = {"ema_model", "model_ema", "ema"}  # parts of the prefixes of averaged weights, which come first, as in timm
+# Names under which training programs keep averaged weights, in containers and prefixes; they come first, as in timm.
+_AVERAGED = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model", "ema_state", "ema_weights", "ema_params"),
+    *("model_ema_state_dict", "ema_model_state_dict", "params_ema", "net_ema", "ema_net"),
+    *("average_model", "averaged_model", "swa_model", "swa_state_dict"),
+)
 
 
 class AmbiguousKeys(Exception):
@@ -52,16 +57,29 @@ def name_keys(keys: Collection[str], own: Collection[str], classifiers: tuple[st
     backbone = {name for name in own if not name.endswith("num_batches_tracked") and not name.startswith(classifiers)}
     readings = {prefix: _name_after(prefix, keys, own, classifiers) for prefix in _list_prefixes(keys, own, backbone)}
     complete = {prefix: names for prefix, names in readings.items() if backbone <= set(names.values())}
-    fitting = {frozenset(complete[prefix].items()): prefix for prefix in sorted(complete, key=len)}.values()  # equal ones once
-    averaged = [prefix for prefix in fitting if _AVERAGED & set(prefix.split("."))]
+    # Readings that take the same tensors for the backbone are one: the prefix that names the most, the longest of such.
+    fitting = {
+        frozenset((key, name) for key, name in complete[prefix].items() if name in backbone): prefix
+        for prefix in sorted(complete, key=lambda prefix: (len(set(own) & set(complete[prefix].values())), len(prefix)))
+    }.values()
+    averaged = [prefix for prefix in fitting if rank_averaged(prefix.split(".")) is not None]
     if len(averaged or fitting) > 1:
         ways = " and ".join(repr(prefix) for prefix in sorted(averaged or fitting))
         raise AmbiguousKeys(f"the network's tensors are there more than once, with the prefixes {ways}: save one of them alone")
     if averaged:
         (prefix,) = averaged
         return NamedKeys({key: name for key, name in readings[prefix].items() if key.startswith(prefix)}, prefix)
-    best = max(readings, key=lambda prefix: len(backbone & set(readings[prefix].values())))
+    best = max(fitting or readings, key=lambda prefix: len(backbone & set(readings[prefix].values())))
     return NamedKeys(readings[best], best)
+
+
+def rank_averaged(names: Sequence[str]) -> tuple[int, int] | None:
+    """Rank nested names, the outermost first, by the first that stands for averaged weights; None where none does.
+
+    Returns its place among the names and in the order in which programs' names are preferred: the smallest rank comes first.
+    """
+    plain = [name.lstrip("_").lower() for name in names]
+    return min(((place, _AVERAGED.index(name)) for place, name in enumerate(plain) if name in _AVERAGED), default=None)
 
 
 def _list_prefixes(keys: Collection[str], own: Collection[str], backbone: Collection[str]) -> list[str]:

@@ -35,8 +35,8 @@ def load_weights(model: nn.Module, path: str | Path, whole: bool = False) -> Loa
     model keeps its own, unless ``whole`` requires the classifier to fit, too; so is one of other layers, with a warning.
 
     Raises:
-        WeightsError: The file cannot be read, holds code, does not fit, or holds the network more than once; the message counts
-            and names the keys.
+        WeightsError: The file cannot be read, holds code, does not fit, holds the network more than once, or holds averaged
+            weights as tensors without names; the message counts and names the keys.
     """
     path = Path(path)
     dropped = set_state_dict(model, read_state_dict(path), path, whole)

@@ -63,10 +63,28 @@ def test_keys_of_other_modules_keep_their_names() -> None:
     assert names["loss.weight"] == "loss.weight"
 
 
-def test_averaged_weights_stand_alone() -> None:
-    names, prefix = name(*(f"model.{key}" for key in OWN), *(f"ema_model.module.{key}" for key in OWN), "step")
-    assert names == {f"ema_model.module.{key}": key for key in OWN}
-    assert prefix == "ema_model.module."
+@pytest.mark.parametrize(
+    "prefix", ["ema_model.module.", "_average_model.module.", "net._ema.", "averaged_model.", "swa_model."]
+)
+@pytest.mark.parametrize("counters", [[], ["step"], ["n_averaged", "step"]])
+def test_averaged_weights_stand_alone(prefix: str, counters: list[str]) -> None:
+    beside = [prefix.removesuffix("module.") + counter for counter in counters]
+    names, found = name(*(f"model.{key}" for key in OWN), *(prefix + key for key in OWN), *beside)
+    assert {key: names[key] for key in names if key not in beside} == {prefix + key: key for key in OWN}
+    assert not set(names.values()) & set(OWN) - {names[prefix + key] for key in OWN}
+    assert found == prefix
+
+
+@pytest.mark.parametrize("other", ["net.n_averaged", "net.loss.weight", "net.module.loss.weight", "n_averaged"])
+def test_what_is_beside_the_network_makes_no_second_reading(other: str) -> None:
+    names, _ = name(*(f"net.module.{key}" for key in OWN), other)
+    assert {key: names[key] for key in names if key != other} == {f"net.module.{key}": key for key in OWN}
+    assert names[other] not in OWN
+
+
+def test_a_classifier_outside_the_wrapped_part_is_named() -> None:
+    names, _ = name(*(f"net.module.{key}" for key in BACKBONE), *(f"net.{key}" for key in OWN[4:]))
+    assert tuple(names.values()) == OWN
 
 
 @pytest.mark.parametrize(

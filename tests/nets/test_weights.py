@@ -68,6 +68,28 @@ LAYOUTS = {
     "Lightning": lambda s: {"state_dict": prefixed("model.", s), "global_step": 5},
     "EMA settings beside the model": lambda s: {"ema": {"decay": 0.999}, "model": s},
     "EMA beside the model": lambda s: {**prefixed("model.", noise(s)), **prefixed("ema_model.module.", s)},
+    "EMA and its updates": lambda s: {"model": noise(s), "ema": {"module": s, "updates": torch.tensor(5)}},
+    "EMA in a state dict": lambda s: {"model": noise(s), "ema": {"state_dict": prefixed("module.", s), "decay": 0.99}},
+    "EMA of timm, saved whole": lambda s: {"state_dict": noise(s), "model_ema": {"module": s}},
+    "EMA two levels down": lambda s: {"model": noise(s), "ema": {"state": {"module": s, "n_averaged": torch.tensor(2)}}},
+    "EMA of a callback": lambda s: {"state_dict": noise(s), "callbacks": {"EMA": {"state": {"shadow": s}}}},
+    "EMA of several programs": lambda s: {"ema": {"module": noise(s)}, "model_ema": noise(s), "state_dict_ema": s},
+    "EMA under another name": lambda s: {"model": noise(s), "ema_model": s},
+    "EMA before lists of it": lambda s: {"model": noise(s), "ema": {"module": s, "collected_params": list(s.values())}},
+    "SWA beside the model": lambda s: {"model": noise(s), "swa_model": {"n_averaged": torch.tensor(7), **prefixed("module.", s)}},
+    "EMA of losses": lambda s: {"ema": {"loss": torch.tensor(0.3)}, "accuracy": torch.tensor(0.9), "model": s},
+    "numbers beside an entry of another name": lambda s: {"net": s, "step": torch.tensor(7), "best": {"acc": torch.tensor(0.9)}},
+    "averaged model in Lightning": lambda s: {
+        "state_dict": {"net.n_averaged": torch.tensor(7), **prefixed("net.module.", s)}
+    },
+    "averaged model beside the model in Lightning": lambda s: {
+        "state_dict": {
+            **prefixed("model.", noise(s)), "ema_model.n_averaged": torch.tensor(7), **prefixed("ema_model.module.", s)
+        }
+    },
+    "average beside the model in Lightning": lambda s: {
+        "state_dict": {**prefixed("model.", noise(s)), **prefixed("_average_model.", s)}
+    },
     "Lightning, another attribute": lambda s: {"state_dict": prefixed("network.", s), "loops": {}, "callbacks": {}},
     "fastai": lambda s: prefixed("0.model.", s),
     "transformers": lambda s: prefixed("timm_model.", s),
@@ -272,6 +294,19 @@ UNFIT = [
     (
         lambda path: torch.save(fresh(in_chans=1).state_dict(), path),
         r"1 of another shape \(first: features.conv0.weight .*; it reads images of 1 channels, as .* in_chans=1 does",
+    ),
+    (
+        written(lambda s: {"model": s, "ema": {"decay": 0.99, "shadow_params": list(s.values())}}),
+        r"'ema\.shadow_params' holds averaged weights as tensors without names",
+    ),
+    (written(lambda s: {"model": s, "model_ema": list(s.values())}), "'model_ema' holds averaged weights as tensors without"),
+    (
+        written(lambda s: {"model": s, "ema": {"shadow": dict(enumerate(s.values()))}}),
+        r"'ema\.shadow' holds averaged weights as tensors without names",
+    ),
+    (
+        written(lambda s: {"model": s, "ema": {"backbone": s, "head": s}}),
+        r"which of 'ema\.backbone', 'ema\.head' is the network",
     ),
     (written(lambda s: {"net": s, "net_copy": s}), "which of 'net', 'net_copy' is the network"),
     (written(lambda s: {"state_dict": s, "trainer": Unknown()}), r"refused, its pickle holds more than tensors \(\S*Unknown\)"),
