@@ -17,6 +17,7 @@ _MAX_MULTI = 2**31  # rows times classes
 _MISSING = {"na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none", "nil"}  # what programs write for a missing value
 _MOST = 0.9  # a share of labels
 _ZEROS = re.compile(r"\.0*$")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")  # float() reads 1_0 and ٣ as numbers, too
 
 
 @dataclass(frozen=True)
@@ -180,10 +181,7 @@ def sort_classes(names: Iterable[str]) -> list[str]:
 
 def parse_number(text: str) -> float | None:
     """Read a finite number; None where the text is not one."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
+    value = float(text) if _NUMBER.fullmatch(text) else math.inf
     return value if math.isfinite(value) else None
 
 

@@ -16,6 +16,9 @@ from densefeat.labels.targets import decode_labels, describe_missing, encode_lab
         (["2.0", "10.0", "-1.0"], ["-1.0", "2.0", "10.0"]),
         (["1", "01"], ["01", "1"]),
         (["nan", "2", "10"], ["10", "2", "nan"]),
+        (["1_0", "9"], ["1_0", "9"]),
+        (["٣", "10", "9"], ["10", "9", "٣"]),
+        (["1e1", "+9", ".5", "5."], [".5", "5.", "+9", "1e1"]),
     ],
 )
 def test_order_of_classes(names: list[str], expected: list[str]) -> None:
@@ -27,6 +30,8 @@ def test_order_of_classes(names: list[str], expected: list[str]) -> None:
     [
         (["cat", "dog"], "single"),
         (["1", "2"], "single"),
+        (["1_0.5", "2_0.5"], "single"),
+        (["٣.٥", "٢.٥"], "single"),
         (["1.0", "2.0"], "single"),
         (["1.5", "2"], "regression"),
         (["1e-3", "-2"], "regression"),
@@ -74,6 +79,7 @@ def test_words_for_missing_values_are_classes_of_which_it_is_said() -> None:
         (["1.5", "1.50"], [], {}),
         (["1"], ["1.0", "1.00"], {}),  # which of them is not known
         (["10", "10.0"], [], {"10.0": "10"}),
+        (["1_0", "1_0.0"], [], {}),
     ],
 )
 def test_whole_numbers_in_two_forms(names: list[str], known: list[str], changed: dict[str, str]) -> None:
