@@ -18,7 +18,7 @@ from .progress import RateColumn, progress_bar
 from .ranks import Ranks
 from .rendezvous import enter_after_rank_0, open_shared_store
 from .signals import PREEMPTION_SIGNALS, Interrupted, StopRequest, raise_on_sigterm, stop_on_signal
-from .text import describe_error, printable
+from .text import describe_error, printable, shorten_text
 
 __all__ = [
     "PREEMPTION_SIGNALS",
@@ -52,6 +52,7 @@ __all__ = [
     "render_template",
     "save_page",
     "save_picture",
+    "shorten_text",
     "stop_on_signal",
     "sync",
     "sync_folder",

@@ -12,6 +12,11 @@ def printable(text: str, replacement: str | None = None) -> str:
     )
 
 
+def shorten_text(text: str) -> str:
+    """Cut off what is too long for a message."""
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
 def describe_error(error: BaseException) -> str:
     """Describe an exception of another library in one line."""
     if isinstance(error, OSError) and error.strerror:

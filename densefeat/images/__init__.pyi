@@ -1,9 +1,11 @@
 from .addresses import is_remote
+from .csv_files import DELIMITERS, check_line_breaks, read_csv
 from .decode import DecodedImage, ImageLike, check_decoder, decode_image, decode_pixels, open_image
-from .files import BOM, DELIMITERS, PATH, TEXTS, ImageFiles, normalise_paths
+from .files import PATH, TEXTS, ImageFiles, normalise_paths
 from .folders import LocalFolder, is_hidden
 from .guards import MAX_PIXELS
-from .rows import check_column, join_chunks
+from .label_text import clean_labels
+from .rows import join_chunks
 from .sources import TAR_LABEL, check_input, is_image_folder, list_splits, open_for_training, open_source
 from .split_folders import SPLIT_NAMES, find_splits, list_inner_folders
 from .stamps import Stamps
@@ -22,7 +24,6 @@ from .tiles import TiledSource
 from .transforms import Geometry, Preprocessing
 
 __all__ = [
-    "BOM",
     "DELIMITERS",
     "MAX_PIXELS",
     "PATH",
@@ -44,9 +45,10 @@ __all__ = [
     "Source",
     "Stamps",
     "TiledSource",
-    "check_column",
     "check_decoder",
     "check_input",
+    "check_line_breaks",
+    "clean_labels",
     "decode_image",
     "decode_pixels",
     "find_splits",
@@ -62,4 +64,5 @@ __all__ = [
     "open_source",
     "printable_key",
     "printable_keys",
+    "read_csv",
 ]

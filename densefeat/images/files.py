@@ -1,6 +1,5 @@
 """Image files as a source: all those in a folder, or those that a list (text, CSV, TSV, Parquet) names in its order."""
 
-import codecs
 import logging
 import os
 import posixpath
@@ -12,15 +11,17 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
+from densefeat.images.csv_files import BOM, DELIMITERS, check_encoding, check_line_breaks, read_csv
 from densefeat.images.folders import MAX_BYTES, Folder, Found, LocalFolder, leaves_folder
+from densefeat.images.label_text import clean_labels
 from densefeat.images.remarks import LeftOut
 from densefeat.images.rows import (
     check_column,
+    decode_text,
     describe_columns,
     format_labels,
     is_label,
@@ -40,13 +41,11 @@ EXTENSIONS = (
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 _CONTAINERS = (".parquet", ".tar")
 TEXTS = (".txt", ".lst")
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PATH = "path"  # the column with paths, where no other is named
 _MAX_LIST_BYTES = 2**33
 _BLOCK = 65536  # names gathered before they are packed into an array
 _TRIES = 10  # paths of a list that are looked for before the job begins
 _BASE = "--base names the folder of a list's images"
-BOM = b"\xef\xbb\xbf"
 # a path that is not in its shortest form, or may leave the folder
 _ODD = r"^/|^[A-Za-z]:|//|(^|/)\.{1,2}(/|$)|/$|\\"
 
@@ -221,11 +220,8 @@ def _read_list(
 ) -> tuple[pa.LargeBinaryArray, pa.LargeStringArray | None]:
     """Read the paths as they are written, and the labels."""
     suffix = os.path.splitext(name.lower())[1]
-    start = file.read(2)
-    file.seek(0)
-    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise UsageError(f"images {images!r}: text in UTF-16, as some Windows programs write it: save it as UTF-8")
     if suffix in TEXTS:
+        check_encoding(file, f"images {images!r}")
         if image_column or label_column:
             raise UsageError(f"images {images!r}: a text file has no columns, such as {image_column or label_column!r}")
         return pa.concat_arrays([pa.array([], pa.large_binary()), *_read_lines(file)]), None
@@ -252,29 +248,15 @@ def _read_lines(file: BinaryIO) -> Iterator[pa.LargeBinaryArray]:
 def _read_csv(
     file: BinaryIO, delimiter: str, images: str, path: str, label: str | None
 ) -> tuple[pa.LargeBinaryArray, pa.LargeStringArray | None]:
-    """Read both columns as they are written; an empty field means that there is no label."""
-    parse = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with pa_csv.open_csv(file, parse_options=parse) as head:
-        check_column(head.schema, path, images, _advise_on_paths(head.schema, path))
-        check_column(head.schema, label, images)
-    file.seek(0)
+    """Read the paths as they are written, and the labels; an empty field means that there is no label."""
+    subject = f"images {images!r}"
+    advice = "; rename the column of paths, or name it by --image-column of extract" if path == PATH else ""
     types = {path: pa.large_binary()} | ({label: pa.large_string()} if label else {})
-    convert = pa_csv.ConvertOptions(
-        column_types=types,
-        include_columns=list(types),
-        null_values=[""],
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=True,
-    )
-    table = pa_csv.read_csv(file, parse_options=parse, convert_options=convert)
-    return join_chunks(table.column(path)), join_chunks(table.column(label)) if label else None
-
-
-def _advise_on_paths(schema: pa.Schema, path: str) -> str:
-    """Say what to do where the column of paths is missing from a CSV file."""
-    if len(schema) == 1 and any(letter in schema.names[0] for letter in ";\t"):
-        return "; separate columns by commas in .csv, by tabs in .tsv"
-    return "; rename the column of paths, or name it by --image-column of extract" if path == PATH else ""
+    table = read_csv(file, delimiter, subject, types, advice)
+    paths = join_chunks(table.column(path))
+    labels = clean_labels(join_chunks(table.column(label))) if label else None
+    check_line_breaks(paths, paths if labels is None else labels, label or path, subject)
+    return paths, labels
 
 
 def _read_parquet(
@@ -287,12 +269,12 @@ def _read_parquet(
         )
     with pq.ParquetFile(file, read_dictionary=[path]) as table:
         for column, fits in ((path, is_text), (label, is_label)):
-            check_column(schema, column, images)
+            check_column(schema, column, f"images {images!r}")
             if column is not None and not fits(schema.field(column).type):
                 raise UsageError(f"images {images!r}: column {column!r} holds {schema.field(column).type}")
         paths, labels, size = [pa.array([], pa.large_binary())], [pa.array([], pa.large_string())], 0
         for batch in table.iter_batches(_BLOCK, columns=[path] if label is None else [path, label]):
-            paths.append(format_labels(batch.column(path), None).cast(pa.large_binary()))
+            paths.append(decode_text(batch.column(path)).cast(pa.large_binary()))
             if label is not None:
                 labels.append(format_labels(batch.column(label), read_label_names(schema, label)))
             size += paths[-1].nbytes

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
+from densefeat.base import shorten_text
 from densefeat.errors import UsageError
 from densefeat.images.folders import MAX_BYTES
+from densefeat.images.label_text import clean_labels
 from densefeat.images.stream import ImageItem, make_unreadable_item
 
 _log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ def choose_image_columns(
     Raises UsageError where a column is missing or of another type, or where the user has to choose one of several.
     """
     for column in (image_column, label_column):
-        check_column(_find_schema(schemas, partial(_has_column, column=column)), column, images)
+        check_column(_find_schema(schemas, partial(_has_column, column=column)), column, f"images {images!r}")
     if image_column is None:
         image_column = _choose_image_column(_find_schema(schemas, list_image_columns), images)
     schema = _find_schema(schemas, partial(_has_column, column=image_column, fits=is_image))
@@ -74,18 +76,22 @@ def _has_column(schema: pa.Schema, column: str | None, fits: Callable[[pa.DataTy
     return column is not None and schema.get_field_index(column) >= 0 and fits(schema.field(column).type)
 
 
-def check_column(schema: pa.Schema, column: str | None, images: str, advice: str = "") -> None:
-    """Raise UsageError unless exactly one column has this name; ``advice``: what to do where none has."""
+def check_column(schema: pa.Schema, column: str | None, subject: str, advice: str = "") -> None:
+    """Raise UsageError unless exactly one column has this name.
+
+    ``subject``: begins the message, such as "images 'a.csv'"; ``advice``: what to do where no column has the name.
+    """
     if column is None or schema.get_field_index(column) >= 0:
         return
+    columns = shorten_text(", ".join(schema.names))
     like = [name for name in schema.names if name.strip().lower() == column.lower()]
     if column in schema.names:
-        problem = f"more than one column {column!r}: it has {', '.join(schema.names)}"
+        problem = f"more than one column {column!r}: it has {columns}"
     elif like:
         problem = f"no column {column!r}, but {like[0]!r}: write {column!r} there, without blanks beside it"
     else:
-        problem = f"no column {column!r}: it has {', '.join(schema.names)}{advice}"
-    raise UsageError(f"images {images!r}: {problem}")
+        problem = f"no column {column!r}: it has {columns}{advice}"
+    raise UsageError(f"{subject}: {problem}")
 
 
 def _choose_image_column(schema: pa.Schema, images: str) -> str:
@@ -154,16 +160,20 @@ def format_labels(values: pa.Array, names: list[str] | None) -> pa.LargeStringAr
     """Turn labels into text: integers into the names of their classes if there are ``names``; null stays null.
 
     Whole numbers among floats are written as integers, and NaN is null: so pandas stores integers beside a missing one.
+    Text is cleaned, see :func:`densefeat.images.label_text.clean_labels`.
     """
-    if types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+    values = _decode_dictionary(values)
     is_float = types.is_floating(values.type)
-    text = _format_floats(values) if is_float else _decode_text(values)
+    text = _format_floats(values) if is_float else clean_labels(decode_text(values))
     if names is None or not (is_float or types.is_integer(values.type)):
         return text
     numbers = pa.array(map(str, range(len(names))), pa.large_string())
     named = pa.array(names, pa.large_string()).take(pc.index_in(text, numbers))
     return pc.coalesce(named, pc.if_else(pc.equal(text, _UNLABELLED), None, text))
+
+
+def _decode_dictionary(values: pa.Array) -> pa.Array:
+    return values.dictionary_decode() if types.is_dictionary(values.type) else values
 
 
 def _format_floats(values: pa.Array) -> pa.LargeStringArray:
@@ -174,8 +184,9 @@ def _format_floats(values: pa.Array) -> pa.LargeStringArray:
     return pc.coalesce(integers.cast(pa.large_string()), values.cast(pa.large_string()))
 
 
-def _decode_text(values: pa.Array) -> pa.LargeStringArray:
+def decode_text(values: pa.Array) -> pa.LargeStringArray:
     """Turn values into text, with escapes for bytes that are not UTF-8, which Parquet files may contain."""
+    values = _decode_dictionary(values)
     if not is_text(values.type):
         return values.cast(pa.large_string())
     data = values.cast(pa.large_binary())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from densefeat.errors import UsageError
 from densefeat.images.addresses import Address, is_remote, parse_address
-from densefeat.images.files import DELIMITERS, EXTENSIONS, TEXTS, is_image_name, open_folder, open_list
+from densefeat.images.csv_files import DELIMITERS
+from densefeat.images.files import EXTENSIONS, TEXTS, is_image_name, open_folder, open_list
 from densefeat.images.folders import LocalFolder, is_hidden
 from densefeat.images.hub import download_split, open_saved, stream_split
 from densefeat.images.remarks import warn_of_missing_labels
@@ -243,7 +244,7 @@ def _is_list(address: Address, image_column: str | None) -> bool:
     _, schema = read_footer(address.parent().folder(follow_links=True), address.name)
     if schema is None:
         return False
-    check_column(schema, image_column, address.text)
+    check_column(schema, image_column, f"images {address.text!r}")
     return not list_image_columns(schema) if image_column is None else is_text(schema.field(image_column).type)
 
 

@@ -16,6 +16,7 @@ from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.files import EXTENSIONS
 from densefeat.images.folders import Folder, is_hidden, leaves_folder
+from densefeat.images.label_text import clean_label
 from densefeat.images.remarks import LeftOut
 from densefeat.images.stamps import Stamps, stamp_open_file
 from densefeat.images.stream import ImageItem, IndexedSource, printable_key
@@ -77,8 +78,8 @@ class Archive:
     images: list[tuple[str, _Place | None, str | None]] = field(default_factory=list)
     places: dict[str, _Place | None] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
-    not_labels: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str | None] = field(default_factory=dict)
+    not_labels: dict[str, str | None] = field(default_factory=dict)
 
     def find_label(self, image: str) -> tuple[str | None, str | None]:
         """Return the label of an image, and why it has none if one cannot be read.
@@ -183,7 +184,8 @@ class TarIndex:
             self.archive.not_labels[sample] = problem
             return
         file.seek(offset)
-        label = file.read(size).decode("utf-8", "backslashreplace").strip()
+        text = file.read(size).decode("utf-8", "backslashreplace")
+        label = clean_label(text)
         if (other := self.archive.labels.setdefault(sample, label)) != label:
             self.archive.not_labels[sample] = f"it has two labels, {other!r} and {label!r}"
 

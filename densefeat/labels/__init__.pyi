@@ -1,6 +1,6 @@
 from .chance import count_classes, describe_chance
 from .folders import find_label_depth
-from .label_file import LabelFile, find_repeats, strip_blanks
+from .label_file import LabelFile, find_repeats
 from .labelled_rows import (
     LABEL,
     LabelledRows,
@@ -68,5 +68,4 @@ __all__ = [
     "split_label",
     "split_rows",
     "split_sha256",
-    "strip_blanks",
 ]

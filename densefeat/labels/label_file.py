@@ -9,14 +9,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 
-from densefeat.base import describe_error
+from densefeat.base import describe_error, shorten_text
 from densefeat.errors import UsageError
-from densefeat.images import BOM, DELIMITERS, PATH, check_column, join_chunks, normalise_paths, printable_key
+from densefeat.images import (
+    DELIMITERS,
+    PATH,
+    check_line_breaks,
+    clean_labels,
+    join_chunks,
+    normalise_paths,
+    printable_key,
+    read_csv,
+)
 
 _MAX_BYTES = 2**30
-_MAX_HEADER = 2**20
 EXAMPLES = 3  # rows that a message names
 
 
@@ -35,13 +42,12 @@ class LabelFile:
         try:
             if path.stat().st_size > _MAX_BYTES:
                 raise UsageError(f"{subject}: more than {_MAX_BYTES:,} bytes: leave out the columns that are not needed")
-            self._table = _read_texts(path)
-            check_column(self._table.schema, PATH, str(path))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, UsageError):
-                raise UsageError(f"{subject}: {_short(str(error).partition(': ')[2])}") from error
+            delimiter = DELIMITERS.get(path.suffix.lower(), ",")
+            with open(path, "rb") as file:
+                self._table = read_csv(file, delimiter, subject, {PATH: pa.large_string()}, others=True)
+        except (pa.ArrowException, OSError) as error:
             advice = "give a CSV file in UTF-8 with the columns path,label"
-            raise UsageError(f"{subject}: {_short(describe_error(error))}; {advice}") from error
+            raise UsageError(f"{subject}: {shorten_text(describe_error(error))}; {advice}") from error
         paths = join_chunks(self._table.column(PATH)).cast(pa.large_binary())
         self.keys = normalise_paths(paths, []).cast(pa.large_string())
 
@@ -90,17 +96,11 @@ class LabelFile:
         Raises UsageError for a column that does not exist, and for a path with two different values.
         """
         if name not in self.names:
-            raise UsageError(f"labels {str(self.path)!r}: no column {name!r}, only {_short(', '.join(self.names))}")
-        values = strip_blanks(join_chunks(self._table.column(name)))
-        self._check_lines(name, values)
+            raise UsageError(f"labels {str(self.path)!r}: no column {name!r}, only {shorten_text(', '.join(self.names))}")
+        values = clean_labels(join_chunks(self._table.column(name)))
+        check_line_breaks(self.keys, values, name, f"labels {str(self.path)!r}")
         find_repeats(self.keys, values, f"labels {str(self.path)!r}", name, labels)
         return values.take(pc.index_in(keys, self.keys)).to_pylist()
-
-    def _check_lines(self, name: str, values: pa.Array) -> None:
-        broken = pc.or_(pc.fill_null(pc.match_substring(values, "\n"), False), pc.match_substring(self.keys, "\n"))
-        if pc.any(broken).as_py():
-            path = _short(self.keys[pc.index(broken, True).as_py()].as_py())
-            raise UsageError(f"labels {str(self.path)!r}: {name!r} of {path!r} spans several lines: is a quote not closed?")
 
     def count_repeats(self) -> int:
         """Count the lines whose path is also in an earlier line."""
@@ -139,33 +139,3 @@ def _prefer_known(keys: pa.Array, others: pa.Array, known: pa.Array) -> pa.Array
         return chosen
     composed = pc.index_in(pc.utf8_normalize(chosen, "NFC"), pc.utf8_normalize(known, "NFC"))
     return pc.if_else(pc.is_in(chosen, known), chosen, pc.coalesce(known.take(composed), chosen))
-
-
-def _read_texts(path: Path) -> pa.Table:
-    """Read all columns as text, empty fields as null."""
-    with open(path, "rb") as file:
-        header = file.readline(_MAX_HEADER).removeprefix(BOM)
-    if not header.strip():
-        raise ValueError("it has no header")
-    if b"\0" in header:
-        raise ValueError("it is a binary file")
-    parse = pa_csv.ParseOptions(delimiter=DELIMITERS.get(path.suffix.lower(), ","), newlines_in_values=True)
-    with pa_csv.open_csv(path, parse_options=parse) as head:
-        names = head.schema.names
-    convert = pa_csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.large_string()),
-        null_values=[""],
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=True,
-    )
-    return pa_csv.read_csv(path, parse_options=parse, convert_options=convert)
-
-
-def strip_blanks(values: pa.Array) -> pa.Array:
-    """Remove blanks at both ends; null where nothing is left."""
-    values = pc.utf8_trim_whitespace(values.cast(pa.large_string()))
-    return pc.if_else(pc.equal(values, ""), None, values)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else text[:200] + "…"

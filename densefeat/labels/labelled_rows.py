@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from densefeat.errors import UsageError
-from densefeat.images import DELIMITERS, SPLIT_NAMES, TEXTS, is_remote, join_chunks
+from densefeat.images import DELIMITERS, SPLIT_NAMES, TEXTS, clean_labels, is_remote, join_chunks
 from densefeat.labels.folders import check_classes_are_no_splits, find_label_depth, read_parts
-from densefeat.labels.label_file import EXAMPLES, LabelFile, strip_blanks
+from densefeat.labels.label_file import EXAMPLES, LabelFile
 from densefeat.labels.splits import PARTS, TRAIN
 from densefeat.labels.targets import TASKS, Targets, absent_classes, describe_missing, encode_labels, infer_task
 
@@ -163,7 +163,7 @@ def read_text_column(
             plain = [column for column in store.schema.names if column not in store.shapes]
             advice = ": give --labels FILE.csv with the columns path,label, or extract with --labels folder" if labels else ""
             raise UsageError(f"{store.path} has no column {name!r}, it has {', '.join(plain) or 'no rows yet'}{advice}")
-    columns = [strip_blanks(join_chunks(store.column(name)).cast(pa.large_string())) for store in stores]
+    columns = [clean_labels(join_chunks(store.column(name)).cast(pa.large_string())) for store in stores]
     return pa.concat_arrays(columns).to_pylist()
 
 

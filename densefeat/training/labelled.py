@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from densefeat.errors import UsageError
-from densefeat.images import ImageFiles, ImageReader, RandomAccess, list_splits, open_for_training
+from densefeat.images import ImageFiles, ImageReader, RandomAccess, clean_labels, list_splits, open_for_training
 from densefeat.labels import (
     LABEL,
     SEPARATOR,
@@ -22,7 +22,6 @@ from densefeat.labels import (
     find_repeats,
     match_numbers,
     sort_classes,
-    strip_blanks,
 )
 from densefeat.training.classic import DecodedImages, read_classic
 
@@ -118,7 +117,7 @@ def _read_texts(source: RandomAccess, path: str, label_column: str | None) -> tu
     """
     texts = source.label_values()
     if source.class_names() is None:
-        texts = strip_blanks(texts)
+        texts = clean_labels(texts)
     if not (isinstance(source, ImageFiles) and source.failures):
         return texts, np.empty(0, np.int64)
     repeats = find_repeats(source.keys(), texts, repr(path), label_column or LABEL, labels=True)

@@ -360,7 +360,7 @@ def test_names_in_lists_that_are_not_utf8(name: str, tmp_path: Path) -> None:
         ("none.txt", None, {}, "none.txt': no such file"),
         ("none.csv", None, {}, "none.csv': no such file"),
         ("empty.txt", b"\n  \n", {}, "no path in this list"),
-        ("empty.csv", b"", {}, "Empty CSV file"),
+        ("empty.csv", b"", {}, "it has no header: the first line names the columns"),
         ("head.csv", b"path\n", {}, "no path in this list"),
         ("x.csv", b"file,class\na.png,1\n", {}, "no column 'path': it has file, class"),
         ("x.csv", b"path,class\na.png,1\n", dict(label_column="label"), "no column 'label': it has path, class"),

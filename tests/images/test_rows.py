@@ -9,7 +9,7 @@ from densefeat.images.rows import _read_feature, format_labels, read_label_names
 @pytest.mark.parametrize(
     ("values", "names", "labels"),
     [
-        (pa.array(["a", None, ""]), None, ["a", None, ""]),
+        (pa.array([" a", None, ""]), None, ["a", None, None]),
         (pa.array(["a", "b", "a"]).dictionary_encode(), ["x"], ["a", "b", "a"]),
         (pa.array([3, None, -1], pa.int8()), None, ["3", None, "-1"]),
         (pa.array([0, 1, None, -1, 2, -2]), ["cat", "dog"], ["cat", "dog", None, None, "2", "-2"]),
@@ -23,7 +23,7 @@ from densefeat.images.rows import _read_feature, format_labels, read_label_names
         (pa.array([0.1, 3.0, float("inf")], pa.float32()), None, ["0.1", "3", "inf"]),
         (pa.array([1.0, None]).dictionary_encode(), None, ["1", None]),
         (pa.array(["a", None], pa.string_view()), None, ["a", None]),
-        (pa.array([b"caf\xe9", None, b""]).view(pa.string()), None, ["caf\\xe9", None, ""]),
+        (pa.array([b"caf\xe9", None, b""]).view(pa.string()), None, ["caf\\xe9", None, None]),
     ],
 )
 def test_labels_are_text(values: pa.Array, names: list[str] | None, labels: list[str | None]) -> None:

@@ -132,13 +132,13 @@ def test_classes_of_one_image() -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", "it has no header; give a CSV file in UTF-8"),
+        (b"", "it has no header: the first line names the columns"),
         (b"\n\n", "it has no header"),
         (b"a.jpg,cat\nb.jpg,dog\n", "no column 'path': it has a.jpg, cat"),
         (b"path,path\na,b\n", "more than one column 'path'"),
         (b"\x89PNG\0\0path,\n\0", "a binary file"),
-        ("path,label\na.jpg,b\n".encode("utf-16"), "a binary file"),
-        ("path,label\na.jpg,café\n".encode("latin-1"), "invalid UTF8 data; give a CSV file in UTF-8"),
+        ("path,label\na.jpg,b\n".encode("utf-16"), "text in UTF-16, .*: save it as UTF-8"),
+        ("path,label\na.jpg,café\n".encode("latin-1"), "text that is not UTF-8, .*: save it as UTF-8"),
         (b"path,label\na.jpg,1,2\n", "Expected 2 columns, got 3: a.jpg,1,2"),
         (b"path,label\na.jpg\n", "Expected 2 columns, got 1"),
         (b"x" * 500 + b",y\n1,2\n", "no column 'path': it has x{100,}…$"),

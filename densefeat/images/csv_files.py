@@ -1,0 +1,105 @@
+"""CSV and TSV files with a header, as lists of images and files of labels have them; this file alone reads them."""
+
+import codecs
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from densefeat.base import shorten_text
+from densefeat.errors import UsageError
+from densefeat.images.rows import check_column
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+BOM = b"\xef\xbb\xbf"
+_MAX_HEADER = 2**20
+_END = 4096  # bytes in which the last line's end is looked for
+
+
+def read_csv(
+    file: BinaryIO, delimiter: str, subject: str, required: Mapping[str, pa.DataType], advice: str = "", others: bool = False
+) -> pa.Table:
+    """Read columns as they are written; an empty field is null.
+
+    ``required``: the columns that must be there, with their types, the one of paths first; ``advice``: what to do where that
+    one is missing; ``others``: read the other columns, too, as text. ``subject``: begins each message,
+    such as "labels 'a.csv'".
+    Raises UsageError for a file that is not such a table, pyarrow's errors for broken lines.
+    """
+    check_encoding(file, subject)
+    header = next((line for line in iter(partial(file.readline, _MAX_HEADER), b"") if line.removeprefix(BOM).strip()), b"")
+    file.seek(0)
+    if not header:
+        raise UsageError(f"{subject}: it has no header: the first line names the columns, such as path,label")
+    if b"\0" in header:
+        raise UsageError(f"{subject}: a binary file, or text in UTF-16: save it as text in UTF-8")
+    parse = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    try:
+        with pa_csv.open_csv(file, parse_options=parse) as head:
+            schema = head.schema
+        for column, hint in zip(required, [advice] + [""] * len(required), strict=False):
+            check_column(schema, column, subject, _advise_on_separators(schema) or hint)
+        last = schema.names[-1]
+        types = dict.fromkeys(schema.names if others else [*required, last], pa.large_string() if others else pa.large_binary())
+        types |= required
+        convert = pa_csv.ConvertOptions(
+            column_types=types,
+            include_columns=list(types),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=True,
+        )
+        file.seek(0)
+        table = pa_csv.read_csv(file, parse_options=parse, convert_options=convert)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
+            problem = "text that is not UTF-8, as some programs write it (Latin-1, Windows-1252): save it as UTF-8"
+            raise UsageError(f"{subject}: {problem}") from error
+        raise
+    _check_end(file, table.column(next(iter(required))), table.column(last), last, subject)
+    return table
+
+
+def check_encoding(file: BinaryIO, subject: str) -> None:
+    """Raise UsageError for text in UTF-16, by its first bytes; the file is left at its start."""
+    start = file.read(2)
+    file.seek(0)
+    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise UsageError(f"{subject}: text in UTF-16, as some Windows programs write it: save it as UTF-8")
+
+
+def check_line_breaks(paths: pa.Array, values: pa.Array, name: str, subject: str) -> None:
+    """Raise UsageError for a path or a value of the column ``name`` with a line break in it.
+
+    A quote that is not closed takes the lines behind it into its field, so their images would be lost.
+    """
+    broken = [pc.fill_null(pc.match_substring_regex(column, r"[\r\n]"), False) for column in (paths, values)]
+    at = pc.index(pc.or_(*broken), True).as_py()
+    if at >= 0:
+        raise _describe_open_quote(paths[at], name, subject)
+
+
+def _check_end(file: BinaryIO, paths: pa.ChunkedArray, values: pa.ChunkedArray, name: str, subject: str) -> None:
+    """Raise UsageError where the file ends within quotes: its last field, of any column, then holds lines that were rows."""
+    value = values[-1].cast(pa.large_binary()).as_py() if len(values) else None
+    if value is None or not (b"\n" in value or b"\r" in value):
+        return
+    file.seek(max(file.seek(0, os.SEEK_END) - _END, 0))
+    if not file.read().rstrip(b" \t\r\n").endswith(b'"'):
+        raise _describe_open_quote(paths[-1], name, subject)
+
+
+def _describe_open_quote(path: pa.Scalar, name: str, subject: str) -> UsageError:
+    text = (path.cast(pa.large_binary()).as_py() or b"").decode("utf-8", "backslashreplace")
+    return UsageError(f"{subject}: {name!r} of {shorten_text(text)!r} spans several lines: is a quote not closed?")
+
+
+def _advise_on_separators(schema: pa.Schema) -> str:
+    """Say what to do where all columns were read as one."""
+    if len(schema) == 1 and any(letter in schema.names[0] for letter in ";\t,"):
+        return "; separate columns by commas in .csv, by tabs in .tsv"
+    return ""
