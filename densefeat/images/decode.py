@@ -265,7 +265,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _convert_deep_grey(image)
     if image.mode == "F":
         raise DecodeError("floating-point pixels have no agreed white: convert to 8 or 16 bits")
-    if image.format in ("BMP", "DIB") and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+    if image.format in ("BMP", "DIB") and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         return image.convert("RGB")  # programs that reserve the fourth byte and leave it at zero
     if image.has_transparency_data:
         return Image.fromarray(lay_over_white(image.convert("RGBA")))
