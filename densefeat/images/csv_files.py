@@ -1,9 +1,9 @@
 """CSV and TSV files with a header, as lists of images and files of labels have them; this file alone reads them."""
 
 import codecs
-import os
+import csv
 from collections.abc import Mapping
-from functools import partial
+from io import TextIOWrapper
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from densefeat.images.rows import check_column
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 BOM = b"\xef\xbb\xbf"
 _MAX_HEADER = 2**20
-_END = 4096  # bytes in which the last line's end is looked for
+_NOT_CLOSED = "spans several lines: is a quote not closed?"
 
 
 def read_csv(
@@ -31,7 +31,7 @@ def read_csv(
     Raises UsageError for a file that is not such a table, pyarrow's errors for broken lines.
     """
     check_encoding(file, subject)
-    header = next((line for line in iter(partial(file.readline, _MAX_HEADER), b"") if line.removeprefix(BOM).strip()), b"")
+    header = file.read(_MAX_HEADER).removeprefix(BOM).lstrip().partition(b"\n")[0]
     file.seek(0)
     if not header:
         raise UsageError(f"{subject}: it has no header: the first line names the columns, such as path,label")
@@ -41,11 +41,9 @@ def read_csv(
     try:
         with pa_csv.open_csv(file, parse_options=parse) as head:
             schema = head.schema
-        for column, hint in zip(required, [advice] + [""] * len(required), strict=False):
-            check_column(schema, column, subject, _advise_on_separators(schema) or hint)
-        last = schema.names[-1]
-        types = dict.fromkeys(schema.names if others else [*required, last], pa.large_string() if others else pa.large_binary())
-        types |= required
+        for number, column in enumerate(required):
+            check_column(schema, column, subject, _advise_on_separators(schema) or ("" if number else advice))
+        types = (dict.fromkeys(schema.names, pa.large_string()) if others else {}) | dict(required)
         convert = pa_csv.ConvertOptions(
             column_types=types,
             include_columns=list(types),
@@ -60,7 +58,7 @@ def read_csv(
             problem = "text that is not UTF-8, as some programs write it (Latin-1, Windows-1252): save it as UTF-8"
             raise UsageError(f"{subject}: {problem}") from error
         raise
-    _check_end(file, table.column(next(iter(required))), table.column(last), last, subject)
+    _check_quotes(file, len(table), delimiter, subject)
     return table
 
 
@@ -75,27 +73,34 @@ def check_encoding(file: BinaryIO, subject: str) -> None:
 def check_line_breaks(paths: pa.Array, values: pa.Array, name: str, subject: str) -> None:
     """Raise UsageError for a path or a value of the column ``name`` with a line break in it.
 
-    A quote that is not closed takes the lines behind it into its field, so their images would be lost.
+    Two quotes that are not closed make a pair, and the lines between them a part of a field.
     """
     broken = [pc.fill_null(pc.match_substring_regex(column, r"[\r\n]"), False) for column in (paths, values)]
     at = pc.index(pc.or_(*broken), True).as_py()
     if at >= 0:
-        raise _describe_open_quote(paths[at], name, subject)
+        path = (paths[at].cast(pa.large_binary()).as_py() or b"").decode("utf-8", "backslashreplace")
+        raise UsageError(f"{subject}: {name!r} of {shorten_text(path)!r} {_NOT_CLOSED}")
 
 
-def _check_end(file: BinaryIO, paths: pa.ChunkedArray, values: pa.ChunkedArray, name: str, subject: str) -> None:
-    """Raise UsageError where the file ends within quotes: its last field, of any column, then holds lines that were rows."""
-    value = values[-1].cast(pa.large_binary()).as_py() if len(values) else None
-    if value is None or not (b"\n" in value or b"\r" in value):
+def _check_quotes(file: BinaryIO, rows: int, delimiter: str, subject: str) -> None:
+    """Raise UsageError where a quote in any column is not closed: pyarrow takes the lines behind it into the field.
+
+    Only files in which a field spans lines are read for this, since Python's reader is slow.
+    """
+    file.seek(0)
+    if sum(1 for line in file if line.strip(b"\r\n")) == rows + 1:
         return
-    file.seek(max(file.seek(0, os.SEEK_END) - _END, 0))
-    if not file.read().rstrip(b" \t\r\n").endswith(b'"'):
-        raise _describe_open_quote(paths[-1], name, subject)
-
-
-def _describe_open_quote(path: pa.Scalar, name: str, subject: str) -> UsageError:
-    text = (path.cast(pa.large_binary()).as_py() or b"").decode("utf-8", "backslashreplace")
-    return UsageError(f"{subject}: {name!r} of {shorten_text(text)!r} spans several lines: is a quote not closed?")
+    file.seek(0)
+    text = TextIOWrapper(file, "latin-1", newline="")
+    lines = csv.reader(text, delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for _ in lines:
+            start = lines.line_num + 1
+    except csv.Error as error:
+        raise UsageError(f"{subject}: a field of line {start} {_NOT_CLOSED}") from error
+    finally:
+        text.detach()  # else it would close the file
 
 
 def _advise_on_separators(schema: pa.Schema) -> str:

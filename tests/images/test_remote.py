@@ -70,7 +70,8 @@ def fill(fs: fsspec.AbstractFileSystem, root: str) -> None:
         "photos/b/@eaDir/3.png",
     ):
         fs.pipe_file(f"{root}/{name}", b"" if "empty" in name else name.encode())
-    fs.pipe_file(f"{root}/list.csv", b"path,label\nb/2.JPG,x\n../list.csv,y\nmissing.png,z\na.png,\n")
+    rows = b'path,label,text\nb/2.JPG,x,"two\nlines"\n../list.csv,y,\nmissing.png,z,\na.png,,\n'
+    fs.pipe_file(f"{root}/list.csv", rows)
     fs.pipe_file(f"{root}/photos/list.txt", b"b/2.JPG\na.png\n")
     table, buffer = pa.table({"image": [b"one", b"two", b"three"], "label": [1, 2, 3]}), io.BytesIO()
     pq.write_table(table, buffer, row_group_size=2)

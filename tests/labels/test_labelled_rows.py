@@ -157,7 +157,7 @@ def test_broken_files(tmp_path: Path, content: bytes, match: str) -> None:
         ("path,name\na.jpg,x\n", "no column 'label', only path, name"),
         ("path,label\na.jpg,1\nb.jpg,2\na.jpg,3\n", "'a.jpg' has two values of 'label', '1' and '3'"),
         ("path,label\na.jpg,\na.jpg,3\n", "'a.jpg' has two values of 'label', None and '3'"),
-        ('path,label\na.jpg,"cat\nb.jpg,dog\n', "'label' of 'a.jpg' spans several lines: is a quote not closed"),
+        ('path,label\na.jpg,"cat\nb.jpg,dog\n', "a field of line 2 spans several lines: is a quote not closed"),
         ("path,label\nno.jpg,1\n", r"no path in it is a row of .*; the file has 'no.jpg', the rows have 'a.jpg'"),
         ("path,label\n", "the file has 'nothing', the rows have 'a.jpg'"),
         ("path,label\na.jpg,1.5\nb.jpg,x\n", None),

@@ -12,7 +12,10 @@ import pytest
 from torchvision.datasets import ImageFolder
 
 from densefeat.errors import DecodeError, UsageError
+from densefeat.images.sources import open_source
 from densefeat.images.tables import RowGroupReader
+from densefeat.labels.labelled_rows import load_labels
+from densefeat.labels.listing import ListedImages
 from densefeat.training.labelled import EncodedImages, open_labelled
 
 MakeFolder = MakeParquet = MakeTar = Callable[..., Path]
@@ -313,3 +316,21 @@ def test_a_group_over_the_limit_is_kept_alone(
     for position in (0, 5, 6, 11, 1):
         assert reader.read(position) == pngs[position]
         assert list(reader.groups) == [position // 4]
+
+
+@pytest.mark.parametrize("kind", ["list.csv", "list.parquet"])
+def test_extraction_probes_and_training_agree_on_labels(kind: str, tmp_path: Path) -> None:
+    names, texts = [f"{number}.png" for number in range(5)], ["cat", " dog ", "\ufeffcat", "dog\0", " "]
+    if kind == "list.csv":
+        lines = [f"{name},{text}\n" for name, text in zip(names, texts, strict=True)]
+        (tmp_path / kind).write_bytes("".join(["path,label\n", *lines]).encode())
+    else:
+        pq.write_table(pa.table({"path": names, "label": texts}), tmp_path / kind)
+    wanted = ["cat", "dog", "cat", "dog", None]
+    source = open_source(tmp_path / kind, label_column="label")
+    listed = ListedImages.from_source(source, str(tmp_path / kind), {})
+    assert listed is not None
+    assert listed.column("label").to_pylist() == wanted
+    rows = load_labels([listed])
+    assert [rows.targets.classes[code] for code in rows.targets.values] == wanted[:4]
+    assert list_labels(open_encoded(tmp_path / kind)) == wanted
