@@ -6,12 +6,12 @@ from .files import (
     check_path_name,
     check_target,
     current_umask,
-    find_full_disk,
     hold_lock,
     output_errors,
     sync,
     sync_folder,
 )
+from .full_disk import find_full_disk
 from .pages import Chart, ImageCard, Section, Table, render_page, render_template, save_page
 from .pictures import check_picture, render_picture, save_picture
 from .progress import RateColumn, progress_bar

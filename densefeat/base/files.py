@@ -1,6 +1,5 @@
 """Files and folders that appear whole or not at all, and locks that let one process write at a time."""
 
-import errno
 import os
 import re
 import shutil
@@ -11,13 +10,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from densefeat.base.full_disk import find_full_disk
 from densefeat.errors import OutputError, UsageError
 
 # s3://bucket, also as a Path, which has one slash of the two; a single letter is a drive
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")
-
 _MAX_NAME_BYTES = 255  # of one part of a path, on nearly all file systems
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors that only writing has
 
 
 @contextmanager
@@ -80,17 +78,6 @@ def _full_disk_errors(path: Path) -> Iterator[None]:
         if reason := find_full_disk(error):
             raise OutputError(f"output {str(path)!r} cannot be written: {reason}") from error
         raise
-
-
-def find_full_disk(error: BaseException) -> str | None:
-    """Return the system's words, "No space left on device" and the like, if that is what an error is about; else None.
-
-    Libraries in Rust, such as safetensors, put the system's number into the message of an error of their own.
-    """
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
-        number = int(match[1])
-    return os.strerror(number) if number in _FULL else None
 
 
 def check_path_name(path: str | Path, what: str = "path") -> None:

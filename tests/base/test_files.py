@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from densefeat.base.files import atomic_file, atomic_folder, find_full_disk, hold_lock
+from densefeat.base.files import atomic_file, atomic_folder, hold_lock
+from densefeat.base.full_disk import find_full_disk
 from densefeat.errors import OutputError
 
 HOLD = """
