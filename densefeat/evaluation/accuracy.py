@@ -18,6 +18,7 @@ from densefeat.evaluation.class_order import (
     find_recorded_classes,
     find_recorded_order,
     read_classes,
+    read_records,
     reorder_classes,
     sort_names,
 )
@@ -174,9 +175,8 @@ def evaluate(
     if repeats:
         notes.append(f"{repeats:,} lines of {data!r} repeat others")
     missing = len(labelled.labels) - len(positions) - repeats
-    return Evaluation(
-        model, scores, labelled.classes, crops, preprocessing.size, missing, unread, opened.class_order, notes
-    )  # fmt: skip
+    facts = (labelled.classes, crops, preprocessing.size, missing, unread, opened.class_order, notes)
+    return Evaluation(model, scores, *facts)
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ def open_for_network(
     names, source = loaded.classes, "weights"
     if classes is not None:
         names, source = read_classes(Path(classes)), "file"
-    elif names is None:
-        names = find_recorded_classes(loaded)
+    records = {} if names else read_records(loaded)
+    names = names or find_recorded_classes(records, loaded.num_classes)
     if names is not None and class_order is not None:
         raise UsageError(f"class_order {class_order!r}: the classes are named by {source}, in their order: leave it out")
     labelled = open_labelled(data, train=False, label_column=label_column, classes=names, task=loaded.task, base=base)
@@ -222,7 +222,7 @@ def open_for_network(
         return OpenedImages(labelled, source, tuple(notes))
     if class_order is None and (isinstance(labelled, DecodedImages) or labelled.source.class_names() is not None):
         return OpenedImages(labelled, "data", tuple(notes))
-    order = class_order or find_recorded_order(loaded)
+    order = class_order or find_recorded_order(records)
     if order is not None:
         return OpenedImages(reorder_classes(labelled, sort_names(labelled.classes, order)), order, tuple(notes))
     assumed = describe_assumed_order(labelled.classes)

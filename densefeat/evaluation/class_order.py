@@ -47,35 +47,34 @@ def read_classes(file: Path) -> list[str]:
     return names
 
 
-def find_recorded_classes(loaded: LoadedNetwork) -> list[str] | None:
-    """Find the classes in the checkpoint file that the network was loaded from; None where it has none for these outputs."""
-    records = _read_records(loaded)
+def read_records(loaded: LoadedNetwork) -> Mapping[str, Any]:
+    """Read what the user's checkpoint file, from which the network was loaded, holds beside tensors; nothing without one."""
+    if loaded.file is None or loaded.published:
+        return {}
+    return read_checkpoint_records(loaded.file)
+
+
+def find_recorded_classes(records: Mapping[str, Any], outputs: int) -> list[str] | None:
+    """Find the classes in a checkpoint's records; None where it has none for so many outputs."""
     holders = [records, *(_as_mapping(records.get(name)) for name in _HOLDERS)]
     holders += [_as_mapping(_as_mapping(records.get("meta")).get("dataset_meta"))]
     for holder in holders:
         entries = {str(key).lower(): value for key, value in holder.items()}
         for key in (*_MAPS, *_LISTS):
             names = _parse_names(entries.get(key))
-            if names is not None and len(names) == loaded.num_classes:
+            if names is not None and len(names) == outputs:
                 return names
     return None
 
 
-def find_recorded_order(loaded: LoadedNetwork) -> str | None:
-    """Tell by the checkpoint file in which order its program takes folders as classes; None where that is not known."""
-    records = _read_records(loaded)
+def find_recorded_order(records: Mapping[str, Any]) -> str | None:
+    """Tell by a checkpoint's records in which order its program takes folders as classes; None where that is not known."""
     arguments = _as_mapping(records.get("args"))
     if "arch" in records and "data_dir" in arguments and not arguments.get("class_map"):
         return "natural"  # timm's train.py
     if "lr_scheduler" in records and "data_path" in arguments:
         return "text"  # the training script of torchvision's references
     return None
-
-
-def _read_records(loaded: LoadedNetwork) -> Mapping[str, Any]:
-    if loaded.file is None or loaded.published:
-        return {}
-    return read_checkpoint_records(loaded.file)
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:

@@ -22,9 +22,7 @@ class LeftOut:
     def __init__(self) -> None:
         self.others: Counter[str] = Counter()  # files that are not named as images, by extension
         self.hidden: set[str] = set()  # hidden images, and hidden folders with a slash at the end
-        self.closed: set[str] = (
-            set()
-        )  # folders that are not entered; each is an item with the reason, but training shows no items
+        self.closed: set[str] = set()  # folders that are not entered, which training, unlike extract, would not show
 
     @classmethod
     def sum(cls, parts: Iterable["LeftOut"]) -> "LeftOut":

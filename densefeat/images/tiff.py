@@ -222,7 +222,7 @@ def open_tiff(open: Callable[[], BinaryIO], name: Hashable, max_pixels: int = MA
     Raises DecodeError for a file that cannot be opened (stage ``read``), whose header is damaged, or whose pixels have no
     agreed meaning.
     """
-    import tifffile  # a quarter of a second, which commands that decode nothing must not wait
+    import tifffile  # commands that decode nothing must not wait for it
 
     logger = logging.getLogger("tifffile")
     if not logger.handlers:

@@ -12,7 +12,7 @@ from .labelled_rows import (
     lone_classes,
     read_text_column,
 )
-from .listing import ListedImages, decode_keys
+from .listing import ListedImages
 from .splits import PARTS, TEST, TRAIN, VAL, hold_out, hold_out_validation, split_rows, split_sha256
 from .targets import (
     SEPARATOR,
@@ -46,7 +46,6 @@ __all__ = [
     "absent_classes",
     "count_and_name",
     "count_classes",
-    "decode_keys",
     "decode_labels",
     "describe_chance",
     "describe_missing",

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from densefeat.images import PATH, RandomAccess, Source
+from densefeat.images import PATH, RandomAccess, Source, printable_keys
 from densefeat.labels.label_file import find_repeats
 from densefeat.labels.labelled_rows import LABEL
 
@@ -28,7 +28,7 @@ class ListedImages:
         """
         if not isinstance(source, RandomAccess):
             return None
-        columns = {PATH: decode_keys(source.keys())}
+        columns = {PATH: printable_keys(source.keys())}
         if source.labelled:
             columns[LABEL] = source.label_values()
             find_repeats(columns[PATH], columns[LABEL], repr(images), options.get("label_column") or LABEL, labels=True)
@@ -43,11 +43,3 @@ class ListedImages:
 
     def __len__(self) -> int:
         return len(self.columns)
-
-
-def decode_keys(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:
-    """Turn keys into text, as a store has them: bytes that are not UTF-8 become escapes."""
-    try:
-        return keys.cast(pa.large_string())
-    except pa.ArrowInvalid:
-        return pa.array([key.decode("utf-8", "backslashreplace") for key in keys.to_pylist()], pa.large_string())

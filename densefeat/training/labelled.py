@@ -11,12 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from densefeat.errors import UsageError
-from densefeat.images import ImageFiles, ImageReader, RandomAccess, clean_labels, list_splits, open_for_training
+from densefeat.images import (
+    ImageFiles,
+    ImageReader,
+    RandomAccess,
+    clean_labels,
+    list_splits,
+    open_for_training,
+    printable_keys,
+)
 from densefeat.labels import (
     LABEL,
     SEPARATOR,
     Task,
-    decode_keys,
     encode_multi_labels,
     find_label_depth,
     find_repeats,
@@ -131,7 +138,7 @@ def _has_several_labels(source: RandomAccess, texts: pa.LargeStringArray) -> boo
     if not isinstance(source, ImageFiles):
         return True
     known = texts.is_valid()
-    return find_label_depth(decode_keys(source.keys()).filter(known).to_pylist(), texts.filter(known).to_pylist()) is None
+    return find_label_depth(printable_keys(source.keys()).filter(known).to_pylist(), texts.filter(known).to_pylist()) is None
 
 
 def _match_numbers(texts: pa.LargeStringArray, classes: Sequence[str]) -> pa.LargeStringArray:
