@@ -209,6 +209,8 @@ def open_for_network(
     names, source = loaded.classes, "weights"
     if classes is not None:
         names, source = read_classes(Path(classes)), "file"
+        if loaded.classes and names != loaded.classes and set(names) == set(loaded.classes):
+            raise UsageError(f"classes {str(classes)!r}: the network has them in another order, which it names: leave it out")
     records = {} if names else read_records(loaded)
     names = names or find_recorded_classes(records, loaded.num_classes)
     if names is not None and class_order is not None:

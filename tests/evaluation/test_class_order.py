@@ -17,8 +17,9 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 
 from densefeat import UsageError
-from densefeat.evaluation.accuracy import evaluate
+from densefeat.evaluation.accuracy import evaluate, open_for_network
 from densefeat.evaluation.class_order import describe_other_order, read_classes, sort_names
+from densefeat.loading import load_network
 from support.tiny_net import TINY
 
 NAMES = ["a", "B", "c", "f9", "f10", "f100", "G", "h", "Z", "z1"]
@@ -170,6 +171,17 @@ def test_files_that_hold_no_classes(tmp_path: Path, name: str, content: str | by
         (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UsageError, match=f"classes '.*{name}': .*{re.escape(message)}"):
         read_classes(tmp_path / name)
+
+
+def test_a_file_that_contradicts_the_networks_own_classes_is_refused(tmp_path: Path, data: Path) -> None:
+    model = timm.create_model(TINY)
+    model.pretrained_cfg["label_names"] = TEXT
+    loaded = load_network(model)
+    (tmp_path / "classes.txt").write_text("\n".join(reversed(TEXT)))
+    with pytest.raises(UsageError, match="classes '.*': the network has them in another order, which it names"):
+        open_for_network(loaded, str(data), classes=tmp_path / "classes.txt")
+    (tmp_path / "classes.txt").write_text("\n".join(TEXT))
+    assert open_for_network(loaded, str(data), classes=tmp_path / "classes.txt").labelled.classes == TEXT
 
 
 def test_an_order_beside_names_is_refused(tmp_path: Path, measure: Callable[..., dict[str, Any]]) -> None:

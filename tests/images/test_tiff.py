@@ -3,9 +3,7 @@
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,37 +16,13 @@ from PIL import Image
 from densefeat.errors import DecodeError
 from densefeat.images.byte_cache import ByteCache
 from densefeat.images.decode import decode_image
-from densefeat.images.tiff import TiffImage, open_tiff
-
-BOXES = [(0, 0, 70, 50), (0, 0, 32, 32), (31, 17, 35, 32), (69, 49, 1, 1), (38, 18, 32, 32), (0, 33, 70, 3)]  # x, y, w, h
-TILED = {"tile": (32, 16)}
+from densefeat.images.tiff import open_tiff
+from support.tiffs import TILED, assert_equal_everywhere, change, crop_photo, opened, region, written
 
 
 @pytest.fixture(scope="module")
 def photo(photographs: list[Image.Image]) -> np.ndarray:
-    """(50, 70, 3): no multiple of any tile."""
-    return np.asarray(photographs[2].crop((100, 100, 170, 150)))
-
-
-def written(path: Path, pixels: np.ndarray, **options: Any) -> TiffImage:
-    tifffile.imwrite(path, pixels, **options)
-    return opened(path)
-
-
-def opened(path: Path, max_pixels: int = 10**6) -> TiffImage:
-    return open_tiff(partial(open, path, "rb"), path.name, max_pixels)
-
-
-def region(slide: TiffImage, *box: int) -> np.ndarray:
-    pixels = slide.region(*box, ByteCache(10**6))
-    assert pixels.dtype == np.uint8
-    return pixels
-
-
-def assert_equal_everywhere(slide: TiffImage, pixels: np.ndarray) -> None:
-    assert (slide.height, slide.width) == pixels.shape[:2]
-    for x, y, width, height in BOXES:
-        assert np.array_equal(region(slide, x, y, width, height), pixels[y : y + height, x : x + width])
+    return crop_photo(photographs)
 
 
 @pytest.mark.parametrize(
@@ -80,110 +54,6 @@ def test_layouts(options: dict[str, Any], photo: np.ndarray, tmp_path: Path) -> 
     assert_equal_everywhere(slide, photo)
 
 
-RAMP = np.broadcast_to(np.linspace(0, 255, 70).astype(np.uint8), (50, 70))[..., None]
-INVERTED = {"photometric": "miniswhite"}
-ALPHA, PREMULTIPLIED, OTHER = ({"extrasamples": [name]} for name in ("unassalpha", "assocalpha", "unspecified"))
-RGB, GREY = {"photometric": "rgb"}, {"photometric": "minisblack"}
-
-
-def over_white(colour: np.ndarray, premultiplied: bool = False) -> np.ndarray:
-    """Lay colours (h, w, n) over white with ``RAMP``, in floating point."""
-    share = RAMP / 255
-    return colour + 255 * (1 - share) if premultiplied else colour * share + 255 * (1 - share)
-
-
-def deepen(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """8-bit values as the highest bits of deeper ones; the others are random."""
-    low = np.random.default_rng(0).integers(0, 2 ** (bits - 8), pixels.shape, dtype=np.uint16)
-    return (pixels.astype(np.uint16) << (bits - 8)) + low
-
-
-def make_kinds(photo: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]]:
-    """Samples (h, w) or (h, w, n) by kind, how to write them, and the RGB or grey that a person should see."""
-    grey = photo[..., 1]
-    kinds: dict[str, tuple[np.ndarray, dict[str, Any], np.ndarray]] = {
-        "1 bit": (grey > 99, GREY, (grey > 99) * 255),
-        "1 bit, white is zero": (grey > 99, INVERTED, (grey <= 99) * 255),
-        "8 bits": (grey, GREY, grey),
-        "8 bits, white is zero": (grey, INVERTED, 255 - grey),
-        "16 bits, white is zero": (deepen(grey, 16), INVERTED, 255 - grey),
-        "12 bits in 16, as its tag says": (deepen(grey, 12), GREY | {"extratags": [(281, "H", 1, 4095, True)]}, grey),
-        "brightest value in the tag": (grey, GREY | {"extratags": [(281, "H", 1, int(grey.max()), True)]}, grey),
-        "colours of 8 bits": (photo, RGB, photo),
-        "infrared beside": (np.concatenate([photo, RAMP], 2), RGB | OTHER, photo),
-        "infrared beside 16 bits": (deepen(np.concatenate([photo, RAMP], 2), 16), RGB | OTHER, photo),
-        "infrared, then transparency": (
-            np.concatenate([photo, photo[..., :1], RAMP], 2), RGB | {"extrasamples": ["unspecified", "unassalpha"]}, over_white(photo)),
-        "transparent": (np.concatenate([photo, RAMP], 2), RGB | ALPHA, over_white(photo)),
-        "transparent, 16 bits": (deepen(np.concatenate([photo, RAMP], 2), 16), RGB | ALPHA, over_white(photo)),
-        "transparent grey": (np.concatenate([grey[..., None], RAMP], 2), GREY | ALPHA, over_white(grey[..., None])),
-        "transparent grey, 16 bits": (deepen(np.concatenate([grey[..., None], RAMP], 2), 16), GREY | ALPHA, over_white(grey[..., None])),
-        "cmyk": (np.concatenate([255 - photo, 0 * RAMP], 2), {"photometric": "separated"}, photo),
-        "cmyk, 16 bits": (deepen(np.concatenate([255 - photo, 0 * RAMP], 2), 16), {"photometric": "separated"}, photo),
-    }  # fmt: skip
-    for bits in (2, 4, 6):
-        values = grey >> (8 - bits)
-        kinds[f"{bits} bits"] = values, GREY | {"bitspersample": bits}, values * (255 / (2**bits - 1))
-    for bits in (10, 12, 14, 16):
-        packed = {} if bits == 16 else {"bitspersample": bits}
-        kinds[f"{bits} bits"] = deepen(grey, bits), GREY | packed, grey
-        kinds[f"colours of {bits} bits"] = deepen(photo, bits), RGB | packed, photo
-    for name, colours in (("", photo), (" grey", grey[..., None])):
-        product = (colours * (RAMP / 255)).astype(np.uint8)
-        how = (GREY if name else RGB) | PREMULTIPLIED
-        kinds[f"premultiplied{name}"] = np.concatenate([product, RAMP], 2), how, over_white(product, True)
-        kinds[f"premultiplied{name}, 16 bits"] = deepen(np.concatenate([product, RAMP], 2), 16), how, over_white(product, True)
-    ink = (grey[..., None] * (RAMP / 255)).astype(np.uint8)  # zero is white: what is multiplied is ink
-    kinds["premultiplied, white is zero"] = np.concatenate([ink, RAMP], 2), INVERTED | PREMULTIPLIED, 255.0 - ink
-    none, cyan = 0 * RAMP, (grey[..., None] * (RAMP / 255)).astype(np.uint8)
-    inks = np.concatenate([cyan, none, none, none, RAMP], 2)
-    seen = np.concatenate([255.0 - cyan, none + 255.0, none + 255.0], 2)
-    kinds["premultiplied cmyk"] = inks, {"photometric": "separated"} | PREMULTIPLIED, seen
-    palette = np.random.default_rng(1).integers(0, 256, (3, 256), dtype=np.uint16)
-    for name, colormap in (("palette", palette * 257), ("palette of 8 bits", palette)):
-        kinds[name] = grey, {"photometric": "palette", "colormap": colormap}, palette.T[grey]
-    return kinds
-
-
-KINDS = list(make_kinds(np.zeros((50, 70, 3), np.uint8)))
-LAYOUTS = [TILED, {"rowsperstrip": 9}, {}]
-COMPRESSIONS = [None, "zlib", "lzw", "zstd", "packbits", "lzma"]
-
-
-def list_ways(samples: np.ndarray, options: dict[str, Any], full: bool) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """List how tifffile can write samples: by tile and strip, pixel by pixel and plane by plane, in both byte orders, compressed."""
-    packed = "bitspersample" in options
-    whole_bytes = samples.dtype != bool and not packed
-    for layout, compression, byteorder, predictor in product(
-        LAYOUTS, COMPRESSIONS if full else [None, "lzw"], "<>" if full else "<", [False, True]
-    ):
-        if packed and (compression or byteorder == ">"):
-            continue  # tifffile does not write these, or writes other values
-        if predictor and not (whole_bytes and compression in ("zlib", "lzw", "zstd")):
-            continue
-        how = {**options, **layout, "compression": compression, "byteorder": byteorder, "predictor": predictor}
-        yield samples, how
-        if samples.ndim == 3:
-            yield np.moveaxis(samples, 2, 0), how | {"planarconfig": "separate"}
-
-
-@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["some ways", "all ways"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_whole_and_by_region_give_what_was_written(kind: str, full: bool, photo: np.ndarray, tmp_path: Path) -> None:
-    samples, options, expected = make_kinds(photo)[kind]
-    expected = expected[..., None] if expected.ndim == 2 else expected
-    count = 0
-    for array, how in list_ways(samples, options, full):
-        path = tmp_path / f"{count}.tif"
-        tifffile.imwrite(path, array, **how)
-        whole = np.asarray(decode_image(path.read_bytes()))
-        difference = whole - np.broadcast_to(expected, photo.shape).astype(float)
-        assert np.abs(difference).max() <= (1 if "transparent" in kind or "premultiplied" in kind else 0.5), how
-        assert_equal_everywhere(opened(path), whole)
-        count += 1
-    assert count >= 3
-
-
 @pytest.mark.parametrize("compression", ["group3", "group4", "tiff_ccitt"])
 @pytest.mark.parametrize("inverted", [False, True])
 def test_fax(compression: str, inverted: bool, photo: np.ndarray, tmp_path: Path) -> None:
@@ -196,7 +66,9 @@ def test_fax(compression: str, inverted: bool, photo: np.ndarray, tmp_path: Path
 
 
 def test_webp_without_loss(photo: np.ndarray, tmp_path: Path) -> None:
-    slide = written(tmp_path / "a.tif", photo, **TILED, **RGB, compression="webp", compressionargs={"lossless": True})
+    slide = written(
+        tmp_path / "a.tif", photo, **TILED, photometric="rgb", compression="webp", compressionargs={"lossless": True}
+    )
     assert_equal_everywhere(slide, photo)
 
 
@@ -336,12 +208,6 @@ def test_a_file_that_ends_early(photo: np.ndarray, tmp_path: Path) -> None:
     assert caught.value.stage == "read"
 
 
-def change(path: Path, **tags: Any) -> None:
-    with tifffile.TiffFile(path, mode="r+") as tiff:
-        for name, value in tags.items():
-            tiff.pages.first.tags[name].overwrite(value, dtype="I" if isinstance(value, list) else None)
-
-
 def test_segments_without_bytes_are_white(photo: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, photo, **TILED)
@@ -384,41 +250,6 @@ def test_impossible_headers(options: dict, tags: dict, match: str, photo: np.nda
         opened(path)
     with pytest.raises(DecodeError, match=match):
         decode_image(path.read_bytes(), 10**6)
-
-
-BANDS = np.zeros((40, 40, 5), np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("pixels", "options", "match"),
-    [
-        (np.zeros((40, 40), np.float32), {}, "floating-point pixels have no agreed white"),
-        (np.zeros((40, 40), np.float16), {}, "floating-point pixels have no agreed white"),
-        (np.zeros((40, 40), np.int8), {}, "signed 8-bit samples have no agreed black and white: convert to unsigned"),
-        (np.zeros((40, 40), np.int16), {}, "signed 16-bit samples have no agreed black and white"),
-        (np.zeros((40, 40), np.int32), {}, "signed 32-bit samples have no agreed black and white"),
-        (np.zeros((40, 40), np.uint32), {}, "32-bit pixels have no agreed white"),
-        (np.zeros((40, 40), np.uint64), {}, "64-bit pixels have no agreed white"),
-        (np.zeros((40, 40), np.complex64), {}, "64-bit pixels have no agreed white"),
-        (BANDS[..., :2], GREY | OTHER, "2 bands without a word on which are red, green and blue"),
-        (BANDS[..., :3], GREY | {"planarconfig": "contig"}, "3 bands without a word"),
-        (BANDS, GREY | {"planarconfig": "contig"}, "5 bands without a word"),
-        (np.moveaxis(BANDS, 2, 0), GREY | {"planarconfig": "separate"}, "5 bands without a word"),
-        (BANDS[..., 0], {"photometric": "cfa"}, "TIFF with colours CFA"),
-        (BANDS[..., :3], {"photometric": "cielab"}, "TIFF with colours CIELAB"),
-        (BANDS[..., :4], {"photometric": "separated", "extratags": [(332, "H", 1, 2, True)]}, "TIFF with colours SEPARATED"),
-        (BANDS[..., :4], RGB | ALPHA | {"compression": "jpeg2000"}, "4 samples of 8 bits in JPEG"),
-        (BANDS[..., 0], {"compression": "lerc"}, "TIFF with compression LERC"),
-        (np.full((40, 40), 4096, np.uint16), {"extratags": [(281, "H", 1, 4095, True)]}, "samples of 4,096, but the file declares that they have 12 bits"),
-        (np.zeros((16, 48, 48), np.uint8), {"volumetric": True, "tile": (16, 16, 16)}, "volumes"),
-    ],
-)  # fmt: skip
-def test_kinds_without_an_agreed_meaning(pixels: np.ndarray, options: dict, match: str, tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
-    with pytest.raises(DecodeError, match=match):
-        region(opened(tmp_path / "a.tif"), 0, 0, 9, 9)
-    with pytest.raises(DecodeError, match=match):
-        decode_image((tmp_path / "a.tif").read_bytes())
 
 
 def test_raw_files_of_cameras(photo: np.ndarray, tmp_path: Path) -> None:
@@ -493,24 +324,6 @@ def test_the_first_page_that_is_no_smaller_copy(photo: np.ndarray, tmp_path: Pat
 def test_stacks_of_imagej_are_several_images(photo: np.ndarray, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.stack([photo[..., 0]] * 3), imagej=True)
     assert opened(tmp_path / "a.tif").several
-
-
-@pytest.mark.parametrize("largest", [1, 255, 256, 4080, 4095])
-@pytest.mark.parametrize("layout", [TILED, {}], ids=str)
-def test_sixteen_bits_that_may_be_fewer(largest: int, layout: dict, photo: np.ndarray, tmp_path: Path) -> None:
-    pixels = (photo[..., 1] / photo.max() * largest).astype(np.uint16)
-    path = tmp_path / "a.tif"
-    tifffile.imwrite(path, pixels, **layout)
-    with pytest.raises(DecodeError, match=f"16-bit samples of at most {pixels.max():,}, nearly black"):
-        decode_image(path.read_bytes())
-    with pytest.raises(DecodeError, match="nearly black"):
-        opened(path).check_samples()
-    pixels[49, 69] = 4096
-    tifffile.imwrite(path, pixels, **layout)
-    assert decode_image(path.read_bytes()).getpixel((69, 49)) == (16, 16, 16)
-    opened(path).check_samples()
-    tifffile.imwrite(path, 0 * pixels, **layout)
-    assert not np.asarray(decode_image(path.read_bytes())).any()
 
 
 HUGE = """
