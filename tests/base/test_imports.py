@@ -24,8 +24,8 @@ slow = pytest.mark.slow  # a process each, for the same property
 @pytest.mark.parametrize(
     "imports",
     [
-        "import timm; import densefeat",
         "import densefeat; import timm",
+        pytest.param("import timm; import densefeat", marks=slow),
         pytest.param("import densefeat; from timm.models import create_model", marks=slow),
         pytest.param("import densefeat.nets.deluge_net", marks=slow),
         pytest.param("from densefeat import DelugeNet", marks=slow),
