@@ -8,7 +8,7 @@ import click
 
 from densefeat import store as stores
 from densefeat_cli.options import epilog, store_argument
-from densefeat_cli.output import print_facts, print_table
+from densefeat_cli.output import format_bytes, print_facts, print_table
 
 
 @click.command(epilog=epilog("info embeddings/"))
@@ -23,7 +23,7 @@ def info_command(store: Path, style: str) -> None:
     print_facts([*_count_facts(summary), *_flatten(summary["provenance"])])
     if summary["vectors"]:
         rows = [
-            [name, "×".join(map(str, vector["shape"])), vector["dtype"], _format_bytes(vector["memory_bytes"])]
+            [name, "×".join(map(str, vector["shape"])), vector["dtype"], format_bytes(vector["memory_bytes"])]
             for name, vector in summary["vectors"].items()
         ]
         print_table(["vectors", "shape", "dtype", "in memory"], rows)
@@ -52,7 +52,7 @@ def _count_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     lines.append(
         (
             "size",
-            f"{_format_bytes(summary['disk_bytes'])} on disk, {_format_bytes(summary['memory_bytes'])} of vectors in memory",
+            f"{format_bytes(summary['disk_bytes'])} on disk, {format_bytes(summary['memory_bytes'])} of vectors in memory",
         )
     )
     return lines
@@ -67,13 +67,3 @@ def _flatten(provenance: dict[str, Any], prefix: str = "") -> list[tuple[str, st
         elif value is not None and name not in ("shapes", "format_version"):
             lines.append((prefix + name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return lines
-
-
-def _format_bytes(count: float) -> str:
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 1000 or unit == "GB":
-            break
-    return f"{count:,.1f} {unit}"

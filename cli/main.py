@@ -12,7 +12,7 @@ from densefeat_cli.options import epilog
 
 _COMMANDS = (
     "bench", "convert", "evaluate", "export", "extract", "finetune", "info", "map", "models", "predict", "probe", "recipes",
-    "report", "search", "train",
+    "report", "search", "train", "verify",
 )  # fmt: skip
 
 

@@ -75,6 +75,17 @@ def _wide_console() -> "Console":
     return console
 
 
+def format_bytes(count: float) -> str:
+    """Return a size as people read it."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 1000 or unit == "GB":
+            break
+    return f"{count:,.1f} {unit}"
+
+
 def print_note(text: str) -> None:
     """Print a line on stderr, where it does not disturb what another program reads from stdout."""
     click.echo("densefeat: " + printable(text), err=True)

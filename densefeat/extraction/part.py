@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from densefeat.base import StopRequest, atomic_file, printable, progress_bar, stop_on_signal
-from densefeat.errors import DensefeatError
+from densefeat.errors import DensefeatError, OutputError
 from densefeat.extraction.batches import Batch, Decoding, choose_batch_size, decode_batches, embed_batches
 from densefeat.extraction.limits import FailureLimit, TooManyFailures
 from densefeat.extraction.plan import Plan
 from densefeat.extraction.settings import ExtractJob
 from densefeat.features import FeatureExtractor
 from densefeat.images import Item, printable_key
-from densefeat.store import EmbeddingWriter, Failure, PartRecord, save_part
+from densefeat.store import CheckedFile, EmbeddingWriter, Failure, PartRecord, save_part
 
 _log = logging.getLogger(__name__)
 _KEYS_SHOWN = 3
+_ROWS_COPIED = 1024  # at a time
 
 
 @dataclass
@@ -83,7 +83,7 @@ class PartExtractor:
         file = plan.layout.unfinished(part)
         with atomic_file(file) as beside, ExitStack() as stack:
             writer = stack.enter_context(EmbeddingWriter(beside, self.schema, error_path=plan.layout.part(part)))
-            if record and not _copy_rows(file, writer):
+            if record and not _copy_rows(record, file, writer):
                 stack.close()
                 record, writer = (
                     None,
@@ -185,12 +185,12 @@ def _collect_plain_columns(batch: Batch, schema: pa.Schema) -> dict[str, Sequenc
     return columns
 
 
-def _copy_rows(file: Path, writer: EmbeddingWriter) -> bool:
+def _copy_rows(record: PartRecord, file: Path, writer: EmbeddingWriter) -> bool:
     """Copy the rows of an unfinished part; return False if any cannot be read, since a full disk may have damaged it."""
     try:
-        with open(file, "rb") as source, pq.ParquetFile(source) as unfinished:
-            for batch in unfinished.iter_batches():
+        with CheckedFile(file, record.file_checksum) as unfinished:
+            for batch in unfinished.iter_batches(_ROWS_COPIED, unfinished.schema.names):
                 writer.append_batch(batch)
-    except (OSError, pa.ArrowException):
+    except OutputError:
         return False
     return True

@@ -1,5 +1,6 @@
 """What a job has to do: start, resume, or extract what was added; or refuse, since it would mix rows of two kinds."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -30,8 +31,10 @@ from densefeat.store import (
     PartRecord,
     RecordedStamps,
     Round,
+    can_redo,
     close_store,
     collect_failures,
+    find_damaged_parts,
     find_known_paths,
     finish_replacement,
     list_finished_parts,
@@ -41,11 +44,14 @@ from densefeat.store import (
     read_record,
     read_records,
     read_stamps,
+    redo_parts,
     remove_work,
     start_job,
     write_failures,
     write_stamps,
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -128,9 +134,11 @@ def open_plan(job: ExtractJob, layout: Layout) -> Plan | None:
     if current is None or job.options.overwrite:
         return _start_store(job, layout)
     _refuse_other_settings(layout, current.settings, job.settings)
-    _refuse_damage(layout, current)
+    current, damaged = _redo_damaged(layout, current)
     recorded = read_stamps(layout, current)
     stale = find_stale(layout, current, recorded, job.input)
+    if damaged:
+        stale |= _find_lost(layout, current, recorded, damaged, job)
     if job.options.update:
         return _open_update(layout, current, recorded, stale, job)
     _refuse_other_place(layout, current, job.input)
@@ -191,7 +199,7 @@ def _open_round(layout: Layout, manifest: Manifest, recorded: RecordedStamps, jo
     """Return the plan of the last round: the whole listing, or for an update what earlier rounds did not have."""
     images: Source = job_input.listing
     if len(manifest.rounds) > 1:
-        failures = [failure for failure, _ in read_failures(layout, manifest.rounds[-1].first_part)]
+        failures = [failure for failure, _ in read_failures(layout, manifest, manifest.rounds[-1].first_part)]
         stamps = job_input.stamps
         again = stamps.spread(recorded.find_again(stamps.files, len(manifest.rounds)))
         known = _find_known_positions(layout, manifest.parts, failures, images) & ~again
@@ -252,7 +260,7 @@ def _open_update(
         complete=not wanted.any(),
     )
     if not current.complete:  # from now on the finished parts of the unfinished round are all of that round
-        write_failures(layout.failures, failures)
+        extended = replace(extended, failures_checksum=write_failures(layout.failures, failures))
     if extended.complete:
         extended = replace(extended, rounds=(*current.rounds[:-1], replace(last, listing=job_input.fingerprint)))
         extended.save(layout)
@@ -309,7 +317,7 @@ def _refuse_other_input(layout: Layout, current: Manifest, job_input: JobInput, 
         raise UsageError(f"{message}: --overwrite starts over")
     if not current.complete:
         raise UsageError(f"{message}, which is not finished. --update extracts those that it lacks, --overwrite starts over")
-    failures = [replace(failure, stage="") for failure, _ in read_failures(layout)]
+    failures = [replace(failure, stage="") for failure, _ in read_failures(layout, current)]
     known = _find_known_positions(layout, current.parts, failures, job_input.listing)
     added, removed = int((~known).sum()), _count_removed(layout, current.parts, job_input.listing)
     if not added and not removed and not stale.any():
@@ -336,9 +344,49 @@ def _refuse_other_place(layout: Layout, current: Manifest, job_input: JobInput) 
         )
 
 
-def _refuse_damage(layout: Layout, manifest: Manifest) -> None:
-    """Refuse a store of which a part is missing, or has another size than recorded."""
-    for record in manifest.parts:
-        path = layout.part(record.part)
-        if not path.is_file() or path.stat().st_size != record.bytes:
-            raise OutputError(f"{path} is missing or its size has changed since it was written: --overwrite starts over")
+def _redo_damaged(layout: Layout, manifest: Manifest) -> tuple[Manifest, list[PartRecord]]:
+    """Check every finished part; forget those that are damaged, and return those that only an update can extract again."""
+    records = list_finished_parts(layout, manifest)
+    problems = find_damaged_parts(layout, records)
+    redone = [record for record in problems if can_redo(manifest, record)]
+    lost_failures = manifest.complete and not _has_failures(layout, manifest)
+    if problems:
+        first = next(iter(problems.values()))
+        _log.warning("%d of %d parts are extracted again: %s", len(problems), len(records), first)
+    if redone or lost_failures:
+        manifest = redo_parts(layout, manifest, redone)
+    return manifest, [record for record in problems if record not in redone]
+
+
+def _has_failures(layout: Layout, manifest: Manifest) -> bool:
+    """Check whether the list of failures can be read. Raises OutputError where it cannot, and cannot be made again."""
+    try:
+        read_failures(layout, manifest)
+    except OutputError as error:
+        if len(manifest.rounds) > 1:
+            raise OutputError(f"{error}; the store has been updated since its first images: --overwrite starts over") from error
+        _log.warning("parts that may have had failures are extracted again: %s", error)
+        return False
+    return True
+
+
+def _find_lost(
+    layout: Layout, manifest: Manifest, recorded: RecordedStamps, damaged: list[PartRecord], job: ExtractJob
+) -> np.ndarray:
+    """Mark the images of damaged parts of earlier rounds, which an update extracts again: bool ``(len(listing),)``.
+
+    Those that the last round extracts already are left out. Raises OutputError where the images are not known, or are gone.
+    """
+    first = layout.part(damaged[0].part)
+    if not job.options.update:
+        raise OutputError(f"{first} is damaged: --update extracts its images again, --overwrite starts over")
+    try:
+        lost = read_paths(_list_files(layout, damaged))
+    except OutputError as error:
+        raise OutputError(f"{error}: which images it was of cannot be read: --overwrite starts over") from error
+    keys = printable_keys(job.input.listing.keys())
+    if not pc.all(pc.is_in(lost, value_set=keys)).as_py():
+        raise OutputError(f"{first} is damaged, and some of its images are no longer in the input: --overwrite starts over")
+    stamps = job.input.stamps
+    again = stamps.spread(recorded.find_again(stamps.files, len(manifest.rounds))) if manifest.waits else False
+    return pc.is_in(keys, value_set=lost).to_numpy(zero_copy_only=False) & ~np.asarray(again)

@@ -1,5 +1,7 @@
+from .checked_file import CheckedFile
 from .columns import block_name, choose_column, choose_columns, column_name, find_source, parse_columns, split_pools
 from .conversion import convert
+from .damage import find_damaged_parts
 from .entries import ImageEntry, list_entry_columns, read_entries
 from .failures import count_failures, failures_file, read_failures, write_failure_lines, write_failures
 from .folder import close_store, collect_failures, save_part, start_job
@@ -17,15 +19,19 @@ from .outputs import (
 )
 from .parts import find_known_paths, read_column, read_paths
 from .reader import Store, is_store, open_store
+from .redoing import can_redo, redo_parts
 from .replacing import finish_replacement
 from .stamps import RecordedStamps, read_stamps, write_stamps
 from .thumbnails import Decodable, make_file_thumbnail, make_pictures, make_thumbnails, shrink_image
+from .verifying import Damage, verify_store
 from .writer import DTYPES, EmbeddingWriter, make_embedding_schema
 
 __all__ = [
     "DTYPES",
     "MAP_KEY",
     "PART_ROWS",
+    "CheckedFile",
+    "Damage",
     "Decodable",
     "EmbeddingWriter",
     "Failure",
@@ -37,6 +43,7 @@ __all__ = [
     "Round",
     "Store",
     "block_name",
+    "can_redo",
     "check_output",
     "check_store_file",
     "check_store_folder",
@@ -51,6 +58,7 @@ __all__ = [
     "count_failures",
     "describe_store",
     "failures_file",
+    "find_damaged_parts",
     "find_known_paths",
     "find_source",
     "finish_replacement",
@@ -71,11 +79,13 @@ __all__ = [
     "read_record",
     "read_records",
     "read_stamps",
+    "redo_parts",
     "remove_work",
     "save_part",
     "shrink_image",
     "split_pools",
     "start_job",
+    "verify_store",
     "write_failure_lines",
     "write_failures",
     "write_stamps",

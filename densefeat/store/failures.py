@@ -6,13 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from densefeat.base import atomic_file, output_errors
+from densefeat.base import output_errors
 from densefeat.errors import OutputError
+from densefeat.store.checked_file import CheckedFile, write_checked_table
 from densefeat.store.layout import Layout
-from densefeat.store.manifest import Failure
-from densefeat.store.parts import open_file
+from densefeat.store.manifest import Failure, Manifest
 
 _SCHEMA = pa.schema(
     [
@@ -26,32 +25,35 @@ _SCHEMA = pa.schema(
 )
 
 
-def write_failures(path: Path, failures: Sequence[tuple[Failure, int]]) -> None:
-    """Write ``failures.parquet``: each failure with the number of its part."""
+def write_failures(path: Path, failures: Sequence[tuple[Failure, int]]) -> str:
+    """Write ``failures.parquet``: each failure with the number of its part. Return the file's checksum."""
     rows = [{**asdict(failure), "part": part} for failure, part in failures]
-    with atomic_file(path) as beside, output_errors(path), open(beside, "wb") as file:
-        pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), file, compression="zstd")
+    return write_checked_table(path, pa.Table.from_pylist(rows, _SCHEMA))
 
 
-def read_failures(layout: Layout, before_part: int | None = None) -> list[tuple[Failure, int]]:
+def read_failures(layout: Layout, manifest: Manifest, before_part: int | None = None) -> list[tuple[Failure, int]]:
     """Read ``failures.parquet``, which appears when a round is closed: each failure with the number of its part.
 
-    ``before_part``: only those of earlier parts. Raises OutputError where the file is damaged.
+    ``before_part``: only those of earlier parts. Raises OutputError where the file is damaged, or missing.
     """
-    if before_part == 0 or not layout.failures.exists():
+    if before_part == 0 or not (manifest.failures_checksum or layout.failures.exists()):
         return []
-    try:
-        entries = pq.read_table(open_file(layout.failures), schema=_SCHEMA).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise OutputError(f"{layout.failures}: missing or damaged ({reason}); extract with --overwrite") from error
+    # while a round is open, the file may be that of its end already
+    checksum = manifest.failures_checksum if manifest.complete else ""
+    with CheckedFile(layout.failures, checksum) as file:
+        if not file.schema.equals(_SCHEMA):
+            raise OutputError(f"{layout.failures}: damaged: its columns are {', '.join(file.schema.names)}")
+        entries = file.read().to_pylist()
     pairs = [(entry.pop("part"), entry) for entry in entries]
     return [(Failure(**entry), part) for part, entry in pairs if before_part is None or part < before_part]
 
 
 def count_failures(layout: Layout) -> int:
     """Count the entries of ``failures.parquet``; 0 before the store is closed."""
-    return pq.read_metadata(open_file(layout.failures)).num_rows if layout.failures.exists() else 0
+    if not layout.failures.exists():
+        return 0
+    with CheckedFile(layout.failures) as file:
+        return file.metadata.num_rows
 
 
 def failures_file(path: Path) -> Path:

@@ -11,7 +11,7 @@ from densefeat.base import output_errors, sync_folder
 from densefeat.errors import OutputError
 from densefeat.store.failures import read_failures, write_failures
 from densefeat.store.layout import Layout
-from densefeat.store.manifest import Failure, Manifest, PartRecord, read_manifest, read_records, save_record
+from densefeat.store.manifest import Failure, Manifest, PartRecord, describe_file, read_manifest, read_records, save_record
 from densefeat.store.outputs import remove_leftovers, remove_work
 from densefeat.store.parts import find_known_paths, read_paths
 from densefeat.store.replacing import commit_replacement, keep_filled, stage_replacement
@@ -29,7 +29,7 @@ def start_job(layout: Layout, manifest: Manifest) -> None:
 def save_part(layout: Layout, round_id: str, record: PartRecord) -> None:
     """Record a part; if it is finished, move it from ``work/`` to ``data/`` first."""
     manifest = _check_round(layout, round_id)
-    record = replace(record, bytes=layout.unfinished(record.part).stat().st_size)
+    record = describe_file(record, layout.unfinished(record.part))
     if record.finished and not manifest.waits:
         with output_errors(layout.part(record.part)):
             os.replace(layout.unfinished(record.part), layout.part(record.part))
@@ -48,7 +48,7 @@ def close_store(
     _check_round(layout, manifest.round_id)
     first_part = manifest.rounds[-1].first_part
     own = [record for record in read_records(layout, manifest) if record.finished]
-    failures = [*_list_earlier_failures(layout, first_part, images), *_list_failures(own)]
+    failures = [*_list_earlier_failures(layout, manifest, first_part, images), *_list_failures(own)]
     if manifest.waits:
         records = stage_replacement(layout, manifest.parts, own, images)
     else:
@@ -58,8 +58,8 @@ def close_store(
         parts = [file if file.exists() else layout.part(part) for part, file in staged.items()]
         blank = tiled.filter(pa.array(~find_known_paths(tiled, parts, [failure for failure, _ in failures])))
         failures += [(Failure(path, "tile", "no tile with enough content"), first_part) for path in blank.to_pylist()]
-    write_failures(layout.failures, failures)
-    closed = replace(manifest, parts=tuple(records), complete=True)
+    checksum = write_failures(layout.failures, failures)
+    closed = replace(manifest, parts=tuple(records), complete=True, failures_checksum=checksum)
     if manifest.waits:
         commit_replacement(layout, closed)
     else:
@@ -83,24 +83,26 @@ def collect_failures(layout: Layout, manifest: Manifest) -> list[tuple[Failure, 
     Failures that it has tried again are left out. A round whose rows readers do not see yet does not count.
     """
     if manifest.complete:
-        return read_failures(layout)
+        return read_failures(layout, manifest)
     first_part = manifest.rounds[-1].first_part
     if manifest.waits:
-        return read_failures(layout, first_part)
+        return read_failures(layout, manifest, first_part)
     own = [record for record in read_records(layout, manifest) if record.finished]
     failures = _list_failures(own)
     failed = pa.array([failure.path for failure, _ in failures], pa.large_string())
     tried = pa.concat_arrays([read_paths([layout.part(record.part) for record in own]), failed])
-    return [*_list_earlier_failures(layout, first_part, tried), *failures]
+    return [*_list_earlier_failures(layout, manifest, first_part, tried), *failures]
 
 
 def _list_failures(records: Sequence[PartRecord]) -> list[tuple[Failure, int]]:
     return [(failure, record.part) for record in records for failure in record.failures]
 
 
-def _list_earlier_failures(layout: Layout, first_part: int, tried: pa.LargeStringArray) -> list[tuple[Failure, int]]:
+def _list_earlier_failures(
+    layout: Layout, manifest: Manifest, first_part: int, tried: pa.LargeStringArray
+) -> list[tuple[Failure, int]]:
     """List the failures of rounds before the one that begins with ``first_part`` and has tried these paths."""
-    earlier = read_failures(layout, first_part)
+    earlier = read_failures(layout, manifest, first_part)
     paths = pa.array([failure.path for failure, _ in earlier], pa.large_string())
     again = pc.is_in(paths, value_set=tried).to_pylist()
     return [entry for entry, tried_again in zip(earlier, again, strict=True) if not tried_again]

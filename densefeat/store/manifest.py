@@ -1,18 +1,30 @@
-"""``manifest.json``: what made a store, from which input, and its parts; until a store is closed each part has a record."""
+"""``manifest.json``: what made a store, from which input, and its parts; until a store is closed each part has a record.
+
+Both are JSON that says its own checksum, and nothing of it is believed that has another type than it should have: a store may
+have been made by a stranger.
+"""
 
 import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from densefeat.base import atomic_file, output_errors
+import xxhash
+
+from densefeat.base import atomic_file, output_errors, shorten_text
 from densefeat.errors import OutputError
+from densefeat.store.checked_file import CheckedFile
 from densefeat.store.layout import Layout
 from densefeat.store.writer import FORMAT_VERSION
 
+_Built = TypeVar("_Built")
+
 _KIND = "densefeat store"
+_CHECKED_VERSION = 3  # the first whose files have checksums
+_MAX_INTEGER = 2**48  # rows of several parts still add up
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,8 @@ class Failure:
 class PartRecord:
     """A part for positions ``start`` to ``stop`` of its round, done up to ``reached``; ``stop`` None: to the end.
 
-    ``skipped``: tiles without enough content. ``bytes``: the Parquet file's size.
+    ``skipped``: tiles without enough content. ``bytes``, ``file_checksum``: of the Parquet file; old ones have no
+    checksum.
     """
 
     part: int
@@ -41,6 +54,7 @@ class PartRecord:
     bytes: int
     skipped: int = 0
     failures: tuple[Failure, ...] = ()
+    file_checksum: str = ""
 
     @property
     def finished(self) -> bool:
@@ -71,6 +85,7 @@ class Manifest:
 
     ``settings``: what must not change when a job resumes; ``provenance``: what made the rows, for people and programs;
     ``parts``: those of finished rounds, all if ``complete``; ``removed``: images with rows that the last listing lacks.
+    ``failures_checksum``: that of ``failures.parquet`` once the store is complete; empty in an old one.
     """
 
     settings: dict[str, Any]
@@ -81,6 +96,7 @@ class Manifest:
     complete: bool = False
     removed: int = 0
     job: str = field(default_factory=lambda: uuid.uuid4().hex)
+    failures_checksum: str = ""
 
     @property
     def round_id(self) -> str:
@@ -111,26 +127,53 @@ def read_manifest(layout: Layout) -> Manifest | None:
     Raises OutputError where it is another program's, of a newer version, or damaged.
     """
     try:
-        with open(layout.manifest, encoding="utf-8") as file:
-            content = json.load(file)
-        if content["kind"] != _KIND or content["format_version"] > FORMAT_VERSION:
-            raise OutputError(
-                f"{layout.manifest}: of format {content['kind']!r} {content['format_version']}, not readable here"
-            )
-        return Manifest(
-            settings=content["settings"],
-            provenance=content["provenance"],
-            images=content["images"],
-            rounds=tuple(Round(**entry) for entry in content["rounds"]),
-            parts=tuple(PartRecord(**(entry | {"failures": ()})) for entry in content["parts"]),
-            complete=content["complete"],
-            removed=content["removed"],
-            job=content["job"],
-        )
+        content = json.loads(layout.manifest.read_bytes())
+        kind, version = content["kind"], content["format_version"]
+        if kind != _KIND or type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+            raise OutputError(f"{layout.manifest}: of format {kind!r} {version}, not readable here")
+        return _build(Manifest, _check_content(content, required=version >= _CHECKED_VERSION))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{layout.manifest}: not a readable manifest ({type(error).__name__}: {error})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = shorten_text(f"{type(error).__name__}: {error}")
+        raise OutputError(f"{layout.manifest}: not a readable manifest ({reason})") from error
+
+
+def _check_content(content: dict[str, Any], required: bool) -> dict[str, Any]:
+    """Return a JSON object without its checksum. Raises ValueError where that is another one, or lacks and is ``required``."""
+    checksum = content.pop("checksum", None)
+    if checksum != _hash_content(content) and (required or checksum is not None):
+        raise ValueError("damaged: it is not as it was written")
+    return content
+
+
+def _hash_content(content: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def _build(kind: type[_Built], content: dict[str, Any]) -> _Built:
+    """Build a dataclass from a JSON object. Raises TypeError or ValueError where a value has not the type of its field.
+
+    All integers of these classes are counts, numbers or places. Keys that are no fields are left out.
+    """
+    hints = _read_type_hints(kind)  # type: ignore[arg-type]
+    return kind(**{name: _convert(name, content[name], hint) for name, hint in hints.items() if name in content})
+
+
+@cache
+def _read_type_hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_build(get_args(hint)[0], entry) for entry in value)
+    kind = get_origin(hint) if get_origin(hint) in (dict, tuple) else hint
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{name} is {value!r}")
+    if isinstance(value, int) and not 0 <= value < _MAX_INTEGER:
+        raise ValueError(f"{name} is {value!r}")
+    return value
 
 
 def is_manifest(layout: Layout) -> bool:
@@ -142,14 +185,20 @@ def is_manifest(layout: Layout) -> bool:
         content = json.loads(layout.manifest.read_bytes())
     except OSError:
         return False
-    except ValueError:
+    except (ValueError, RecursionError):
         return layout.data.is_dir()
     return isinstance(content, dict) and content.get("kind") == _KIND
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_file(path) as beside, output_errors(path), open(beside, "w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=1)
+        json.dump(content | {"checksum": _hash_content(content)}, file, ensure_ascii=False, indent=1)
+
+
+def describe_file(record: PartRecord, file: Path) -> PartRecord:
+    """Return the record with the size and the checksum of its Parquet file. Raises OutputError where that is damaged."""
+    with CheckedFile(file) as part:
+        return replace(record, bytes=file.stat().st_size, file_checksum=part.checksum)
 
 
 def save_record(layout: Layout, round_id: str, record: PartRecord) -> None:
@@ -168,16 +217,14 @@ def read_records(layout: Layout, manifest: Manifest) -> Iterator[PartRecord]:
 def read_record(layout: Layout, manifest: Manifest, path: Path) -> PartRecord | None:
     """Read a record; None where it is damaged, of another round, or the part's file has another size."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-        owner = content.pop("round")
-        failures = tuple(Failure(**failure) for failure in content.pop("failures"))
-        record = PartRecord(**content, failures=failures)
+        content = _check_content(json.loads(path.read_bytes()), required=False)
+        record = _build(PartRecord, content)
         in_data = record.finished and not manifest.waits
         file = layout.part(record.part) if in_data else layout.unfinished(record.part)
         whole = file.is_file() and file.stat().st_size == record.bytes
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged file leads to
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # whatever a damaged file leads to
         return None
-    return record if whole and owner == manifest.round_id else None
+    return record if whole and content["round"] == manifest.round_id else None
 
 
 def list_finished_parts(layout: Layout, manifest: Manifest) -> list[PartRecord]:

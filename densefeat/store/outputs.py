@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from densefeat.base import check_output_name, check_target, output_errors
 from densefeat.errors import OutputError, UsageError
+from densefeat.store.checksums import open_file
 from densefeat.store.layout import PART, Layout
 from densefeat.store.manifest import Manifest, list_finished_parts, read_records
-from densefeat.store.parts import open_file
 from densefeat.store.reader import is_store
 
 MAP_KEY = b"densefeat_map"  # in the schema's metadata of a map's points

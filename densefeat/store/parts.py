@@ -1,35 +1,14 @@
-"""Parquet files of a store as pyarrow reads them, and the paths of their rows."""
+"""Plain columns over the parts of a store: the paths of their rows."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from densefeat.errors import OutputError
+from densefeat.store.checked_file import CheckedFile
 from densefeat.store.manifest import Failure
-
-
-def open_file(path: Path) -> pa.MemoryMappedFile:
-    """Open a file for pyarrow, mapped into memory, since ranges of rows are read faster so. Raises OSError.
-
-    pyarrow is given no paths: it would take ``emb:v2/manifest.json`` for an address, and needs names that are UTF-8. It is
-    given no files or buffers of Python's: its threads may outlive the interpreter, and abort the process when they free one.
-    """
-    return pa.memory_map(os.fsencode(path))
-
-
-@contextmanager
-def parquet_errors(path: Path) -> Iterator[None]:
-    """Turn pyarrow's and the system's errors on a damaged or missing file into OutputError that names it."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise OutputError(f"{path}: missing or damaged ({' '.join(str(error).split())})") from error
 
 
 def find_known_paths(paths: pa.LargeStringArray, parts: Sequence[Path], failures: Sequence[Failure]) -> np.ndarray:
@@ -50,6 +29,6 @@ def read_column(parts: Sequence[Path], name: str) -> pa.LargeStringArray:
     """Read a column of text of every row of these parts, in their order."""
     chunks = [pa.array([], pa.large_string())]
     for part in parts:
-        with parquet_errors(part):
-            chunks += pq.read_table(open_file(part), columns=[name])[name].cast(pa.large_string()).chunks
+        with CheckedFile(part) as file:
+            chunks += file.read([name])[name].cast(pa.large_string()).chunks
     return pa.concat_arrays(chunks)

@@ -1,6 +1,7 @@
 """Reading a store: a column at a time, as numpy arrays."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,21 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
+from densefeat.base import shorten_text
 from densefeat.errors import OutputError, UsageError
+from densefeat.store.checked_file import CheckedFile
+from densefeat.store.checksums import open_file
+from densefeat.store.damage import find_footer_damage
 from densefeat.store.failures import failures_file, read_failure_lines, read_failures
 from densefeat.store.layout import Layout
-from densefeat.store.manifest import Failure, Manifest, is_manifest, list_finished_parts, read_manifest, read_records
-from densefeat.store.parts import open_file, parquet_errors
+from densefeat.store.manifest import (
+    Failure,
+    Manifest,
+    is_manifest,
+    list_finished_parts,
+    read_manifest,
+    read_records,
+)
 from densefeat.store.writer import FORMAT_VERSION, METADATA_KEY, vector_names
 
 _READERS = min(16, os.cpu_count() or 1)  # threads
@@ -31,12 +42,15 @@ class Store:
     """The rows of embeddings in a folder or a single Parquet file; made by :func:`open_store`.
 
     ``len(store)`` rows, in the order of the input. ``store["block3"]``: float32 or float16 ``(rows, C)``. Columns are read when
-    they are used; a part that cannot be read, or has other rows than the manifest says, raises OutputError with its name.
+    they are used, and compared with their checksums: a part that cannot be read, or is not as it was written, raises
+    OutputError with its name.
     """
 
-    def __init__(self, path: Path, parts: list[Path], manifest: Manifest | None, sizes: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, path: Path, parts: list[Path], manifest: Manifest | None, sizes: Sequence[int], checksums: Sequence[str]
+    ) -> None:
         self.path, self.parts, self.manifest = path, parts, manifest
-        self._sizes = [_count_rows(part) for part in parts] if sizes is None else list(sizes)
+        self._sizes, self._checksums = list(sizes), list(checksums)
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)]).astype(np.int64)
         self.schema: pa.Schema = _read_schema(parts[0]) if parts else pa.schema([])
 
@@ -58,14 +72,23 @@ class Store:
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        return json.loads((self.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        return _read_description(self.schema, self.path)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of one row's feature, by column name; maps are stored flat."""
+        """The shape of one row's feature, by column name; maps are stored flat.
+
+        Raises OutputError where a shape that is recorded is not that of the column.
+        """
         recorded = self._description.get("shapes", {})
         sizes = {name: self.schema.field(name).type.list_size for name in vector_names(self.schema)}
-        return {name: tuple(recorded.get(name, (size,))) for name, size in sizes.items()}
+        shapes = {}
+        for name, size in sizes.items():
+            shape: Any = recorded.get(name, [size]) if isinstance(recorded, dict) else None
+            if not _is_shape(shape) or math.prod(shape) != size:
+                raise OutputError(f"{self.path}: damaged: {size} values a row in column {name!r} are not of the shape {shape}")
+            shapes[name] = tuple(shape)
+        return shapes
 
     @cached_property
     def keys(self) -> np.ndarray:
@@ -83,7 +106,7 @@ class Store:
         if self.manifest is None:
             return read_failure_lines(failures_file(self.path))
         layout = Layout(self.path)
-        closed = [failure for failure, _ in read_failures(layout)]
+        closed = [failure for failure, _ in read_failures(layout, self.manifest)]
         records = [] if self.complete or self.manifest.waits else read_records(layout, self.manifest)
         return closed + [failure for record in records for failure in record.failures]
 
@@ -121,17 +144,18 @@ class Store:
                 pass  # the first error ends the loop and cancels the other tasks
         return out
 
-    def _fill(self, out: np.ndarray, start: int, name: str, index: int, groups: slice) -> None:
+    def _fill(self, out: np.ndarray, start: int, name: str, index: int, lane: slice) -> None:
         """Copy some of a part's row groups into ``out``, whose first row is the store's row ``start``."""
         with self._open(index, name) as part:
-            sizes = [part.metadata.row_group(group).num_rows for group in range(part.num_row_groups)]
+            groups = range(part.metadata.num_row_groups)
+            sizes = [part.metadata.row_group(group).num_rows for group in groups]
             firsts = self._starts[index] + np.concatenate([[0], np.cumsum(sizes)]) - start
             rows = max(1, _PIECE_BYTES // row_bytes(self.schema, [name]))
-            for group in range(part.num_row_groups)[groups]:
+            for group in groups[lane]:
                 first = int(firsts[group])
                 if first >= len(out) or firsts[group + 1] <= 0:
                     continue
-                for piece in part.iter_batches(rows, [group], [name], use_threads=False):
+                for piece in part.iter_batches(rows, [name], [group], use_threads=False):
                     values = piece.column(name).flatten().to_numpy(zero_copy_only=False).reshape(len(piece), -1)
                     low, high = max(0, first), min(first + len(piece), len(out))
                     if low < high:
@@ -141,14 +165,14 @@ class Store:
                         break
 
     @contextmanager
-    def _open(self, index: int, *names: str) -> Iterator[pq.ParquetFile]:
+    def _open(self, index: int, *names: str) -> Iterator[CheckedFile]:
         """Open a part and check that it has the rows and the columns that it should have."""
         path = self.parts[index]
-        with parquet_errors(path), pq.ParquetFile(open_file(path), pre_buffer=False) as part:
+        with CheckedFile(path, self._checksums[index]) as part:
             if part.metadata.num_rows != self._sizes[index]:
                 raise OutputError(f"{path}: has {part.metadata.num_rows} rows, not the {self._sizes[index]} of the manifest")
             for name in names:
-                if name not in part.schema_arrow.names or part.schema_arrow.field(name).type != self.schema.field(name).type:
+                if name not in part.schema.names or part.schema.field(name).type != self.schema.field(name).type:
                     raise OutputError(f"{path}: its column {name!r} is not that of the other parts")
             yield part
 
@@ -188,11 +212,11 @@ class Store:
         rows = max(1, min(65536, 4 * _PIECE_BYTES // row_bytes(self.schema, names)))
         for index in range(len(self.parts)):
             with self._open(index, *names) as part:
-                for batch in part.iter_batches(rows, columns=list(names)):
+                for batch in part.iter_batches(rows, names):
                     yield batch.select(list(names))
 
     def dataset(self) -> ds.Dataset:
-        """Return the rows as a pyarrow dataset."""
+        """Return the rows as a pyarrow dataset, which does not compare what it reads with checksums."""
         paths = [os.path.abspath(part) for part in self.parts]  # a relative one might look like an address
         return ds.dataset(paths, schema=self.schema, format="parquet", filesystem=LocalFileSystem())
 
@@ -223,36 +247,42 @@ def open_store(path: str | Path) -> Store:
 
 def _open_store_file(path: Path) -> Store:
     try:
-        metadata = pq.read_metadata(open_file(path))
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"store {str(path)!r}: not a Parquet file ({error})") from error
-    description = (metadata.metadata or {}).get(METADATA_KEY)
-    if description is None:
-        raise UsageError(f"store {str(path)!r}: a Parquet file, but not of densefeat; a store's folder is opened as a whole")
-    try:
-        version = json.loads(description)["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path}: its metadata cannot be read ({type(error).__name__}: {error})") from error
-    if version > FORMAT_VERSION:
-        raise OutputError(f"{path}: format version {version}; this densefeat reads up to {FORMAT_VERSION}: update it")
-    return Store(path, [path], None, [metadata.num_rows])
+        file = CheckedFile(path)
+    except OutputError as error:
+        if isinstance(error.__cause__, pa.ArrowInvalid):
+            raise UsageError(f"store {str(path)!r}: not a Parquet file ({error.__cause__})") from error
+        raise
+    with file:
+        if METADATA_KEY not in (file.schema.metadata or {}):
+            raise UsageError(
+                f"store {str(path)!r}: a Parquet file, but not of densefeat; a store's folder is opened as a whole"
+            )
+        version = _read_description(file.schema, path).get("format_version")
+        if type(version) is not int or version < 1:
+            raise OutputError(f"{path}: damaged: its format version is {version!r}")
+        if version > FORMAT_VERSION:
+            raise OutputError(f"{path}: format version {version}; this densefeat reads up to {FORMAT_VERSION}: update it")
+        return Store(path, [path], None, [file.metadata.num_rows], [file.checksum])
 
 
 def _open_store_folder(layout: Layout) -> Store:
-    """Open a folder by its manifest, which has the parts' sizes: only the first part's schema is read now."""
+    """Open a folder by its manifest; of each part only the size and the footer are looked at now."""
     manifest = read_manifest(layout)
     if manifest is None:
         problem = "no manifest.json in it" if layout.root.is_dir() else "no such file or folder"
         raise UsageError(f"store {str(layout.root)!r}: {problem}; give the --out of `densefeat extract`")
     records = list_finished_parts(layout, manifest)
-    parts = [layout.part(record.part) for record in records]
-    names = {entry.name for entry in os.scandir(layout.data)} if layout.data.is_dir() else set()
-    if missing := [part.name for part in parts if part.name not in names]:
+    with ThreadPoolExecutor(_READERS) as pool:
+        damaged = [problem for problem in pool.map(lambda record: find_footer_damage(layout, record), records) if problem]
+    if damaged:
         raise OutputError(
-            f"store {str(layout.root)!r}: {len(missing)} of {len(parts)} parts are missing, {missing[0]} first;"
-            " extract with --overwrite"
+            f"store {str(layout.root)!r}: {len(damaged)} of {len(records)} parts are missing or damaged ({damaged[0]}):"
+            " densefeat verify lists them; the densefeat extract that made the store extracts them again"
         )
-    return Store(layout.root, parts, manifest, [record.rows for record in records])
+    parts = [layout.part(record.part) for record in records]
+    return Store(
+        layout.root, parts, manifest, [record.rows for record in records], [record.file_checksum for record in records]
+    )
 
 
 def row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
@@ -261,11 +291,21 @@ def row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
     return sum(type.list_size * type.value_type.bit_width // 8 if pa.types.is_fixed_size_list(type) else 16 for type in fields)
 
 
-def _count_rows(path: Path) -> int:
-    with parquet_errors(path):
-        return pq.read_metadata(open_file(path)).num_rows
+def _read_description(schema: pa.Schema, path: Path) -> dict[str, Any]:
+    """Read what a Parquet file of a store says of itself. Raises OutputError where that is no JSON object."""
+    try:
+        description = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise OutputError(f"{path}: damaged: its metadata cannot be read ({shorten_text(str(error))})") from error
+    if not isinstance(description, dict):
+        raise OutputError(f"{path}: damaged: its metadata is no JSON object")
+    return description
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)
 
 
 def _read_schema(path: Path) -> pa.Schema:
-    with parquet_errors(path):
-        return pq.read_schema(open_file(path))
+    with CheckedFile(path) as file:
+        return file.schema

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from densefeat.base import output_errors, sync, sync_folder
+from densefeat.store.checked_file import CheckedFile
 from densefeat.store.layout import Layout
-from densefeat.store.manifest import Manifest, PartRecord
+from densefeat.store.manifest import Manifest, PartRecord, describe_file
 from densefeat.store.outputs import remove_work
-from densefeat.store.parts import open_file, parquet_errors, read_paths
+from densefeat.store.parts import read_paths
 from densefeat.store.writer import EmbeddingWriter
 
 _BATCH_ROWS = 1024
@@ -81,10 +81,10 @@ class _Merge:
     def rewrite_old(self, index: int) -> PartRecord:
         record, (start, stop) = self.old[index], self.old_starts[index : index + 2]
         low, high = np.searchsorted(self.places, (start, stop))
-        table = _read_table(self.layout.part(record.part))
         kept = np.flatnonzero(self.kept[start:stop])
-        pieces = [table.take(kept), *self._read_new(self.moved[low:high])]
-        joined = pa.concat_tables([piece.replace_schema_metadata(table.schema.metadata) for piece in pieces])
+        old = _read_rows(self.layout.part(record.part), kept)
+        pieces = [old, *self._read_new(self.moved[low:high])]
+        joined = pa.concat_tables([piece.replace_schema_metadata(old.schema.metadata) for piece in pieces])
         order = np.argsort(np.concatenate([kept + start, self.places[low:high]]), kind="stable")
         return self._write(record, joined.take(order))
 
@@ -118,12 +118,20 @@ class _Merge:
                 writer.append_batch(batch)
         with output_errors(file):
             sync(file)
-        return replace(record, rows=len(table), bytes=file.stat().st_size)
+        return describe_file(replace(record, rows=len(table)), file)
 
 
 def _read_table(file: Path) -> pa.Table:
-    with parquet_errors(file):
-        return pq.ParquetFile(open_file(file)).read()
+    with CheckedFile(file) as part:
+        return part.read()
+
+
+def _read_rows(file: Path, rows: np.ndarray) -> pa.Table:
+    """Read some rows of a part; where there are none to read, its vectors may be damaged."""
+    if len(rows):
+        return _read_table(file).take(rows)
+    with CheckedFile(file) as part:
+        return part.schema.empty_table()
 
 
 def _link(file: Path, target: Path) -> None:

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from densefeat.base import atomic_file, output_errors
 from densefeat.errors import OutputError
 from densefeat.images import Stamps, join_chunks
+from densefeat.store.checked_file import CheckedFile, write_checked_table
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Manifest
-from densefeat.store.parts import open_file
 
 _JOB_KEY = b"densefeat_job"
 _SCHEMA = pa.schema(
@@ -94,11 +92,15 @@ def read_stamps(layout: Layout, manifest: Manifest) -> RecordedStamps:
     if not layout.stamps.exists():
         return RecordedStamps(_SCHEMA.empty_table())
     try:
-        table = pq.read_table(open_file(layout.stamps))
+        with CheckedFile(layout.stamps) as file:
+            table = file.read()
         recorded = RecordedStamps(table.select(_SCHEMA.names).cast(_SCHEMA))
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, KeyError, OutputError) as error:
         reason = " ".join(str(error).split())
-        raise OutputError(f"{layout.stamps}: damaged ({reason}): without it changes of images so far go unnoticed") from error
+        raise OutputError(
+            f"{layout.stamps}: damaged ({reason}); without it changes of images so far go unnoticed: remove it if there were"
+            " none, or --overwrite"
+        ) from error
     if (table.schema.metadata or {}).get(_JOB_KEY) != manifest.job.encode():
         return RecordedStamps(_SCHEMA.empty_table())
     return recorded.until({number for number, made in enumerate(manifest.rounds, 1) if not made.dropped})
@@ -110,5 +112,4 @@ def write_stamps(layout: Layout, manifest: Manifest, recorded: RecordedStamps) -
     earlier = recorded.until(rounds).latest()
     rest = recorded.table.filter(pc.invert(pc.is_in(recorded.table["round"], pa.array(sorted(rounds), pa.int32()))))
     table = pa.concat_tables([earlier, rest]).replace_schema_metadata({_JOB_KEY: manifest.job.encode()})
-    with atomic_file(layout.stamps) as beside, output_errors(layout.stamps), open(beside, "wb") as file:
-        pq.write_table(table, file, compression="zstd")
+    write_checked_table(layout.stamps, table)

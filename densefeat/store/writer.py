@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from densefeat.base import output_errors
+from densefeat.store.checksums import add_checksums
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 METADATA_KEY = b"densefeat"
 _ROW_GROUP_BYTES = 32 * 2**20
 DTYPES = {"float32": pa.float32(), "float16": pa.float16()}
@@ -66,7 +67,7 @@ class EmbeddingWriter:
     """
 
     def __init__(self, path: Path, schema: pa.Schema, error_path: Path | None = None) -> None:
-        self._error_path = error_path or path
+        self._path, self._error_path = path, error_path or path
         self.schema = schema
         self.rows = 0
         self._vectors = vector_names(schema)
@@ -127,3 +128,6 @@ class EmbeddingWriter:
                     self._writer.close()
                 finally:
                     self._file.close()
+        if kind is None:
+            with output_errors(self._error_path):
+                add_checksums(self._path)

@@ -117,8 +117,8 @@ def test_single_file(info) -> None:
         ("nowhere", 2, "store 'nowhere': no such file or folder"),
         ("empty", 2, "store 'empty': no manifest.json in it"),
         ("text", 2, "store 'text': not a Parquet file"),
-        ("torn", 1, "torn/data/part-00000.parquet: missing or damaged"),
-        ("short", 1, "store 'short': 1 of 3 parts are missing, part-00001.parquet first"),
+        ("torn", 1, "store 'torn': 1 of 3 parts are missing or damaged (torn/data/part-00000.parquet: damaged"),
+        ("short", 1, "store 'short': 1 of 3 parts are missing or damaged"),
     ],
 )
 def test_errors(info, name: str, code: int, message: str) -> None:

@@ -1,10 +1,12 @@
 """Manifests and records: what is written is read back, and damaged ones are not believed."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from densefeat.errors import OutputError
 from densefeat.store.layout import Layout
@@ -12,6 +14,8 @@ from densefeat.store.manifest import Failure, Manifest, PartRecord, Round, read_
 
 FAILED = Failure('a\n"é".jpg', "decode", "the file is empty", 3, 4)
 RECORD = PartRecord(2, 20, 30, 30, rows=9, bytes=4, skipped=1, failures=(FAILED,))
+
+PART = {"part": 2, "start": 20, "reached": 30, "stop": 30, "rows": 9, "bytes": 4, "skipped": 1, "failures": []}
 
 MANIFEST = Manifest({}, {}, "photos/", (Round(0, "", "", 20), Round(2, "", "", 10)), job="job")
 
@@ -39,17 +43,68 @@ def test_no_manifest(layout: Layout) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (dict(kind="other"), "of format 'other' 2"),
-        (dict(format_version=3), "of format 'densefeat store' 3"),
-        (dict(rounds=None), "not a readable manifest"),
-        (dict(parts=[{"part": 1}]), "not a readable manifest"),
+        (dict(kind="other"), "of format 'other' 3"),
+        (dict(format_version=4), "of format 'densefeat store' 4"),
+        (dict(format_version=math.nan), "of format 'densefeat store' nan"),
+        (dict(format_version=-1), "of format 'densefeat store' -1"),
+        (dict(format_version=True), "of format 'densefeat store' True"),
+        (dict(format_version="3"), "of format 'densefeat store' 3"),
+        (dict(rounds=None), "rounds is None"),
+        (dict(settings=[]), r"settings is \[\]"),
+        (dict(complete=1), "complete is 1"),
+        (dict(removed=-1), "removed is -1"),
+        (dict(removed=10**30), "removed is 10000"),
+        (dict(images=None), "images is None"),
+        (dict(parts=[{"part": 1}]), "missing 5 required positional arguments"),
+        (dict(parts=[PART | {"part": "../../victim/x"}]), "part is '../../victim/x'"),
+        (dict(parts=[PART | {"rows": 9.5}]), "rows is 9.5"),
+        (dict(parts=[PART | {"skipped": "x"}]), "skipped is 'x'"),
+        (dict(parts=[PART | {"bytes": True}]), "bytes is True"),
+        (dict(parts=[7]), "not a readable manifest"),
+        (dict(parts={}), r"parts is \{\}"),
+        (dict(rounds=[{"first_part": math.inf, "listing": "", "fingerprint": "", "positions": 1}]), "first_part is inf"),
     ],
 )
 def test_manifests_that_are_refused(change: dict, match: str, layout: Layout) -> None:
     Manifest({}, {}, "photos/", ()).save(layout)
-    layout.manifest.write_text(json.dumps(json.loads(layout.manifest.read_text()) | change))
+    content = json.loads(layout.manifest.read_text()) | change
+    del content["checksum"]
+    checksum = xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
+    layout.manifest.write_text(json.dumps(content | {"checksum": checksum}))
     with pytest.raises(OutputError, match=match):
         read_manifest(layout)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 200_000, '{"kind":' * 50_000, "[]", "7", "\udcff"])
+def test_files_that_are_no_manifest(text: str, layout: Layout) -> None:
+    layout.manifest.write_text(text, errors="surrogateescape")
+    with pytest.raises(OutputError, match=r"manifest\.json: not a readable manifest"):
+        read_manifest(layout)
+
+
+@pytest.mark.parametrize("change", [dict(images="other/"), dict(checksum="0" * 16), dict(checksum=None), dict(added=1)])
+def test_a_manifest_that_was_changed_is_noticed(change: dict, layout: Layout) -> None:
+    Manifest({}, {}, "photos/", ()).save(layout)
+    layout.manifest.write_text(json.dumps(json.loads(layout.manifest.read_text()) | change))
+    with pytest.raises(OutputError, match="damaged: it is not as it was written"):
+        read_manifest(layout)
+
+
+def test_a_manifest_from_before_checksums(layout: Layout) -> None:
+    rounds = [{"first_part": 0, "listing": "l", "fingerprint": "f", "positions": 9}]
+    old = {
+        "kind": "densefeat store",
+        "format_version": 2,
+        "settings": {},
+        "provenance": {},
+        "images": "photos/",
+        "rounds": rounds,
+    }
+    old |= {"rows": 9, "skipped": 1, "parts": [PART], "complete": True, "removed": 0, "job": "j"}
+    layout.manifest.write_text(json.dumps(old))
+    manifest = read_manifest(layout)
+    assert manifest
+    assert manifest.parts == (replace(RECORD, failures=()),)
 
 
 def test_record_round_trip(layout: Layout) -> None:

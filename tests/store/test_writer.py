@@ -35,7 +35,7 @@ def test_round_trip(tmp_path: Path) -> None:
     maps = np.stack(table["block2"].to_numpy()).reshape(7, 2, 4, 5)
     assert np.array_equal(maps, np.concatenate([first[1]["block2"], second[1]["block2"]]))
     made_by = json.loads(table.schema.metadata[b"densefeat"])
-    assert made_by == {"format_version": 2, "model": "m", "pool": "avg", "shapes": {"block1": [3], "block2": [2, 4, 5]}}
+    assert made_by == {"format_version": 3, "model": "m", "pool": "avg", "shapes": {"block1": [3], "block2": [2, 4, 5]}}
 
 
 def test_rows_are_written_as_they_come(tmp_path: Path) -> None:

@@ -65,6 +65,12 @@ def write_store(
     return features
 
 
+def flip_bit(file: Path, position: int, bit: int = 0) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1 << bit
+    file.write_bytes(content)
+
+
 def write_single_store(
     path: Path,
     features: Mapping[str, np.ndarray],
