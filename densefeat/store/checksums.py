@@ -3,7 +3,7 @@
 Between the last row group and the footer, where the format allows any bytes and other readers never look, stand the XXH3 of
 each column chunk, row group by row group, then their number, the XXH3 of these and the footer, which is the file's own
 checksum, and a mark. What is read is compared chunk by chunk. XXH3 costs a few percent of reading; SHA-256 costs half as much
-as reading does, Parquet's own checksums of pages a fifth, and they leave out the pages' headers (measured once, on embeddings of DenseNet-121).
+as reading does, Parquet's own checksums of pages a fifth, and they leave out the pages' headers.
 """
 
 import os
