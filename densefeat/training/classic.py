@@ -8,10 +8,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from densefeat.base import describe_error
 from densefeat.errors import DensefeatError, UsageError
 from densefeat.labels import Task
+from densefeat.training.mat_file import read_matrices
 
-_MAX_BYTES = 2**31  # of a file; the largest of SVHN has 1.3 GB
+_MAX_BYTES = 2**31  # of a file, and of unpacked images; the largest file of SVHN has 1.3 GB, and 1.6 GB of images
+_MAX_LABEL_BYTES = 2**24  # of SVHN's digits, which are written as float64
 _CIFAR = {  # marker file: training files, test files, key of the labels, file and key of the class names
     "data_batch_1": ([f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "labels", "batches.meta", "label_names"),
     "train": (["train"], ["test"], "fine_labels", "meta", "fine_label_names"),
@@ -81,19 +84,17 @@ def _read_names(path: Path, key: str) -> list[str]:
 
 
 def _read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    from scipy.io import loadmat  # late: training on other images does without scipy
-
     try:
-        content = loadmat(io.BytesIO(_read_bounded(path)), variable_names=["X", "y"])
-        pixels, digits = content["X"].astype(np.uint8, copy=False), content["y"].astype(np.int64).ravel()
-        if pixels.shape[:3] != (32, 32, 3):
-            raise ValueError(f"X of shape {pixels.shape}")
-        digits = np.where(digits == 10, 0, digits)  # its files write 10 for the digit 0
+        content = read_matrices(path, {"X": _MAX_BYTES, "y": _MAX_LABEL_BYTES})
+        pixels, digits = content["X"], content["y"].ravel()
+        if pixels.dtype != np.uint8 or pixels.shape[:3] != (32, 32, 3) or pixels.ndim != 4:
+            raise ValueError(f"X of shape {pixels.shape} and type {pixels.dtype}")
+        if (others := digits[~np.isin(digits, range(11))]).size:
+            raise ValueError(f"y holds {others[0]}, which is no digit")
+        digits = digits.astype(np.int64) % 10  # its files write 10 for the digit 0
         return np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), digits
-    except DensefeatError:
-        raise
-    except Exception as error:  # scipy raises many kinds
-        raise DensefeatError(f"{str(path)!r}: not an SVHN file: {error}") from error
+    except Exception as error:  # a damaged file can raise errors of many kinds
+        raise DensefeatError(f"{str(path)!r}: not an SVHN file: {describe_error(error)}") from error
 
 
 def _read_bounded(path: Path) -> bytes:

@@ -18,6 +18,7 @@ from densefeat.training.classic import read_classic
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 RANDOM = np.random.default_rng(0)
+PIXELS = np.zeros((32, 32, 3, 1), np.uint8)
 
 
 def text(value: bytes) -> bytes:
@@ -240,7 +241,10 @@ def test_a_file_over_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (lambda path: savemat(path, {"y": np.ones((2, 1))}), "test_32x32.mat': not an SVHN file: 'X'"),
         (lambda path: write_svhn(path, [1, 2], (16, 64, 3)), "not an SVHN file: X of shape (16, 64, 3, 2)"),
         (lambda path: write_svhn(path, [1, 2], (32, 32, 4)), "not an SVHN file: X of shape (32, 32, 4, 2)"),
-        (lambda path: write_svhn(path, [1, 11]), "test: labels from 1 to 11, 10 classes: damaged files"),
+        (lambda path: write_svhn(path, [1, 11]), "not an SVHN file: y holds 11, which is no digit"),
+        (lambda path: savemat(path, {"X": PIXELS, "y": [np.nan]}), "not an SVHN file: y holds nan, which is no digit"),
+        (lambda path: savemat(path, {"X": PIXELS, "y": [1, 2]}), "test: 1 images, 2 labels: damaged files"),
+        (lambda path: savemat(path, {"X": PIXELS / 255, "y": [1]}), "X of shape (32, 32, 3, 1) and type float64"),
     ],
 )
 def test_damaged_svhn(change: Callable[[Path], object], message: str, tmp_path: Path) -> None:
