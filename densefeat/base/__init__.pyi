@@ -1,3 +1,4 @@
+from .checksums import add_checksum, check_checksum, check_tensors, save_tensors
 from .devices import choose_device
 from .files import (
     atomic_file,
@@ -30,12 +31,15 @@ __all__ = [
     "Section",
     "StopRequest",
     "Table",
+    "add_checksum",
     "atomic_file",
     "atomic_folder",
+    "check_checksum",
     "check_output_name",
     "check_path_name",
     "check_picture",
     "check_target",
+    "check_tensors",
     "choose_device",
     "current_umask",
     "describe_error",
@@ -52,6 +56,7 @@ __all__ = [
     "render_template",
     "save_page",
     "save_picture",
+    "save_tensors",
     "shorten_text",
     "stop_on_signal",
     "sync",

@@ -18,9 +18,9 @@ import safetensors
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from densefeat.base import save_tensors
 from densefeat.errors import UsageError
 from densefeat.export.card import format_card
 from densefeat.export.check import Runner
@@ -28,7 +28,7 @@ from densefeat.export.source import ExportSource
 from densefeat.export.tracing import TracedNet
 from densefeat.features import find_openvino_obstacle, get_openvino_core, load_openvino
 from densefeat.images import Preprocessing
-from densefeat.loading import CONFIG, WEIGHTS
+from densefeat.loading import CONFIG, WEIGHTS, write_config
 from densefeat.nets import load_weights
 
 OPSET = 18  # the opset in which torch's exporter writes its translations
@@ -170,7 +170,7 @@ def _open_openvino(path: Path) -> tuple[str, Runner]:
 
 def _save_tensors(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     tensors = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()}
-    save_file(tensors, path, metadata)
+    save_tensors(save_file, tensors, path, metadata)
 
 
 def _write_safetensors(source: ExportSource, preprocessing: Preprocessing, metadata: dict[str, Any], path: Path) -> None:  # noqa: ARG001
@@ -204,7 +204,7 @@ def _write_hub_folder(source: ExportSource, preprocessing: Preprocessing, metada
     config: dict[str, Any] = {"densefeat": metadata}
     if names := source.loaded.classes:
         config["label_names"] = names
-    save_config_for_hf(source.model, str(folder / CONFIG), config, data_config=facts | {"input_size": (3, size, size)})
+    write_config(folder / CONFIG, source.model, config, data_config=facts | {"input_size": (3, size, size)})
     _save_tensors(source.model, folder / WEIGHTS, {"format": "pt"})  # transformers requires that entry
     (folder / "README.md").write_text(format_card(source, preprocessing, metadata), encoding="utf-8")
 

@@ -22,6 +22,7 @@ from .run_files import (
     read_recorded_recipe,
     read_results,
     read_run,
+    write_config,
 )
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "read_recorded_recipe",
     "read_results",
     "read_run",
+    "write_config",
 ]

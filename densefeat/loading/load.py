@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg, is_model, split_model_name_tag
 from torch import nn
 
@@ -19,9 +20,10 @@ from densefeat.base import describe_error
 from densefeat.errors import UsageError, WeightsError
 from densefeat.loading.names import check_model_name
 from densefeat.loading.run_files import RunConfig, is_run_folder, make_backbone, make_network, read_run
-from densefeat.nets import BUNDLED, file_sha256, load_weights, read_state_dict, set_state_dict
+from densefeat.nets import BUNDLED, BUNDLED_SHA256, file_sha256, load_weights, read_state_dict, set_state_dict
 
 _BACKBONE = "backbone."  # prefix of the backbone's keys in the weights of a HeadedNet
+_SHA256 = re.compile("[0-9a-f]{64}")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _ALTERNATIVES = "use the bundled densefeat_densenet_bc100_k12, or a checkpoint file of your own (--weights FILE)"
 
@@ -123,9 +125,11 @@ def _load_by_name(name: str, weights: str | Path | None, head: bool) -> LoadedNe
         model = timm.create_model(name).eval()
         loaded = load_weights(model, weights, whole=head)
         return LoadedNetwork(model, full_name, str(weights), loaded.sha256, None, loaded.path)
+    cached = find_weights_file(config)
+    sha256 = None if cached is None else _check_published_file(cached)
     model = _load_published(name, config)
-    file = find_weights_file(config)
-    sha256 = None if file is None else file_sha256(file)
+    file = cached or find_weights_file(config)
+    sha256 = _check_published_file(file) if cached is None and file is not None else sha256
     return LoadedNetwork(model, full_name, describe_weights_source(config), sha256, config.license, file, published=True)
 
 
@@ -145,6 +149,19 @@ def _load_published(name: str, config: PretrainedCfg) -> nn.Module:
             f"{name}: its weights could not be fetched from {describe_weights_source(config)}"
             f" ({type(error).__name__}: {reason}); {_ALTERNATIVES}"
         ) from error
+
+
+def _check_published_file(file: Path) -> str:
+    """Return the SHA-256 of a file of published weights.
+
+    Raises WeightsError where it differs from the one known: of the bundled file, or the name of a file in the hub's cache.
+    """
+    stored, sha256 = file.resolve(), file_sha256(file)
+    expected = BUNDLED_SHA256.get(file.name, "") if file.parent == BUNDLED else stored.name
+    if _SHA256.fullmatch(expected) and sha256 != expected:
+        cure = "install densefeat again" if file.parent == BUNDLED else "remove it, so that it is fetched again"
+        raise WeightsError(f"weights {stored}: damaged, the SHA-256 is not the published {expected[:16]}…: {cure}")
+    return sha256
 
 
 def find_config(name: str) -> PretrainedCfg:
@@ -192,11 +209,10 @@ def read_class_names(file: Path | None) -> list[str] | None:
     """
     if file is None or file.suffix != ".safetensors":
         return None
-    with safe_open(str(file), "pt") as opened:
-        text = (opened.metadata() or {}).get("classes", "null")
     try:
-        names = json.loads(text)
-    except ValueError:  # metadata of another program
+        with safe_open(str(file), "pt") as opened:
+            names = json.loads((opened.metadata() or {}).get("classes", "null"))
+    except (SafetensorError, ValueError, RecursionError):  # another format under this name, metadata of another program
         return None
     return list(map(str, names)) if isinstance(names, list) else None
 

@@ -8,8 +8,10 @@ from typing import Any
 import timm
 import yaml
 from timm.models import is_model, split_model_name_tag
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from densefeat.base import add_checksum, check_checksum, describe_error
 from densefeat.errors import UsageError, WeightsError
 from densefeat.heads import KINDS, HeadedNet
 
@@ -70,6 +72,7 @@ def read_run(folder: str | Path) -> RunConfig:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WeightsError(f"{str(file)!r}: not JSON: {error}") from error
+    check_checksum(config, f"configuration {str(file)!r}")
     try:
         own, names = config.get(OWN) or {}, config.get("label_names")
         run = RunConfig(
@@ -100,6 +103,13 @@ def _check_bounds(run: RunConfig) -> None:
         raise ValueError(f"num_classes {run.num_classes}, head_width {run.head_width}, input_size {list(size)}")
 
 
+def write_config(path: Path, model: nn.Module, entries: dict[str, Any], **options: Any) -> None:
+    """Write a network's configuration as timm does, with entries of ours and a checksum. ``options``: timm's."""
+    save_config_for_hf(model, str(path), entries, **options)
+    config = add_checksum(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
 def make_network(run: RunConfig) -> nn.Module:
     """Make a run's network with fresh weights, head included: a :class:`HeadedNet` where the head is not timm's own."""
     if run.head == "linear":
@@ -119,11 +129,20 @@ def make_backbone(run: RunConfig, num_classes: int) -> nn.Module:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read the scores that a run recorded, by split, beside facts such as its step; empty where none can be read."""
+    """Read the scores that a run recorded, by split, beside facts such as its step; empty where there are none.
+
+    Raises WeightsError where they are not what was recorded.
+    """
+    title = f"results {str(folder / RESULTS)!r}"
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except OSError:
         return {}
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{title}: damaged, not JSON ({describe_error(error)}): restore it from a copy, or remove it"
+        ) from error
+    check_checksum(results, title)
     return results if isinstance(results, dict) else {}
 
 

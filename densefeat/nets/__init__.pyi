@@ -5,10 +5,11 @@ from .dense_net import DenseBlock, DenseLayer, DenseNet, Transition
 from .efficient import has_hooks, is_affine_norm, is_plain_conv
 from .flops import count_flops, count_network_flops
 from .weights import file_sha256, load_weights, set_state_dict, state_sha256
-from .zoo import BUNDLED, VARIANTS
+from .zoo import BUNDLED, BUNDLED_SHA256, VARIANTS
 
 __all__ = [
     "BUNDLED",
+    "BUNDLED_SHA256",
     "VARIANTS",
     "Bottleneck",
     "CompositeLayer",

@@ -12,7 +12,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from densefeat.base import describe_error
+from densefeat.base import check_tensors, describe_error
 from densefeat.errors import WeightsError
 from densefeat.nets.key_layouts import rank_averaged
 
@@ -20,6 +20,7 @@ from densefeat.nets.key_layouts import rank_averaged
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 _AVERAGED_LEVELS = 4  # of mappings, in which averaged weights are looked for: "callbacks", "EMA", "state", "module"
 _ZIP_MAGIC = b"PK\x03\x04"
+_PIECE = 2**20  # bytes read at a time
 
 
 class _Discarded:
@@ -69,9 +70,10 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
         with open(path, "rb") as file:
             start = file.read(9)
         if start[8:] == b"{" and not start.startswith(_ZIP_MAGIC):
+            check_tensors(path, f"weights {path}")
             return safetensors.torch.load_file(path)
         if start.startswith(_ZIP_MAGIC):
-            _check_archive_size(path)
+            _check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch comments on unusual pickles, which load or are refused below
             with torch.serialization.safe_globals(_list_harmless_globals()):
@@ -94,14 +96,25 @@ def _read_checkpoint(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _check_archive_size(path: Path) -> None:
-    """Refuse compressed archives: torch.save never compresses, and such a file could unpack to any size."""
+def _check_archive(path: Path) -> None:
+    """Refuse compressed archives, which torch.save never writes and which could unpack to any size, and damaged ones.
+
+    torch.load does not look at the archive's checksums. They are 0 where torch.save was set to compute none.
+    """
     with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > path.stat().st_size:
-        raise WeightsError(
-            f"weights {path}: refused, a compressed archive ({path.stat().st_size:,} bytes that unpack to {unpacked:,})"
-        )
+        entries = archive.infolist()
+        unpacked = sum(entry.file_size for entry in entries)
+        if unpacked > path.stat().st_size:
+            raise WeightsError(
+                f"weights {path}: refused, a compressed archive ({path.stat().st_size:,} bytes that unpack to {unpacked:,})"
+            )
+        try:
+            for entry in entries:
+                with archive.open(entry) as file:
+                    while entry.CRC and file.read(_PIECE):  # zipfile compares at the end
+                        pass
+        except zipfile.BadZipFile as error:
+            raise WeightsError(f"weights {path}: damaged ({error}): fetch or copy it again") from error
 
 
 def _list_harmless_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

@@ -12,6 +12,9 @@ from densefeat.nets.dense_net import DenseNet
 from densefeat.nets.weights import checkpoint_filter_fn
 
 BUNDLED = Path(__file__).parent / "bundled"
+BUNDLED_SHA256 = {  # by file name
+    "densenet_bc100_k12.tin200.safetensors": "0d1931135fb995714d5a28a29ef62cbda21d000a0a07b4a481ff4757ab184ac0",
+}
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from densefeat.base import atomic_file, describe_error
+from densefeat.base import atomic_file, check_tensors, describe_error, save_tensors
 from densefeat.errors import DensefeatError, UsageError, WeightsError
 from densefeat.features import FeatureExtractor
 from densefeat.labels import Targets, Task
@@ -86,9 +86,10 @@ def save_probe(path: Path, probe: Probe) -> None:
         values = head.targets.values
         tensors = {"features": head.features, "values": values.astype(np.uint8) if values.dtype == bool else values}
         metadata |= {"head": _NEIGHBOURS, "k": head.k, "temperature": head.temperature}
-    text = json.dumps(metadata, ensure_ascii=False)  # under one key: several would come in random order
+    text = json.dumps(metadata, ensure_ascii=False)
+    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     with atomic_file(path) as beside:
-        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, beside, {"densefeat_probe": text})
+        save_tensors(save_file, arrays, beside, {"densefeat_probe": text})
 
 
 def load_probe(path: str | Path) -> Probe:
@@ -102,6 +103,7 @@ def load_probe(path: str | Path) -> Probe:
     if not path.is_file():
         raise WeightsError(f"{subject}: no such file; give the folder of `densefeat probe --out`, or the {FILE} in it")
     try:
+        check_tensors(path, subject)
         with safe_open(path, "np") as file:
             text = (file.metadata() or {}).get("densefeat_probe")
             if text is None or len(text) > _MAX_METADATA:

@@ -12,14 +12,14 @@ import scipy
 import sklearn
 import torch
 
-from densefeat.base import atomic_file, output_errors
-from densefeat.errors import UsageError
+from densefeat.base import add_checksum, atomic_file, check_checksum, output_errors
+from densefeat.errors import UsageError, WeightsError
 from densefeat.labels import Targets, Task, count_classes, decode_labels, describe_chance
 from densefeat.probe.candidates import Selection
 from densefeat.probe.charts import draw_blocks, draw_confusion
 from densefeat.probe.page import write_page
 from densefeat.probe.predictions import MATRIX_CLASSES, format_probabilities, list_confusions, predict_labels
-from densefeat.probe.probe_file import FILE, Probe, save_probe
+from densefeat.probe.probe_file import FILE, Probe, load_probe, save_probe
 from densefeat.probe.request import ProbeRequest
 from densefeat.version import __version__
 
@@ -37,7 +37,7 @@ def write_report(out: Path, selection: Selection, request: ProbeRequest) -> dict
 
     Charts are left out where matplotlib is not installed. Raises OutputError if a file cannot be written.
     """
-    results = _summarize(selection, request)
+    results = add_checksum(_summarize(selection, request))
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     save_probe(out / FILE, _make_probe(selection, request))
@@ -154,7 +154,7 @@ def to_json(value: Any) -> Any:
 def read_finished(out: Path, request: ProbeRequest) -> dict[str, Any] | None:
     """Return the results in ``out`` if it holds all files of the same probe; None if it is empty or files are missing.
 
-    Raises UsageError if it holds anything else.
+    A damaged probe counts as missing. Raises UsageError if it holds anything else, WeightsError for damaged results.
     """
     check_folder(out)
     if not (out / _RESULTS).exists():
@@ -163,15 +163,24 @@ def read_finished(out: Path, request: ProbeRequest) -> dict[str, Any] | None:
     try:
         results = json.loads((out / _RESULTS).read_text(encoding="utf-8"))
         kind = results.get("kind")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, RecursionError, AttributeError):
         kind = None
     if kind != _KIND:
         raise UsageError(f"output {place}: its {_RESULTS} was not written by a probe: choose another --out")
+    check_checksum(results, f"results {str(out / _RESULTS)!r}")
     identity = to_json(request.identity())
     if differing := [name for name, value in identity.items() if results.get(name) != value]:
         raise UsageError(f"output {place} holds another probe ({', '.join(differing)} differ): choose another --out")
     names = _list_files(results["task"], len(results["classes"]))
-    return results if all((out / name).exists() for name in names) else None
+    return results if all((out / name).exists() for name in names) and _is_intact(out / FILE) else None
+
+
+def _is_intact(probe: Path) -> bool:
+    try:
+        load_probe(probe)
+    except WeightsError:
+        return False
+    return True
 
 
 def _list_files(task: Task, classes: int) -> set[str]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from densefeat.base import PREEMPTION_SIGNALS, StopRequest, hold_lock, output_errors, progress_bar, stop_on_signal
 from densefeat.errors import DensefeatError, OutputError
-from densefeat.loading import RESULTS, WEIGHTS
+from densefeat.loading import WEIGHTS
 from densefeat.training.checkpoints import load_checkpoint, newest_checkpoint
 from densefeat.training.data import TrainingData
 from densefeat.training.loop import fit, save_state, score_split, validate
@@ -91,7 +91,8 @@ def run_training(
         if len(set(world.gather_objects(state.images))) > 1:
             raise DensefeatError("the ranks see different training images: check that all can read them")
         checkpoint, messages = _resume(state, folder)
-        if (results := folder.results()) is not None and state.step == results.get("step", total):
+        lost = _check_kept_weights(state, folder)
+        if not lost and (results := folder.results()) is not None and state.step == results.get("step", total):
             # the last checkpoint is older than the last evaluation, which selected the weights
             chosen = results.get("kept_step") if recipe.keep == "best" else None
             scores = {name: value for name, value in results.items() if isinstance(value, dict)}
@@ -99,7 +100,7 @@ def run_training(
 
         images = setup.recipe.batch_size
         progress = stack.enter_context(training_progress(state.step * images, total * images, world.first))
-        for message in [*messages, *data.notes, *_describe_failures(data), *_describe_missing_packages()]:
+        for message in [*messages, *lost, *data.notes, *_describe_failures(data), *_describe_missing_packages()]:
             progress.print(message)
         if world.first:
             stack.callback(folder.close)
@@ -126,6 +127,16 @@ def _resume(state: State, folder: RunFolder, rejected: Collection[str] = ()) -> 
         if state.step:
             messages.append(f"resuming from step {state.step}")
     return name, messages
+
+
+def _check_kept_weights(state: State, folder: RunFolder) -> list[str]:
+    """Set the run folder's weights aside if they are damaged, so that the next evaluation keeps its own; return messages."""
+    kept = state.best > float("-inf") or folder.results() is not None
+    message = state.world.broadcast(folder.set_aside_damaged_weights() if state.world.first and kept else None)
+    if message is None:
+        return []
+    state.best = float("-inf")
+    return [message]
 
 
 def _start(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, progress: Progress) -> None:
@@ -171,7 +182,7 @@ def _retreat(state: State, folder: RunFolder, rejected: set[str]) -> bool:
 def _finish(state: State, data: TrainingData, folder: RunFolder, progress: Progress) -> dict[str, dict[str, Any]]:
     """Evaluate the last weights, then score the weights in the folder on every split that lacks a score of them."""
     scores: dict[str, AnyScores] = {}
-    if not state.patience_exhausted:
+    if not state.patience_exhausted or state.best == float("-inf"):
         scores["val"] = validate(state, data, folder, progress)
     splits = {"test": data.test} if data.test else {}
     if state.recipe.keep == "best":
@@ -187,7 +198,7 @@ def _finish(state: State, data: TrainingData, folder: RunFolder, progress: Progr
     if state.world.first:
         named = [{"key": key, "reason": reason} for key, reason in failures[:_MAX_NAMED]]
         facts = {"step": state.step, "kept_step": state.kept_step, "unread": len(failures), "first_unread": named}
-        folder.write(RESULTS, final | facts)
+        folder.write_results(final | facts)
     return final
 
 

@@ -2,21 +2,22 @@
 
 import json
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
-from timm.models._hub import save_config_for_hf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from densefeat.base import atomic_file, output_errors
-from densefeat.errors import UsageError
+from densefeat.base import add_checksum, atomic_file, check_checksum, check_tensors, describe_error, output_errors, save_tensors
+from densefeat.errors import UsageError, WeightsError
 from densefeat.heads import HeadedNet
 from densefeat.images import Preprocessing
 from densefeat.labels import Task
-from densefeat.loading import CONFIG, OWN, RECIPE, RESULTS, WEIGHTS
+from densefeat.loading import CONFIG, OWN, RECIPE, RESULTS, WEIGHTS, write_config
 from densefeat.training.recipe import MAY_CHANGE, Run
 from densefeat.training.recipe_files import dump_recipe
 
@@ -35,8 +36,7 @@ class RunFolder:
         """Raise UsageError, with the differences, if the folder holds another run, or anything else."""
         file = self.path / RECIPE
         if file.exists():
-            before = yaml.safe_load(file.read_text(encoding="utf-8"))
-            now = vars(recipe)
+            before, now = _read_mapping(file), vars(recipe)
             differences = [key for key in now if key not in MAY_CHANGE and before.get(key) != now[key]]
             if differences:
                 what = ", ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in differences)
@@ -69,16 +69,16 @@ class RunFolder:
         self.events = SummaryWriter(str(self.path), purge_step=(step or 0) + 1)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read all lines of metrics, except one that a crash cut off."""
+        """Read all lines of metrics, except those that a crash cut off or that are damaged."""
         try:
-            lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+            lines = (self.path / METRICS).read_bytes().splitlines()
         except FileNotFoundError:
             return []
         metrics = []
         for line in lines:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 metrics.append(json.loads(line))
-        return metrics
+        return [entry for entry in metrics if _is_entry(entry)]
 
     def log(self, event: str, step: int, **values: Any) -> None:
         """Append a line of metrics, and TensorBoard's scalars."""
@@ -91,9 +91,33 @@ class RunFolder:
                     self.events.add_scalar(f"{event}/{name}", value, step)
 
     def results(self) -> dict[str, Any] | None:
-        """Read the results; None if the run is not complete."""
+        """Read the results; None if the run is not complete, or they are damaged and have to be made again."""
         file = self.path / RESULTS
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            results = json.loads(file.read_text(encoding="utf-8"))
+            check_checksum(results, str(file))
+        except (ValueError, RecursionError, WeightsError):
+            return None
+        return results if isinstance(results, dict) else None
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Write the results of a complete run, with a checksum."""
+        self.write(RESULTS, add_checksum(_finite(results)))
+
+    def set_aside_damaged_weights(self) -> str | None:
+        """Rename the weights if they are damaged; return a message if there are none that can be read."""
+        file = self.path / WEIGHTS
+        try:
+            check_tensors(file, str(file))
+            load_file(file)  # earlier versions wrote no checksum
+        except FileNotFoundError:
+            return f"{WEIGHTS} is missing: the next evaluation writes it anew"
+        except (WeightsError, SafetensorError):
+            os.replace(file, file.with_name(f"{WEIGHTS}.damaged"))
+            return f"{WEIGHTS} is damaged and was renamed to {WEIGHTS}.damaged: the next evaluation writes it anew"
+        return None
 
     def write(self, name: str, content: object) -> None:
         """Write a JSON file."""
@@ -124,10 +148,28 @@ class RunFolder:
             backbone, own = model.backbone, own | {"head": model.kind, "head_width": model.width, "num_classes": len(classes)}
         backbone.pretrained_cfg = dict(model.pretrained_cfg) | source | config  # type: ignore[assignment, arg-type]
         with atomic_file(self.path / CONFIG) as beside:
-            save_config_for_hf(backbone, str(beside), {"label_names": classes, OWN: own})
+            write_config(beside, backbone, {"label_names": classes, OWN: own})
         with atomic_file(self.path / WEIGHTS) as beside:
             tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-            save_file(tensors, beside, {"classes": json.dumps(classes)})  # safetensors writes several keys in random order
+            save_tensors(save_file, tensors, beside, {"classes": json.dumps(classes)})
+
+
+def _read_mapping(file: Path) -> dict[str, Any]:
+    """Read a recipe that a run wrote. Raises UsageError where it is none."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UsageError(f"{str(file)!r} is damaged ({describe_error(error)}): name another --out") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{str(file)!r} is damaged (no keys and values): name another --out")
+    return content
+
+
+def _is_entry(line: Any) -> bool:
+    """Check for what :meth:`RunFolder.log` writes: an event at a step, with an epoch."""
+    return isinstance(line, dict) and isinstance(line.get("event"), str) and all(
+        isinstance(line.get(name), int | float) for name in ("step", "epoch")
+    )  # fmt: skip
 
 
 def _finite(value: Any) -> Any:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 import densefeat
-from densefeat.errors import UsageError
+from densefeat.errors import UsageError, WeightsError
 from densefeat.export import export_model
 from densefeat.export.metadata import describe_network
 from densefeat.export.source import load_source
@@ -49,6 +49,21 @@ def test_safetensors_read_again(tmp_path: Path, model: nn.Module) -> None:
     with torch.no_grad():
         assert torch.equal(ours(images()), model(images()))
         assert torch.equal(timms(images()), model(images()))
+
+
+@pytest.mark.parametrize("to", ["safetensors", "hub-folder"])
+def test_damage_of_exported_weights_is_noticed(to: str, tmp_path: Path) -> None:
+    out = tmp_path / ("w.safetensors" if to == "safetensors" else "hub")
+    export_model(BUNDLED, to, out)
+    file = out / "model.safetensors" if out.is_dir() else out
+    data = file.read_bytes()
+    file.write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+    with pytest.raises(WeightsError, match="safetensors: damaged, or changed by another program"):
+        load_network(str(out)) if out.is_dir() else load_network(BUNDLED, out)
+    if out.is_dir():
+        (out / "config.json").write_text((out / "config.json").read_text().replace("0.485", "0.495"))
+        with pytest.raises(WeightsError, match="config.json': damaged"):
+            load_network(str(out))
 
 
 def test_weights_of_the_bundled_network(tmp_path: Path, trained: nn.Module) -> None:

@@ -7,8 +7,10 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from densefeat import UsageError, WeightsError
+from densefeat.loading import load
 from densefeat.loading.load import load_network
 from support.helpers import BUNDLED
 
@@ -101,3 +103,43 @@ def test_weights_in_the_hubs_cache_need_no_network(unreachable_hub: Path) -> Non
     torch.save(timm.create_model("densenet121").state_dict(), file)
     network = load_network("densefeat_densenet121")
     assert (network.file, network.sha256) == (file, hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_damage_in_the_hubs_cache_is_noticed(unreachable_hub: Path, damage: bool) -> None:
+    """The cache names large files by their SHA-256, and links to them."""
+    folder = unreachable_hub / "models--timm--densenet121.ra_in1k"
+    for name in ("snapshots/abc", "refs", "blobs"):
+        (folder / name).mkdir(parents=True)
+    (folder / "refs/main").write_text("abc")
+    save_file(timm.create_model("densenet121").state_dict(), folder / "file")
+    data = (folder / "file").read_bytes()
+    blob = folder / "blobs" / hashlib.sha256(data).hexdigest()
+    blob.write_bytes(data[:-1] + bytes([data[-1] ^ damage]))
+    (folder / "snapshots/abc/model.safetensors").symlink_to(blob)
+    if not damage:
+        assert load_network("densefeat_densenet121").sha256 == blob.name
+        return
+    with pytest.raises(WeightsError, match=f"{blob.name}: damaged, the SHA-256 is not the published .*: remove it, so that"):
+        load_network("densefeat_densenet121")
+
+
+def test_damage_of_the_bundled_weights_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path(timm.get_pretrained_cfg(BUNDLED).file)
+    damaged = tmp_path / file.name
+    data = file.read_bytes()
+    damaged.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    monkeypatch.setattr(load, "BUNDLED", tmp_path)
+    monkeypatch.setattr(load, "find_weights_file", lambda _: damaged)
+    with pytest.raises(WeightsError, match=r"densenet_bc100_k12.tin200.safetensors: damaged, .*: install densefeat again"):
+        load_network(BUNDLED)
+
+
+@pytest.mark.parametrize("metadata", [b"[" * 20_000, b"{", b"3", None])
+def test_class_names_that_cannot_be_read_are_none(metadata: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    if metadata is None:
+        file.write_bytes(b"no safetensors")
+    else:
+        save_file({"a": torch.ones(1)}, file, {"classes": metadata.decode()})
+    assert load.read_class_names(file) is None

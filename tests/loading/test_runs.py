@@ -1,5 +1,7 @@
 """Runs of networks with a head of ours: written by training, read by load_run and the extractor."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,13 @@ from torch import nn
 
 import densefeat
 from densefeat import UsageError, WeightsError
+from densefeat.base.checksums import CHECKSUM
 from densefeat.heads.modules import HeadedNet
 from densefeat.images.transforms import Preprocessing
+from densefeat.loading import CONFIG, RESULTS, WEIGHTS, load_network, read_results
 from densefeat.training.run_folder import RunFolder
 from support.helpers import BUNDLED, randomize_statistics, relative_difference
+from support.tiny_net import TINY
 
 PREPROCESSING = Preprocessing(32, 0.9, "center", "bicubic", (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
 
@@ -62,3 +67,48 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 def test_a_network_that_returns_no_maps() -> None:
     with pytest.raises(UsageError, match="Linear does not return its blocks' maps: take the linear head"):
         HeadedNet(nn.Linear(2, 2), "mlp", 8, 3)
+
+
+@pytest.fixture(scope="module")
+def written_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = RunFolder(tmp_path_factory.mktemp("written") / "run")
+    run.path.mkdir()
+    torch.manual_seed(0)
+    run.export(timm.create_model(TINY, num_classes=3), PREPROCESSING, ["b", "a", "c"], "single")
+    run.write_results({"val": {"top1": 54.25, "loss": float("nan")}, "step": 8})
+    return run.path
+
+
+def test_a_run_without_damage(written_run: Path) -> None:
+    assert read_results(written_run)["val"] == {"top1": 54.25, "loss": "nan"}
+    network = timm.create_model(f"local-dir:{written_run}", pretrained=True)  # timm takes no offence at the checksum
+    assert all(torch.equal(value, load_file(written_run / WEIGHTS)[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "match"),
+    [
+        (WEIGHTS, None, None, "model.safetensors: damaged, or changed by another program"),
+        (CONFIG, b"0.9", b"0.8", "config.json': damaged, .*if you changed it on purpose, remove its entry 'densefeat_sha256'"),
+        (CONFIG, b'"b"', b'"d"', "config.json': damaged"),
+        (CONFIG, b'"task": "single"', b'"task": "multi"', "config.json': damaged"),
+        (RESULTS, b"54.25", b"94.25", "results.json': damaged"),
+        (RESULTS, b"{", b"[", "results.json': damaged, not JSON"),
+    ],
+)
+def test_damage_is_named(written_run: Path, tmp_path: Path, name: str, old: bytes | None, new: bytes, match: str) -> None:
+    run = shutil.copytree(written_run, tmp_path / "run")
+    data = (run / name).read_bytes()
+    assert old is None or old in data
+    (run / name).write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:] if old is None else data.replace(old, new))
+    with pytest.raises(WeightsError, match=match) as caught:
+        read_results(run) if name == RESULTS else load_network(str(run))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_was_edited_on_purpose(written_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(written_run, tmp_path / "run")
+    config = json.loads((run / CONFIG).read_text())
+    del config[CHECKSUM]
+    (run / CONFIG).write_text(json.dumps(config | {"label_names": ["x", "y", "z"]}))
+    assert load_network(str(run), head=True).classes == ["x", "y", "z"]

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from densefeat import WeightsError, load_weights
+from densefeat.nets import read_state_dict
 from support.helpers import BUNDLED, randomize_statistics
 
 NAME = "densefeat_densenet_bc100_k12"
@@ -362,3 +363,36 @@ def test_bundled_weights_are_small_and_finite(trained: torch.nn.Module) -> None:
     assert path.stat().st_size < 3_000_000
     assert all(value.isfinite().all() for value in trained.state_dict().values())
     assert trained.num_classes == 200
+
+
+def test_damage_in_a_torch_file_is_refused(tmp_path: Path) -> None:
+    """torch.load itself gives other numbers for a flipped bit of a tensor."""
+    path, random = tmp_path / "w.pt", np.random.default_rng(0)
+    torch.save({"a": torch.randn(40, 3), "b": torch.ones(2)}, path)
+    whole, good = path.read_bytes(), read_state_dict(path)
+    refused = 0
+    for bit in random.choice(8 * len(whole), 200, replace=False).tolist():
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            found = read_state_dict(path)
+        except WeightsError:
+            refused += 1
+            continue
+        assert found.keys() == good.keys()
+        assert all(torch.equal(found[name], good[name]) for name in good)
+    assert refused > 60
+    place = whole.index(good["a"].numpy().tobytes())
+    path.write_bytes(whole[:place] + b"abc" + whole[place + 3 :])
+    with pytest.raises(WeightsError, match=r"w.pt: damaged \(Bad CRC-32 for file 'w/data/0'\): fetch or copy it again"):
+        read_state_dict(path)
+
+
+def test_a_torch_file_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(3)}, tmp_path / "w.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_state_dict(tmp_path / "w.pt")["a"].tolist() == [1, 1, 1]

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, average_precision_score, r2_score
 
 import densefeat
-from densefeat.errors import OutputError, UsageError
+from densefeat.errors import OutputError, UsageError, WeightsError
 from densefeat.labels.splits import split_sha256
 from densefeat.probe.job import Probed, probe
 from densefeat.probe.probe_file import load_probe
@@ -154,6 +154,22 @@ def test_probe_with_a_missing_file_is_fitted_again(tmp_path: Path, gone: str, re
     assert not probe(store, tmp_path / "out", protocol="knn").done_before
     assert contents(tmp_path / "out") == before
     assert probe(store, tmp_path / "out", protocol="knn").done_before
+
+
+def test_a_damaged_probe_is_fitted_again_and_damaged_results_are_refused(tmp_path: Path) -> None:
+    store, out = write_class_store(tmp_path / "s.parquet", 60), tmp_path / "out"
+    probe(store, out, protocol="knn")
+    before = contents(out)
+    data = (out / "probe.safetensors").read_bytes()
+    (out / "probe.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert not probe(store, out, protocol="knn").done_before
+    assert contents(out) == before
+    text = (out / "results.json").read_text("utf-8")
+    (out / "results.json").write_text(
+        text.replace('"macro_f1": 1', '"macro_f1": 9', 1).replace('"macro_f1": 0', '"macro_f1": 9', 1)
+    )
+    with pytest.raises(WeightsError, match=r"^results '.*results.json': damaged, its content does not match its checksum"):
+        probe(store, out, protocol="knn")
 
 
 @pytest.mark.parametrize(

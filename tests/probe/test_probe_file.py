@@ -180,7 +180,7 @@ def test_a_file_that_was_cut(tmp_path: Path) -> None:
     whole = (tmp_path / "p").read_bytes()
     for length in (4, 100, len(whole) - 1):
         (tmp_path / "p").write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match="damaged, or not a probe"):
+        with pytest.raises(WeightsError, match="damaged"):
             load_probe(tmp_path / "p")
 
 
@@ -193,3 +193,23 @@ def test_json_nested_too_deep(tmp_path: Path) -> None:
     save_file({"weight": W, "bias": B}, tmp_path / "p", {"densefeat_probe": "[" * 100_000})
     with pytest.raises(WeightsError, match=r"RecursionError"):
         load_probe(tmp_path / "p")
+
+
+def test_no_flipped_bit_changes_a_score(tmp_path: Path) -> None:
+    path, random = tmp_path / "p", np.random.default_rng(0)
+    save_probe(path, Probe("single", CLASSES, ("block1", "block2"), {"model": "m"}, LINEAR, {"test": {"top1": 50.0}}))
+    whole, good = path.read_bytes(), load_probe(path)
+    scores = good.scores(features())
+    for bit in random.choice(8 * len(whole), 200, replace=False).tolist():
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            probe = load_probe(path)
+        except WeightsError:
+            continue
+        np.testing.assert_array_equal(probe.scores(features()), scores)
+        assert (probe.classes, probe.columns, probe.told) == (good.classes, good.columns, good.told)
+    path.write_bytes(whole[:-3] + b"abc")
+    with pytest.raises(WeightsError, match=r"^probe '.*p': damaged, .* make it again with the command that wrote it"):
+        load_probe(path)

@@ -127,6 +127,29 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, capsy
     assert_same_training(tmp_path / "straight", tmp_path / "run")
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_damaged_weights_and_results_of_a_complete_run_are_made_again(
+    keep: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe, run = tiny_recipe(tmp_path, keep=keep, checkpoint_steps=8, eval_epochs=1), tmp_path / "run"
+    scores = train(recipe, run, device="cpu").scores
+    weights, results = ((run / name).read_bytes() for name in ("model.safetensors", "results.json"))
+    (run / "results.json").write_bytes(results.replace(b'"images": 21', b'"images": 61'))
+    assert train(recipe, run, device="cpu").scores == scores
+    assert (run / "results.json").read_bytes() == results
+    damaged = weights[:-2] + bytes([weights[-2] ^ 4]) + weights[-1:]
+    (run / "model.safetensors").write_bytes(damaged)
+    assert train(recipe, run, device="cpu").scores == scores
+    assert (run / "model.safetensors").read_bytes() == weights  # the only evaluation was of the last step
+    assert (run / "model.safetensors.damaged").read_bytes() == damaged
+    assert (
+        "is damaged and was renamed to model.safetensors.damaged: the next evaluation writes it anew" in capsys.readouterr().err
+    )
+    (run / "model.safetensors").unlink()
+    train(recipe, run, device="cpu")
+    assert (run / "model.safetensors").read_bytes() == weights
+
+
 def test_divergence_stops_with_a_report(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"diverged at step \d+: loss .*; gradient norms: features\.conv0 .*classifier"):
         train(tiny_recipe(tmp_path, lr=1e20, warmup_epochs=0), tmp_path / "run", "cpu")

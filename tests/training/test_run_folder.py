@@ -1,11 +1,15 @@
-"""The folder of a run: the curves."""
+"""The folder of a run: the curves, and files that are damaged when it resumes."""
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from densefeat.training.run_folder import _draw_curves
+from densefeat.errors import UsageError
+from densefeat.training.recipe_files import load_recipe
+from densefeat.training.run_folder import RunFolder, _draw_curves
+from support.runs import FAST
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:
@@ -18,3 +22,34 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     coloured = (np.ptp(full, axis=2) > 60).sum()
     assert coloured > 500
     assert (np.ptp(empty, axis=2) > 60).sum() == 0
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: [", b"- a", b"", b"[" * 20_000, b"a: !!python/name:os.system"])
+def test_a_damaged_recipe_in_the_folder_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(UsageError, match=r"recipe.yaml' is damaged \(.*\): name another --out") as caught:
+        RunFolder(tmp_path).check(load_recipe(str(FAST)))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_metrics_lose_their_line_alone(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.log("train", 3, epoch=0.5, loss=1.5)
+    good = run.metrics()
+    for line in (
+        b'{"event": "val", "ste',
+        b"\xff\xfe",
+        b"[1]",
+        b"7",
+        b'{"event": "val"}',
+        b'{"event": 1, "step": "3"}',
+        b"[" * 20_000,
+    ):
+        (tmp_path / "metrics.jsonl").write_bytes(line + b"\n" + b'{"event": "train", "step": 3, "epoch": 0.5, "loss": 1.5}\n')
+        assert run.metrics() == good
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", b"[" * 20_000, b'{"step": 3, "densefeat_sha256": "0"}'])
+def test_damaged_results_are_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_bytes(content)
+    assert RunFolder(tmp_path).results() is None
