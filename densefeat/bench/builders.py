@@ -16,7 +16,7 @@ from densefeat.bench.arms import Arm
 from densefeat.bench.inputs import Inputs, PooledBlocks, finite_or_none, load_network, worst_difference
 from densefeat.bench.measure import read_peak, reset_peak, time_call
 from densefeat.errors import UsageError
-from densefeat.features import FeatureExtractor, load_openvino
+from densefeat.features import FeatureExtractor
 
 Features = list[torch.Tensor]  # (N, C) for each block
 Call = Callable[[torch.Tensor], Features]
@@ -146,7 +146,8 @@ def _build_onnxruntime(test: ArmUnderTest) -> Call:
 
 def _build_openvino_export(test: ArmUnderTest) -> Call:
     _require("openvino")
-    openvino = load_openvino()
+    import openvino
+
     with torch.no_grad():
         graph = openvino.convert_model(PooledBlocks(load_network(test.model, test.inputs.weights)), example_input=test.x)
     graph.reshape(list(test.x.shape))

@@ -26,7 +26,7 @@ from densefeat.export.card import format_card
 from densefeat.export.check import Runner
 from densefeat.export.source import ExportSource
 from densefeat.export.tracing import TracedNet
-from densefeat.features import find_openvino_obstacle, get_openvino_core, load_openvino
+from densefeat.features import find_openvino_obstacle, get_openvino_core
 from densefeat.images import Preprocessing
 from densefeat.loading import CONFIG, WEIGHTS, write_config
 from densefeat.nets import load_weights
@@ -144,7 +144,9 @@ def _open_torch(path: Path) -> tuple[str, Runner]:
 
 def _convert_to_openvino(traced: TracedNet, names: list[str], metadata: dict[str, Any]) -> Any:
     """Make an OpenVINO model with ``metadata`` as JSON in the entry ``densefeat`` of its ``rt_info``."""
-    model = load_openvino().convert_model(traced.program)
+    import openvino  # an optional package
+
+    model = openvino.convert_model(traced.program)
     model.inputs[0].get_tensor().set_names({"images"})
     for output, name in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({name})
@@ -154,10 +156,14 @@ def _convert_to_openvino(traced: TracedNet, names: list[str], metadata: dict[str
 
 def _save_openvino(model: Any, path: Path) -> None:
     """Write ``NAME.xml`` and ``NAME.bin``, float32."""
-    load_openvino().save_model(model, path, compress_to_fp16=False)
+    import openvino  # an optional package
+
+    openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def _open_openvino(path: Path) -> tuple[str, Runner]:
+    import openvino  # an optional package
+
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = get_openvino_core().compile_model(path, "CPU", settings)
 
@@ -165,7 +171,7 @@ def _open_openvino(path: Path) -> tuple[str, Runner]:
         results = compiled(images.contiguous().numpy())
         return [torch.from_numpy(results[output].copy()) for output in compiled.outputs]
 
-    return f"OpenVINO {load_openvino().__version__.partition('-')[0]} at f32", run
+    return f"OpenVINO {openvino.__version__.partition('-')[0]} at f32", run
 
 
 def _save_tensors(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-from .engines.openvino.engine import find_openvino_obstacle, get_openvino_core, load_openvino
+from .engines.openvino.engine import find_openvino_obstacle, get_openvino_core
 from .engines.triton.engine import count_traffic
 from .extractor import FeatureExtractor
 from .pooling import Pool, parse_pools
@@ -13,6 +13,5 @@ __all__ = [
     "find_taps",
     "get_openvino_core",
     "list_taps",
-    "load_openvino",
     "parse_pools",
 ]

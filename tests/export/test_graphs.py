@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import timm
 import torch
@@ -19,7 +20,6 @@ from densefeat import FeatureExtractor
 from densefeat.errors import OutputError, UsageError
 from densefeat.export import export_model
 from densefeat.export.staging import _move
-from densefeat.features.engines.openvino.engine import load_openvino as load_openvino
 from densefeat.nets.weights import state_sha256
 from support.helpers import BUNDLED, randomize_statistics, relative_difference
 
@@ -54,7 +54,7 @@ def run_file(to: str, path: Path, images: torch.Tensor) -> dict[str, np.ndarray]
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
     if to == "openvino":
-        compiled = load_openvino().Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         results = compiled({"images": images.numpy()})
         return {output.get_any_name(): results[output].copy() for output in compiled.outputs}
     with torch.no_grad():
@@ -67,7 +67,7 @@ def read_metadata(to: str, path: Path) -> dict[str, Any]:
         assert entry.key == "densefeat"
         return json.loads(entry.value)
     if to == "openvino":
-        return json.loads(load_openvino().Core().read_model(path).get_rt_info(["densefeat"]).astype(str))
+        return json.loads(openvino.Core().read_model(path).get_rt_info(["densefeat"]).astype(str))
     files = {"densefeat.json": ""}
     torch.export.load(path, extra_files=files)
     return json.loads(files["densefeat.json"])

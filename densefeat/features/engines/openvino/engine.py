@@ -3,14 +3,11 @@
 openvino is imported when it is first needed, since it is optional and slow to import.
 """
 
-import importlib
 import importlib.util
 import os
-import sys
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -63,20 +60,10 @@ def get_openvino_core() -> Any:
     if reason := _find_fork_obstacle():
         raise BackendError(f"backend 'openvino': {reason}")
     if _owner.core is None:
-        _owner.core, _owner.process = load_openvino().Core(), os.getpid()
+        import openvino
+
+        _owner.core, _owner.process = openvino.Core(), os.getpid()
     return _owner.core
-
-
-def load_openvino() -> ModuleType:
-    """Import openvino without its telemetry, which would store an id in the home folder and report each import."""
-    blocked = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
-    if blocked:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # importing it fails, and openvino works without it
-    try:
-        return importlib.import_module("openvino")
-    finally:
-        if blocked:
-            sys.modules.pop("openvino_telemetry", None)
 
 
 class OpenVinoEngine:
@@ -94,7 +81,7 @@ class OpenVinoEngine:
 
     def __init__(self, network: FoldedNetwork, spec: EngineSpec) -> None:
         self.core = get_openvino_core()
-        from densefeat.features.engines.openvino.graph import build_graph  # imports openvino, which must be loaded before
+        from densefeat.features.engines.openvino.graph import build_graph  # imports openvino
 
         self.graph = build_graph(network, spec)
         self.broken = find_broken_blocks(network, spec)
@@ -158,7 +145,9 @@ class OpenVinoEngine:
                 self.queues.popitem(last=False)
             model = self.graph.make_model(mean, maps, shape)
             compiled = self.core.compile_model(model, "CPU", self.compile_options(streams))
-            self.queues[key] = load_openvino().AsyncInferQueue(compiled, streams)
+            import openvino
+
+            self.queues[key] = openvino.AsyncInferQueue(compiled, streams)
         if exact:
             self.sizes.add(size)
         return self.queues[key]

@@ -1,4 +1,4 @@
-"""A folded network as an OpenVINO graph. Only the engine imports this file, after ``load_openvino``.
+"""A folded network as an OpenVINO graph. Only the engine imports this file, since openvino is optional.
 
 Weights are constants, and a norm is a multiplication and an addition. The compiler fuses these two with the ReLU after them,
 and a weighted sum with all of its terms. A dense layer reads one concatenation of all earlier outputs: this is faster, with and
