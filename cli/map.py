@@ -7,16 +7,16 @@ import click
 
 from densefeat import map as maps
 from densefeat import store as stores
-from densefeat_cli.options import PATH_TYPE, current_images_option, epilog, out_option, store_argument
+from densefeat_cli.options import PATH_TYPE, epilog, out_option, shown_images_option, store_argument
 from densefeat_cli.output import print_note
 
 
-@click.command(epilog=epilog("map embeddings/ --out map.html"))
+@click.command(epilog=epilog("map embeddings/ --images photos/ --out map.html"))
 @store_argument
 @out_option("Page to write; its points are written beside it, as .parquet.")
 @click.option("--method", type=click.Choice(["pca", "umap", "tsne"]), default="pca", show_default=True,
               help="Projection of each block; umap needs densefeat[umap].")  # fmt: skip
-@current_images_option
+@shown_images_option
 @click.option("--probe", type=PATH_TYPE, help="Folder of densefeat probe: colours by right and wrong.")
 @click.option("--labels", type=PATH_TYPE, metavar="FILE.csv", help="CSV file of path,label.  [default: the store's own labels]")
 @click.option("--label-column", metavar="NAME", help="Column with the labels.  [default: label]")

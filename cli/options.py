@@ -148,4 +148,4 @@ steps_option = click.option(
     "--steps", type=click.IntRange(1), help="Stop after N steps with a checkpoint; the same command resumes from it.",
     metavar="N",
 )  # fmt: skip
-current_images_option = click.option("--images", help="Where the images are now.  [default: where the extraction found them]")
+shown_images_option = click.option("--images", help="Where the images are, for thumbnails.  [default: no thumbnails]")

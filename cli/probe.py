@@ -24,7 +24,7 @@ _LABELLING_OPTIONS = ("labels", "label_column", "task", "split_column", "group_c
 @click.command(epilog=epilog("probe embeddings/ --out probe/", "probe --images photos/ --out probe/"))
 @click.argument("store", required=False, type=PATH_TYPE)
 @out_option("Folder to write: results, charts, page and probe.")
-@click.option("--images", help="Images to extract features from, into OUT/features; with STORE: where its images are now.")
+@click.option("--images", help="Images to extract features from, into OUT/features; with STORE: where its images are.")
 @click.option("--test", help="Store (or, with --images, images) to test on.  [default: a fifth of the rows]")
 @click.option("--protocol", type=click.Choice(["logreg", "knn", "ridge", "sgd"]),
               help="sgd: on augmented --images.  [default: logreg, for numbers ridge]")  # fmt: skip
@@ -60,8 +60,10 @@ def probe_command(store: Path | None, out: Path, images: str | None, protocol: s
         options.pop(name)
     if store is None:
         options |= _extract_stores(str(images), out, chosen)
-        store, images = options.pop("store"), None
+        store, images = options.pop("store"), _find_tested_images(images, chosen.get("test"))
     opened = stores.open_store(store)  # before the heads load torch
+    if images is None:
+        print_note("report.html will show no images: --images names the place where they are")
     _print_results(probing.probe(opened, out, images=images, protocol=protocol, **options))
 
 
@@ -108,6 +110,13 @@ def _extract_stores(images: str, out: Path, chosen: dict[str, Any]) -> dict[str,
     store, *others = probing.extract_images(images, chosen.get("test"), out, labelling, **settings)
     options = {"store": store, "test": others[0] if others else None, "labels": None, "label_column": None}
     return options | probing.label_options(*labels)
+
+
+def _find_tested_images(images: str | None, test: str | None) -> str | None:
+    """Return where the images of the test rows are; None where they are those of a store, which nobody named."""
+    if test is None:
+        return images
+    return None if stores.is_store(test) else test
 
 
 def _print_results(probed: "Probed") -> None:

@@ -11,7 +11,7 @@ import click
 
 from densefeat import search
 from densefeat import store as stores
-from densefeat_cli.options import OUTPUT_TYPE, PATH_TYPE, current_images_option, device_option, epilog, store_argument
+from densefeat_cli.options import OUTPUT_TYPE, PATH_TYPE, device_option, epilog, shown_images_option, store_argument
 from densefeat_cli.output import late_progress_bar, print_note, print_table
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _TABLE_ROWS = 10_000
 
 
-@click.command(epilog=epilog("search embeddings/ --image query.jpg --html neighbours.html"))
+@click.command(epilog=epilog("search embeddings/ --image query.jpg --html neighbours.html --images photos/"))
 @store_argument
 @click.option("--image", "queries", multiple=True, type=PATH_TYPE, help="Image file to find neighbours of; may be repeated.")
 @click.option("--key", "keys", multiple=True,
@@ -38,7 +38,7 @@ _TABLE_ROWS = 10_000
 @device_option
 @click.option("--format", "shape", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 @click.option("--html", type=OUTPUT_TYPE, help="Page to write, with thumbnails.")
-@current_images_option
+@shown_images_option
 def search_command(
     store: Path,
     queries: tuple[Path, ...],

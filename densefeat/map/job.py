@@ -67,7 +67,7 @@ def write_map(
 
     Args:
         method: ``"pca"``, ``"umap"`` or ``"tsne"``, for every block.
-        images: Where the images are. None stands for where the store's job found them, unless that is on a network.
+        images: Where the images are. None: the page has no thumbnails.
         probe: The folder or file of a probe that was fitted on this store's features.
         labels: A CSV file of path and label. None stands for the store's own labels, if it has any.
         label_column: The column with the labels, if it is not ``label``.

@@ -49,8 +49,7 @@ def make_sheets(
 ) -> Sheets:
     """Make thumbnails of the entries, or of as many of them, evenly chosen, as fit into ``room`` bytes.
 
-    ``images`` is where the images are; None stands for where the store's job found them, unless that is on a network. An image
-    that cannot be read is left out.
+    ``images`` is where the images are; None: there are no thumbnails. An image that cannot be read is left out.
     """
     order = list(dict.fromkeys(entries[place] for place in _spread_order(len(entries)).tolist()))
     made, problem = make_pictures(provenance, order[:_SAMPLE], images, _make_small_image, advance)

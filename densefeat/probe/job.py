@@ -66,7 +66,7 @@ def probe(
         split_column: A column of the CSV file or the store with ``train``, ``test`` and, optionally, ``val``.
         group_column: A column whose equal values, such as a patient, stay in one part. Rows of one path always do.
         seed: For the split, the intervals and the few-shot draws.
-        images: Where the images are now, for the report; None: where the store's job read them.
+        images: Where the images of the test rows are, for the report; None: it shows none.
 
     Raises:
         UsageError: Labels, splits or stores cannot be used, or ``out`` holds something else.

@@ -20,8 +20,8 @@ class ProbeRequest:
     ``protocol``: see :func:`densefeat.probe.protocols.describe_protocol`. ``settings``: columns, labels and kind of test
     rows. ``sizes``: rows of each part; ``labels``: the report on them. ``paths``, ``places``: of the test rows, and int
     ``(n, 2)`` x and y where they are tiles. ``provenance``: of the features to learn from; ``test_provenance``: of another
-    store of test rows. ``images``: where the images are now, None for the place in the provenance. ``few_shot``: results of
-    few-shot fits.
+    store of test rows. ``images``: where the images of the test rows are; None: the report shows none. ``few_shot``: results
+    of few-shot fits.
     """
 
     protocol: dict[str, Any]

@@ -14,7 +14,8 @@ _MAX_GROUP_IMAGES = 24
 def write_page(path: Path, result: Neighbours | Pairs, images: str | Path | None = None) -> str | None:
     """Write the page to ``path``, whole or not at all; return why images are missing from it, or None.
 
-    ``images``: as in :func:`densefeat.store.thumbnails.make_thumbnails`. An image that cannot be read is a grey box.
+    ``images``: where the images are; None: the page shows none, as in :func:`densefeat.store.thumbnails.make_thumbnails`. An
+    image that cannot be read is a grey box.
     Raises OutputError where the page cannot be written.
     """
     check_target(path)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import torch
 from PIL import Image
 
+from densefeat.base import shorten_text
 from densefeat.errors import DensefeatError
 from densefeat.images import (
     DecodedImage,
@@ -23,7 +24,7 @@ from densefeat.images import (
     SelectedSource,
     Source,
     TiledSource,
-    is_remote,
+    is_image_folder,
     open_image,
     open_source,
 )
@@ -48,8 +49,8 @@ def make_thumbnails(
 
     Args:
         provenance: That of the store.
-        images: Where the images are, as in :func:`densefeat.images.sources.open_source`; None: where the job that made the
-            store found them, unless that is on a network: nothing is fetched from an address that only a file names.
+        images: Where the images are, as in :func:`densefeat.images.sources.open_source`. None: no images are read. The place
+            that the store records is only told: a store of someone else's may name any folder, and pages are sent around.
     """
     return make_pictures(provenance, entries, images, _make_thumbnail)
 
@@ -62,17 +63,13 @@ def make_pictures(
     progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[dict[ImageEntry, _Picture], str | None]:
     """Do as :func:`make_thumbnails`, with another function that makes an entry's picture; several images at a time."""
-    place = provenance.get("images") if images is None else str(images)
-    if place is None:
-        return {}, "the store does not say where its images are: give --images"
-    options = provenance.get("input_options", {}) if images is None else {}
-    for address in (place, options.get("base") or ""):
-        if images is None and is_remote(address):
-            return {}, f"the images were at {address}: give --images to fetch them"
+    options = provenance.get("input_options") or {}
+    if images is None:
+        return {}, _ask_for_images(provenance.get("images"), options)
     distinct = set(entries)
     pictures: dict[ImageEntry, _Picture] = {}
     try:
-        source = _open_images(place, {entry.path for entry in distinct}, options)
+        source = _open_images(str(images), {entry.path for entry in distinct}, options.get("image_column"))
         items = _find_items(source, distinct, provenance.get("tiles"))
         with ThreadPoolExecutor() as pool:
             while batch := list(islice(items, _BATCH)):
@@ -84,15 +81,23 @@ def make_pictures(
     return pictures, None
 
 
-def _open_images(place: str, keys: set[str], options: dict[str, Any]) -> Source:
-    """Open the images with these keys; a folder is not listed for that.
+def _ask_for_images(recorded: Any, options: dict[str, Any]) -> str:
+    """Say what to do for images to be shown. ``recorded``, ``options``: where the store's job found them."""
+    if recorded is None:
+        return "the store does not say where its images are: give --images"
+    return f"give --images to show them; the store says that they are at {shorten_text(str(options.get('base') or recorded))}"
 
-    ``options``: the other arguments of open_source. Raises UsageError as open_source does, or for a stream without a length.
+
+def _open_images(place: str, keys: set[str], image_column: str | None) -> Source:
+    """Open the images with these keys; a folder on this machine is not listed for that.
+
+    ``image_column``: that of the store's job, for tables. Raises UsageError as open_source does, or for a stream without a
+    length.
     """
     names = pa.array(sorted(key.encode() for key in keys), pa.large_binary())
     if os.path.isdir(place) and not os.path.exists(os.path.join(place, "dataset_info.json")):
-        return ImageFiles(LocalFolder(os.path.realpath(place), bool(options.get("follow_links"))), names)
-    source = open_source(place, **options)
+        return ImageFiles(LocalFolder(os.path.realpath(place)), names)
+    source = open_source(place, image_column=None if is_image_folder(place) else image_column)
     positions = pc.index_in(names, source.keys()).drop_null()
     return SelectedSource(source, np.sort(positions.to_numpy()))
 

@@ -31,6 +31,7 @@ def test_probe_of_a_store_twice(tmp_path: Path) -> None:
     assert results["comparison"]["told"] in first.stdout
     assert "25 a class" in first.stdout
     assert first.stderr.splitlines() == [
+        "densefeat: report.html will show no images: --images names the place where they are",
         "densefeat: 120 rows with a label, single-label (the labels are names), 3 classes",
         "densefeat: only 10 validation and 24 test rows: figures and choices are rough",
         f"wrote: {tmp_path}/out/report.html",
@@ -68,6 +69,9 @@ def test_probe_of_images(tmp_path: Path, photographs: list) -> None:
     found = load_probe(tmp_path / "out").scores({n: v.numpy() for n, v in extractor([images / "dark/01.png"]).items()})
     assert found.shape == (1, 2)
     assert len(densefeat.open_store(tmp_path / "out/features")) == 20
+    report = (tmp_path / "out/report.html").read_text()
+    assert ("data:image/jpeg" in report) == ("Worst mistakes" in report)
+    assert "could not be shown" not in report
     (tmp_path / "l.csv").write_text(
         "path,label\n" + "".join(f"{'dark' if i % 2 else 'bright'}/{i:02}.png,{i / 3}\n" for i in range(20))
     )

@@ -32,7 +32,7 @@ def run(*arguments: object) -> Finished:
 
 def test_as_a_process(store: Path, photo_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "densefeat_cli.main", "search", store, "--image", photo_folder / "flower/copy.jpg", "-k", 3,
-               "--block", 3, "--device", "cpu", "--html", tmp_path / "page.html"]  # fmt: skip
+               "--block", 3, "--device", "cpu", "--html", tmp_path / "page.html", "--images", photo_folder]  # fmt: skip
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, env=os.environ)
     assert (ended.returncode, ended.stderr) == (0, f"wrote {tmp_path}/page.html\n")
     lines = [line.split() for line in ended.stdout.splitlines()]
@@ -70,8 +70,9 @@ def test_csv_of_several_queries(store: Path, photo_folder: Path) -> None:
     ]
 
 
-def test_all_pairs(store: Path, tmp_path: Path) -> None:
-    result = run(store, "--all-pairs", "--threshold", "0.9999", "--format", "csv", "--html", tmp_path / "d.html")
+def test_all_pairs(store: Path, photo_folder: Path, tmp_path: Path) -> None:
+    pages = ["--html", tmp_path / "d.html", "--images", photo_folder]
+    result = run(store, "--all-pairs", "--threshold", "0.9999", "--format", "csv", *pages)
     (pair,) = csv.DictReader(io.StringIO(result.stdout))
     assert pair == {"rank": "1", "score": "1.0", "group": "1", "path": "china/[red] 00.jpg", "label": "china",
                     "other_path": "flower/copy.jpg", "other_label": "flower"}  # fmt: skip

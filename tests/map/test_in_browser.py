@@ -43,8 +43,8 @@ def map_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (80, 40), colour).save(root / "images" / name)
     features = {"block1": np.array(FIRST, np.float32), "block2": np.array(SECOND, np.float32)}
     keys = [*COLOURS, "gone.png"]
-    store = write_probe_store(root / "store.parquet", LABELS, features, keys, images=str(root / "images"))
-    write_map(open_store(store), root / "map.html", cluster_count=2)
+    store = write_probe_store(root / "store.parquet", LABELS, features, keys)
+    write_map(open_store(store), root / "map.html", images=str(root / "images"), cluster_count=2)
     return root / "map.html"
 
 

@@ -113,8 +113,8 @@ def test_again_the_same_bytes(made: MapResult, tmp_path: Path) -> None:
 def test_thumbnails_of_the_photographs(photo_folder: Path, tmp_path: Path) -> None:
     names = sorted(path.relative_to(photo_folder).as_posix() for path in photo_folder.rglob("*.jpg"))
     features = make_features(draw_codes(len(names)))
-    store = write_probe_store(tmp_path / "s.parquet", None, features, [*names[:-1], "gone.jpg"], images=str(photo_folder))
-    made = write_map(open_store(store), tmp_path / "map.html")
+    store = write_probe_store(tmp_path / "s.parquet", None, features, [*names[:-1], "gone.jpg"])
+    made = write_map(open_store(store), tmp_path / "map.html", images=str(photo_folder))
     thumbnails = read_page_data(made.page)["thumbnails"]
     assert (numbers(thumbnails["squares"], "<i4") >= 0).tolist() == [True] * (len(names) - 1) + [False]
     with Image.open(io.BytesIO(base64.b64decode(thumbnails["uris"][0].partition(",")[2]))) as sheet:
@@ -124,12 +124,10 @@ def test_thumbnails_of_the_photographs(photo_folder: Path, tmp_path: Path) -> No
 
 def test_a_page_keeps_its_budget(photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = sorted(path.relative_to(photo_folder).as_posix() for path in photo_folder.rglob("*.jpg"))
-    store = write_probe_store(
-        tmp_path / "s.parquet", None, make_features(draw_codes(len(names))), names, images=str(photo_folder)
-    )
-    whole = write_map(open_store(store), tmp_path / "whole.html").page.stat().st_size
+    store = write_probe_store(tmp_path / "s.parquet", None, make_features(draw_codes(len(names))), names)
+    whole = write_map(open_store(store), tmp_path / "whole.html", images=str(photo_folder)).page.stat().st_size
     monkeypatch.setattr(densefeat.map.job, "_PAGE_BYTES", whole)  # and the note has its room
-    made = write_map(open_store(store), tmp_path / "map.html")
+    made = write_map(open_store(store), tmp_path / "map.html", images=str(photo_folder))
     assert made.page.stat().st_size < whole
     assert made.notes[-1].startswith("Thumbnails of 0 of 12 points: chosen evenly, more would make the page larger than")
 

@@ -32,7 +32,7 @@ def thumbnail(sheets: Sheets, place: int) -> Image.Image:
 
 
 def make_some_sheets(entries: list[ImageEntry], folder: Path, room: int = ROOM) -> Sheets:
-    return make_sheets({"images": str(folder)}, entries, room, None, lambda done: None)
+    return make_sheets({}, entries, room, str(folder), lambda done: None)
 
 
 def test_every_image_is_where_it_should_be(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_fewer_where_there_is_little_room(tmp_path: Path) -> None:
         Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / entry.path)
     each = sum(map(len, make_some_sheets(entries, tmp_path).uris)) / 900
     read: list[int] = []
-    sheets = make_sheets({"images": str(tmp_path)}, entries, int(620 * each), None, read.append)
+    sheets = make_sheets({}, entries, int(620 * each), str(tmp_path), read.append)
     assert sum(map(len, sheets.uris)) <= 620 * each
     there = np.flatnonzero(sheets.squares >= 0)
     assert sheets.full
@@ -94,9 +94,7 @@ def test_no_room_at_all(tmp_path: Path) -> None:
     ("provenance", "reason"),
     [
         ({}, "does not say where its images are: give --images"),
-        ({"images": "s3://bucket/x"}, "the images were at s3://bucket/x: give --images to fetch them"),
-        ({"images": "hf:x:train"}, "the images were at hf:x:train: give --images to fetch them"),
-        ({"images": "/no/such/place"}, "/no/such/place"),
+        ({"images": "/a/place"}, "give --images to show them; the store says that they are at /a/place"),
     ],
 )
 def test_why_there_are_none(provenance: dict, reason: str) -> None:
@@ -116,9 +114,9 @@ def test_tiles(tmp_path: Path) -> None:
     image = Image.new("RGB", (64, 32), (250, 0, 0))
     image.paste((0, 0, 250), (32, 0, 64, 32))
     image.save(tmp_path / "a.png")
-    provenance = {"images": str(tmp_path), "tiles": {"tile": 32, "stride": 32}}
+    provenance = {"tiles": {"tile": 32, "stride": 32}}
     entries = [ImageEntry("a.png", x=32, y=0), ImageEntry("a.png", x=0, y=0)]
-    sheets = make_sheets(provenance, entries, ROOM, None, lambda done: None)
+    sheets = make_sheets(provenance, entries, ROOM, str(tmp_path), lambda done: None)
     colours = [thumbnail(sheets, place).getpixel((16, 16)) for place in (0, 1)]
     assert colours[0][2] > 200 > colours[0][0]
     assert colours[1][0] > 200 > colours[1][2]

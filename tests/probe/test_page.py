@@ -50,7 +50,7 @@ def test_the_worst_mistakes_with_their_images(photo_folder: Path, tmp_path: Path
     scores[3], scores[8], scores[5] = (0, 5), (9, 0), (0, 1)  # three mistakes
     (photo_folder / paths[5]).unlink()
     selection = make_selection(targets, scores)
-    request = make_request(paths, provenance=store.provenance)
+    request = make_request(paths, provenance=store.provenance, images=str(photo_folder))
     results = write_report(tmp_path / "out", selection, request)
     page = ParsedPage(tmp_path / "out/report.html")
     assert len(page.all("figure")) == 3

@@ -28,9 +28,9 @@ def vectors(rows: int) -> np.ndarray:
 def test_neighbours_with_their_pictures(make_store, photo_folder: Path, tmp_path: Path) -> None:
     (photo_folder / "china/02.jpg").unlink()
     keys = [f"china/{i:02}.jpg" for i in range(3)]
-    store = make_store({"block1": vectors(3)}, keys, ["a & b", None, "c"], images=str(photo_folder), model="some.model")
+    store = make_store({"block1": vectors(3)}, keys, ["a & b", None, "c"], model="some.model")
     queries = [Query(ImageEntry(str(photo_folder / "flower/06.jpg"))), Query(ImageEntry(keys[1]), 1)]
-    assert write_page(tmp_path / "n.html", neighbours(store, queries)) is None
+    assert write_page(tmp_path / "n.html", neighbours(store, queries), photo_folder) is None
     page = ParsedPage(tmp_path / "n.html")
     pictures = page.all("img")
     assert len(pictures) == 2 + 2 * 2  # both queries, and of three neighbours each the two that are there
@@ -42,9 +42,9 @@ def test_neighbours_with_their_pictures(make_store, photo_folder: Path, tmp_path
 
 def test_the_page_requests_nothing(make_store, tmp_path: Path) -> None:
     """No scripts, styles, fonts or pictures from elsewhere, and a policy that would forbid them."""
-    store = make_store({"block1": vectors(2)}, [EVIL, "b.jpg"], [EVIL, None], images="/nowhere")
+    store = make_store({"block1": vectors(2)}, [EVIL, "b.jpg"], [EVIL, None])
     found = neighbours(store, [Query(ImageEntry(EVIL))])
-    problem = write_page(tmp_path / "n.html", found)
+    problem = write_page(tmp_path / "n.html", found, "/nowhere")
     assert problem is not None
     assert problem.startswith("images '/nowhere'")
     page = ParsedPage(tmp_path / "n.html")
@@ -63,7 +63,8 @@ def test_attributes_are_escaped(make_store, photo_folder: Path, tmp_path: Path) 
     (photo_folder / "china/00.jpg").rename(photo_folder / name)
     write_page(
         tmp_path / "n.html",
-        neighbours(make_store({"block1": vectors(1)}, [name], images=str(photo_folder)), [Query(ImageEntry("q"))]),
+        neighbours(make_store({"block1": vectors(1)}, [name]), [Query(ImageEntry("q"))]),
+        photo_folder,
     )
     (picture,) = ParsedPage(tmp_path / "n.html").all("img")
     assert set(picture) == {"src", "alt"}
@@ -73,9 +74,9 @@ def test_attributes_are_escaped(make_store, photo_folder: Path, tmp_path: Path) 
 def test_groups_of_duplicates(make_store, photo_folder: Path, tmp_path: Path) -> None:
     values = np.float32([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [-1, -1]])
     keys = [f"china/{i:02}.jpg" for i in range(5)]
-    store = make_store({"block1": values}, keys, images=str(photo_folder))
+    store = make_store({"block1": values}, keys)
     found = Pairs(store, "block1", "cosine", 0.9, find_pairs(store, "block1", 0.9))
-    assert write_page(tmp_path / "d.html", found) is None
+    assert write_page(tmp_path / "d.html", found, photo_folder) is None
     page = ParsedPage(tmp_path / "d.html")
     assert len(page.all("img")) == 4
     assert {"Group 1: 2 images", "Group 2: 2 images", "0.9950"} <= set(page.texts)
