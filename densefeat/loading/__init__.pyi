@@ -1,6 +1,7 @@
 from .catalogue import Network, list_networks
 from .load import (
     LoadedNetwork,
+    check_fetched,
     describe_weights_source,
     find_config,
     find_weights_file,
@@ -34,6 +35,7 @@ __all__ = [
     "LoadedNetwork",
     "Network",
     "RunConfig",
+    "check_fetched",
     "check_model_name",
     "describe_weights_source",
     "find_config",

@@ -202,6 +202,24 @@ def find_weights_file(config: PretrainedCfg) -> Path | None:
     return Path(cached) if os.path.isfile(cached) else None
 
 
+def check_fetched(config: PretrainedCfg, owner: str) -> None:
+    """Check that published weights are on this machine: a file, ``owner``, may not decide what is fetched.
+
+    Raises WeightsError, with the ways to get them, where loading them would ask a server.
+    """
+    if find_weights_file(config) is not None and (config.file or not config.custom_load):  # timm asks for those in any case
+        return
+    ways = "--weights FILE"
+    if config.hf_hub_id:
+        repository, _, revision = config.hf_hub_id.partition("@")
+        name = config.hf_hub_filename or _HUB_FILES[0]
+        ways = f"hf download {repository} {name}{f' --revision {revision}' if revision else ''}, or {ways}"
+    raise WeightsError(
+        f"the weights of {owner} are {describe_weights_source(config)}, which are not on this machine, and a file that names"
+        f" them does not make densefeat fetch them: {ways}"
+    )
+
+
 def read_class_names(file: Path | None) -> list[str] | None:
     """Read the class names in the metadata of a safetensors file of ours (entry ``classes``, JSON).
 

@@ -9,7 +9,7 @@ import numpy as np
 from densefeat.errors import DecodeError, UsageError
 from densefeat.features import FeatureExtractor
 from densefeat.images import Preprocessing, open_image
-from densefeat.loading import describe_weights_source, find_config
+from densefeat.loading import check_fetched, describe_weights_source, find_config, is_run_folder
 from densefeat.nets import file_sha256
 from densefeat.store import Store, find_source, split_pools
 
@@ -49,7 +49,8 @@ def rebuild_extractor(
     Args:
         provenance: That of a store.
         owner: The store, or what was made from it, in error messages. instead: their advice.
-        weights: A checkpoint file; None: the recorded file, or the published weights if they were used.
+        weights: A checkpoint file; None: the recorded file, or the published weights if they were used and are on this
+            machine: nothing is fetched because a store says so.
 
     Raises:
         UsageError: The provenance is incomplete, or the weights are not those that were used. WeightsError: no weights.
@@ -83,8 +84,13 @@ def rebuild_extractor(
 
 def _find_weights(model: str, recorded: dict[str, Any], weights: str | Path | None, owner: str) -> Path | None:
     """Return the checkpoint to load, with its hash compared; None for published weights and those of a run's folder."""
-    if weights is None and (Path(model).is_dir() or describe_weights_source(find_config(model)) == recorded["source"]):
-        return None
+    if weights is None:
+        if is_run_folder(model):
+            return None
+        config = find_config(model)
+        if describe_weights_source(config) == recorded["source"]:
+            check_fetched(config, owner)
+            return None
     file = Path(recorded["source"] if weights is None else weights)
     if not file.is_file():
         if weights is not None:

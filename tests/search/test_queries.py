@@ -6,10 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+from huggingface_hub import constants
+from safetensors.torch import save_file
 
 import densefeat
-from densefeat.errors import UsageError
+from densefeat.errors import UsageError, WeightsError
+from densefeat.images import Preprocessing
 from densefeat.nets.weights import file_sha256
+from densefeat.probe import Probe
+from densefeat.probe.fitting import LinearHead
 from densefeat.search.find import _find_row
 from densefeat.search.queries import embed_images, rebuild_extractor
 from support.helpers import BUNDLED, relative_difference
@@ -102,6 +107,28 @@ def test_stores_that_no_network_fits(make_store, provenance: dict, weights: str 
     store = make_store({"block1": np.ones((1, 216), np.float32)}, **provenance)
     with pytest.raises(UsageError, match=match):
         rebuild(store, weights)
+
+
+def test_a_store_does_not_decide_what_is_fetched(make_store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a search nor a probe asks a hub for weights that only a file names; both say how to get them."""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # asking would be another error
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    source = "hf-hub:timm/densenet121.ra_in1k"
+    made = MADE | {"model": "densefeat_densenet121.ra_in1k", "weights": {"source": source, "sha256": None, "license": None}}
+    made["preprocessing"] = Preprocessing.for_model(timm.create_model(BUNDLED)).to_json()
+    store = make_store({"block1": np.ones((1, 256), np.float32)}, **made)
+    ways = r"hf download timm/densenet121.ra_in1k model.safetensors, or --weights FILE"
+    with pytest.raises(WeightsError, match=rf"the weights of .*store.parquet are {source}, which are not on this .*: {ways}"):
+        rebuild(store)
+    probe = Probe("single", ("a", "b"), ("block1",), store.provenance, LinearHead(np.ones((2, 256)), np.ones(2)))
+    with pytest.raises(WeightsError, match=rf"the weights of this probe are {source}, .*: {ways}"):
+        probe.extractor(device="cpu")
+    folder = tmp_path / "hub/models--timm--densenet121.ra_in1k"  # as the download leaves it
+    (folder / "snapshots/abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("abc")
+    save_file(timm.create_model("densenet121").state_dict(), folder / "snapshots/abc/model.safetensors")
+    assert rebuild(store).provenance["weights"]["source"] == source
 
 
 @pytest.mark.parametrize(
