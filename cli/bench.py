@@ -7,7 +7,7 @@ import click
 
 from densefeat import base, bench
 from densefeat_cli.options import epilog, out_option
-from densefeat_cli.output import status_line, write_json
+from densefeat_cli.output import status_line
 
 
 @click.command(epilog=epilog("bench --batch 32 --precision both --out speed.json"))
@@ -31,11 +31,11 @@ def bench_command(out: Path | None, **options: Any) -> None:
     """
     bench.check_arms(options["arms"], options["device"])
     if out is not None:
-        base.check_target(out)
+        base.check_target(out, base.has_kind(bench.REPORT_KIND))
     with status_line() as say:
         comparison = bench.compare(bench.make_plan(**options), say)
     if out is not None:
-        write_json(out, comparison)
+        bench.write_json(out, comparison)
     click.echo(bench.format_comparison(comparison))
     if all(arm["problem"] for arm in comparison["arms"]):
         raise click.ClickException("no arm could be measured")

@@ -20,6 +20,7 @@ from densefeat_cli.options import (
 )
 from densefeat_cli.output import print_note, print_table, write_json
 
+_KIND = "densefeat evaluation"
 _SINGLE_LABEL = {"top1": "top-1 %", "top5": "top-5 %"}
 _MULTI_LABEL = {"map": "mAP %", "auroc": "AUROC", "macro_f1": "macro F1 %"}
 
@@ -51,13 +52,13 @@ def evaluate_command(
     For a run with several labels an image: mean average precision.
     """
     if json_file is not None:
-        base.check_target(json_file)
+        base.check_target(json_file, base.has_kind(_KIND))
     with base.progress_bar("evaluating", None) as advance:
         result = evaluation.evaluate(
             model, data, crops=int(crops), device=str(base.choose_device(device)), advance=advance, **options
         ).to_json()
     if json_file is not None:
-        write_json(json_file, result)
+        write_json(json_file, _KIND, result)
     _print_scores(result, model, per_class)
     for note in result["notes"]:
         print_note(note)

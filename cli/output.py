@@ -91,10 +91,10 @@ def print_note(text: str) -> None:
     click.echo("densefeat: " + printable(text), err=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    with base.atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+def write_json(path: Path, kind: str, value: dict[str, Any]) -> None:
+    """Write an object as JSON, whole or not at all; its ``kind`` is the mark by which the next call may replace the file."""
+    with base.atomic_file(path, base.has_kind(kind)) as temporary:
+        temporary.write_text(json.dumps({"kind": kind, **value}, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

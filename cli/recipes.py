@@ -36,6 +36,6 @@ def copy(name: str, path: Path | None) -> None:
     path = path or Path(f"{Path(name).stem}.yaml")
     if os.path.lexists(path) and not path.is_dir():  # atomic_file has a better message for a folder
         raise UsageError(f"{str(path)!r} exists already: give another name")
-    with base.atomic_file(path) as temporary:
+    with base.atomic_file(path, base.is_nobodys) as temporary:
         temporary.write_text(text, encoding="utf-8")
     click.echo(f"wrote {path}")

@@ -55,7 +55,7 @@ def reuse(model: str, out: Path, weights: Path | None, what: str, **options: Any
     """
     _check_prune_options(what, options)
     base.check_picture(out)
-    stores.check_output(out)
+    stores.check_output(out, base.is_picture)
     if what == "prune":
         images.check_input(options["images"])
         _prune(model, out, weights, **options)
@@ -93,6 +93,7 @@ def _prune(
     from densefeat.nets import state_sha256  # loads timm, which --help does not need
 
     table, place = stores.choose_csv_file(out, report.PRUNING_COLUMNS), str(base.choose_device(device))
+    base.check_target(out.with_suffix(".jsonl"), report.is_journal)
     network, sample = report.load_sample(model, weights, images, limit or 1000, label_column, place)
     identity = {"weights": state_sha256(network), "images": sample.sha256()}
     print_note(f"{len(sample):,} of {sample.available:,} labelled images")
@@ -146,13 +147,16 @@ def model(model: str, out: str, weights: Path | None, runs: Path | None) -> None
     if out != "-" and kind not in (".html", ".md"):
         raise UsageError(f"page {out!r}: its name must end in .html or .md, or be - for the terminal")
     if out != "-":
-        stores.check_output(Path(out))
+        stores.check_output(Path(out), base.is_page if kind == ".html" else base.is_markdown)
     card = report.read_card(model, weights)
     points = report.collect_points(card, runs)
     text = report.render_html(card, points) if kind == ".html" else report.render_markdown(card, points)
     if out == "-":
         click.echo(text, nl=False)
         return
-    with base.atomic_file(Path(out)) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    if kind == ".html":
+        base.save_page(Path(out), text)
+    else:
+        with base.atomic_file(Path(out), base.is_markdown) as temporary:
+            temporary.write_text(base.MARKDOWN_MARK + text, encoding="utf-8", errors="backslashreplace")
     click.echo(f"wrote: {out}", err=True)

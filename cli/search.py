@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from densefeat import search
+from densefeat import base, search
 from densefeat import store as stores
 from densefeat_cli.options import OUTPUT_TYPE, PATH_TYPE, device_option, epilog, shown_images_option, store_argument
 from densefeat_cli.output import late_progress_bar, print_note, print_table
@@ -53,6 +53,8 @@ def search_command(
 ) -> None:
     """Find the images of a STORE that are nearest to an image, or all pairs of near duplicates in it."""
     _check_request(bool(queries or keys), all_pairs, threshold)
+    if html is not None:
+        stores.check_output(html, base.is_page)  # before the work
     opened = stores.open_store(store)
     if not opened.complete:
         print_note(f"{store} is not finished: {len(opened):,} rows are searched")

@@ -13,6 +13,22 @@ from .files import (
     sync_folder,
 )
 from .full_disk import find_full_disk
+from .ownership import (
+    MARKDOWN_MARK,
+    Recognizer,
+    has_header,
+    has_kind,
+    is_markdown,
+    is_nobodys,
+    is_page,
+    is_picture,
+    is_plain_file,
+    is_plain_folder,
+    match_temporary,
+    refuse_links,
+    refuse_stranger,
+    remove_folder,
+)
 from .pages import Chart, ImageCard, Section, Table, render_page, render_template, save_page
 from .pictures import check_picture, render_picture, save_picture
 from .progress import RateColumn, progress_bar
@@ -22,12 +38,14 @@ from .signals import PREEMPTION_SIGNALS, Interrupted, StopRequest, raise_on_sigt
 from .text import describe_error, printable, shorten_text
 
 __all__ = [
+    "MARKDOWN_MARK",
     "PREEMPTION_SIGNALS",
     "Chart",
     "ImageCard",
     "Interrupted",
     "Ranks",
     "RateColumn",
+    "Recognizer",
     "Section",
     "StopRequest",
     "Table",
@@ -45,12 +63,24 @@ __all__ = [
     "describe_error",
     "enter_after_rank_0",
     "find_full_disk",
+    "has_header",
+    "has_kind",
     "hold_lock",
+    "is_markdown",
+    "is_nobodys",
+    "is_page",
+    "is_picture",
+    "is_plain_file",
+    "is_plain_folder",
+    "match_temporary",
     "open_shared_store",
     "output_errors",
     "printable",
     "progress_bar",
     "raise_on_sigterm",
+    "refuse_links",
+    "refuse_stranger",
+    "remove_folder",
     "render_page",
     "render_picture",
     "render_template",

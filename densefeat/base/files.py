@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from densefeat.base.full_disk import find_full_disk
+from densefeat.base.ownership import Recognizer, refuse_stranger
 from densefeat.errors import OutputError, UsageError
 
 # s3://bucket, also as a Path, which has one slash of the two; a single letter is a drive
@@ -19,19 +20,21 @@ _MAX_NAME_BYTES = 255  # of one part of a path, on nearly all file systems
 
 
 @contextmanager
-def atomic_file(path: Path, folder: Path | None = None) -> Iterator[Path]:
+def atomic_file(path: Path, is_ours: Recognizer | None = None) -> Iterator[Path]:
     """Yield a hidden file to write to; at the end it is synced and replaces ``path``, after an error it is removed.
 
-    ``folder``: where to write it, on the same file system; None: beside ``path``.
-    Raises OutputError, before any work, where the file cannot be created, and where the disk is full.
+    ``is_ours``: whether a file that is there may be replaced; None: ``path`` is in a folder that is known to be densefeat's.
+    Raises OutputError, before any work, where the file cannot be created, and where the disk is full; UsageError, before the
+    work and again at its end, where a symbolic link or somebody else's file is in the way.
     """
-    beside = _create_beside(path, folder or path.parent)
+    beside = _create_beside(path, is_ours)
     try:
         with _full_disk_errors(path):
             yield beside
         with output_errors(path):
             os.chmod(beside, 0o666 & ~current_umask())  # mkstemp and safetensors make files that only their owner may read
             sync(beside)
+            refuse_stranger(path, is_ours)  # somebody may have written there in the meantime
             os.replace(beside, path)
         sync_folder(path.parent)
     finally:
@@ -101,19 +104,16 @@ def check_output_name(path: str | Path) -> None:
         raise UsageError(f"output {text!r} is an address: give a path on this machine, and copy the result there")
 
 
-def check_target(path: Path) -> None:
-    """Raise OutputError now if :func:`atomic_file` could not create ``path``, UsageError if its name is none of a file."""
-    _create_beside(path, path.parent).unlink()
+def check_target(path: Path, is_ours: Recognizer | None = None) -> None:
+    """Raise the error now with which :func:`atomic_file` would refuse to write ``path``."""
+    _create_beside(path, is_ours).unlink()
 
 
-def _create_beside(path: Path, folder: Path) -> Path:
+def _create_beside(path: Path, is_ours: Recognizer | None) -> Path:
     check_output_name(path)
-    if path.is_dir() or not path.name:
-        raise OutputError(f"output {str(path)!r} is a folder: give a file name")
-    if path.exists() and not path.is_file():
-        raise OutputError(f"output {str(path)!r} is no regular file: give another name")
+    refuse_stranger(path, is_ours)
     with output_errors(path):
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=folder)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(descriptor)
     return Path(name)
 
@@ -146,10 +146,11 @@ def sync_folder(path: Path) -> None:
 def hold_lock(path: Path) -> Iterator[None]:
     """Hold the lock file ``path``; the system frees it when the process ends, however it ends.
 
-    Raises OutputError where another process holds it.
+    Raises OutputError where another process holds it, UsageError where a file with content or a symbolic link has its name.
     """
     lock = FileLock(path, timeout=0)
     with output_errors(path):
+        refuse_stranger(path, _is_empty)  # some versions of filelock empty the file
         try:
             lock.acquire()
         except Timeout:  # a subclass of OSError
@@ -158,3 +159,7 @@ def hold_lock(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _is_empty(path: Path) -> bool:
+    return path.stat().st_size == 0

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from densefeat.base.files import atomic_file, output_errors
+from densefeat.base.ownership import Recognizer, is_page
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,13 @@ def render_template(name: str, **values: Any) -> str:
     return _environment().get_template(name).render(values)
 
 
-def save_page(path: Path, html: str) -> None:
-    """Write a page, whole or not at all. Raises OutputError where it cannot be written."""
-    with atomic_file(path) as beside, output_errors(path):
+def save_page(path: Path, html: str, is_ours: Recognizer | None = is_page) -> None:
+    """Write a page, whole or not at all; it replaces only another page of densefeat.
+
+    ``is_ours``: as in :func:`densefeat.base.files.atomic_file`. Raises OutputError where it cannot be written, UsageError where
+    something else has its name.
+    """
+    with atomic_file(path, is_ours) as beside, output_errors(path):
         beside.write_text(html, encoding="utf-8", errors="backslashreplace")  # names may hold bytes that are not UTF-8
 
 

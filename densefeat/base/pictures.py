@@ -8,12 +8,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from densefeat.base.files import atomic_file
+from densefeat.base.ownership import MARK, Recognizer, is_picture
 from densefeat.errors import UsageError
 
-_METADATA = {
-    ".png": {"Software": None},
-    ".svg": {"Date": None, "Creator": None},
-}  # fields that change with each call
+_METADATA = {  # the mark by which a picture is recognized; without a date, which changes with each call
+    ".png": {"Software": MARK},
+    ".svg": {"Date": None, "Creator": MARK},
+}
 
 
 def check_picture(path: Path) -> None:
@@ -22,14 +23,15 @@ def check_picture(path: Path) -> None:
         raise UsageError(f"picture {str(path)!r}: its name must end in {' or '.join(_METADATA)}")
 
 
-def save_picture(figure: Figure, path: Path) -> bytes:
+def save_picture(figure: Figure, path: Path, is_ours: Recognizer | None = is_picture) -> bytes:
     """Save as PNG or SVG, by the suffix, whole or not at all; return the file's content.
 
-    Raises UsageError for another suffix, OutputError where the file cannot be written.
+    It replaces only another picture of densefeat. ``is_ours``: as in :func:`densefeat.base.files.atomic_file`.
+    Raises UsageError for another suffix and where something else has the file's name, OutputError where it cannot be written.
     """
     check_picture(path)
     content = render_picture(figure, path.suffix.lower())
-    with atomic_file(path) as beside:
+    with atomic_file(path, is_ours) as beside:
         beside.write_bytes(content)
     return content
 

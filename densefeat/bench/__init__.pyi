@@ -2,6 +2,7 @@ from .arms import check_arms
 from .comparison import compare, make_plan
 from .inputs import calibrated_network, list_images, load_network
 from .measure import (
+    REPORT_KIND,
     Report,
     benchmark_options,
     measure_rounds,
@@ -15,6 +16,7 @@ from .measure import (
 from .report import format_comparison, format_overview
 
 __all__ = [
+    "REPORT_KIND",
     "Report",
     "benchmark_options",
     "calibrated_network",

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from densefeat.base import atomic_file
+from densefeat.base import atomic_file, check_target, has_kind
 from densefeat.bench.machine import describe_machine, format_machine
 
 _T = TypeVar("_T")
 Row = dict[str, Any]
+REPORT_KIND = "densefeat benchmark"  # in JSON files
 
 
 def measure_rounds(arms: Mapping[str, Callable[[], _T]], rounds: int, warmups: int = 0) -> dict[str, list[_T]]:
@@ -84,6 +85,8 @@ class Report:
     """A benchmark's tables: printed as they come, and kept for a JSON file with the machine beside them."""
 
     def __init__(self, title: str, file: Path | None = None, device: str = "cpu") -> None:
+        if file is not None:
+            check_target(file, has_kind(REPORT_KIND))
         machine = describe_machine(device)
         self.file, self.content = file, {"title": title, "machine": machine}
         print(f"{title}\n{format_machine(machine)}", flush=True)
@@ -106,9 +109,9 @@ class Report:
             write_json(self.file, self.content)
 
 
-def write_json(file: Path, content: object) -> None:
-    with atomic_file(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with atomic_file(file, has_kind(REPORT_KIND)) as temporary:
+        temporary.write_text(json.dumps({"kind": REPORT_KIND, **content}, indent=1) + "\n", encoding="utf-8")
 
 
 def _format_cell(value: Any, form: str) -> str:

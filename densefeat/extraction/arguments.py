@@ -75,4 +75,4 @@ def _check_output(out: Path, images: str | Path, options: RunOptions, part_rows:
         raise UsageError(
             f"output {str(out)!r} is a single file: --update, --part-rows, several processes and --engine ray need a folder"
         )
-    check_store_file(out, images, options.overwrite)
+    check_store_file(out, images)

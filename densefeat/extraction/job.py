@@ -39,6 +39,8 @@ from densefeat.store import (
     PartRecord,
     count_failures,
     failures_file,
+    is_failure_lines,
+    is_store,
     list_finished_parts,
     read_manifest,
     write_failure_lines,
@@ -229,7 +231,7 @@ def _extract_to_file(job: ExtractJob) -> ExtractResult:
     The file of failures is always written, so that no older one can lie beside new rows.
     """
     failures_path = failures_file(job.out)
-    with atomic_file(job.out) as rows_file, atomic_file(failures_path) as failures_beside:
+    with atomic_file(job.out, is_store) as rows_file, atomic_file(failures_path, is_failure_lines) as failures_beside:
         source = job.input.tiling.cut(job.input.listing)
         with open_part_extractor(job, source.length) as extractor:
             with EmbeddingWriter(rows_file, job.schema, error_path=job.out) as writer:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from densefeat.base import atomic_file, output_errors, progress_bar
+from densefeat.base import atomic_file, is_page, output_errors, progress_bar, save_page
 from densefeat.errors import UsageError
 from densefeat.images import join_chunks
 from densefeat.labels import LABEL, LabelFile, find_image_folders, read_text_column
@@ -19,12 +19,12 @@ from densefeat.map.projection import TITLES, check_method, find_clusters, projec
 from densefeat.map.rows import MapRows, choose_block_columns, read_map_rows
 from densefeat.map.thumbnails import Sheets, empty_sheets, make_sheets
 from densefeat.probe import Probe, load_probe
-from densefeat.store import MAP_KEY, ImageEntry, Store, check_output, choose_points_file, list_entry_columns
+from densefeat.store import MAP_KEY, ImageEntry, Store, check_output, choose_points_file, is_points_file, list_entry_columns
 
 _PAGE_BYTES = 25_000_000
 _NOTE_BYTES = 10_000  # kept free for the notes on thumbnails and size
 _CLUSTERS = 10
-_ENCODING = ("utf-8", "backslashreplace")  # names of files may not be UTF-8
+_ENCODING = ("utf-8", "backslashreplace")  # as save_page writes it
 _NOT_LOCAL = re.compile(r"^hf:|://|[*?\[{]")  # an address, or a pattern
 
 
@@ -113,7 +113,7 @@ def _choose_table(out: Path) -> Path:
     """Check where the page goes, and return the path of the table beside it."""
     if out.suffix.lower() != ".html":
         raise UsageError(f"output {str(out)!r}: the page's name must end in .html; its points go beside it, as .parquet")
-    check_output(out)
+    check_output(out, is_page)
     return choose_points_file(out)
 
 
@@ -207,7 +207,7 @@ def _write_table(
     columns |= {name: pa.array(column) for name, column in values.items()}
     for block, places in points.items():
         columns |= {f"{block}_{axis}": pa.array(places[:, number]) for number, axis in enumerate("xy")}
-    with atomic_file(path) as beside, output_errors(path), open(beside, "wb") as file:
+    with atomic_file(path, is_points_file) as beside, output_errors(path), open(beside, "wb") as file:
         pq.write_table(pa.table(columns).replace_schema_metadata({MAP_KEY: b"1"}), file, compression="zstd")
 
 
@@ -241,8 +241,7 @@ def _write_page(
     if plain > _PAGE_BYTES:
         limit = _PAGE_BYTES // 10**6
         notes.append(f"The page has {plain / 1e6:.0f} MB rather than at most {limit}: its paths and labels are long.")
-    with atomic_file(out) as beside, output_errors(out):
-        beside.write_text(render_map(content, sheets, notes), *_ENCODING)
+    save_page(out, render_map(content, sheets, notes))
     return notes
 
 

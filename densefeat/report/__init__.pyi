@@ -1,5 +1,5 @@
 from .card import read_card
-from .judging import Journal
+from .judging import Journal, is_journal
 from .model_page import collect_points, render_html, render_markdown
 from .pruning import PRUNING_COLUMNS, Pruning, count_work, prune, write_pruning_csv
 from .pruning_chart import draw_pruning
@@ -21,6 +21,7 @@ __all__ = [
     "draw_pruning",
     "draw_reuse",
     "feature_reuse",
+    "is_journal",
     "load_known_network",
     "load_sample",
     "observations",

@@ -16,6 +16,8 @@ from densefeat.base import atomic_file
 from densefeat.errors import UsageError
 from densefeat.report.sample import Sample
 
+_MAX_LINE = 4096  # characters of a journal's first line
+
 
 class Journal:
     """The results so far of long work that can be interrupted, by key, in a file of JSON lines that is always complete.
@@ -58,6 +60,16 @@ class Journal:
         lines = [self.identity, *({"key": name, "result": value} for name, value in self.results.items())]
         with atomic_file(self.path) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def is_journal(path: Path) -> bool:
+    """Recognize the journal of a pruning, of whatever network."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            identity = json.loads(file.readline(_MAX_LINE))
+    except (OSError, ValueError):
+        return False
+    return isinstance(identity, dict) and "weights" in identity
 
 
 @dataclass(frozen=True)

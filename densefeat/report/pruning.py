@@ -17,7 +17,7 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from densefeat.base import atomic_file, output_errors
+from densefeat.base import atomic_file, has_header, output_errors
 from densefeat.errors import UsageError
 from densefeat.nets import DelugeBlock
 from densefeat.report.connections import BlockReader, check_classifies, find_readers, list_blocks, list_layers
@@ -242,7 +242,11 @@ def _mean_curve(curves: Iterable[Sequence[float]]) -> tuple[float, ...]:
 
 def write_pruning_csv(pruning: Pruning, path: Path) -> None:
     """Write a line for each connection, the cheapest first."""
-    with atomic_file(path) as beside, output_errors(path), open(beside, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_file(path, has_header(PRUNING_COLUMNS)) as beside,
+        output_errors(path),
+        open(beside, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(PRUNING_COLUMNS)
         writer.writerows([getattr(each, name) for name in PRUNING_COLUMNS] for each in pruning.removed)

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from densefeat.base import atomic_file, output_errors
+from densefeat.base import atomic_file, has_header, output_errors
 from densefeat.heads import HeadedNet
 from densefeat.loading import find_config, is_run_folder, load_network
 from densefeat.nets import DelugeNet
@@ -84,7 +84,11 @@ def _make_column(reader: BlockReader) -> ReuseColumn:
 
 def write_reuse_csv(reuse: Reuse, path: Path) -> None:
     """Write a line for each connection: block, target, source (0: the block's input), mean_abs_weight, weights."""
-    with atomic_file(path) as beside, output_errors(path), open(beside, "w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_file(path, has_header(REUSE_COLUMNS)) as beside,
+        output_errors(path),
+        open(beside, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(REUSE_COLUMNS)
         for column in reuse.columns:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from densefeat.base import ImageCard, Section, check_target, render_page, save_page
+from densefeat.base import ImageCard, Section, is_page, render_page, save_page
 from densefeat.search.results import Group, Neighbours, Pairs
-from densefeat.store import ImageEntry, make_file_thumbnail, make_thumbnails
+from densefeat.store import ImageEntry, check_output, make_file_thumbnail, make_thumbnails
 
 _MAX_IMAGES = 1000  # on a page
 _MAX_GROUP_IMAGES = 24
@@ -16,9 +16,10 @@ def write_page(path: Path, result: Neighbours | Pairs, images: str | Path | None
 
     ``images``: where the images are; None: the page shows none, as in :func:`densefeat.store.thumbnails.make_thumbnails`. An
     image that cannot be read is a grey box.
-    Raises OutputError where the page cannot be written.
+    Raises OutputError where the page cannot be written, UsageError where it would lie in a store or replace what is no page of
+    densefeat.
     """
-    check_target(path)
+    check_output(path, is_page)
     if isinstance(result, Neighbours):
         entries = [query.entry for query in result.queries if query.row is not None] + list(result.entries.values())
         pictures, problem = make_thumbnails(result.store.provenance, entries[:_MAX_IMAGES], images)

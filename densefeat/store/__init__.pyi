@@ -3,7 +3,7 @@ from .columns import block_name, choose_column, choose_columns, column_name, fin
 from .conversion import convert
 from .damage import find_damaged_parts
 from .entries import ImageEntry, list_entry_columns, read_entries
-from .failures import count_failures, failures_file, read_failures, write_failure_lines, write_failures
+from .failures import count_failures, failures_file, is_failure_lines, read_failures, write_failure_lines, write_failures
 from .folder import close_store, collect_failures, save_part, start_job
 from .info import describe_store
 from .layout import PART_ROWS, Layout
@@ -15,6 +15,7 @@ from .outputs import (
     check_store_folder,
     choose_csv_file,
     choose_points_file,
+    is_points_file,
     remove_work,
 )
 from .parts import find_known_paths, read_column, read_paths
@@ -62,6 +63,8 @@ __all__ = [
     "find_known_paths",
     "find_source",
     "finish_replacement",
+    "is_failure_lines",
+    "is_points_file",
     "is_store",
     "list_entry_columns",
     "list_finished_parts",

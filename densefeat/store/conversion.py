@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from densefeat.base import atomic_file, atomic_folder, check_output_name, output_errors
+from densefeat.base import atomic_file, atomic_folder, check_output_name, is_nobodys, output_errors
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.columns import choose_columns
 from densefeat.store.reader import Store, open_store
@@ -89,7 +89,7 @@ def convert(
 
     Raises:
         UsageError: There is no such format, column or store, or the store is unfinished.
-        OutputError: ``out`` exists or cannot be written, or the store is damaged.
+        OutputError: ``out``, or the file beside a CSV, exists or cannot be written, or the store is damaged.
     """
     if to not in _FORMATS:
         raise UsageError(f"format {to!r}: choose one of {', '.join(_FORMATS)}")
@@ -97,8 +97,9 @@ def convert(
     opened = store if isinstance(store, Store) else open_store(store)
     _refuse_unfinished(opened)
     conversion, out = _Conversion(opened, choose_columns(opened, columns), advance), Path(out)
-    if os.path.lexists(out):
-        raise OutputError(f"output {str(out)!r} exists: remove it or give another name")
+    for place in [out, _provenance_file(out)] if to == "csv" else [out]:
+        if os.path.lexists(place):
+            raise OutputError(f"output {str(place)!r} exists: remove it or give another name")
     _FORMATS[to](conversion, out)
     return out
 
@@ -123,7 +124,7 @@ def _write_npy(conversion: _Conversion, out: Path) -> None:
 
 
 def _write_npz(conversion: _Conversion, out: Path) -> None:
-    with atomic_file(out) as beside, output_errors(out), zipfile.ZipFile(beside, "w") as archive:
+    with atomic_file(out, is_nobodys) as beside, output_errors(out), zipfile.ZipFile(beside, "w") as archive:
         for name in [*conversion.plain, *conversion.vectors]:
             text = conversion.dtype(name).kind == "O"
             member = zipfile.ZipInfo(f"{name}.npy")
@@ -173,7 +174,7 @@ def _write_safetensors(conversion: _Conversion, out: Path) -> None:
         raise UsageError(
             f"{conversion.store.path}: too many paths for a safetensors header of {_HEADER_BYTES:,} bytes: convert to npy"
         )
-    with atomic_file(out) as beside, output_errors(out), open(beside, "wb") as file:
+    with atomic_file(out, is_nobodys) as beside, output_errors(out), open(beside, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in numbers:
             for array in conversion.arrays(name):
@@ -209,8 +210,12 @@ def _write_csv(conversion: _Conversion, out: Path) -> None:
     for name in conversion.vectors:
         fields += [pa.field(f"{name}_{i}", pa.float32()) for i in range(conversion.store.schema.field(name).type.list_size)]
     schema = pa.schema(fields)
-    provenance = out.with_name(out.name.removesuffix(".csv") + ".provenance.json")
-    with atomic_file(out) as beside, atomic_file(provenance) as provenance_beside, output_errors(out):
+    provenance = _provenance_file(out)
+    with (
+        atomic_file(out, is_nobodys) as beside,
+        atomic_file(provenance, is_nobodys) as provenance_beside,
+        output_errors(out),
+    ):
         provenance_beside.write_text(conversion.provenance, "utf-8")
         with open(beside, "wb") as file, pa.csv.CSVWriter(file, schema) as rows:
             for batch in conversion.record_batches():
@@ -219,6 +224,11 @@ def _write_csv(conversion: _Conversion, out: Path) -> None:
                     values = batch.column(name).flatten().to_numpy().reshape(len(batch), -1)
                     arrays += [pa.array(column) for column in np.ascontiguousarray(values.T, np.float32)]
                 rows.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+
+def _provenance_file(out: Path) -> Path:
+    """Return where the provenance of a CSV is: ``NAME.provenance.json`` beside it."""
+    return out.with_name(out.name.removesuffix(".csv") + ".provenance.json")
 
 
 _FORMATS: dict[str, Callable[[_Conversion, Path], None]] = {

@@ -69,6 +69,15 @@ def write_failure_lines(path: Path, failures: Sequence[Failure]) -> None:
             lines.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
 
+def is_failure_lines(path: Path) -> bool:
+    """Recognize a ``.failures.jsonl``."""
+    try:
+        read_failure_lines(path)
+    except OutputError:
+        return False
+    return True
+
+
 def read_failure_lines(path: Path) -> list[Failure]:
     """Read a ``.failures.jsonl``; where there is none, there are no failures. Raises OutputError where it is damaged."""
     if not path.exists():

@@ -7,23 +7,30 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from densefeat.base import output_errors, sync_folder
+from densefeat.base import output_errors, remove_folder, sync_folder
 from densefeat.errors import OutputError
 from densefeat.store.failures import read_failures, write_failures
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, Manifest, PartRecord, describe_file, read_manifest, read_records, save_record
-from densefeat.store.outputs import remove_leftovers, remove_work
+from densefeat.store.outputs import list_leftovers, remove_work
 from densefeat.store.parts import find_known_paths, read_paths
 from densefeat.store.replacing import commit_replacement, keep_filled, stage_replacement
 
 
 def start_job(layout: Layout, manifest: Manifest) -> None:
-    """Make ``manifest`` the store's, and remove from the folder what does not belong to its job."""
+    """Make ``manifest`` the store's, and remove from the folder what earlier jobs left there.
+
+    Raises UsageError, before anything is changed, where somebody else's file has a name that the job may need.
+    """
+    leftovers = list_leftovers(layout, manifest)
     with output_errors(layout.root):
         for folder in (layout.data, layout.work, layout.records):
             folder.mkdir(parents=True, exist_ok=True)
     manifest.save(layout)
-    remove_leftovers(layout, manifest)
+    with output_errors(layout.root):
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+    remove_folder(layout.closing)
 
 
 def save_part(layout: Layout, round_id: str, record: PartRecord) -> None:

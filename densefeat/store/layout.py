@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PART = re.compile(r"part-(\d{5,})\.parquet")
+RECORD = re.compile(r"part-\d{5,}\.json")
+CLOSING_FILE = re.compile(rf"{PART.pattern}|manifest\.json")  # in work/closing/
+LOCK = re.compile(r"\.lock(-\d+)?")
 PART_ROWS = 8192  # of a part, unless the job asks for others
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A store's folder. ``data/`` holds finished parts only; ``work/`` exists only while a job is unfinished.
+    """A store's folder. ``data/`` holds finished parts only; a job has ``work/`` only until it is finished.
 
     ``work/closing/`` holds the parts that replace those of ``data/`` and, once all of them are there, the manifest that names
     them.
@@ -49,6 +52,11 @@ class Layout:
     @property
     def closing_manifest(self) -> Path:
         return self.closing / self.manifest.name
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that a job makes."""
+        return self.data, self.work, self.records, self.closing
 
     @property
     def lock(self) -> Path:

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from densefeat.base import output_errors, sync, sync_folder
+from densefeat.base import is_plain_file, output_errors, refuse_stranger, sync, sync_folder
 from densefeat.store.checked_file import CheckedFile
 from densefeat.store.layout import Layout
-from densefeat.store.manifest import Manifest, PartRecord, describe_file
-from densefeat.store.outputs import remove_work
+from densefeat.store.manifest import Manifest, PartRecord, describe_file, is_manifest, read_manifest
+from densefeat.store.outputs import empty_closing, remove_work
 from densefeat.store.parts import read_paths
 from densefeat.store.writer import EmbeddingWriter
 
@@ -33,9 +33,9 @@ def stage_replacement(
     ``old``: parts in ``data/``; ``new``: of the round, in ``work/``; ``again``: the paths that the round extracted. Rows of an
     image take the place of its first old row; those of other images stay in their new parts.
     """
-    shutil.rmtree(layout.closing, ignore_errors=True)
+    empty_closing(layout)
     with output_errors(layout.root):
-        layout.closing.mkdir(parents=True)
+        layout.closing.mkdir(parents=True, exist_ok=True)
     merge = _Merge(layout, old, new, again)
     records = [merge.rewrite_old(index) if merge.touches(index) else record for index, record in enumerate(old)]
     return records + keep_filled([merge.move_new(index) for index in range(len(new))])
@@ -151,12 +151,25 @@ def commit_replacement(layout: Layout, manifest: Manifest) -> None:
 
 def finish_replacement(layout: Layout) -> None:
     """Move what a closed round has staged to its places; nothing where no round was closed meanwhile."""
-    if not layout.closing_manifest.exists():
+    closed = _read_staged_manifest(layout)
+    if closed is None:
         return
     with output_errors(layout.root):
-        for file in layout.closing.glob("part-*.parquet"):
-            os.replace(file, layout.data / file.name)
+        for record in closed.parts:
+            file, target = layout.closing_part(record.part), layout.part(record.part)
+            if is_plain_file(file):
+                refuse_stranger(target)
+                os.replace(file, target)
         sync_folder(layout.data)
         os.replace(layout.closing_manifest, layout.manifest)
         sync_folder(layout.root)
     remove_work(layout)
+
+
+def _read_staged_manifest(layout: Layout) -> Manifest | None:
+    """Read the manifest that closes the store's last round; None where there is none, or it is another job's."""
+    staged = Layout(layout.closing)
+    if not is_plain_file(staged.manifest) or not is_manifest(staged):
+        return None
+    closed, current = read_manifest(staged), read_manifest(layout)
+    return closed if closed and current and closed.round_id == current.round_id else None

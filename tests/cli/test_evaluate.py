@@ -71,7 +71,7 @@ def test_json(run, data: Path, tmp_path: Path) -> None:
     assert code == 0
     assert "all" in out
     found = json.loads((tmp_path / "e.json").read_text())
-    assert found == evaluate_network(BUNDLED, str(data), crops=10).to_json()
+    assert found == {"kind": "densefeat evaluation"} | evaluate_network(BUNDLED, str(data), crops=10).to_json()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "e.json"]
 
 

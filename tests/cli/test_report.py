@@ -48,7 +48,7 @@ def test_a_table_of_others_is_not_replaced(run, tmp_path: Path) -> None:
     for more in ((), ("--what", "prune", "--images", tmp_path)):
         code, _, err = run("reuse", BUNDLED, "--out", "reuse.png", *more)
         assert (code, err.count("\n")) == (2, 1)
-        assert "output 'reuse.png': 'reuse.csv' beside it exists and was not written by this command" in err
+        assert "output 'reuse.csv' exists and was not written by this command: move it away" in err
     assert [path.name for path in tmp_path.iterdir()] == ["reuse.csv"]
     (tmp_path / "reuse.csv").unlink()
     assert run("reuse", BUNDLED, "--out", "reuse.png")[0] == run("reuse", BUNDLED, "--out", "reuse.png")[0] == 0
@@ -77,7 +77,7 @@ def test_model(run, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert out.startswith(f"# {BUNDLED}, 32×32\n")
     assert run("model", BUNDLED, "--out", "model.md") == (0, "", "wrote: model.md\n")
-    assert (tmp_path / "model.md").read_text() == out
+    assert (tmp_path / "model.md").read_text() == "<!-- generator: densefeat -->\n" + out
     assert run("model", BUNDLED, "--out", "model.html")[0] == 0
     assert (tmp_path / "model.html").read_text().startswith("<!DOCTYPE html>")
 

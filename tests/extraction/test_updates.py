@@ -150,18 +150,22 @@ def test_overwrite_does_not_touch_other_programs_folders(photo_folder: Path, tmp
 def test_a_single_file_replaces_only_its_like(photo_folder: Path, tmp_path: Path) -> None:
     pq.write_table(pq.read_table(extract_single(photo_folder, tmp_path / "e.parquet")).replace_schema_metadata(None),
                    tmp_path / "other.parquet")  # fmt: skip
-    with pytest.raises(OutputError, match="exists and is not a file of embeddings"):
-        extract_single(photo_folder, tmp_path / "other.parquet")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=r"other.parquet' exists and was not written by this command: move it away"):
+            extract_single(photo_folder, tmp_path / "other.parquet", overwrite=overwrite)
     with pytest.raises(OutputError, match="is the input: give another name"):
         extract_single(tmp_path / "other.parquet", tmp_path / "other.parquet")
     extract_single(photo_folder, tmp_path / "e.parquet")
+    (tmp_path / "e.failures.jsonl").write_text('{"path": "a.jpg", "remark": "mine"}\n')
+    with pytest.raises(UsageError, match=r"e.failures.jsonl' exists and was not written by this command"):
+        extract_single(photo_folder, tmp_path / "e.parquet")
 
 
-def extract_single(images: Path, out: Path) -> Path:
-    return densefeat.extract(images, out, BUNDLED).path
+def extract_single(images: Path, out: Path, **options: Any) -> Path:
+    return densefeat.extract(images, out, BUNDLED, **options).path
 
 
-@pytest.mark.parametrize("damage", ["unfinished part", "end of unfinished rows", "stray files", "record"])
+@pytest.mark.parametrize("damage", ["unfinished part", "end of unfinished rows", "half-written files", "record"])
 def test_damaged_state_is_extracted_again(damage: str, unfinished: Path, photo_folder: Path) -> None:
     part = next((unfinished / "work").glob("part-*.parquet"))
     if damage == "unfinished part":
@@ -173,10 +177,10 @@ def test_damaged_state_is_extracted_again(damage: str, unfinished: Path, photo_f
         content[last.data_page_offset : last.data_page_offset + last.total_compressed_size] = bytes(last.total_compressed_size)
         part.write_bytes(content)
         assert pq.read_table(part, columns=["path"]).num_rows
-    elif damage == "stray files":
-        for folder in ("work", "work/records"):
-            for name in (".DS_Store", ".nfs0001", "part-x.json"):
-                (unfinished / folder / name).write_bytes(b"?")
+    elif damage == "half-written files":
+        for name in ("part-00001.parquet", "records/part-00001.json"):
+            temporary = unfinished / "work" / name
+            temporary.with_name(f".{temporary.name}.ab_d3fgh.partial").write_bytes(b"?")
     else:
         for record in (unfinished / "work/records").iterdir():
             record.write_text(record.read_text()[:40])

@@ -222,7 +222,7 @@ def test_files_of_other_programs_are_not_replaced(tmp_path: Path) -> None:
     write_map(store, out)
     for content in (b"not mine", write_class_store(tmp_path / "s.parquet").read_bytes()):
         (tmp_path / "map.parquet").write_bytes(content)
-        with pytest.raises(UsageError, match=r"map.parquet' beside it exists and was not written by this command"):
+        with pytest.raises(UsageError, match=r"map.parquet' exists and was not written by this command"):
             write_map(store, out)
         assert (tmp_path / "map.parquet").read_bytes() == content
     for name in ("store/failures.html", "store/data/map.html"):
