@@ -6,6 +6,7 @@ Cuts the two photographs that ship with scikit-learn into 24 tiles each, extract
 lies nearest at each block. Expected: nearly always one of the same photograph.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -28,8 +29,9 @@ def cut_photographs(folder: Path) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for top in range(0, image.height - TILE + 1, TILE):
             for left in range(0, image.width - TILE + 1, TILE):
-                tile = image.crop((left, top, left + TILE, top + TILE))
-                tile.save(folder / name / f"y{top:03}-x{left:03}.jpg", quality=92)
+                file = folder / name / f"y{top:03}-x{left:03}.jpg"
+                if not os.path.lexists(file):  # of an earlier call, or somebody else's
+                    image.crop((left, top, left + TILE, top + TILE)).save(file, quality=92)
 
 
 def find_nearest(vectors: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Predictions of a trained network or a probe: a store of scores, and a table for people."""
 
 import csv
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from densefeat.base import atomic_file, check_output_name, output_errors
+from densefeat.base import atomic_file, check_output_name, has_kind, output_errors, refuse_links, refuse_stranger
 from densefeat.errors import UsageError
 from densefeat.extraction import extract
 from densefeat.images import Preprocessing
@@ -19,9 +21,12 @@ from densefeat.labels import Task
 from densefeat.loading import load_network
 from densefeat.nets import file_sha256
 from densefeat.probe import FILE, Probe, format_probabilities, load_probe, predict_labels
-from densefeat.store import Store, open_store
+from densefeat.store import Layout, Store, check_store_folder, is_store, open_store
 
 _SCORES, _TABLE = "scores", "predictions.csv"
+_RECORD = ".predictions.json"  # which tables densefeat wrote: one that the user has changed since is the user's
+_KIND = "densefeat predictions"
+_HEADER = re.compile(rb"path(,x,y)?(,label)?,predicted,score\r?\n")
 _COLUMN = "scores"  # in the store
 
 
@@ -108,6 +113,10 @@ def predict(
     out = Path(out)
     if out.is_dir() and any(entry.name not in (_SCORES, _TABLE) and entry.name[0] != "." for entry in out.iterdir()):
         raise UsageError(f"output {str(out)!r} holds other files than predictions: name another folder")
+    refuse_links([out / _SCORES])
+    check_store_folder(Layout(out / _SCORES))
+    refuse_stranger(out / _TABLE, _is_own_table)
+    refuse_stranger(out / _RECORD, has_kind(_KIND))
     scorer, decoder, precision = _open_scorer(model, weights, device)
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -140,17 +149,40 @@ def _write_table(path: Path, store: Store, task: Task, classes: list[str]) -> di
     """Write the predictions of a store's scores as CSV; return the number of images by predicted class."""
     counts: Counter[str] = Counter()
     copied = [name for name in ("path", "x", "y", "label") if name in store.schema.names]
-    with atomic_file(path) as beside, output_errors(path), open(beside, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*copied, "predicted", "score"])
-        for columns, scores in _read_scores(store, copied):
-            names, probabilities = predict_labels(task, classes, scores[:, 0] if task == "regression" else scores)
-            counts.update(names)
-            for row, name, score in zip(
-                zip(*columns, strict=True), names, format_probabilities(task, scores, probabilities), strict=True
-            ):
-                writer.writerow(["" if value is None else value for value in row] + [name, score])
+    with atomic_file(path, _is_own_table) as beside, output_errors(path):
+        with open(beside, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*copied, "predicted", "score"])
+            for columns, scores in _read_scores(store, copied):
+                names, probabilities = predict_labels(task, classes, scores[:, 0] if task == "regression" else scores)
+                counts.update(names)
+                for row, name, score in zip(
+                    zip(*columns, strict=True), names, format_probabilities(task, scores, probabilities), strict=True
+                ):
+                    writer.writerow(["" if value is None else value for value in row] + [name, score])
+        _record_table(path, beside)
     return {} if task == "regression" else dict(counts.most_common())
+
+
+def _is_own_table(path: Path) -> bool:
+    """Recognize the table beside a store of scores, unless it was changed since; earlier versions kept no record of it."""
+    with open(path, "rb") as file:
+        if not (_HEADER.fullmatch(file.readline(100)) and is_store(path.parent / _SCORES)):
+            return False
+    recorded = _read_record(path.parent / _RECORD)
+    return not recorded or file_sha256(path) in recorded
+
+
+def _read_record(path: Path) -> list[str]:
+    return json.loads(path.read_text("utf-8")).get("sha256", []) if path.is_file() else []
+
+
+def _record_table(path: Path, beside: Path) -> None:
+    """Record the table that is about to replace ``path``, and the one there, which stays if the process ends before that."""
+    record = path.parent / _RECORD
+    known = [file_sha256(file) for file in (beside, path) if file.is_file()]
+    with atomic_file(record, has_kind(_KIND)) as beside_record:
+        beside_record.write_text(json.dumps({"kind": _KIND, "sha256": known}) + "\n", encoding="utf-8")
 
 
 def _read_scores(store: Store, names: list[str]) -> Iterator[tuple[list[list[Any]], np.ndarray]]:

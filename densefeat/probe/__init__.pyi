@@ -9,10 +9,11 @@ from .predictions import format_probabilities, predict_labels
 from .probe_file import FILE, Probe, load_probe
 from .protocols import LOWEST_LOSS, ProbeFit, fit_head
 from .request import ProbeRequest, make_request
-from .results import FEATURES, read_finished, to_json, write_report
+from .results import CHECKPOINTS, FEATURES, read_finished, to_json, write_report
 
 __all__ = [
     "ALL",
+    "CHECKPOINTS",
     "FEATURES",
     "FILE",
     "LOWEST_LOSS",

@@ -166,5 +166,5 @@ def _save(figure: "Figure", stem: Path) -> bytes:
     """Save PNG and SVG; return the SVG."""
     from densefeat.base import save_picture  # needs matplotlib, which may be missing
 
-    save_picture(figure, stem.with_name(stem.name + ".png"))
-    return save_picture(figure, stem.with_name(stem.name + ".svg"))
+    save_picture(figure, stem.with_name(stem.name + ".png"), is_ours=None)  # in the folder of a probe
+    return save_picture(figure, stem.with_name(stem.name + ".svg"), is_ours=None)

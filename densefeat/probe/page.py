@@ -82,7 +82,7 @@ def _format_spread(entry: dict[str, Any] | None, main: str) -> str:
 def write_page(
     path: Path, selection: Selection, request: ProbeRequest, results: dict[str, Any], charts: Sequence[Chart]
 ) -> str | None:
-    """Write the report to ``path`` atomically; return why images are missing from it, or None.
+    """Write the report to ``path``, in the folder of a probe, atomically; return why images are missing from it, or None.
 
     Raises OutputError where it cannot be written.
     """
@@ -96,7 +96,7 @@ def write_page(
         *mistakes,
     ]
     title = f"Probe of {request.provenance.get('model', 'features')}: {results['best']}"
-    save_page(path, render_page(title, _make_notes(results, problem), sections))
+    save_page(path, render_page(title, _make_notes(results, problem), sections), is_ours=None)
     return problem
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from densefeat.base import atomic_file, check_tensors, describe_error, save_tensors
@@ -21,6 +21,7 @@ from densefeat.search import rebuild_extractor
 
 FILE = "probe.safetensors"
 _VERSION = 1
+_METADATA_KEY = "densefeat_probe"
 _MAX_METADATA = 2**26  # characters of JSON
 _LINEAR, _NEIGHBOURS = "linear", "neighbours"
 _TASKS = ("single", "multi", "regression")
@@ -89,7 +90,16 @@ def save_probe(path: Path, probe: Probe) -> None:
     text = json.dumps(metadata, ensure_ascii=False)
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     with atomic_file(path) as beside:
-        save_tensors(save_file, arrays, beside, {"densefeat_probe": text})
+        save_tensors(save_file, arrays, beside, {_METADATA_KEY: text})
+
+
+def is_probe_file(path: Path) -> bool:
+    """Recognize the file of a probe, of any version."""
+    try:
+        with safe_open(path, "np") as file:
+            return _METADATA_KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_probe(path: str | Path) -> Probe:
@@ -105,7 +115,7 @@ def load_probe(path: str | Path) -> Probe:
     try:
         check_tensors(path, subject)
         with safe_open(path, "np") as file:
-            text = (file.metadata() or {}).get("densefeat_probe")
+            text = (file.metadata() or {}).get(_METADATA_KEY)
             if text is None or len(text) > _MAX_METADATA:
                 raise WeightsError(f"{subject}: not a probe of densefeat")
             metadata = json.loads(text)

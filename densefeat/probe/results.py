@@ -12,14 +12,23 @@ import scipy
 import sklearn
 import torch
 
-from densefeat.base import add_checksum, atomic_file, check_checksum, output_errors
+from densefeat.base import (
+    add_checksum,
+    atomic_file,
+    check_checksum,
+    has_kind,
+    is_nobodys,
+    output_errors,
+    refuse_links,
+    refuse_stranger,
+)
 from densefeat.errors import UsageError, WeightsError
 from densefeat.labels import Targets, Task, count_classes, decode_labels, describe_chance
 from densefeat.probe.candidates import Selection
 from densefeat.probe.charts import draw_blocks, draw_confusion
 from densefeat.probe.page import write_page
 from densefeat.probe.predictions import MATRIX_CLASSES, format_probabilities, list_confusions, predict_labels
-from densefeat.probe.probe_file import FILE, Probe, load_probe, save_probe
+from densefeat.probe.probe_file import FILE, Probe, is_probe_file, load_probe, save_probe
 from densefeat.probe.request import ProbeRequest
 from densefeat.version import __version__
 
@@ -29,7 +38,8 @@ _SUFFIXES = (".png", ".svg")
 FEATURES, TEST_FEATURES = "features", "test-features"  # stores that the probe of a folder of images makes
 _KIND = "densefeat probe"
 _CHARTS = tuple(f"{stem}{suffix}" for stem in (_BLOCKS, _CONFUSION) for suffix in _SUFFIXES)
-_NAMES = {_RESULTS, FILE, _PAGE, _PREDICTIONS, *_CHARTS, FEATURES, TEST_FEATURES}
+_FILES = (_RESULTS, FILE, _PAGE, _PREDICTIONS, *_CHARTS)
+CHECKPOINTS = ".checkpoints"  # of the protocol sgd, until the probe is finished
 
 
 def write_report(out: Path, selection: Selection, request: ProbeRequest) -> dict[str, Any]:
@@ -195,10 +205,17 @@ def _list_files(task: Task, classes: int) -> set[str]:
 
 
 def check_folder(out: Path) -> None:
-    """Raise UsageError if a folder holds anything but a probe, finished or not; OutputError if it cannot be read."""
+    """Raise UsageError if a folder holds anything but a probe, finished or not; OutputError if it cannot be read.
+
+    Files with the names of a probe's are its own where the first or the last of them, which have marks inside, is a probe's.
+    """
     with output_errors(out):
         if out.exists() and not out.is_dir():
             raise UsageError(f"output {str(out)!r} is a file: choose a folder")
         names = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".") if out.exists() else []
-    if others := [name for name in names if name not in _NAMES]:
+    if others := [name for name in names if name not in (*_FILES, FEATURES, TEST_FEATURES)]:
         raise UsageError(f"output {str(out)!r} holds something other than a probe ({others[0]!r}): choose another --out")
+    refuse_links([out / name for name in (FEATURES, TEST_FEATURES, CHECKPOINTS)])
+    begun = is_probe_file(out / FILE) or has_kind(_KIND)(out / _RESULTS)
+    for name in _FILES:
+        refuse_stranger(out / name, None if begun else is_nobodys)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,6 +17,7 @@ from densefeat.images import open_source
 from densefeat.labels import TEST, TRAIN, VAL, Task
 from densefeat.probe import (
     ALL,
+    CHECKPOINTS,
     LOWEST_LOSS,
     MAIN,
     BlockFitter,
@@ -41,9 +41,8 @@ from densefeat.probe import (
 from densefeat.sgd_probe.learning import TrainingStream, limit_batch_size, open_training_stream, train_heads
 from densefeat.sgd_probe.parallel_heads import MOMENTUM, RATES, ParallelHeads
 from densefeat.store import open_store
-from densefeat.training import World, join_world
+from densefeat.training import World, join_world, remove_checkpoints
 
-_CHECKPOINTS = ".checkpoints"
 _MAX_WORKERS = 8  # unless the user asks for more
 
 
@@ -139,7 +138,7 @@ def _train(
         stop_on_signal(*PREEMPTION_SIGNALS) as stop,
         progress_bar("learning", stream.steps * batch_size, show=world.first) as advance,
     ):
-        train_heads(heads, stream, extractor, out / _CHECKPOINTS, identity, world, stop, advance)
+        train_heads(heads, stream, extractor, out / CHECKPOINTS, identity, world, stop, advance)
     return heads
 
 
@@ -150,7 +149,7 @@ def _write_results(heads: ParallelHeads, fitter: BlockFitter, request: ProbeRequ
         note = f"the highest learning rate was the best for {', '.join(highest)}: more epochs may give better heads"
         request = replace(request, notes=(*request.notes, note))
     results = write_report(out, selection, request)
-    shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)  # the same call now finds the results
+    remove_checkpoints(out / CHECKPOINTS)  # the same call now finds the results
     return results
 
 

@@ -22,6 +22,10 @@ def can_redo(manifest: Manifest, record: PartRecord) -> bool:
 def redo_parts(layout: Layout, manifest: Manifest, damaged: Sequence[PartRecord]) -> Manifest:
     """Forget damaged parts, so that the job extracts them again; return the store's manifest without them."""
     numbers = {record.part for record in damaged}
+    with output_errors(layout.root):
+        for number in numbers:  # known to be the store's by its records, whatever is in it now
+            if not layout.part(number).is_symlink():
+                layout.part(number).unlink(missing_ok=True)
     if manifest.complete:
         return _open_again(layout, manifest, numbers)
     with output_errors(layout.root):

@@ -1,4 +1,4 @@
-from .checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoints import load_checkpoint, newest_checkpoint, remove_checkpoints, save_checkpoint
 from .classic import DecodedImages
 from .data import MAX_GROUP, Split, TrainingData, labelled_positions, load_images, row_groups
 from .device_data import DeviceImages, Failures, MicroBatch
@@ -53,6 +53,7 @@ __all__ = [
     "recipe_names",
     "recipe_text",
     "refuse_if",
+    "remove_checkpoints",
     "row_groups",
     "run_training",
     "save_checkpoint",

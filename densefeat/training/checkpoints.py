@@ -2,18 +2,21 @@
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Collection
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from densefeat.base import atomic_file, output_errors
+from densefeat.base import atomic_file, is_plain_file, match_temporary, output_errors, remove_folder
 
 _MAX_KEPT = 2  # if the newest is damaged, the one before remains
 _FIRST = "step-00000000-"  # written only by runs that may have to return to their start
 _NAME = re.compile(r"step-(\d+)-([0-9a-f]{16})\.pt")
+_DAMAGED = re.compile(r"step-\d+-[0-9a-f]{16}\.damaged(-\d+)?")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
@@ -33,7 +36,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
 
 def _list_checkpoints(folder: Path) -> list[Path]:
     """List the checkpoint files of a folder, newest first."""
-    files = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
+    files = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name) and is_plain_file(path)]
     return sorted(files, key=lambda path: (int(path.name.split("-")[1]), path.stat().st_mtime_ns), reverse=True)
 
 
@@ -49,9 +52,26 @@ def newest_checkpoint(folder: Path, rejected: Collection[str] = ()) -> tuple[Pat
         elif path.name.endswith(f"-{_digest(path.read_bytes())}.pt"):
             return path, messages
         else:
-            path.rename(path.with_suffix(".damaged"))  # so that it does not count among the checkpoints kept
+            _set_aside(path)
             messages.append(f"checkpoint {path.name} is damaged and was renamed to .damaged")
     return None, messages
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint, to a name that is free, so that it does not count among those kept."""
+    names = (path.with_suffix(".damaged" + f"-{number}" * bool(number)) for number in count())
+    path.rename(next(name for name in names if not os.path.lexists(name)))
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints in a folder, and the folder unless it holds something else."""
+    if folder.is_symlink():
+        return
+    for path in folder.glob("*step-*"):
+        name = match_temporary(path.name) or path.name
+        if is_plain_file(path) and (_NAME.fullmatch(name) or _DAMAGED.fullmatch(name)):
+            path.unlink()
+    remove_folder(folder)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

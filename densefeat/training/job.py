@@ -19,7 +19,7 @@ from densefeat.training.data import TrainingData
 from densefeat.training.loop import fit, save_state, score_split, validate
 from densefeat.training.progress import Progress, training_progress
 from densefeat.training.recipe import Recipe
-from densefeat.training.run_folder import RunFolder
+from densefeat.training.run_folder import DIVERGENCE, RunFolder
 from densefeat.training.scores import AnyScores
 from densefeat.training.setup import TrainingSetup
 from densefeat.training.state import Setup, State, build_state
@@ -157,7 +157,7 @@ def _fit_with_retreats(
             fit(state, data, folder, stop, progress, last)
         except DivergedError as error:
             if state.world.first:
-                folder.write("divergence.json", error.report)
+                folder.write(DIVERGENCE, error.report)
             if state.retreats >= state.recipe.retreats or not _retreat(state, folder, rejected):
                 raise
             progress.print(f"{error}: back to step {state.step} at {state.lr_scale:g} of the learning rate")

@@ -177,4 +177,9 @@ def _build_recipe(values: dict[str, Any], places: dict[str, str], kind: type[_An
 
 def dump_recipe(recipe: Run) -> str:
     """Format a recipe as YAML, in the order of its keys."""
-    return yaml.safe_dump(vars(recipe), sort_keys=False, allow_unicode=True)
+    return dump_values(vars(recipe))
+
+
+def dump_values(values: Any) -> str:
+    """Format what was read from YAML as :func:`dump_recipe` writes it."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

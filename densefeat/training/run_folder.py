@@ -12,16 +12,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from densefeat.base import add_checksum, atomic_file, check_checksum, check_tensors, describe_error, output_errors, save_tensors
+from densefeat.base import (
+    add_checksum,
+    atomic_file,
+    check_checksum,
+    check_tensors,
+    describe_error,
+    output_errors,
+    refuse_links,
+    refuse_stranger,
+    save_tensors,
+)
 from densefeat.errors import UsageError, WeightsError
 from densefeat.heads import HeadedNet
 from densefeat.images import Preprocessing
 from densefeat.labels import Task
 from densefeat.loading import CONFIG, OWN, RECIPE, RESULTS, WEIGHTS, write_config
 from densefeat.training.recipe import MAY_CHANGE, Run
-from densefeat.training.recipe_files import dump_recipe
+from densefeat.training.recipe_files import dump_recipe, dump_values
 
-METRICS = "metrics.jsonl"
+METRICS, CURVES, DIVERGENCE = "metrics.jsonl", "curves.png", "divergence.json"
 
 
 class RunFolder:
@@ -33,16 +43,23 @@ class RunFolder:
         self.events: Any = None
 
     def check(self, recipe: Run) -> None:
-        """Raise UsageError, with the differences, if the folder holds another run, or anything else."""
+        """Raise UsageError, with the differences, if the folder holds another run, or anything else.
+
+        A recipe that the user wrote makes no run, nor is a file or folder of the run's taken for its own behind a link.
+        """
+        own = (RECIPE, METRICS, CONFIG, WEIGHTS, RESULTS, CURVES, DIVERGENCE, self.checkpoints.name)
+        refuse_links([self.path / name for name in own])
         file = self.path / RECIPE
         if file.exists():
-            before, now = _read_mapping(file), vars(recipe)
+            before = _read_mapping(file)
+            refuse_stranger(file, lambda path: path.read_text(encoding="utf-8") == dump_values(before))
+            now = vars(recipe)
             differences = [key for key in now if key not in MAY_CHANGE and before.get(key) != now[key]]
             if differences:
                 what = ", ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in differences)
                 raise UsageError(f"{str(self.path)!r} holds a run of another recipe ({what}): name another --out")
-        elif any(entry.name != ".lock" for entry in self.path.iterdir()):
-            raise UsageError(f"{str(self.path)!r} is not empty and holds no run: name another --out")
+        elif others := sorted(entry.name for entry in self.path.iterdir() if entry.name != ".lock"):
+            raise UsageError(f"{str(self.path)!r} is not empty and holds no run ({others[0]!r}): name another --out")
 
     def open(self, recipe: Run, step: int | None) -> None:
         """Write the recipe and open the logs. Call this only after data and network are known to exist.
@@ -126,7 +143,7 @@ class RunFolder:
 
     def draw_curves(self) -> None:
         """Draw the metrics as ``curves.png``, if matplotlib is installed."""
-        _draw_curves(self.metrics(), self.path / "curves.png")
+        _draw_curves(self.metrics(), self.path / CURVES)
 
     def close(self) -> None:
         if self.events is not None:
@@ -206,5 +223,5 @@ def _draw_curves(metrics: list[dict[str, Any]], path: Path) -> bool:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
-    save_picture(figure, path)
+    save_picture(figure, path, is_ours=None)  # in the folder of a run
     return True

@@ -176,8 +176,9 @@ def test_a_damaged_probe_is_fitted_again_and_damaged_results_are_refused(tmp_pat
     ("name", "content", "match"),
     [
         ("thesis.doc", "x", "holds something other than a probe \\('thesis.doc'\\)"),
-        ("results.json", "{}", "its results.json was not written by a probe"),
-        ("results.json", "[1", "its results.json was not written by a probe"),
+        ("results.json", "{}", "results.json' exists and was not written by this command"),
+        ("results.json", "[1", "results.json' exists and was not written by this command"),
+        ("predictions.csv", "path,label,predicted,score\n", "predictions.csv' exists and was not written by this command"),
         (None, None, "is a file: choose a folder"),
     ],
 )

@@ -23,7 +23,8 @@ from densefeat.labels.targets import Targets
 from densefeat.nets.dense_net import DenseNet
 from densefeat.probe.candidates import BlockFitter
 from densefeat.probe.data import load_data
-from densefeat.sgd_probe.job import _CHECKPOINTS, _choose_rate, probe_images
+from densefeat.probe.results import CHECKPOINTS
+from densefeat.sgd_probe.job import _choose_rate, probe_images
 from densefeat.sgd_probe.learning import TrainingStream, _match_images, limit_batch_size, open_training_stream, train_heads
 from densefeat.sgd_probe.parallel_heads import RATES, ParallelHeads
 from densefeat.store.reader import open_store
@@ -184,7 +185,7 @@ def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path, fast: dict[st
     assert won["val"]["top1"] > 50
     files = {path.name for path in out.iterdir()}
     assert {"results.json", "report.html", "probe.safetensors", "predictions.csv", "blocks.png", "features"} <= files
-    assert _CHECKPOINTS not in files
+    assert CHECKPOINTS not in files
 
     # the probe file's head gives the predictions, from the features in the store
     tensors, store = load_file(out / "probe.safetensors"), open_store(out / "features")

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from densefeat.errors import OutputError
-from densefeat.training.checkpoints import _MAX_KEPT, _list_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+from densefeat.training.checkpoints import (
+    _MAX_KEPT,
+    _list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+)
 
 
 def state(step: int) -> dict:
@@ -58,6 +65,35 @@ def test_the_first_stays_and_rejected_ones_go(tmp_path: Path) -> None:
     assert not (tmp_path / names[2]).exists()
     path, _ = newest_checkpoint(tmp_path, {names[1], first.name})
     assert path == first
+
+
+def test_a_damaged_one_replaces_no_other(tmp_path: Path) -> None:
+    for _ in range(3):
+        save_checkpoint(tmp_path, state(1)).write_bytes(b"")
+        assert newest_checkpoint(tmp_path)[0] is None
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".damaged", ".damaged-1", ".damaged-2"]
+
+
+def test_only_checkpoints_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    save_checkpoint(folder, state(1)).write_bytes(b"")
+    newest_checkpoint(folder)
+    own = save_checkpoint(folder, state(2))
+    (folder / f".{own.name}.abcdefgh.partial").write_bytes(b"half")
+    others = {"step-00000009.pt", "thesis.pt", own.name.replace("2", "3", 1)}
+    (folder / "thesis.pt").write_bytes(b"")
+    (folder / "step-00000009.pt").write_bytes(b"")
+    (folder / own.name.replace("2", "3", 1)).symlink_to(tmp_path)
+    remove_checkpoints(folder)
+    assert {path.name for path in folder.iterdir()} == others
+    (tmp_path / "link").symlink_to(folder)
+    save_checkpoint(folder, state(2))
+    remove_checkpoints(tmp_path / "link")
+    assert {path.name for path in folder.iterdir()} == others | {own.name}
+    remove_checkpoints(tmp_path / "no")
+    save_checkpoint(tmp_path / "own", state(1))
+    remove_checkpoints(tmp_path / "own")
+    assert not (tmp_path / "own").exists()
 
 
 class Harm:
