@@ -68,7 +68,7 @@ def test_provenance(photo_folder: Path, tmp_path: Path) -> None:
         photo_folder, tmp_path / "e.parquet", BUNDLED, blocks="1,3", tap="raw", pool=["avg", "max"], image_size=48
     )
     made_by = json.loads(pq.read_schema(result.path).metadata[b"densefeat"])
-    assert made_by["format_version"] == 2
+    assert made_by["format_version"] == 3
     assert made_by["densefeat"] == densefeat.__version__
     assert made_by["model"] == f"{BUNDLED}.tin200"
     assert len(made_by["weights"]["sha256"]) == 64
