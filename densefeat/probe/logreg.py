@@ -18,7 +18,8 @@ from densefeat.labels import Targets
 from densefeat.probe.fitting import Advance, Choice, LinearHead, choose_setting
 from densefeat.probe.matrices import centre_kernel, correlate, gram, invert_deviation, kernel, moments, rescale, row_pieces
 
-C = tuple(float(c) for c in 10.0 ** np.linspace(-6, 5, 45))
+# not a power of an array, whose last digits depend on the processor
+C = tuple(10.0 ** float(exponent) for exponent in np.linspace(-6, 5, 45))
 FEW = 500  # validation rows
 NEVER = -1e4  # score of a class that has no training rows
 _TOLERANCE = 1e-4

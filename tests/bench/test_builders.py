@@ -48,7 +48,8 @@ def test_fp32(arm: Arm, inputs: tuple[str, Inputs]) -> None:
 def test_bf16(arm: Arm, inputs: tuple[str, Inputs]) -> None:
     result = check(arm, *inputs)
     assert result["cosine"] > 0.999
-    assert result["difference"] > 1e-5  # it is not fp32
+    if arm.kind != "openvino":  # which computes in fp32 where the processor has no bf16
+        assert result["difference"] > 1e-5
 
 
 @pytest.mark.slow

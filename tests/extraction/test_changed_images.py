@@ -370,6 +370,8 @@ def test_a_store_without_stamps(finished: bool, tmp_path: Path) -> None:
     manifest = json.loads((store / "manifest.json").read_text())
     for made in manifest["rounds"]:
         del made["replaces"], made["dropped"]
+    manifest["format_version"] = 2  # the last one without checksums
+    del manifest["checksum"]
     (store / "manifest.json").write_text(json.dumps(manifest))
     (images / "04.png").write_bytes(encode(70))  # not noticed: nothing is known of it
     assert extract(images, store).rows == 8

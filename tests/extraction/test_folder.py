@@ -205,8 +205,3 @@ def test_failures_of_earlier_runs_count(photo_folder: Path, tmp_path: Path) -> N
         extract(photo_folder, tmp_path / "store", max_failures=1)
 
 
-def test_a_lost_part_is_reported(photo_folder: Path, tmp_path: Path) -> None:
-    extract(photo_folder, tmp_path / "store")
-    (tmp_path / "store/data/part-00001.parquet").unlink()
-    with pytest.raises(OutputError, match=r"part-00001.parquet is missing.*--overwrite"):
-        extract(photo_folder, tmp_path / "store")
