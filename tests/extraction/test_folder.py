@@ -203,5 +203,3 @@ def test_failures_of_earlier_runs_count(photo_folder: Path, tmp_path: Path) -> N
         extract(photo_folder, tmp_path / "store", max_failures=1)
     with pytest.raises(DensefeatError, match="stopped after 2 failures"):
         extract(photo_folder, tmp_path / "store", max_failures=1)
-
-
