@@ -132,6 +132,7 @@ def test_a_config_without_a_network(data: Path, run: Path, tmp_path: Path) -> No
     shutil.copytree(run, broken)
     config = json.loads((broken / "config.json").read_text())
     config["densefeat"]["head"] = "tree"
+    del config["densefeat_sha256"]
     (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match="head 'tree' is none of linear, mlp, cross-layer: update densefeat"):
         predict(str(broken), data, tmp_path / "out", device="cpu")
