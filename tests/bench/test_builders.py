@@ -48,7 +48,7 @@ def test_fp32(arm: Arm, inputs: tuple[str, Inputs]) -> None:
 def test_bf16(arm: Arm, inputs: tuple[str, Inputs]) -> None:
     result = check(arm, *inputs)
     assert result["cosine"] > 0.999
-    if arm.kind != "openvino":  # which computes in fp32 where the processor has no bf16
+    if "openvino" not in arm.kind:  # which computes in fp32 where the processor has no bf16
         assert result["difference"] > 1e-5
 
 
