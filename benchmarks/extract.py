@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 
 import densefeat
+from densefeat.base import count_usable_cores
 from densefeat.bench import Report, benchmark_options, calibrated_network, list_images, load_network, rate_rows, time_rounds
-from densefeat.extraction.batches import Decoding, count_usable_cores, decode_batches
+from densefeat.extraction.batches import Decoding, decode_batches
 from densefeat.images import Preprocessing, decode_pixels, open_source
 
 BUNDLED, LARGE = "densefeat_densenet_bc100_k12", "densefeat_densenet121"

@@ -37,7 +37,7 @@ from densefeat.evaluation import evaluate
 from densefeat.finetuning import finetune, load_finetuning
 from densefeat.heads import CrossLayerHead, draw_usage
 from densefeat.labels import Targets
-from densefeat.probe import fit_head, probe
+from densefeat.probing import fit_head, probe
 
 MODEL = "densefeat_densenet_bc100_k12"
 C = tuple(10.0 ** np.linspace(-6, 5, 45))  # the grid of the protocol logreg

@@ -23,9 +23,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import densefeat
-from densefeat.base import atomic_file
+from densefeat.base import atomic_file, count_usable_cores
 from densefeat.bench import Report, benchmark_options, calibrated_network, list_images, time_rounds
-from densefeat.extraction.batches import Decoding, count_usable_cores, decode_batches
+from densefeat.extraction.batches import Decoding, decode_batches
 from densefeat.images import open_source
 from densefeat.store import DTYPES, PART_ROWS, EmbeddingWriter, make_embedding_schema
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import click
 
-from densefeat.bench import benchmark_options, compare, format_comparison, format_overview, make_plan, write_json
+from densefeat.base import save_json
+from densefeat.bench import REPORT_KIND, benchmark_options, compare, format_comparison, format_overview, make_plan
 from densefeat.errors import UsageError
 
 MODELS = "densefeat_densenet121,densefeat_densenet201,densefeat_densenet_bc100_k12,densefeat_delugenet146"
@@ -47,7 +48,7 @@ def main(models: str, batches: str, file: Path | None, **options: Any) -> None:
         comparisons.append(compare(plan, lambda line: print(line, file=sys.stderr)))
         print(format_comparison(comparisons[-1], markdown=True), end="\n\n", flush=True)
         if file:
-            write_json(file, {"comparisons": comparisons})
+            save_json(file, REPORT_KIND, {"comparisons": comparisons})
     print(f"images/s (ratio within the precision), by network and batch\n\n{format_overview(comparisons)}")
 
 

@@ -7,7 +7,7 @@ import click
 
 from densefeat import base, bench
 from densefeat_cli.options import epilog, out_option
-from densefeat_cli.output import status_line
+from densefeat_cli.output import print_line, status_line
 
 
 @click.command(epilog=epilog("bench --batch 32 --precision both --out speed.json"))
@@ -35,7 +35,8 @@ def bench_command(out: Path | None, **options: Any) -> None:
     with status_line() as say:
         comparison = bench.compare(bench.make_plan(**options), say)
     if out is not None:
-        bench.write_json(out, comparison)
-    click.echo(bench.format_comparison(comparison))
+        base.save_json(out, bench.REPORT_KIND, comparison)
+    for line in bench.format_comparison(comparison).splitlines():
+        print_line(line)
     if all(arm["problem"] for arm in comparison["arms"]):
         raise click.ClickException("no arm could be measured")

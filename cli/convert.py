@@ -7,6 +7,7 @@ import click
 from densefeat import base
 from densefeat import store as stores
 from densefeat_cli.options import epilog, out_option, store_argument
+from densefeat_cli.output import print_line
 
 
 @click.command(epilog=epilog("convert embeddings/ --to npy --out arrays/ --blocks 3,4"))
@@ -26,4 +27,4 @@ def convert_command(store: Path, to: str, out: Path, columns: str | None) -> Non
     with base.progress_bar("converting", len(opened) * len(chosen), "vectors") as advance:
         stores.convert(opened, to, out, chosen, advance)
     shapes = ", ".join(f"{name} {'×'.join(map(str, opened.shapes[name]))}" for name in chosen)
-    click.echo(f"wrote {out}: {len(opened)} rows ({shapes})")
+    print_line(f"wrote {out}: {len(opened)} rows ({shapes})")

@@ -6,19 +6,20 @@ from typing import Any
 import click
 
 from densefeat import base, evaluation
-from densefeat.base import printable
 from densefeat_cli.options import (
     OUTPUT_TYPE,
     PATH_TYPE,
     base_option,
+    channel_stats_option,
     epilog,
     label_column_option,
     labelled_option,
     model_argument,
+    pixel_options,
     training_device_option,
     weights_option,
 )
-from densefeat_cli.output import print_note, print_table, write_json
+from densefeat_cli.output import print_line, print_note, print_table
 
 _KIND = "densefeat evaluation"
 _SINGLE_LABEL = {"top1": "top-1 %", "top5": "top-5 %"}
@@ -40,6 +41,8 @@ _MULTI_LABEL = {"map": "mAP %", "auroc": "AUROC", "macro_f1": "macro F1 %"}
 @click.option(
     "--classes", type=PATH_TYPE, metavar="FILE", help="The classes in the order of the outputs: one a line, or .json."
 )
+@pixel_options
+@channel_stats_option
 @training_device_option
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode.")
 @click.option("--per-class", is_flag=True, help="Also print a row for each class, worst first.")
@@ -58,15 +61,15 @@ def evaluate_command(
             model, data, crops=int(crops), device=str(base.choose_device(device)), advance=advance, **options
         ).to_json()
     if json_file is not None:
-        write_json(json_file, _KIND, result)
+        base.save_json(json_file, _KIND, result)
     _print_scores(result, model, per_class)
     for note in result["notes"]:
         print_note(note)
     left_out = len(result["unread"]) + result["unlabelled"]
     if left_out:
         first = result["unread"][0] if result["unread"] else {}
-        reason = printable(f", the first: {first['key']}: {first['reason']}") if first else ""
-        click.echo(f"left out: {result['unlabelled']} without a label, {len(result['unread'])} unreadable{reason}", err=True)
+        reason = f", the first: {first['key']}: {first['reason']}" if first else ""
+        print_line(f"left out: {result['unlabelled']} without a label, {len(result['unread'])} unreadable{reason}", err=True)
 
 
 def _print_scores(result: dict[str, Any], model: str, per_class: bool) -> None:

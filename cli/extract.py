@@ -7,23 +7,28 @@ import click
 from densefeat import extraction
 from densefeat.base import Ranks
 from densefeat_cli.options import (
+    ByteCount,
     NumberOrAuto,
     base_option,
     blocks_option,
     device_option,
     epilog,
+    fitted_stats_option,
     follow_links_option,
     image_size_option,
     images_option,
+    in_chans_option,
     label_column_option,
     model_option,
     out_option,
     overwrite_option,
+    pixel_options,
     pool_option,
     tap_option,
     threads_option,
     weights_option,
 )
+from densefeat_cli.output import print_line
 
 if TYPE_CHECKING:
     from densefeat.extraction import ExtractResult
@@ -47,11 +52,23 @@ if TYPE_CHECKING:
 @click.option("--image-column", metavar="NAME", help="Column of paths or images, if its name does not show which it is.")
 @base_option
 @follow_links_option
+@pixel_options
+@in_chans_option
+@fitted_stats_option
+@click.option("--pages", default="first", show_default=True, metavar="first|all|N",
+              help="Of files of several pages or frames: all, one row each, or the one of a number.")  # fmt: skip
+@click.option("--dicom-tags", metavar="NAME,…",
+              help="Of DICOM files: elements such as PatientSex,Modality whose values become columns.")  # fmt: skip
 @click.option("--tile", type=int, metavar="PIXELS", help="Cut images into square tiles, one row each.")
 @click.option("--stride", type=int, metavar="PIXELS", help="Distance from tile to tile.  [default: --tile]")
 @click.option("--min-content", type=float, default=0.0, metavar="SHARE",
               help="Leave out tiles with a smaller share (0 to 1) that is neither nearly white nor nearly black.")  # fmt: skip
+@click.option("--mpp", type=float, metavar="MICRONS",
+              help="Microns a pixel of the tiles, by the scale that files state.  [default: as they are]")  # fmt: skip
 @click.option("--max-pixels", type=int, help="Largest image that may be decoded whole.  [default: 178956970]")
+@click.option("--max-tiles", type=int, help="Most tiles that an image may have.  [default: 4000000]")
+@click.option("--memory", type=ByteCount(), metavar="SIZE",
+              help="For decoding, in all threads, such as 2GB.  [default: half of what there is]")  # fmt: skip
 @click.option("--decoder", type=click.Choice(["torchvision", "pillow"]), default="torchvision", show_default=True,
               help="Decoder of JPEGs; pillow: bit for bit timm's evaluation transform.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
@@ -77,24 +94,24 @@ def extract_command(**options: Any) -> None:
     One row an image (or tile), in the order of the input. An image that cannot be read has an entry in OUT/failures.parquet,
     or in NAME.failures.jsonl beside a single file. After an interruption the same command resumes.
     """
-    names = ("batch_size", "workers", "on_error", "max_failures", "overwrite", "update", "engine")
+    names = ("batch_size", "workers", "on_error", "max_failures", "overwrite", "update", "engine", "memory")
     how = extraction.RunOptions(**{name: options[name] for name in names})
-    extraction.check_arguments(options["images"], options["out"], how, options["part_rows"], options["max_pixels"])
-    if options["max_pixels"] is None:
-        del options["max_pixels"]
-    result = extraction.extract(**options)
+    limits = {name: options.pop(name) for name in ("max_pixels", "max_tiles")}
+    extraction.check_arguments(options["images"], options["out"], how, options["part_rows"], **limits)
+    result = extraction.extract(**options, **{name: limit for name, limit in limits.items() if limit is not None})
     if not Ranks.from_environment().first:  # under torchrun only the first process prints
         return
     if not result.rows:
         raise click.ClickException(f"none of {result.failures} images could be read: see {result.failures_path}")
-    click.echo(_format_result(result, "tiles" if options["tile"] else "images"))
+    print_line(_format_result(result, "tiles" if options["tile"] else "images"))
 
 
 def _format_result(result: "ExtractResult", unit: str) -> str:
     removed = [f"{result.removed} of the images are no longer in the input"] if result.removed else []
+    left_out = f"; left out: {result.left_out}" if result.left_out else ""
     if not result.extracted:
         counts = ", ".join([f"{result.rows} rows", f"{result.failures} failures", *removed])
-        return f"{result.path} is complete: {counts}; nothing was left to do"
+        return f"{result.path} is complete: {counts}; nothing was left to do{left_out}"
     blocks = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in result.shapes.items())
     skipped = [f"{result.skipped} tiles without content left out"] if result.skipped else []
     facts = [
@@ -105,4 +122,4 @@ def _format_result(result: "ExtractResult", unit: str) -> str:
         f"{result.seconds:.1f} s",
         f"{result.extracted / result.seconds:.1f} {unit}/s",
     ]
-    return f"wrote {result.path}: {', '.join(facts)}"
+    return f"wrote {result.path}: {', '.join(facts)}{left_out}"

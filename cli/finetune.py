@@ -10,15 +10,19 @@ from densefeat_cli.options import (
     ImageInput,
     base_option,
     epilog,
+    fitted_stats_option,
     image_size_option,
+    in_chans_option,
     label_column_option,
     labelled_option,
     model_option,
     out_option,
+    rule_options,
     steps_option,
     training_device_option,
     weights_option,
 )
+from densefeat_cli.output import print_line
 
 
 @click.command(epilog=epilog("finetune --data photos/ --model densefeat_densenet_bc100_k12 --out runs/photos"))
@@ -38,6 +42,9 @@ from densefeat_cli.options import (
 @click.option("--group-column", metavar="NAME", help="Column whose equal values, such as a patient's, are not split.")
 @click.option("--epochs", type=float, help="[default: the recipe's]")
 @image_size_option
+@rule_options
+@in_chans_option
+@fitted_stats_option
 @training_device_option
 @steps_option
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -57,4 +64,4 @@ def finetune_command(
     chosen = finetuning.load_finetuning(recipe, [*lines, *overrides])
     result = finetuning.finetune(chosen, out, device, steps)
     for line in training.format_result(result):
-        click.echo(line)
+        print_line(line)

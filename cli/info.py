@@ -8,7 +8,7 @@ import click
 
 from densefeat import store as stores
 from densefeat_cli.options import epilog, store_argument
-from densefeat_cli.output import format_bytes, print_facts, print_table
+from densefeat_cli.output import DataOutput, format_bytes, print_facts, print_table
 
 
 @click.command(epilog=epilog("info embeddings/"))
@@ -18,7 +18,7 @@ def info_command(store: Path, style: str) -> None:
     """Show rows, failures, blocks, sizes and provenance of a STORE, a folder or a single file, finished or not."""
     summary = stores.describe_store(store)
     if style == "json":
-        click.echo(json.dumps(summary, indent=1))
+        DataOutput().write(json.dumps(summary, indent=1) + "\n")
         return
     print_facts([*_count_facts(summary), *_flatten(summary["provenance"])])
     if summary["vectors"]:
@@ -40,7 +40,8 @@ def _count_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     stages = ", ".join(f"{stage} {count:,}" for stage, count in failures["by_stage"].items())
     lines.append(("failures", f"{failures['count']:,}" + (f" ({stages})" if stages else "")))
     for failure in failures["first"]:
-        place = "" if failure["x"] is None else f" at {failure['x']}, {failure['y']}"
+        place = "" if failure["page"] is None else f" page {failure['page']}"
+        place += "" if failure["x"] is None else f" at {failure['x']}, {failure['y']}"
         lines.append(("", f"{failure['path']}{place}: {failure['stage']}: {failure['reason']}"))
     if failures["count"] > len(failures["first"]):
         lines.append(("", f"and {failures['count'] - len(failures['first']):,} more"))

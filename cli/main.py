@@ -9,10 +9,11 @@ import click
 from densefeat.base import Ranks, find_full_disk
 from densefeat.errors import DensefeatError
 from densefeat_cli.options import epilog
+from densefeat_cli.output import print_note
 
 _COMMANDS = (
-    "bench", "convert", "evaluate", "export", "extract", "finetune", "info", "map", "models", "predict", "probe", "recipes",
-    "report", "search", "train", "verify",
+    "bench", "convert", "evaluate", "export", "extract", "finetune", "info", "look", "map", "models", "predict", "probe",
+    "recipes", "report", "search", "train", "verify", "weights",
 )  # fmt: skip
 
 
@@ -48,7 +49,7 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         visible = record.levelno >= logging.WARNING or sys.stderr.isatty()
         if visible and Ranks.from_environment().first:  # under torchrun only the first process prints
-            click.echo(f"densefeat: {record.getMessage()}", err=True)
+            print_note(record.getMessage())
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def main() -> None:
         _fail(error.format_message(), error.exit_code, error)
     except (click.Abort, KeyboardInterrupt) as error:
         interrupt = error.__context__ if isinstance(error, click.Abort) else error  # click turns the second into the first
-        click.echo(f"densefeat: {str(interrupt) or 'interrupted'}", err=True)
+        print_note(str(interrupt) or "interrupted")
         sys.exit(getattr(interrupt, "exit_code", 130))
     except DensefeatError as error:
         _fail(str(error), error.exit_code, error)
@@ -80,7 +81,7 @@ def main() -> None:
 def _fail(message: str, exit_code: int, error: BaseException) -> None:
     if "--debug" in sys.argv:
         raise error
-    click.echo("densefeat: " + " ".join(message.split()), err=True)
+    print_note(" ".join(message.split()))
     sys.exit(exit_code)
 
 

@@ -8,7 +8,7 @@ import click
 from densefeat import map as maps
 from densefeat import store as stores
 from densefeat_cli.options import PATH_TYPE, epilog, out_option, shown_images_option, store_argument
-from densefeat_cli.output import print_note
+from densefeat_cli.output import print_line, print_note
 
 
 @click.command(epilog=epilog("map embeddings/ --images photos/ --out map.html"))
@@ -33,4 +33,4 @@ def map_command(store: Path, out: Path, **options: Any) -> None:
     for note in result.notes:
         print_note(note)
     points = f"{result.points:,} point{'' if result.points == 1 else 's'}"
-    click.echo(f"wrote {result.page} and {result.table}: {points}", err=True)
+    print_line(f"wrote {result.page} and {result.table}: {points}", err=True)

@@ -1,6 +1,8 @@
 """Options and types that several commands share, so that each has one wording."""
 
+import re
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import click
 
 from densefeat import base, images, loading
 
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _Decorator = Callable[[Any], Any]
 
 
@@ -64,6 +67,18 @@ class NumberOrAuto(click.ParamType):
             return int(value)
         except ValueError:
             self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+
+
+class ByteCount(click.ParamType):
+    """A number of bytes, such as ``2GB`` or ``500MB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)", str(value).strip().upper())
+        if match is None:
+            self.fail(f"{value!r} is no number of bytes: give one such as 2GB or 500MB", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
 
 
 def out_option(description: str, required: bool = True) -> _Decorator:
@@ -133,6 +148,46 @@ def pool_option(default: str | None = "avg", maps: bool = False) -> _Decorator:
     return click.option("--pool", default=default, show_default=default is not None, help=kinds + note)
 
 
+_RANGE = (
+    "Which values are black and white: auto, as files declare; LOW:HIGH; p1:p99, percentiles of all images; image:p1:p99, of"
+    " each; dtype."
+)
+
+
+def rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of the pixel rule, each None where it is not given."""
+    for option in (
+        click.option("--icc", type=click.Choice(["convert", "ignore"]), help="Embedded colour profiles.  [default: convert]"),
+        click.option("--nodata", type=float, metavar="VALUE", help="Value of pixels without data, which become black."),
+        click.option("--channels", metavar="N,N,N", help="Bands to read, by number from 1 or by name; one for grey."),
+        click.option("--range", help=f"{_RANGE}  [default: auto]"),
+    ):
+        command = option(command)
+    return command
+
+
+def pixel_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of the pixel rule, which the command gets as ``pixels``: None where none of them is given."""
+
+    @rule_options
+    @wraps(command)
+    def with_rule(*args: Any, channels: str | None, **options: Any) -> Any:
+        given = {name: options.pop(name) for name in ("range", "nodata", "icc")} | {"channels": images.parse_channels(channels)}
+        given = {name: value for name, value in given.items() if value is not None}
+        return command(*args, pixels=images.PixelRule(**given) if given else None, **options)
+
+    return with_rule
+
+
+channel_stats_option = click.option(
+    "--channel-stats", metavar="FILE", help="Mean and deviation of each channel: JSON, or a store made with them."
+)
+in_chans_option = click.option(
+    "--in-chans", type=int, metavar="N", help="Channels that the network reads.  [default: the weights' own]"
+)
+fitted_stats_option = click.option(
+    "--channel-stats", metavar="FILE|fit", help="Mean and deviation of each channel: JSON, a store made with them, or fit."
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 training_device_option = click.option(  # None, not auto: training is not tested on MPS
     "--device", help="cpu, cuda, cuda:N or mps.  [default: a CUDA GPU, else the CPU]"

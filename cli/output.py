@@ -1,20 +1,23 @@
-"""The output of commands: tables, notes, JSON files, and progress bars of long work."""
+"""The output of commands: tables, lines, notes, data for other programs, and progress bars of long work.
 
-import json
+Commands print through this file alone: what they show contains names from files, and these may hold commands to a terminal.
+"""
+
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from densefeat import base
-from densefeat.base import printable
+from densefeat.base import printable, shorten_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_MAX_NOTE = 2000  # characters: a name from a file may have millions
 _PATIENCE = 2.0  # seconds without a progress bar
 
 
@@ -86,15 +89,21 @@ def format_bytes(count: float) -> str:
     return f"{count:,.1f} {unit}"
 
 
+def print_line(text: str = "", *, err: bool = False) -> None:
+    """Print a line on stdout or, with ``err``, on stderr; control characters are escaped."""
+    click.echo(printable(text), err=err)
+
+
 def print_note(text: str) -> None:
-    """Print a line on stderr, where it does not disturb what another program reads from stdout."""
-    click.echo("densefeat: " + printable(text), err=True)
+    """Print a line on stderr, where it does not disturb what another program reads from stdout; a very long one is cut off."""
+    print_line("densefeat: " + shorten_text(text, _MAX_NOTE), err=True)
 
 
-def write_json(path: Path, kind: str, value: dict[str, Any]) -> None:
-    """Write an object as JSON, whole or not at all; its ``kind`` is the mark by which the next call may replace the file."""
-    with base.atomic_file(path, base.has_kind(kind)) as temporary:
-        temporary.write_text(json.dumps({"kind": kind, **value}, indent=1) + "\n", encoding="utf-8")
+class DataOutput:
+    """Stdout for CSV, JSON and the like: another program gets them as they are, a terminal with control characters escaped."""
+
+    def write(self, text: str) -> None:
+        sys.stdout.write("\n".join(map(printable, text.split("\n"))) if sys.stdout.isatty() else text)
 
 
 @contextmanager

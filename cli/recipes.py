@@ -8,7 +8,7 @@ import click
 from densefeat import base, training
 from densefeat.errors import UsageError
 from densefeat_cli.options import OUTPUT_TYPE, epilog
-from densefeat_cli.output import print_table
+from densefeat_cli.output import DataOutput, print_line, print_table
 
 
 @click.group(invoke_without_command=True, epilog=epilog("recipes"))
@@ -24,7 +24,7 @@ def recipes_command(context: click.Context) -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Print the recipe NAME, comments included."""
-    click.echo(training.recipe_text(name), nl=False)
+    DataOutput().write(training.recipe_text(name))
 
 
 @recipes_command.command(epilog=epilog("recipes copy cifar10_densenet_bc100_k12 mine.yaml"))
@@ -36,6 +36,6 @@ def copy(name: str, path: Path | None) -> None:
     path = path or Path(f"{Path(name).stem}.yaml")
     if os.path.lexists(path) and not path.is_dir():  # atomic_file has a better message for a folder
         raise UsageError(f"{str(path)!r} exists already: give another name")
-    with base.atomic_file(path, base.is_nobodys) as temporary:
+    with base.atomic_file(path, base.recognize_none) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    click.echo(f"wrote {path}")
+    print_line(f"wrote {path}")

@@ -20,7 +20,7 @@ from densefeat_cli.options import (
     training_device_option,
     weights_option,
 )
-from densefeat_cli.output import print_note, print_table
+from densefeat_cli.output import DataOutput, print_line, print_note, print_table
 
 if TYPE_CHECKING:
     from densefeat.report import Finding, Pruning
@@ -65,7 +65,7 @@ def reuse(model: str, out: Path, weights: Path | None, what: str, **options: Any
     report.write_reuse_csv(weights_read, table)
     base.save_picture(report.draw_reuse(weights_read, printable(model)), out)
     _print_findings(report.observations(weights_read))
-    click.echo(f"wrote: {out}, {table}", err=True)
+    print_line(f"wrote: {out}, {table}", err=True)
 
 
 def _check_prune_options(what: str, options: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ def _prune(
     report.write_pruning_csv(pruning, table)
     base.save_picture(report.draw_pruning(pruning, report.feature_reuse(network), printable(model)), out)
     _print_pruning(pruning)
-    click.echo(f"wrote: {out}, {table}", err=True)
+    print_line(f"wrote: {out}, {table}", err=True)
 
 
 def _print_pruning(pruning: "Pruning") -> None:
@@ -119,11 +119,12 @@ def _print_pruning(pruning: "Pruning") -> None:
     free = sum(each.broken == 0 for each in removed)
     costly = sum(each.p_value < 0.05 and each.accuracy_lost > 0 for each in removed)
     one = 100 / pruning.chosen_on
-    click.echo(
-        f"{len(removed):,} connections, each alone on {pruning.chosen_on:,} images (one is {one:.2g} points):\n"
-        f"{free:,} break none that was right, {costly:,} cost something at p < 0.05 "
-        "(McNemar; by chance alone up to one in forty)\n"
+    print_line(f"{len(removed):,} connections, each alone on {pruning.chosen_on:,} images (one is {one:.2g} points):")
+    print_line(
+        f"{free:,} break none that was right, {costly:,} cost something at p < 0.05"
+        " (McNemar; by chance alone up to one in forty)"
     )
+    print_line()
     shares = [f"{100 * share:g} %" for share in pruning.shares]
     rows = [[name, f"{pruning.whole[1]:.1f}", *(f"{top1:.1f}" for top1 in curve)] for name, curve in pruning.curves.items()]
     headings = [f"top-1, {pruning.drawn_on:,} other images; removed:", "0 %", *shares]
@@ -152,11 +153,11 @@ def model(model: str, out: str, weights: Path | None, runs: Path | None) -> None
     points = report.collect_points(card, runs)
     text = report.render_html(card, points) if kind == ".html" else report.render_markdown(card, points)
     if out == "-":
-        click.echo(text, nl=False)
+        DataOutput().write(text)
         return
     if kind == ".html":
         base.save_page(Path(out), text)
     else:
         with base.atomic_file(Path(out), base.is_markdown) as temporary:
             temporary.write_text(base.MARKDOWN_MARK + text, encoding="utf-8", errors="backslashreplace")
-    click.echo(f"wrote: {out}", err=True)
+    print_line(f"wrote: {out}", err=True)

@@ -1,8 +1,6 @@
 """``densefeat search``."""
 
-import csv
 import json
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ import click
 from densefeat import base, search
 from densefeat import store as stores
 from densefeat_cli.options import OUTPUT_TYPE, PATH_TYPE, device_option, epilog, shown_images_option, store_argument
-from densefeat_cli.output import late_progress_bar, print_note, print_table
+from densefeat_cli.output import DataOutput, late_progress_bar, print_line, print_note, print_table
 
 if TYPE_CHECKING:
     from densefeat.search import Neighbours, Pairs
@@ -24,7 +22,7 @@ _TABLE_ROWS = 10_000
 @store_argument
 @click.option("--image", "queries", multiple=True, type=PATH_TYPE, help="Image file to find neighbours of; may be repeated.")
 @click.option("--key", "keys", multiple=True,
-              help="Image of the store to find neighbours of, by its path, or a tile, PATH:X,Y; may be repeated.")  # fmt: skip
+              help="Image of the store to find neighbours of, PATH, page, PATH:p2, or tile, PATH:X,Y; repeatable.")  # fmt: skip
 @click.option("--all-pairs", is_flag=True, help="Near duplicates: all pairs within --threshold.")
 @click.option("--threshold", type=float, help="Least similarity, or largest distance, of a pair.")
 @click.option("--max-pairs", type=click.IntRange(1), default=1_000_000, show_default=True, help="Stop at so many pairs.")
@@ -69,7 +67,7 @@ def search_command(
                 print_note(f"stopped at {max_pairs:,} pairs, there are more: see --threshold, --max-pairs")
     if html is not None:
         problem = search.write_page(html, result, images)
-        click.echo(f"wrote {html}" + (f", without images: {problem}" if problem else ""), err=True)
+        print_line(f"wrote {html}" + (f", without images: {problem}" if problem else ""), err=True)
     {"table": _print_table, "csv": _print_csv, "json": _print_json}[shape](result)
 
 
@@ -95,16 +93,16 @@ def _format_value(value: Any) -> str:
 
 
 def _print_csv(result: "Neighbours | Pairs") -> None:
-    writer = csv.DictWriter(sys.stdout, result.fields, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(result.records())
+    rows = ([record[field] for field in result.fields] for record in result.records())
+    base.write_csv(DataOutput(), result.fields, rows, "the CSV")
 
 
 def _print_json(result: "Neighbours | Pairs") -> None:
     """Print one object, with a line for each result."""
+    output = DataOutput()
     head = json.dumps(result.summary(), ensure_ascii=False)
-    sys.stdout.write(head[:-1] + ', "results": [')
+    output.write(head[:-1] + ', "results": [')
     for number, record in enumerate(result.records()):
         line = json.dumps({field: record[field] for field in result.fields}, ensure_ascii=False)
-        sys.stdout.write((",\n" if number else "\n") + line)
-    sys.stdout.write("\n]}\n")
+        output.write((",\n" if number else "\n") + line)
+    output.write("\n]}\n")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from densefeat import training
+from densefeat import errors, training
 from densefeat_cli.options import epilog, out_option, steps_option, training_device_option
+from densefeat_cli.output import print_line
 
 
 @click.command(epilog=epilog("train cifar10_fast train=cifar-10-batches-py val=cifar-10-batches-py lr=0.05"))
@@ -21,6 +22,9 @@ def train_command(recipe: str, overrides: tuple[str, ...], out: Path | None, dev
     torchrun --nproc-per-node=8 -m densefeat train RECIPE …
     """
     chosen = training.load_recipe(recipe, overrides)
-    result = training.train(chosen, out or Path("runs") / Path(recipe).stem, device, steps)
+    try:
+        result = training.train(chosen, out or Path("runs") / Path(recipe).stem, device, steps)
+    except errors.UnknownRange as error:
+        raise errors.UsageError(f"{error}; here without the dashes, as in range=0:4095") from error
     for line in training.format_result(result):
-        click.echo(line)
+        print_line(line)

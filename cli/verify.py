@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from densefeat import store as stores
-from densefeat.base import printable
 from densefeat_cli.options import epilog, store_argument
-from densefeat_cli.output import format_bytes
+from densefeat_cli.output import format_bytes, print_line
 
 if TYPE_CHECKING:
     from densefeat.store import Damage
@@ -23,18 +22,19 @@ def verify_command(store: Path) -> None:
     """
     found = stores.verify_store(store)
     for damage in found.damages:
-        click.echo(printable(damage.problem) + _describe_rows(damage))
+        print_line(damage.problem + _describe_rows(damage))
     if found.damages:
         lost = sum(damage.rows for damage in found.damages)
+        rows = f", with {lost:,} of {found.rows:,} rows" if found.rows else ""
         raise click.ClickException(
-            f"{store}: {lost:,} of {found.rows:,} rows are lost: the densefeat extract that made the store extracts them again"
+            f"{store}: damaged files: {len(found.damages):,}{rows}: the densefeat extract that made the store makes them again"
         )
     old = f"; {found.unchecked:,} of an earlier version without checksums, which can be decoded" if found.unchecked else ""
-    click.echo(f"{store}: {found.parts:,} parts, {found.rows:,} rows, {format_bytes(found.bytes)}: no damage{old}")
+    print_line(f"{store}: {found.parts:,} parts, {found.rows:,} rows, {format_bytes(found.bytes)}: no damage{old}")
 
 
 def _describe_rows(damage: "Damage") -> str:
     if not damage.rows:
         return ""
-    keys = f", {printable(damage.keys[0])} to {printable(damage.keys[1])}" if damage.keys else ""
-    return f": rows {damage.first_row:,} to {damage.first_row + damage.rows - 1:,} are lost{keys}"
+    keys = f", {damage.keys[0]} to {damage.keys[1]}" if damage.keys else ""
+    return f": rows {damage.first_row:,} to {damage.first_row + damage.rows - 1:,}{keys}"

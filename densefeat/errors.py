@@ -17,12 +17,19 @@ class BackendError(UsageError):
     """A backend that does not exist, or cannot run this network here."""
 
 
+class UnknownRange(UsageError):
+    """An image that does not say which of its values are black and white, so that the user has to."""
+
+
 class WeightsError(DensefeatError):
     """Weights that cannot be fetched, read, or fitted to the model."""
 
 
 class DecodeError(DensefeatError):
-    """One image that cannot be turned into pixels. ``stage`` is the step that failed: ``read``, ``decode`` or ``transform``."""
+    """One image that cannot be turned into pixels.
+
+    ``stage`` is the step that failed: ``read``, ``decode`` or ``transform``; or ``memory``, where decoding would take too much.
+    """
 
     def __init__(self, reason: str, stage: str = "decode") -> None:
         super().__init__(reason)

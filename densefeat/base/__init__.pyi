@@ -1,5 +1,6 @@
-from .checksums import add_checksum, check_checksum, check_tensors, save_tensors
-from .devices import choose_device
+from .checksums import CHECKSUM, add_checksum, check_checksum, check_tensors, fits_checksum, save_tensors
+from .csv_tables import FormulaCheck, write_csv
+from .devices import choose_device, count_usable_cores
 from .files import (
     atomic_file,
     atomic_folder,
@@ -9,40 +10,51 @@ from .files import (
     current_umask,
     hold_lock,
     output_errors,
+    save_json,
     sync,
     sync_folder,
 )
 from .full_disk import find_full_disk
+from .json_text import is_number, parse_json
+from .memory import measure_memory_limit
 from .ownership import (
     MARKDOWN_MARK,
     Recognizer,
     has_header,
     has_kind,
     is_markdown,
-    is_nobodys,
     is_page,
     is_picture,
     is_plain_file,
     is_plain_folder,
     match_temporary,
+    recognize_none,
     refuse_links,
     refuse_stranger,
     remove_folder,
+    set_aside,
 )
 from .pages import Chart, ImageCard, Section, Table, render_page, render_template, save_page
+from .parquet_pages import ColumnChunk, read_chunks, read_pages
 from .pictures import check_picture, render_picture, save_picture
 from .progress import RateColumn, progress_bar
 from .ranks import Ranks
 from .rendezvous import enter_after_rank_0, open_shared_store
 from .signals import PREEMPTION_SIGNALS, Interrupted, StopRequest, raise_on_sigterm, stop_on_signal
 from .text import describe_error, printable, shorten_text
+from .yaml_text import MAX_YAML_BYTES, PlainLoader, read_yaml
 
 __all__ = [
+    "CHECKSUM",
     "MARKDOWN_MARK",
+    "MAX_YAML_BYTES",
     "PREEMPTION_SIGNALS",
     "Chart",
+    "ColumnChunk",
+    "FormulaCheck",
     "ImageCard",
     "Interrupted",
+    "PlainLoader",
     "Ranks",
     "RateColumn",
     "Recognizer",
@@ -59,36 +71,47 @@ __all__ = [
     "check_target",
     "check_tensors",
     "choose_device",
+    "count_usable_cores",
     "current_umask",
     "describe_error",
     "enter_after_rank_0",
     "find_full_disk",
+    "fits_checksum",
     "has_header",
     "has_kind",
     "hold_lock",
     "is_markdown",
-    "is_nobodys",
+    "is_number",
     "is_page",
     "is_picture",
     "is_plain_file",
     "is_plain_folder",
     "match_temporary",
+    "measure_memory_limit",
     "open_shared_store",
     "output_errors",
+    "parse_json",
     "printable",
     "progress_bar",
     "raise_on_sigterm",
+    "read_chunks",
+    "read_pages",
+    "read_yaml",
+    "recognize_none",
     "refuse_links",
     "refuse_stranger",
     "remove_folder",
     "render_page",
     "render_picture",
     "render_template",
+    "save_json",
     "save_page",
     "save_picture",
     "save_tensors",
+    "set_aside",
     "shorten_text",
     "stop_on_signal",
     "sync",
     "sync_folder",
+    "write_csv",
 ]

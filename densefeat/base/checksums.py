@@ -22,11 +22,14 @@ def add_checksum(content: dict[str, Any]) -> dict[str, Any]:
     return content | {CHECKSUM: _hash_json(content)}
 
 
+def fits_checksum(content: dict[str, Any]) -> bool:
+    """Check whether a JSON object is what its checksum was made of. Raises KeyError where it has none."""
+    return content[CHECKSUM] == _hash_json({name: value for name, value in content.items() if name != CHECKSUM})
+
+
 def check_checksum(content: Any, title: str) -> None:
     """Raise WeightsError, which begins with ``title``, for a JSON object that is not what its checksum was made of."""
-    if not isinstance(content, dict) or CHECKSUM not in content:
-        return
-    if content[CHECKSUM] != _hash_json({name: value for name, value in content.items() if name != CHECKSUM}):
+    if isinstance(content, dict) and CHECKSUM in content and not fits_checksum(content):
         raise WeightsError(
             f"{title}: damaged, its content does not match its checksum: restore it from a copy;"
             f" if you changed it on purpose, remove its entry {CHECKSUM!r}"

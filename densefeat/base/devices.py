@@ -1,5 +1,7 @@
 """The choice of the device to compute on."""
 
+import os
+
 import torch
 
 from densefeat.base.ranks import Ranks
@@ -43,3 +45,8 @@ def _list_devices() -> str:
     if accelerator is None:
         return "cpu"
     return f"cpu, {', '.join(f'{accelerator.type}:{i}' for i in range(torch.accelerator.device_count()))}"
+
+
+def count_usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

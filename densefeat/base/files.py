@@ -1,17 +1,19 @@
 """Files and folders that appear whole or not at all, and locks that let one process write at a time."""
 
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from densefeat.base.full_disk import find_full_disk
-from densefeat.base.ownership import Recognizer, refuse_stranger
+from densefeat.base.ownership import Recognizer, has_kind, refuse_stranger
 from densefeat.errors import OutputError, UsageError
 
 # s3://bucket, also as a Path, which has one slash of the two; a single letter is a drive
@@ -39,6 +41,12 @@ def atomic_file(path: Path, is_ours: Recognizer | None = None) -> Iterator[Path]
         sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def save_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, whole or not at all; its ``kind`` is the mark by which the next call may replace the file."""
+    with atomic_file(path, has_kind(kind)) as beside:
+        beside.write_text(json.dumps({"kind": kind, **content}, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from typing import Any
 
 _NEW_NAMES = {
     "densefeat.heads.kinds.make_head": "densefeat.heads.make_head",
-    "densefeat.heads.probe.probe": "densefeat.probe.probe",
-    "densefeat.heads.probe.Probed": "densefeat.probe.Probed",
-    "densefeat.heads.probe_file.load_probe": "densefeat.probe.load_probe",
-    "densefeat.heads.probe_file.Probe": "densefeat.probe.Probe",
+    "densefeat.heads.probe.probe": "densefeat.probing.probe",
+    "densefeat.heads.probe.Probed": "densefeat.probing.Probed",
+    "densefeat.heads.probe_file.load_probe": "densefeat.probing.load_probe",
+    "densefeat.heads.probe_file.Probe": "densefeat.probing.Probe",
     "densefeat.nets.catalogue.list_networks": "densefeat.loading.list_networks",
     "densefeat.nets.catalogue.Network": "densefeat.loading.Network",
     "densefeat.report.map.write_map": "densefeat.map.write_map",
@@ -37,6 +37,8 @@ class MovedModules(MetaPathFinder):
         path: Sequence[str] | None,  # noqa: ARG002
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
+        if fullname == "densefeat.probe":  # a function has that name now, which a module would replace
+            raise ModuleNotFoundError(f"no module {fullname!r}: import from densefeat or densefeat.probing", name=fullname)
         return spec_from_loader(fullname, _MovedModule()) if fullname in _OLD_MODULES else None
 
 

@@ -4,13 +4,15 @@ A file in a folder that densefeat made (a store, a probe, a run, which have a re
 that the user named is known by a mark inside: a line of HTML or Markdown, a field of a picture, a key of JSON.
 """
 
-import json
+import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 
+from densefeat.base.json_text import parse_json
 from densefeat.errors import OutputError, UsageError
 
 Recognizer = Callable[[Path], bool]
@@ -78,9 +80,15 @@ def remove_folder(folder: Path) -> None:
         return
 
 
-def is_nobodys(path: Path) -> bool:  # noqa: ARG001  a recognizer
+def recognize_none(path: Path) -> bool:  # noqa: ARG001  a recognizer
     """Recognize no file: none that exists may be replaced."""
     return False
+
+
+def set_aside(path: Path, name: str) -> None:
+    """Rename a damaged file to ``name``, or ``name-1``, …: the first of these names that is free."""
+    names = (path.with_name(name + f"-{number}" * bool(number)) for number in count())
+    path.rename(next(file for file in names if not os.path.lexists(file)))
 
 
 def is_page(path: Path) -> bool:
@@ -106,17 +114,17 @@ def has_header(names: Sequence[str]) -> Recognizer:
 
 def has_kind(kind: str) -> Recognizer:
     """Return a recognizer of JSON files whose ``kind`` is this one."""
-    return partial(_is_json_of, kind)
+    return partial(_names_kind, kind)
 
 
 def _begins_with_line(line: bytes, path: Path) -> bool:
     return _read_start(path).splitlines()[:1] == [line]
 
 
-def _is_json_of(kind: str, path: Path) -> bool:
+def _names_kind(kind: str, path: Path) -> bool:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("kind") == kind
 

@@ -20,7 +20,10 @@ from densefeat.base.ownership import Recognizer, is_page
 
 @dataclass(frozen=True)
 class ImageCard:
-    """An image with its caption. ``picture``: a data URI; None: a grey box. ``x``, ``y``: the place of a tile in its image."""
+    """An image with its caption.
+
+    ``picture``: a data URI; None: a grey box. ``x``, ``y``: the place of a tile in its image. ``page``: of a file of several.
+    """
 
     kind: ClassVar[str] = "card"
     heading: str
@@ -29,12 +32,14 @@ class ImageCard:
     label: str | None = None
     x: int | None = None
     y: int | None = None
+    page: int | None = None
     picture: str | None = None
     is_query: bool = False
 
     @property
     def name(self) -> str:
-        return self.path if self.x is None else f"{self.path}:{self.x},{self.y}"
+        page = "" if self.page is None else f":p{self.page}"
+        return self.path + page + ("" if self.x is None else f":{self.x},{self.y}")
 
 
 @dataclass(frozen=True)

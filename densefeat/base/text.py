@@ -12,9 +12,9 @@ def printable(text: str, replacement: str | None = None) -> str:
     )
 
 
-def shorten_text(text: str) -> str:
+def shorten_text(text: str, limit: int = 200) -> str:
     """Cut off what is too long for a message."""
-    return text if len(text) <= 200 else text[:200] + "…"
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 def describe_error(error: BaseException) -> str:

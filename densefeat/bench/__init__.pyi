@@ -11,7 +11,6 @@ from .measure import (
     reset_peak,
     time_call,
     time_rounds,
-    write_json,
 )
 from .report import format_comparison, format_overview
 
@@ -33,5 +32,4 @@ __all__ = [
     "reset_peak",
     "time_call",
     "time_rounds",
-    "write_json",
 ]

@@ -1,6 +1,5 @@
 """How all benchmarks measure and report: arms take turns in rounds, ratios are of the same round, tables and a JSON file."""
 
-import json
 import resource
 import statistics
 import sys
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from densefeat.base import atomic_file, check_target, has_kind
+from densefeat.base import check_target, has_kind, save_json
 from densefeat.bench.machine import describe_machine, format_machine
 
 _T = TypeVar("_T")
@@ -106,12 +105,7 @@ class Report:
         self.content[name] = value
         print(text, flush=True)
         if self.file is not None:
-            write_json(self.file, self.content)
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    with atomic_file(file, has_kind(REPORT_KIND)) as temporary:
-        temporary.write_text(json.dumps({"kind": REPORT_KIND, **content}, indent=1) + "\n", encoding="utf-8")
+            save_json(self.file, REPORT_KIND, self.content)
 
 
 def _format_cell(value: Any, form: str) -> str:

@@ -1,4 +1,5 @@
 from .accuracy import Evaluation, evaluate, load_eval_images, open_for_network
+from .class_order import read_classes
 from .predictions import Predicted, predict
 
 __all__ = [
@@ -8,4 +9,5 @@ __all__ = [
     "load_eval_images",
     "open_for_network",
     "predict",
+    "read_classes",
 ]

@@ -22,10 +22,11 @@ from densefeat.evaluation.class_order import (
     reorder_classes,
     sort_names,
 )
-from densefeat.images import Preprocessing
+from densefeat.extraction import load_channel_stats
+from densefeat.images import PixelRule, Preprocessing
 from densefeat.labels import Targets
 from densefeat.loading import LoadedNetwork, load_network
-from densefeat.probe import compute_metrics
+from densefeat.probing import compute_metrics
 from densefeat.training import (
     AnyScores,
     DecodedImages,
@@ -41,6 +42,7 @@ from densefeat.training import (
     World,
     labelled_positions,
     open_labelled,
+    refuse_rule,
     score,
     score_labels,
 )
@@ -116,6 +118,8 @@ def evaluate(
     classes: str | Path | None = None,
     device: str = "cpu",
     workers: int = 0,
+    pixels: PixelRule | None = None,
+    channel_stats: str | Path | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """Measure the accuracy of a network on labelled images, or mean average precision with several labels an image.
@@ -131,6 +135,8 @@ def evaluate(
         crops: 1, or 10: corners and centre, each mirrored, their softmax averaged (1608.06993, table 3).
         image_size: Pixels of a crop's side; None: as the weights expect.
         crop_pct: The crop's share of the resized image's short side; None: as the weights expect, or for ten crops 0.875.
+        pixels: Which channels are read, and what is black and white; None: as the run records, or as the weights expect.
+        channel_stats: A JSON file with the mean and deviation of each channel, or a store made with them; None: the weights'.
         advance: Called with the number of images done since the last call.
 
     Raises:
@@ -142,7 +148,8 @@ def evaluate(
         raise UsageError(f"crops {crops}: choose 1 or 10")
     loaded = load_network(model, weights, head=True)
     network, task = loaded.model, loaded.task
-    preprocessing = _choose_preprocessing(network, crops, image_size, crop_pct)
+    default = Preprocessing.for_model(network, image_size, pixels, load_channel_stats(channel_stats))
+    preprocessing = _choose_preprocessing(default, crops, crop_pct)
     if task == "multi" and crops != 1:
         raise UsageError(f"crops {crops}: {model!r} gives several labels an image: choose 1")
     opened = open_for_network(loaded, data, label_column, base, class_order, classes)
@@ -242,9 +249,12 @@ def _check_classes(data: str, labelled: LabelledImages, network: nn.Module, name
         raise UsageError(f"{data!r}: its classes ({labelled.classes[0]}, …) are not the network's ({names[0]}, …)")
 
 
-def _choose_preprocessing(network: nn.Module, crops: int, image_size: int | None, crop_pct: float | None) -> Preprocessing:
+def _choose_preprocessing(default: Preprocessing, crops: int, crop_pct: float | None) -> Preprocessing:
     """Return the weights' preprocessing with the options applied; ten crops need a margin to shift in."""
-    default = Preprocessing.for_model(network, image_size)
+    if default.pixels.must_be_measured:
+        raise UsageError(f"range {default.pixels.range!r} is measured where a model is made: give LOW:HIGH, or image:p1:p99")
+    if crops == 10 and default.pixels.floating:
+        raise UsageError(f"crops {crops}: only of images in three channels")
     usual_share = default.crop_pct if crops == 1 or default.crop_pct < 1 else 0.875
     share = usual_share if crop_pct is None else crop_pct
     if not 0 < share <= 1:
@@ -258,6 +268,7 @@ def load_eval_images(
     """Return preprocessed images, and the positions of those with a label."""
     positions, size = labelled_positions(labelled.labels), preprocessing.size
     if isinstance(labelled, DecodedImages):
+        refuse_rule(labelled, preprocessing.pixels)
         if labelled.images.shape[1] != size or crops != 1:
             raise UsageError(
                 f"image size {size}, crops {crops}: the images of {labelled.name} have {labelled.images.shape[1]} pixels "

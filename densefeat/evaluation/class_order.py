@@ -1,6 +1,5 @@
 """Which class each output of a network stands for, where the network does not name its classes."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from timm.utils import natural_key
 
+from densefeat.base import parse_json
 from densefeat.errors import UsageError
 from densefeat.loading import LoadedNetwork
 from densefeat.nets import read_checkpoint_records
@@ -35,8 +35,8 @@ def read_classes(file: Path) -> list[str]:
         if file.stat().st_size > _MAX_FILE:
             raise ValueError("too large for a list of classes")
         text = file.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if file.suffix.lower() == ".json" else text.rstrip().splitlines()
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(text) if file.suffix.lower() == ".json" else text.rstrip().splitlines()
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"classes {str(file)!r}: {reason}") from error
     names = _parse_names(content)

@@ -1,6 +1,5 @@
 """Predictions of a trained network or a probe: a store of scores, and a table for people."""
 
-import csv
 import json
 import re
 from collections import Counter
@@ -13,29 +12,49 @@ import numpy as np
 import torch
 from torch import nn
 
-from densefeat.base import atomic_file, check_output_name, has_kind, output_errors, refuse_links, refuse_stranger
-from densefeat.errors import UsageError
+from densefeat.base import (
+    atomic_file,
+    check_output_name,
+    has_kind,
+    output_errors,
+    parse_json,
+    refuse_links,
+    refuse_stranger,
+    write_csv,
+)
+from densefeat.certainty import Certainty
+from densefeat.errors import UnknownRange, UsageError
 from densefeat.extraction import extract
-from densefeat.images import Preprocessing
+from densefeat.images import PixelRule, Preprocessing
 from densefeat.labels import Task
 from densefeat.loading import load_network
 from densefeat.nets import file_sha256
-from densefeat.probe import FILE, Probe, format_probabilities, load_probe, predict_labels
+from densefeat.probing import (
+    Probe,
+    check_promises,
+    find_probe_file,
+    load_probe,
+    make_predictions,
+    tabulate_answers,
+)
 from densefeat.store import Layout, Store, check_store_folder, is_store, open_store
 
 _SCORES, _TABLE = "scores", "predictions.csv"
 _RECORD = ".predictions.json"  # which tables densefeat wrote: one that the user has changed since is the user's
 _KIND = "densefeat predictions"
-_HEADER = re.compile(rb"path(,x,y)?(,label)?,predicted,score\r?\n")
-_COLUMN = "scores"  # in the store
+# the last column of earlier versions was called score
+_HEADER = re.compile(rb"path(,page)?(,x,y)?(,label)?,predicted,(score|probability(,ood)?(,answered)?(,set|,low,high)?)\r?\n")
+_COLUMN, _OOD = "scores", "ood"  # in the store
 
 
 @dataclass(frozen=True)
 class Predicted:
     """The files that :func:`predict` wrote.
 
-    ``table``: a CSV with ``path``, ``predicted`` and ``score`` (:func:`densefeat.probe.predictions.format_probabilities`).
-    ``store``: all scores, one row an image. ``counts``: images by predicted class, most frequent first; empty for a regression.
+    ``table``: a CSV with ``path``, ``predicted``, ``probability`` and, where they are known or asked for, ``ood``, ``answered``
+    and ``set`` or ``low`` and ``high``, see :func:`densefeat.probing.answers.tabulate_answers`. ``store``: all scores, one row
+    an image. ``counts``: images by predicted class, most frequent first; empty for a regression. ``answered``: how many answers
+    are given for a risk; None if none was asked for.
     """
 
     table: Path
@@ -44,32 +63,51 @@ class Predicted:
     failures: int
     failures_path: Path
     counts: dict[str, int]
+    answered: int | None = None
 
 
 class Scorer(nn.Module):
-    """A network whose scores look like the only feature map of a timm model, so that an extraction writes and resumes them.
+    """A network whose scores look like feature maps of a timm model, so that an extraction writes and resumes them.
 
     ``(N, 3, H, W)`` to ``(N, K)``. ``recorded_name``: the model's name in the store. ``classes``: K names; none for a
-    regression.
+    regression. ``certainty``: of a probe; if it tells outliers, ``network`` returns ``(N, K + 1)``, the p-values last, and
+    these are a column of their own.
     """
 
     def __init__(
-        self, recorded_name: str, network: nn.Module, classes: list[str], task: Task, preprocessing: Preprocessing
+        self,
+        recorded_name: str,
+        network: nn.Module,
+        classes: list[str],
+        task: Task,
+        preprocessing: Preprocessing,
+        certainty: Certainty | None = None,
     ) -> None:
         super().__init__()
         self.recorded_name, self.network, self.classes, self.task = recorded_name, network, classes, task
-        self.scores = nn.Identity()
+        self.certainty = certainty
+        self.scores, self.ood = nn.Identity(), nn.Identity()
         facts = preprocessing.to_json()
         size = facts.pop("size")
-        self.pretrained_cfg = facts | {"input_size": (3, size, size)}
-        self.feature_info = [{"num_chs": max(1, len(classes)), "reduction": size, "module": _COLUMN}]
+        self.pixel_rule, self.in_chans = preprocessing.pixels, preprocessing.pixels.in_chans
+        self.pretrained_cfg = facts | {"input_size": (self.in_chans, size, size)}
+        self.outputs = max(1, len(classes))
+        self.feature_info = [{"num_chs": self.outputs, "reduction": size, "module": _COLUMN}]
+        if certainty is not None and certainty.outliers is not None:
+            self.feature_info.append({"num_chs": 1, "reduction": size, "module": _OOD})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.scores(self.network(x)[:, :, None, None])[:, :, 0, 0]
+        found = self.network(x)[:, :, None, None]
+        scores = self.scores(found[:, : self.outputs])
+        self.ood(found[:, self.outputs :])
+        return scores[:, :, 0, 0]
 
 
 class ProbeNet(nn.Module):
-    """A probe behind the network whose features it reads: images ``(N, 3, H, W)`` to scores ``(N, K)``."""
+    """A probe behind the network whose features it reads.
+
+    Images ``(N, 3, H, W)`` to scores ``(N, K)`` or, if the probe tells outliers, ``(N, K + 1)`` with p-values.
+    """
 
     def __init__(self, probe: Probe, file: Path, weights: str | Path | None, device: str) -> None:
         super().__init__()
@@ -81,8 +119,10 @@ class ProbeNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = {name: value.cpu().numpy() for name, value in self.extractor.forward(x).items()}
-        scores = self.probe.scores(features)
-        return torch.from_numpy(scores.reshape(len(x), -1))
+        columns = [self.probe.scores(features).reshape(len(x), -1)]
+        if (ood := self.probe.p_values(features)) is not None:
+            columns.append(ood[:, None].astype(np.float32))
+        return torch.from_numpy(np.concatenate(columns, axis=1))
 
 
 def predict(
@@ -95,6 +135,9 @@ def predict(
     batch_size: int | str = 32,
     workers: int | None = None,
     overwrite: bool = False,
+    pixels: PixelRule | None = None,
+    risk: float | None = None,
+    level: float | None = None,
     **reading: Any,
 ) -> Predicted:
     """Predict every image's class (or labels, or value), in the order of the input; the same call resumes.
@@ -106,6 +149,9 @@ def predict(
             ``predictions.csv`` is written at the end.
         overwrite: Start over if ``out`` has predictions of another model, or of other images.
         weights: A checkpoint file to use instead of a named network's weights; or the new place of a probe's weights.
+        pixels: Which channels are read, and what is black and white; None: as the run or probe records.
+        risk: For a probe: the share of the answers given that may be wrong, such as 0.05; the table says which to give.
+        level: For a probe: the share of sets of classes, or of intervals of numbers, that hold the truth, such as 0.95.
 
     Raises as :func:`densefeat.extract` does; UsageError for an unknown model, WeightsError where its files do not fit.
     """
@@ -115,53 +161,81 @@ def predict(
         raise UsageError(f"output {str(out)!r} holds other files than predictions: name another folder")
     refuse_links([out / _SCORES])
     check_store_folder(Layout(out / _SCORES))
+    refuse_stranger(out / _RECORD, has_kind(_KIND))  # which the next line reads
     refuse_stranger(out / _TABLE, _is_own_table)
-    refuse_stranger(out / _RECORD, has_kind(_KIND))
-    scorer, decoder, precision = _open_scorer(model, weights, device)
+    scorer, decoder, precision = _open_scorer(model, weights, device, pixels)
+    check_promises(scorer.certainty, risk, level)
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    result = extract(
-        images, out / _SCORES, model=scorer, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
-        precision=precision, overwrite=overwrite, **reading,
-    )  # fmt: skip
+    try:
+        result = extract(
+            images, out / _SCORES, model=scorer, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
+            precision=precision, overwrite=overwrite, **reading,
+        )  # fmt: skip
+    except UnknownRange as error:
+        if Path(model).exists():
+            raise UsageError(
+                f"{error}. But {model!r} learnt from images of range {scorer.pixel_rule.range!r}: convert them to that kind, or"
+                " make it again with a range that counts for both"
+            ) from error
+        raise
     store = open_store(result.path)
-    counts = _write_table(out / _TABLE, store, scorer.task, scorer.classes)
-    return Predicted(out / _TABLE, result.path, result.rows, result.failures, result.failures_path, counts)
+    counts, answered = _write_table(out / _TABLE, store, scorer, risk, level)
+    return Predicted(out / _TABLE, result.path, result.rows, result.failures, result.failures_path, counts, answered)
 
 
-def _open_scorer(model: str, weights: str | Path | None, device: str) -> tuple[Scorer, str, str]:
+def _open_scorer(model: str, weights: str | Path | None, device: str, pixels: PixelRule | None) -> tuple[Scorer, str, str]:
     """Return the scorer of a model, and the decoder and precision to extract with."""
-    path = Path(model)
-    if path.is_file() or (path / FILE).is_file():
-        probe = load_probe(path)
-        net = ProbeNet(probe, path if path.is_file() else path / FILE, weights, device)
-        scorer = Scorer(str(path.resolve()), net, list(probe.classes), probe.task, net.extractor.preprocessing)
+    if (file := find_probe_file(model)) is not None:
+        if pixels is not None:
+            raise UsageError(f"probe {model!r} records ranges and channels: leave out the options for them")
+        probe = load_probe(file)
+        net = ProbeNet(probe, file, weights, device)
+        facts = (list(probe.classes), probe.task, net.extractor.preprocessing, probe.certainty)
+        scorer = Scorer(str(Path(model).resolve()), net, *facts)
         return scorer, net.extractor.decoder, "fp32"  # the probe's extractor has its recorded precision inside
     network = load_network(model, weights, head=True)
     if not network.num_classes:
         raise UsageError(f"model {model!r} has no classifier: fine-tune it, or give a probe")
     classes = network.classes or [str(number) for number in range(network.num_classes)]
     name = network.name if network.run else model
-    return Scorer(name, network.model, classes, network.task, Preprocessing.for_model(network.model)), "pillow", "fp32"
+    if network.run and pixels is not None:
+        raise UsageError(f"run {model!r} records ranges and channels: leave out the options for them")
+    preprocessing = Preprocessing.for_model(network.model, pixels=pixels)
+    return Scorer(name, network.model, classes, network.task, preprocessing), "pillow", "fp32"
 
 
-def _write_table(path: Path, store: Store, task: Task, classes: list[str]) -> dict[str, int]:
-    """Write the predictions of a store's scores as CSV; return the number of images by predicted class."""
+def _write_table(
+    path: Path, store: Store, scorer: Scorer, risk: float | None, level: float | None
+) -> tuple[dict[str, int], int | None]:  # fmt: skip
+    """Write the predictions of a store's scores as CSV.
+
+    Returns the number of images by predicted class, and of answers given, if a risk was asked for.
+    """
     counts: Counter[str] = Counter()
-    copied = [name for name in ("path", "x", "y", "label") if name in store.schema.names]
+    given: Counter[str] = Counter()
+    copied = [name for name in ("path", "page", "x", "y", "label") if name in store.schema.names]
+
+    def tabulate(scores: np.ndarray, ood: np.ndarray | None) -> dict[str, list[str]]:
+        scores = scores[:, 0] if scorer.task == "regression" else scores
+        made = make_predictions(scorer.task, scorer.classes, scores, scorer.certainty, ood, risk, level)
+        return tabulate_answers(made, scores)
+
+    def list_rows() -> Iterator[tuple[Any, ...]]:
+        for columns, scores, ood in _read_scores(store, copied):
+            answers = tabulate(scores, ood)
+            counts.update(answers["predicted"])
+            given.update(answers.get("answered", []))
+            yield from zip(*columns, *answers.values(), strict=True)
+
+    known = np.empty(0) if _OOD in store.schema.names else None
+    header = [*copied, *tabulate(np.empty((0, scorer.outputs), np.float32), known)]
     with atomic_file(path, _is_own_table) as beside, output_errors(path):
         with open(beside, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*copied, "predicted", "score"])
-            for columns, scores in _read_scores(store, copied):
-                names, probabilities = predict_labels(task, classes, scores[:, 0] if task == "regression" else scores)
-                counts.update(names)
-                for row, name, score in zip(
-                    zip(*columns, strict=True), names, format_probabilities(task, scores, probabilities), strict=True
-                ):
-                    writer.writerow(["" if value is None else value for value in row] + [name, score])
+            write_csv(file, header, list_rows(), repr(str(path)))
         _record_table(path, beside)
-    return {} if task == "regression" else dict(counts.most_common())
+    by_class = {} if scorer.task == "regression" else dict(counts.most_common())
+    return by_class, None if risk is None else given["yes"]
 
 
 def _is_own_table(path: Path) -> bool:
@@ -174,7 +248,8 @@ def _is_own_table(path: Path) -> bool:
 
 
 def _read_record(path: Path) -> list[str]:
-    return json.loads(path.read_text("utf-8")).get("sha256", []) if path.is_file() else []
+    known = parse_json(path.read_bytes()).get("sha256") if path.is_file() else None
+    return known if isinstance(known, list) else []
 
 
 def _record_table(path: Path, beside: Path) -> None:
@@ -185,7 +260,10 @@ def _record_table(path: Path, beside: Path) -> None:
         beside_record.write_text(json.dumps({"kind": _KIND, "sha256": known}) + "\n", encoding="utf-8")
 
 
-def _read_scores(store: Store, names: list[str]) -> Iterator[tuple[list[list[Any]], np.ndarray]]:
-    for batch in store.record_batches([*names, _COLUMN]):
+def _read_scores(store: Store, names: list[str]) -> Iterator[tuple[list[list[Any]], np.ndarray, np.ndarray | None]]:
+    """Yield some columns, the scores ``(n, K)`` and the p-values ``(n,)``, if there are any, of some rows at a time."""
+    has_ood = _OOD in store.schema.names
+    for batch in store.record_batches([*names, _COLUMN, *([_OOD] if has_ood else [])]):
         values = batch.column(_COLUMN).flatten().to_numpy().reshape(len(batch), -1)
-        yield [batch.column(name).to_pylist() for name in names], values
+        ood = batch.column(_OOD).flatten().to_numpy().astype(np.float64) if has_ood else None
+        yield [batch.column(name).to_pylist() for name in names], values, ood

@@ -1,9 +1,10 @@
 """Compare the outputs of an exported file with those of the plain network, on photographs."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -66,6 +67,7 @@ def measure_differences(
     plain: Callable[[torch.Tensor], dict[str, torch.Tensor]],
     to_input: Callable[[torch.Tensor], torch.Tensor],
     batches: Iterable[BatchShape],
+    steps: Mapping[str, float] = MappingProxyType({}),
 ) -> Differences:
     """Run a file on each batch and compare its outputs with the plain network's.
 
@@ -74,6 +76,7 @@ def measure_differences(
         run: Runs the file: images as it takes them to its outputs, in order.
         plain: uint8 pixels ``(N, H, W, 3)`` to the plain network's outputs by name.
         to_input: uint8 pixels ``(N, H, W, 3)`` to images as the file takes them.
+        steps: Outputs that change in steps, and the largest difference that is allowed, itself and not relative to a value.
 
     Raises:
         OutputError: Another shape, or a difference of more than :data:`_TOLERANCE`.
@@ -84,9 +87,10 @@ def measure_differences(
         pixels = batch.pixels()
         expected = plain(pixels)
         for (name, values), output in zip(expected.items(), run(to_input(pixels)), strict=True):
-            largest[name] = _max_or_nan(largest.get(name, 0.0), _compute_difference(name, output, values))
+            unit = 1.0 if name in steps else None
+            largest[name] = _max_or_nan(largest.get(name, 0.0), _compute_difference(name, output, values, unit))
     for name, value in largest.items():
-        if not value <= _TOLERANCE:  # also true for NaN
+        if not value <= steps.get(name, _TOLERANCE):  # also true for NaN
             raise OutputError(
                 f"the exported network's {name} differs from the plain one's by {value:.2g} of its largest value in {runtime}"
                 f" ({', '.join(map(str, batches))}): nothing was written; please report it"
@@ -94,12 +98,17 @@ def measure_differences(
     return Differences(runtime, batches, largest)
 
 
-def _compute_difference(name: str, output: torch.Tensor, expected: torch.Tensor) -> float:
-    """Compute the largest difference, relative to the largest expected value; NaN where either tensor contains NaN."""
+def _compute_difference(name: str, output: torch.Tensor, expected: torch.Tensor, unit: float | None) -> float:
+    """Compute the largest difference, relative to ``unit``, or else the largest expected value.
+
+    NaN where either tensor contains NaN. Whole numbers, such as labels, are equal or not: infinity if they are not.
+    """
     if output.shape != expected.shape:
         raise OutputError(f"the exported network's {name} has shape {tuple(output.shape)}, not {tuple(expected.shape)}")
+    if not expected.is_floating_point():
+        return 0.0 if torch.equal(output.to(expected.dtype), expected) else math.inf
     apart = (output.double() - expected.double()).abs().max()
-    return float(apart / expected.double().abs().max().clamp(min=1e-30))
+    return float(apart / (unit or expected.double().abs().max().clamp(min=1e-30)))
 
 
 def _max_or_nan(a: float, b: float) -> float:

@@ -7,8 +7,10 @@ load into the network that they build.
 import copy
 import io
 import json
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,12 +148,25 @@ def _convert_to_openvino(traced: TracedNet, names: list[str], metadata: dict[str
     """Make an OpenVINO model with ``metadata`` as JSON in the entry ``densefeat`` of its ``rt_info``."""
     import openvino  # an optional package
 
-    model = openvino.convert_model(traced.program)
+    with _keep_root_logger():
+        model = openvino.convert_model(traced.program)
     model.inputs[0].get_tensor().set_names({"images"})
     for output, name in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({name})
     model.set_rt_info(json.dumps(metadata), ["densefeat"])
     return model
+
+
+@contextmanager
+def _keep_root_logger() -> Iterator[None]:
+    """Undo what OpenVINO's converter does to the log of the whole program: after a failure it leaves warnings hidden."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
 
 
 def _save_openvino(model: Any, path: Path) -> None:
@@ -206,11 +221,13 @@ def _write_hub_folder(source: ExportSource, preprocessing: Preprocessing, metada
     """
     folder.mkdir()
     facts = preprocessing.to_json()
-    size = facts.pop("size")
+    size, _ = facts.pop("size"), facts.pop("pixels")  # which timm knows nothing of; ``metadata`` has it
     config: dict[str, Any] = {"densefeat": metadata}
     if names := source.loaded.classes:
         config["label_names"] = names
-    write_config(folder / CONFIG, source.model, config, data_config=facts | {"input_size": (3, size, size)})
+    write_config(
+        folder / CONFIG, source.model, config, data_config=facts | {"input_size": (preprocessing.pixels.in_chans, size, size)}
+    )
     _save_tensors(source.model, folder / WEIGHTS, {"format": "pt"})  # transformers requires that entry
     (folder / "README.md").write_text(format_card(source, preprocessing, metadata), encoding="utf-8")
 

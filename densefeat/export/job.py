@@ -13,28 +13,41 @@ from torch import nn
 
 from densefeat.base import output_errors
 from densefeat.errors import DensefeatError, OutputError, UsageError
-from densefeat.export.check import BatchShape, Differences, measure_differences
+from densefeat.export.answer import Answer
+from densefeat.export.check import BatchShape, Differences, Runner, measure_differences
 from densefeat.export.formats import GRAPHS, WEIGHTS_FORMATS, check_hub_source, check_installed
 from densefeat.export.metadata import describe_interface, describe_network
-from densefeat.export.module import ExportedNet, Outputs, make_reference
-from densefeat.export.source import ExportSource, load_source
-from densefeat.export.staging import list_places, stage_files
+from densefeat.export.module import ExportedNet, Outputs
+from densefeat.export.plan import GraphPlan, check_probe_arguments, plan_network, plan_probe
+from densefeat.export.savings import Arithmetic, Speed, compare_speed
+from densefeat.export.source import ExportSource, load_probe_source, load_source
+from densefeat.export.staging import ask_system, list_places, stage_files
 from densefeat.export.tracing import TracedNet, trace, trace_fixed
 from densefeat.images import Preprocessing
 from densefeat.loading import is_run_folder
+from densefeat.nets import count_flops
+from densefeat.probing import find_probe_file
 
 _FORMATS = GRAPHS | WEIGHTS_FORMATS
 _INPUTS = ("float", "pixels")
+_CUT = 0.99  # a graph of less arithmetic than this share of the network's is compared with it
+_ANSWERED = 16  # pieces of photographs whose labels are compared
+_TIMED = 8  # images a pass where speeds are compared
 STEPS = 4  # number of calls of ``advance``
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The result of an export: ``path``, its ``metadata``, and how far its outputs differ from the plain network's."""
+    """The result of an export: ``path``, its ``metadata``, and how far its outputs differ from the plain network's.
+
+    ``arithmetic``: of a probe's network, whole and cut. ``speed``: of both, measured where cutting left less to compute.
+    """
 
     path: Path
     metadata: dict[str, Any]
     differences: Differences
+    arithmetic: Arithmetic | None = None
+    speed: Speed | None = None
 
 
 def export_model(
@@ -48,6 +61,7 @@ def export_model(
     weights: str | Path | None = None,
     image_size: int | None = None,
     input: str = "float",
+    ood: bool = True,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Exported:
     """Write a network to ``out``, run the file in its own runtime, and keep it if it computes the same.
@@ -61,12 +75,17 @@ def export_model(
 
     All contain preprocessing, provenance and outputs as JSON in their metadata.
 
+    A probe becomes one graph from images to its answer: its network, cut after the last layer that it reads, pooling, and its
+    head. It takes images of the recorded size alone.
+
     Args:
-        model: A name, a run's folder, or a module (which is copied).
-        outputs: ``"features"``, pooled; ``"maps"``; ``"logits"``. None: logits of a run's folder, unless blocks, tap or pool
-            are given, and features of other networks. Outputs, blocks, tap, pool and input apply to graphs.
-        blocks, tap, pool, weights, image_size: As in :class:`densefeat.FeatureExtractor`.
+        model: A name, a run's folder, a module (which is copied), or a probe's folder or file.
+        outputs: ``"features"``, pooled; ``"maps"``; ``"logits"``; ``"answer"``: scores, probabilities and label. None: the
+            answer of a probe, which has no other outputs; logits of a run's folder, unless blocks, tap or pool are given;
+            features of other networks. Outputs, blocks, tap, pool and input apply to graphs.
+        blocks, tap, pool, weights, image_size: As in :class:`densefeat.FeatureExtractor`. A probe records all but the weights.
         input: ``"float"``: normalised ``(N, 3, H, W)``, float32; ``"pixels"``: resized ``(N, H, W, 3)``, uint8, RGB.
+        ood: Whether the graph of a probe tells outliers, if the probe does: without that fewer layers may be needed.
         advance: Called after each of :data:`STEPS` steps, with 1.
 
     Raises:
@@ -76,21 +95,32 @@ def export_model(
     out = Path(out)
     blocks = blocks if isinstance(blocks, str | int) else tuple(blocks)
     wanted = Outputs(outputs or "features", blocks, tap, pool if isinstance(pool, str) else tuple(pool))
-    if outputs is None and to in GRAPHS and wanted == Outputs() and isinstance(model, str) and is_run_folder(model):
+    probe_file = None if isinstance(model, nn.Module) else find_probe_file(model)
+    if probe_file is not None:
+        check_probe_arguments(to in GRAPHS, wanted, outputs, image_size)
+    elif not ood:
+        raise UsageError("--no-ood: only the graph of a probe tells outliers, and this is a network: leave that out")
+    elif outputs is None and to in GRAPHS and wanted == Outputs() and isinstance(model, str) and is_run_folder(model):
         wanted = Outputs("logits")
     _check_arguments(to, wanted, input)
     places = list_places(to, out)
     check_installed(to)
     with stage_files(*places) as (path, *_), torch.no_grad():
-        source = load_source(model, weights, head=to in GRAPHS and wanted.kind == "logits")
-        preprocessing = Preprocessing.for_model(source.model, image_size)
+        if probe_file is not None:
+            probe = load_probe_source(probe_file, weights, ood)
+            source, preprocessing = probe.network, probe.preprocessing
+        else:
+            source = load_source(model, weights, head=to in GRAPHS and wanted.by_classifier)
+            preprocessing = Preprocessing.for_model(source.model, image_size)
+        _check_channels(source, preprocessing)
         advance(1)
         if to in GRAPHS:
-            metadata, differences = _write_graph(to, source, preprocessing, wanted, input, path, out, advance)
+            plan = plan_network(source, preprocessing, wanted) if probe_file is None else plan_probe(probe)
+            exported = _write_graph(to, plan, input, path, out, advance)
         else:
-            metadata, differences = _write_weights(to, source, preprocessing, path, out, advance)
+            exported = _write_weights(to, source, preprocessing, path, out, advance)
         advance(1)
-    return Exported(out, metadata, differences)
+    return exported
 
 
 def _check_arguments(to: str, outputs: Outputs, input: str) -> None:
@@ -104,47 +134,96 @@ def _check_arguments(to: str, outputs: Outputs, input: str) -> None:
     outputs.check()
 
 
-def _write_graph(
-    to: str,
-    source: ExportSource,
-    preprocessing: Preprocessing,
-    outputs: Outputs,
-    input: str,
-    path: Path,
-    out: Path,
-    advance: Callable[[int], None],
-) -> tuple[dict[str, Any], Differences]:
+def _check_channels(source: ExportSource, preprocessing: Preprocessing) -> None:
+    if preprocessing.pixels.floating:
+        raise UsageError(f"{source.name} reads {preprocessing.pixels.in_chans} channels: only networks of three are exported")
+
+
+@dataclass(frozen=True)
+class _GraphWriter:
+    """What writing a planned graph needs. ``path``: where it is written; errors name ``out``."""
+
+    to: str
+    plan: GraphPlan
+    takes_pixels: bool
+    path: Path
+    out: Path
+
+    def make_net(self, outputs: Outputs, answer: Answer | None = None) -> ExportedNet:
+        preprocessing = self.plan.preprocessing if self.takes_pixels else None
+        return ExportedNet(self.plan.source.model, outputs, preprocessing, answer).eval()
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        return _normalize_pixels(self.plan.preprocessing, pixels)
+
+    def to_input(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 ``(N, H, W, 3)`` into images as the graph takes them."""
+        return pixels if self.takes_pixels else self.normalize(pixels)
+
+    def compute(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Compute the outputs by the plain network."""
+        return self.plan.reference(self.normalize(pixels))
+
+    def make_batch(self, count: int) -> torch.Tensor:
+        return BatchShape(count, self.plan.preprocessing.size, self.plan.preprocessing.size).pixels()
+
+    def write(self, traced: TracedNet, names: list[str], metadata: dict[str, Any], path: Path) -> tuple[str, Runner]:
+        """Write a graph; return its runtime and a function that runs it."""
+        with _converter_errors(self.to, self.plan.source):
+            converted = GRAPHS[self.to].convert(traced, names, metadata)
+            with output_errors(self.out), ask_system(path.parent):
+                GRAPHS[self.to].save(converted, path)
+            return GRAPHS[self.to].open(path)
+
+    def export(self, net: ExportedNet, traced: TracedNet) -> Exported:
+        """Write the graph, and measure it against the plain network."""
+        metadata = self.plan.facts | describe_interface(self.to, net, self.plan.outputs, traced)
+        runtime, run = self.write(traced, net.names, metadata, self.path)
+        size = self.plan.preprocessing.size
+        batches = [*traced.batches(), *([BatchShape(_ANSWERED, size, size)] if self.plan.of_probe else [])]
+        steps = {} if self.plan.answer is None else self.plan.answer.steps
+        with _converter_errors(self.to, self.plan.source):
+            differences = measure_differences(runtime, run, self.compute, self.to_input, batches, steps)
+        if not self.plan.of_probe:
+            return Exported(self.out, metadata, differences)
+        arithmetic = self.count_arithmetic(traced)
+        speed = self.compare_speed(run) if arithmetic.graph < _CUT * arithmetic.network else None
+        return Exported(self.out, metadata, differences, arithmetic, speed)
+
+    def count_arithmetic(self, traced: TracedNet) -> Arithmetic:
+        one, graph = self.make_batch(1), traced.program.module()
+        whole = count_flops(partial(self.plan.source.model, self.normalize(one)))
+        return Arithmetic(whole // 2, count_flops(partial(graph, self.to_input(one))) // 2)
+
+    def compare_speed(self, run: Runner) -> Speed:
+        """Compare a file with one of the whole network, which is written beside it for that."""
+        whole = self.make_net(self.plan.whole())
+        traced = trace_fixed(whole, self.to_input, self.plan.preprocessing.size)
+        _, run_whole = self.write(traced, whole.names, {}, self.path.with_stem(f"{self.path.stem}-whole"))
+        return compare_speed(run_whole, run, self.to_input(self.make_batch(_TIMED)))
+
+
+def _write_graph(to: str, plan: GraphPlan, input: str, path: Path, out: Path, advance: Callable[[int], None]) -> Exported:
     """Trace, convert and write a network to ``path``, and measure the file; errors name ``out``."""
-    net = ExportedNet(source.model, outputs, preprocessing if input == "pixels" else None).eval()
-    normalize = partial(_normalize_pixels, preprocessing)
-    to_input = (lambda pixels: pixels) if input == "pixels" else normalize
-    reference = make_reference(source.model, outputs)
-    shared_metadata = describe_network(source, preprocessing, with_classes=outputs.kind == "logits")
-
-    def convert_and_measure(traced: TracedNet) -> tuple[dict[str, Any], Differences]:
-        metadata = shared_metadata | describe_interface(to, net, outputs, traced)
-        with _converter_errors(to, source):
-            converted = GRAPHS[to].convert(traced, net.names, metadata)
-            with output_errors(out):
-                GRAPHS[to].save(converted, path)
-            runtime, run = GRAPHS[to].open(path)
-            return metadata, measure_differences(runtime, run, lambda x: reference(normalize(x)), to_input, traced.batches())
-
-    traced = trace(net, to_input, preprocessing.size)
+    writer = _GraphWriter(to, plan, input == "pixels", path, out)
+    net = writer.make_net(plan.outputs, plan.answer)
+    size = plan.preprocessing.size
+    # a probe has learnt from images of one size
+    traced = (trace_fixed if plan.of_probe else trace)(net, writer.to_input, size)
     advance(1)
     try:
-        results = convert_and_measure(traced)
+        exported = writer.export(net, traced)
     except OutputError as error:  # some converters do not support variable sizes, or turn what depends on them into constants
         if traced.sizes == "fixed" or isinstance(error.__cause__, OSError):
             raise
-        results = convert_and_measure(trace_fixed(net, to_input, preprocessing.size))
+        exported = writer.export(net, trace_fixed(net, writer.to_input, size))
     advance(1)
-    return results
+    return exported
 
 
 def _write_weights(
     to: str, source: ExportSource, preprocessing: Preprocessing, path: Path, out: Path, advance: Callable[[int], None]
-) -> tuple[dict[str, Any], Differences]:
+) -> Exported:
     """Write a network's tensors to ``path``, and measure the network that they are loaded into; errors name ``out``."""
     if to == "hub-folder":
         check_hub_source(source)
@@ -156,7 +235,8 @@ def _write_weights(
     advance(1)
     normalize = partial(_normalize_pixels, preprocessing)
     batches = [BatchShape(count, preprocessing.size, preprocessing.size) for count in (1, 3)]
-    return metadata, measure_differences(runtime, run, lambda x: {"output": source.model(normalize(x))}, normalize, batches)
+    differences = measure_differences(runtime, run, lambda x: {"output": source.model(normalize(x))}, normalize, batches)
+    return Exported(out, metadata, differences)
 
 
 def _normalize_pixels(preprocessing: Preprocessing, pixels: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from densefeat.export.answer import ProbeAnswer
 from densefeat.export.formats import OPSET
 from densefeat.export.module import ExportedNet, Outputs
-from densefeat.export.source import ExportSource
+from densefeat.export.source import ExportSource, ProbeSource
 from densefeat.export.tracing import TracedNet
 from densefeat.images import Preprocessing
 from densefeat.version import __version__
@@ -23,23 +24,49 @@ def describe_network(source: ExportSource, preprocessing: Preprocessing, with_cl
         "preprocessing": _describe_preprocessing(preprocessing),
     }
     names = source.loaded.classes if with_classes else None
-    return facts | ({"label_names": names} if names else {})
+    task = {"task": "multi"} if with_classes and source.loaded.task == "multi" else {}
+    return facts | ({"label_names": names} if names else {}) | task
+
+
+def describe_probe(source: ProbeSource, answer: ProbeAnswer) -> dict[str, Any]:
+    """Describe a probe: its task and classes, its file, temperature, and the features that its head uses, side by side.
+
+    ``features``: by column "all", or a list of the channels that they are of; None where they are made of several channels.
+    """
+    probe = source.probe
+    protocol = probe.told.get("protocol")
+    facts = {
+        "file_sha256": source.sha256,
+        "protocol": protocol.get("name") if isinstance(protocol, dict) else None,
+        "columns": list(probe.columns),
+        "temperature": answer.temperature,
+        "features": None
+        if answer.head.uses is None
+        else {
+            name: "all" if len(channels) == answer.widths[name] else channels.tolist()
+            for name, channels in answer.head.uses.items()
+        },
+    }
+    names = {"label_names": list(probe.classes)} if probe.classes else {}
+    return names | {"task": probe.task, "probe": facts}
 
 
 def _describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
     """Describe the preprocessing as numbers, as ``steps`` that start at an image file's pixels, and in words."""
     resize, crop, words = _describe_geometry(preprocessing)
     numbers = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
+    rule = preprocessing.pixels
+    by, noted = ({}, "") if rule.keeps_photographs else ({"by": rule.to_json()}, ", by the rule in pixels")
     steps: list[dict[str, Any]] = [
         {"step": "upright", "by": "EXIF orientation"},
-        {"step": "convert", "to": "RGB, 8 bits", "alpha": "over white"},
+        {"step": "convert", "to": "RGB, 8 bits", "alpha": "over white", **by},
         {"step": "resize", **resize, "filter": preprocessing.interpolation, "antialias": True},
         {"step": "crop", "size": preprocessing.size, "offset": "(side - size) / 2, rounded half to even", **crop},
         {"step": "normalize", "divide_by": 255, **numbers},
     ]
     in_words = (
-        f"turn upright by EXIF; RGB, transparency over white; resize {words} with Pillow's antialiased"
-        f" {preprocessing.interpolation} filter; crop the central {preprocessing.size} by {preprocessing.size};"
+        f"turn upright by EXIF; RGB, transparency over white{noted}; resize {words} with Pillow's"
+        f" antialiased {preprocessing.interpolation} filter; crop the central {preprocessing.size} by {preprocessing.size};"
         " (pixel / 255 - mean) / std"
     )
     own = {"colour": "RGB", "formula": "(pixel / 255 - mean) / std", "steps": steps, "in_words": in_words}
@@ -68,9 +95,9 @@ def describe_interface(to: str, net: ExportedNet, outputs: Outputs, traced: Trac
     facts = {
         "input": _describe_input(net, traced),
         "outputs": [{"name": name, "shape": _describe_shape(shape)} for name, shape in zip(net.names, shapes, strict=True)],
-        "kind": outputs.kind,
+        "kind": outputs.kind if net.answer is None else "answer",
     }
-    if outputs.kind != "logits":
+    if not outputs.by_classifier:
         facts |= {"tap": outputs.tap, "pool": list(net.pools)}
     return facts | ({"opset": OPSET} if to == "onnx" else {})
 

@@ -1,15 +1,19 @@
 """The network to export, with what is known of it."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from densefeat.loading import LoadedNetwork, load_network
-from densefeat.nets import state_sha256
+from densefeat.features import list_taps
+from densefeat.images import Preprocessing
+from densefeat.loading import LoadedNetwork, is_run_folder, load_network
+from densefeat.nets import file_sha256, state_sha256
+from densefeat.probing import Probe, load_probe
+from densefeat.store import split_pools
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,40 @@ def load_source(model: str | nn.Module, weights: str | Path | None, head: bool) 
         facts["source"] = Path(weights).name
     network.eval().to("cpu", torch.float32).requires_grad_(False)
     return ExportSource(network, name, facts, loaded)
+
+
+@dataclass(frozen=True)
+class ProbeSource:
+    """A probe to export: ``blocks``, ``tap`` and ``pool`` of its network's features, as FeatureExtractor takes them."""
+
+    probe: Probe
+    sha256: str
+    network: ExportSource
+    preprocessing: Preprocessing
+    blocks: tuple[int, ...]
+    tap: str
+    pool: tuple[str, ...]
+
+
+def load_probe_source(file: Path, weights: str | Path | None, ood: bool = True) -> ProbeSource:
+    """Load a probe, with what tells outliers unless ``ood`` is False, and the network that makes its features.
+
+    Raises as :func:`densefeat.load_probe` and Probe.extractor.
+    """
+    probe = load_probe(file)
+    if probe.certainty is not None and not ood:
+        probe = replace(probe, certainty=replace(probe.certainty, outliers=None))
+    extractor = probe.extractor(weights, "cpu")
+    record = extractor.provenance
+    name, facts = record["model"], record["weights"] | {"sha256": extractor.weights_sha256}
+    if Path(facts["source"]).is_file():
+        facts["source"] = Path(facts["source"]).name
+        if is_run_folder(name):
+            name = Path(name).name
+            facts["source"] = f"{name}/{facts['source']}"
+    model = extractor.model.to(memory_format=torch.contiguous_format).to("cpu", torch.float32).requires_grad_(False)
+    every = list_taps(model, extractor.tap)
+    blocks = tuple(every.index(tap) + 1 for tap in extractor.taps)
+    network = ExportSource(model.eval(), name, facts, LoadedNetwork(model, name, facts["source"]))
+    pool = tuple(split_pools(extractor.pool))
+    return ProbeSource(probe, file_sha256(file), network, extractor.preprocessing, blocks, extractor.tap, pool)

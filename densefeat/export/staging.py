@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from densefeat.base import check_output_name, current_umask, output_errors, sync
 from densefeat.errors import UsageError
 
+_ROOM = 2**20  # bytes, more than a full disk has left
 _SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml", "safetensors": ".safetensors", "hub-folder": ""}
 
 
@@ -48,6 +50,23 @@ def stage_files(*places: Path) -> Iterator[list[Path]]:
             sync(places[0].parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def ask_system(folder: Path) -> Iterator[None]:
+    """Raise the system's own OSError where native code failed to write to ``folder`` because the disk is full.
+
+    The errors of C++ streams do not say why they failed.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_ROOM))
+            file.flush()
+        raise
 
 
 def _check_free(places: Sequence[Path]) -> None:

@@ -1,10 +1,16 @@
 from .arguments import RunOptions, check_arguments
+from .batches import Decoding, decode_batches, embed_batches
 from .job import extract
+from .measured import load_channel_stats
 from .settings import ExtractResult
 
 __all__ = [
+    "Decoding",
     "ExtractResult",
     "RunOptions",
     "check_arguments",
+    "decode_batches",
+    "embed_batches",
     "extract",
+    "load_channel_stats",
 ]

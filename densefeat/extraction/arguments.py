@@ -22,6 +22,7 @@ class RunOptions:
     overwrite: bool
     update: bool
     engine: str
+    memory: int | None = None
 
 
 def is_single_file(out: Path) -> bool:
@@ -36,6 +37,7 @@ def check_arguments(
     part_rows: int | None = None,
     max_pixels: int | None = None,
     dtype: str = "float32",
+    max_tiles: int | None = None,
 ) -> None:
     """Refuse arguments out of their range or at odds with each other, and an output that cannot be written.
 
@@ -48,6 +50,8 @@ def check_arguments(
         "workers": options.workers,
         "part rows": part_rows,
         "max pixels": max_pixels,
+        "max tiles": max_tiles,
+        "memory": options.memory,
     }
     for name, value in numbers.items():
         if isinstance(value, int) and value < 1:

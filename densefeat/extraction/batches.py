@@ -5,7 +5,6 @@ decoding and resizing release Python's lock. All threads share one list of keys,
 once, and nothing has to be pickled or to fit into a container's shared memory.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -20,9 +19,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from densefeat.errors import DecodeError, DensefeatError
+from densefeat.errors import DecodeError, DensefeatError, UnknownRange
 from densefeat.features import FeatureExtractor
-from densefeat.images import MAX_PIXELS, DecodedImage, Item, printable_key
+from densefeat.images import (
+    MAX_PIXELS,
+    MEMORY,
+    PHOTOGRAPHS,
+    DecodedImage,
+    ImageItem,
+    Item,
+    PixelRule,
+    name_image,
+    printable_key,
+    read_tags,
+)
 from densefeat.store import Failure
 
 _T = TypeVar("_T")
@@ -39,28 +49,39 @@ class Batch:
     images: list[DecodedImage] = field(default_factory=list)  # without their pixels
     failures: list[Failure] = field(default_factory=list)
     skipped: int = 0
-    pixels: torch.Tensor | None = None  # uint8 (len(items), 3, size, size)
+    pixels: torch.Tensor | None = None  # uint8 or float32 (len(items), C, size, size)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """The steps from an item to pixels, uint8 ``(3, size, size)``."""
+    """The steps from an item to pixels ``(C, size, size)``, uint8 or, by a rule with floats, float32."""
 
     geometry: Callable
     decoder: str = "torchvision"
     max_pixels: int = MAX_PIXELS
+    rule: PixelRule = PHOTOGRAPHS
+    dicom_tags: tuple[str, ...] = ()
 
     def __call__(self, item: Item) -> DecodedImage | Failure | None:
-        x, y = getattr(item, "x", None), getattr(item, "y", None)
+        place = {name: getattr(item, name, None) for name in ("x", "y", "page")}
         try:
-            decoded = item.decode(self.decoder, self.max_pixels)
-            return decoded and replace(decoded, pixels=self.prepare(decoded.pixels))
+            with MEMORY.hold():
+                decoded = item.decode(self.decoder, self.max_pixels, self.rule)
+                return decoded and replace(decoded, pixels=self.prepare(decoded.pixels), tags=self._read_tags(item))
         except DecodeError as error:
-            return Failure(printable_key(item.key), error.stage, str(error), x, y)
+            return Failure(printable_key(item.key), error.stage, str(error), **place)
+        except UnknownRange as error:
+            raise name_image(error, item.key) from error
         except MemoryError:
-            return Failure(printable_key(item.key), "decode", "out of memory", x, y)
+            return Failure(printable_key(item.key), "memory", "out of memory", **place)
         except Exception as error:  # file systems and codecs raise errors of their own kinds
-            return Failure(printable_key(item.key), "decode", f"{type(error).__name__}: {error}", x, y)
+            return Failure(printable_key(item.key), "decode", f"{type(error).__name__}: {error}", **place)
+
+    def _read_tags(self, item: Item) -> tuple[str | None, ...]:
+        if not self.dicom_tags:
+            return ()
+        assert isinstance(item, ImageItem)  # no tiles
+        return tuple(read_tags(item.read(), self.dicom_tags).values())
 
     def prepare(self, pixels: Image.Image | torch.Tensor) -> torch.Tensor:
         try:
@@ -182,7 +203,7 @@ def _send(batch: Batch, extractor: FeatureExtractor, dtype: str, halve: bool) ->
 
 
 def _forward(pixels: torch.Tensor, extractor: FeatureExtractor, halve: bool) -> dict[str, torch.Tensor]:
-    """Return the features of uint8 pixels ``(N, 3, H, W)``, on the extractor's device."""
+    """Return the features of pixels ``(N, C, H, W)``, uint8 or float32, on the extractor's device."""
     try:
         on_device = pixels.to(extractor.device, non_blocking=True)
         return extractor.forward(extractor.preprocessing.normalize(on_device))
@@ -221,7 +242,7 @@ def _keep_finite(batch: Batch, features: _Features) -> tuple[Batch, _Features]:
     for i in np.flatnonzero(~finite):
         image = batch.images[i]
         reason = "the embedding is not finite"
-        batch.failures.append(Failure(printable_key(batch.items[i].key), "network", reason, image.x, image.y))
+        batch.failures.append(Failure(printable_key(batch.items[i].key), "network", reason, image.x, image.y, image.page))
     batch.items = [item for item, good in zip(batch.items, finite, strict=True) if good]
     batch.images = [image for image, good in zip(batch.images, finite, strict=True) if good]
     return batch, {name: value[finite] for name, value in features.items()}
@@ -253,8 +274,7 @@ def _find_batch_size(extractor: FeatureExtractor, largest: int = 1024) -> int:
 
 def _measure_rate(extractor: FeatureExtractor, batch_size: int) -> float:
     """Measure images per second on an accelerator, over the second and third pass over blank images."""
-    side = extractor.preprocessing.size
-    blank = torch.zeros(batch_size, 3, side, side, dtype=torch.uint8, device=extractor.device)
+    blank = extractor.preprocessing.make_blank(batch_size, extractor.device)
     extractor.forward(extractor.preprocessing.normalize(blank))
     torch.accelerator.synchronize()
     start = time.perf_counter()
@@ -262,8 +282,3 @@ def _measure_rate(extractor: FeatureExtractor, batch_size: int) -> float:
         extractor.forward(extractor.preprocessing.normalize(blank))
     torch.accelerator.synchronize()
     return 2 * batch_size / (time.perf_counter() - start)
-
-
-def count_usable_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

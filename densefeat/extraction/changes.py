@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from densefeat.errors import OutputError, UsageError
-from densefeat.extraction.settings import JobInput
-from densefeat.images import RandomAccess, Source, printable_keys
+from densefeat.extraction.settings import JobInput, has_rows_of_parts
+from densefeat.images import MAX_TILES, RandomAccess, Source, complete_record, printable_keys
 from densefeat.store import (
     Layout,
     Manifest,
@@ -34,7 +35,7 @@ def find_stale(layout: Layout, manifest: Manifest, recorded: RecordedStamps, job
     stamps = job_input.stamps
     number = len(manifest.rounds)
     changed = recorded.find_changed(stamps)
-    if changed.any() and not manifest.complete and not manifest.settings["tiles"]:
+    if changed.any() and not manifest.complete and not has_rows_of_parts(manifest.settings):
         own = pc.fill_null(pc.equal(recorded.look_up(stamps.files)["round"], number), False).to_numpy()
         if (changed & own).any() and job_input.listing.length is not None:
             records = list(read_records(layout, manifest))
@@ -133,3 +134,27 @@ def refuse_other_labels(layout: Layout, records: Sequence[PartRecord], job_input
             f"{len(changed):,} of the rows of {str(layout.root)!r} have other labels than their images have now"
             f" ({stored[first].as_py()}: {before[first].as_py()!r} there, {now[first].as_py()!r} now): --overwrite starts over"
         )
+
+
+def refuse_other_settings(layout: Layout, recorded: dict[str, Any], requested: dict[str, Any]) -> None:
+    """Raise UsageError where a store was made with other settings, with each that differs."""
+    if tiles := recorded.get("tiles"):
+        # stores of earlier versions name no such limit, and no scale
+        recorded = recorded | {"tiles": {"max_tiles": MAX_TILES, "mpp": None} | tiles}
+    if made := recorded.get("preprocessing"):
+        recorded = recorded | {"preprocessing": complete_record(made)}
+    recorded, requested = _flatten(recorded), _flatten(requested)
+    different = [name for name in {**recorded, **requested} if recorded.get(name) != requested.get(name)]
+    if different:
+        differences = "; ".join(f"{name} is {recorded.get(name)!r} there, not {requested.get(name)!r}" for name in different)
+        raise UsageError(
+            f"output {str(layout.root)!r} was made with other settings: {differences}. Choose another --out, or --overwrite"
+        )
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name each value of nested settings by the names that lead to it, so that a difference is told alone."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flatten(value, f"{prefix}{name} ") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -21,18 +21,31 @@ from densefeat.base import (
     atomic_file,
     check_path_name,
     choose_device,
+    count_usable_cores,
     enter_after_rank_0,
     hold_lock,
     output_errors,
 )
 from densefeat.errors import BackendError, UsageError
 from densefeat.extraction.arguments import RunOptions, check_arguments, is_single_file
+from densefeat.extraction.measured import Measuring, load_channel_stats, settle_preprocessing
 from densefeat.extraction.part import PartExtractor, open_part_extractor
 from densefeat.extraction.plan import Plan, close_plan, join_plan, open_plan
 from densefeat.extraction.ray_cluster import extract_with_ray
 from densefeat.extraction.settings import ExtractJob, ExtractResult, JobInput, Tiling
 from densefeat.features import FeatureExtractor
-from densefeat.images import MAX_PIXELS, is_remote, open_source, printable_key
+from densefeat.images import (
+    MAX_PIXELS,
+    MAX_TILES,
+    MEMORY,
+    ChannelStats,
+    PixelRule,
+    is_remote,
+    open_source,
+    parse_pages,
+    printable_key,
+    split_tags,
+)
 from densefeat.store import (
     EmbeddingWriter,
     Layout,
@@ -74,6 +87,11 @@ def extract(
     stride: int | None = None,
     min_content: float = 0.0,
     max_pixels: int = MAX_PIXELS,
+    max_tiles: int = MAX_TILES,
+    pages: str | int = "first",
+    dicom_tags: str | Sequence[str] | None = None,
+    mpp: float | None = None,
+    memory: int | None = None,
     part_rows: int | None = None,
     on_error: str = "skip",
     max_failures: str | int | None = None,
@@ -81,13 +99,16 @@ def extract(
     update: bool = False,
     engine: str = "local",
     backend: str = "auto",
+    pixels: PixelRule | None = None,
+    in_chans: int | None = None,
+    channel_stats: str | Path | ChannelStats | None = None,
 ) -> ExtractResult:
     """Write the embeddings of a stream of images to a store: one row an image (or tile), in the order of the input.
 
     ``out`` names a folder, in which the same call resumes after an interruption, or, if it ends in ``.parquet``, a single file,
     which appears when all rows are written. Columns: ``path`` (the image's key), ``label`` if there are any, ``width`` and
-    ``height`` (of the upright image), ``x`` and ``y`` of a tile, and a FixedSizeList for each feature. An image without a row
-    has an entry in ``out/failures.parquet``, or in ``OUT.failures.jsonl`` beside a single file.
+    ``height`` (of the upright image), ``page`` if pages are chosen, ``x`` and ``y`` of a tile, and a FixedSizeList for each
+    feature. An image without a row has an entry in ``out/failures.parquet``, or in ``OUT.failures.jsonl`` beside a single file.
 
     Args:
         images, labels, label_column, image_column, base, follow_links: As in :func:`densefeat.images.sources.open_source`.
@@ -99,6 +120,14 @@ def extract(
         tile, stride, min_content: Cut images into squares of ``tile`` pixels, ``stride`` apart (None: ``tile``), leaving out
             those of which less than ``min_content`` (0 to 1) is neither nearly white nor nearly black.
         max_pixels: The largest image that may be decoded whole.
+        mpp: Microns a pixel of the tiles; None: each image's own. ``x``, ``y``, ``width`` and ``height`` stay in pixels of the
+            image. An image that does not say its own, or is coarser, is a failure.
+        max_tiles: The most tiles that an image may have.
+        pages: Of files of several pages or frames: ``"first"``; ``"all"``, one row each; or the number of one, from 1.
+        dicom_tags: Elements of DICOM files, by keyword or number: ``"PatientSex,Modality"``. Each is a column of texts;
+            nothing else of a header is written.
+        memory: Bytes that all threads together may take for decoding; None: half of what this process may take. An image that
+            needs more is a failure.
         part_rows: Input positions for each file of a folder; None: 8192. Fewer where they would make more than 256 MB.
         on_error: ``"fail"`` stops at the first failure.
         max_failures: Stop beyond a number (``20``) or a share (``"5%"``) of failures.
@@ -106,6 +135,11 @@ def extract(
         update: Extract what was added to the input since.
         engine: The executor: ``"local"``, or ``"ray"`` to spread the parts over a Ray cluster.
         backend: As in :class:`densefeat.FeatureExtractor`; ``"auto"`` keeps the backend that a folder was started with.
+        pixels: Which channels are read, and what is black and white; None: as the weights expect. Percentiles over all images
+            are measured in a pass of their own, once for a store.
+        in_chans: How many channels the network reads, if not as many as its weights.
+        channel_stats: Mean and deviation of each channel: a JSON file, a store that was made with them, or ``"fit"``: those of
+            the images, measured in a pass of their own, once for a store. None: the weights' own.
         model, weights, blocks, tap, pool, device, precision, image_size: As in :class:`densefeat.FeatureExtractor`.
 
     Raises:
@@ -117,15 +151,18 @@ def extract(
     """
     started = time.monotonic()
     ranks = Ranks.from_environment()
-    options = RunOptions(batch_size, workers, on_error, max_failures, overwrite, update, engine)
-    check_arguments(images, out, options, part_rows, max_pixels, dtype)
+    options = RunOptions(batch_size, workers, on_error, max_failures, overwrite, update, engine, memory)
+    check_arguments(images, out, options, part_rows, max_pixels, dtype, max_tiles)
     for what, name in (("base", base), ("weights", weights), ("model", model)):
         if isinstance(name, str | Path):
             check_path_name(name, what)  # the manifest records it
     out = Path(out)
     single = is_single_file(out)
 
-    tiling = Tiling(tile, stride, min_content, max_pixels)
+    tags = split_tags(dicom_tags)
+    if tags and tile is not None:
+        raise UsageError("--dicom-tags are columns of whole images: without --tile")
+    tiling = Tiling(tile, stride, min_content, max_pixels, max_tiles, parse_pages(pages), mpp)
     reading: dict[str, Any] = {
         "labels": labels,
         "label_column": label_column,
@@ -137,17 +174,25 @@ def extract(
 
     recorded = None if single or overwrite or backend != "auto" else _recorded_backend(Layout(out))
     place = choose_device(device, ranks)
+    fit = channel_stats == "fit"
+    stats = None if fit else load_channel_stats(channel_stats)
     try:
         extractor = FeatureExtractor(
-            model, blocks, pool, tap, weights, place, precision, image_size, decoder, recorded or backend
-        )
+            model, blocks, pool, tap, weights, place, precision, image_size, decoder, recorded or backend,
+            in_chans, pixels, stats,
+        )  # fmt: skip
     except BackendError as error:
         hint = f"; {str(out)!r} was started with it, --overwrite starts over" if recorded else ""
         raise BackendError(f"{error}{hint}") from error
 
-    job = ExtractJob(out, job_input, extractor, extractor.feature_shapes(), dtype, part_rows, options, ranks)
-    result = _extract_to_file(job) if single else _extract_to_folder(job)
-    return replace(result, seconds=time.monotonic() - started)
+    with MEMORY.limit(memory):
+        layout = None if single else Layout(out)
+        earlier = None if layout is None or overwrite else read_manifest(layout)
+        measuring = Measuring(job_input, workers or count_usable_cores(), layout, ranks)
+        settle_preprocessing(extractor, fit, earlier, measuring)
+        job = ExtractJob(out, job_input, extractor, extractor.feature_shapes(), dtype, part_rows, options, ranks, fit, tags)
+        result = _extract_to_file(job) if single else _extract_to_folder(job)
+    return replace(result, seconds=time.monotonic() - started, left_out=job_input.listing.left_out)
 
 
 def _extract_to_folder(job: ExtractJob) -> ExtractResult:

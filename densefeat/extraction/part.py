@@ -1,6 +1,7 @@
 """From positions of the input to rows of a Parquet file: the batches of one part, decoded, embedded and written."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -22,6 +23,7 @@ from densefeat.store import CheckedFile, EmbeddingWriter, Failure, PartRecord, s
 
 _log = logging.getLogger(__name__)
 _KEYS_SHOWN = 3
+_RANGES_SHOWN = 5
 _ROWS_COPIED = 1024  # at a time
 
 
@@ -36,24 +38,49 @@ class RowCounts:
 
 
 @dataclass
-class SeveralImages:
-    """A count of the files that have more pages or frames than the one that a row is of, and the keys of some."""
+class RowRemarks:
+    """What has to be said of images that have rows.
 
-    count: int = 0
+    ``several``: files that have more pages or frames than the one that a row is of, and the ``keys`` of some; ``empty``: tiles
+    that are white because their file has no pixels for them; ``missing``: rows of images in which pixels have no data;
+    ``bad_profiles``: rows of images whose colour profile cannot be used; ``ranges``: rows by what became black and white in
+    them.
+    """
+
+    several: int = 0
     keys: list[str] = field(default_factory=list)
+    empty: int = 0
+    missing: int = 0
+    bad_profiles: int = 0
+    ranges: Counter[str] = field(default_factory=Counter)
 
     def add(self, batch: Batch) -> None:
         keys = [item.key for item, image in zip(batch.items, batch.images, strict=True) if image.several]
-        self.count += len(keys)
+        self.several += len(keys)
         self.keys += keys[: _KEYS_SHOWN - len(self.keys)]
+        self.empty += sum(image.empty for image in batch.images)
+        self.missing += sum(image.missing for image in batch.images)
+        self.bad_profiles += sum(image.bad_profile for image in batch.images)
+        self.ranges.update(image.range for image in batch.images)
 
     def warn(self) -> None:
-        """Log one line if there are any."""
-        if self.count:
+        """Log one line for each kind, if there are any."""
+        if self.several:
             names = ", ".join(printable(printable_key(key)) for key in self.keys) + (
-                ", …" if self.count > len(self.keys) else ""
+                ", …" if self.several > len(self.keys) else ""
             )
-            _log.warning("the first of several pages or frames was taken of %s files: %s", f"{self.count:,}", names)
+            _log.warning("the first of several pages or frames was taken of %s files: %s", f"{self.several:,}", names)
+        if self.empty:
+            _log.warning("%s tiles are empty in their files, and white: --min-content leaves them out", f"{self.empty:,}")
+        if self.missing:
+            _log.warning("%s images have pixels without data (NaN, infinity, or nodata): these are black", f"{self.missing:,}")
+        if self.bad_profiles:
+            text = "%s images have a colour profile that cannot be used: their colours are as they are stored"
+            _log.warning(text, f"{self.bad_profiles:,}")
+        if len(self.ranges) > 1:
+            kinds = "; ".join(f"{count:,} of {name}" for name, count in self.ranges.most_common(_RANGES_SHOWN))
+            more = "; …" if len(self.ranges) > _RANGES_SHOWN else ""
+            _log.warning("images of different ranges, each black to white: %s%s", kinds, more)
 
 
 @dataclass
@@ -71,7 +98,7 @@ class PartExtractor:
     limit: FailureLimit
     stop: StopRequest
     advance: Callable[[int], None]
-    several: SeveralImages = field(default_factory=SeveralImages)
+    remarks: RowRemarks = field(default_factory=RowRemarks)
 
     def extract_part(self, plan: Plan, part: int, record: PartRecord | None) -> PartRecord:
         """Extract one part of the plan, from where its ``record`` says that an earlier run stopped; return its new record.
@@ -125,11 +152,11 @@ class PartExtractor:
                     counts.too_many = error
                     break
                 if batch.items:
-                    writer.append(_collect_plain_columns(batch, self.schema), features)
+                    writer.append(_collect_plain_columns(batch, self.schema, self.decoding.dicom_tags), features)
                 counts.positions += batch.positions
                 counts.skipped += batch.skipped
                 counts.failures += batch.failures
-                self.several.add(batch)
+                self.remarks.add(batch)
                 self.advance(batch.positions)
                 if self.stop:
                     break
@@ -159,7 +186,7 @@ def open_part_extractor(job: ExtractJob, total: int | None) -> Iterator[PartExtr
             advance=advance,
         )
         yield extractor
-    extractor.several.warn()
+    extractor.remarks.warn()
 
 
 @contextmanager
@@ -172,7 +199,7 @@ def _decoding_threads(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _collect_plain_columns(batch: Batch, schema: pa.Schema) -> dict[str, Sequence[Any]]:
+def _collect_plain_columns(batch: Batch, schema: pa.Schema, dicom_tags: Sequence[str]) -> dict[str, Sequence[Any]]:
     """Return the columns of a batch other than its features."""
     columns: dict[str, Sequence[Any]] = {
         "path": [item.key for item in batch.items],
@@ -180,6 +207,10 @@ def _collect_plain_columns(batch: Batch, schema: pa.Schema) -> dict[str, Sequenc
     }
     if "label" in schema.names:
         columns["label"] = [item.label for item in batch.items]
+    if "page" in schema.names:
+        columns["page"] = [image.page for image in batch.images]
+    for place, name in enumerate(dicom_tags):
+        columns[name] = [image.tags[place] for image in batch.images]
     if "x" in schema.names:
         columns |= {name: [getattr(image, name) for image in batch.images] for name in ("x", "y")}
     return columns

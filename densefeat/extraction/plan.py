@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +20,9 @@ from densefeat.extraction.changes import (
     record_stamps,
     refuse_fewer_rows,
     refuse_other_labels,
+    refuse_other_settings,
 )
-from densefeat.extraction.settings import ExtractJob, JobInput
+from densefeat.extraction.settings import ExtractJob, JobInput, has_rows_of_parts
 from densefeat.images import SelectedSource, Source, printable_keys
 from densefeat.store import (
     Failure,
@@ -133,21 +133,19 @@ def open_plan(job: ExtractJob, layout: Layout) -> Plan | None:
     current = read_manifest(layout)  # read before overwriting, too: a folder of another program must not be replaced
     if current is None or job.options.overwrite:
         return _start_store(job, layout)
-    _refuse_other_settings(layout, current.settings, job.settings)
-    current, damaged = _redo_damaged(layout, current)
+    if has_nothing(layout, current):  # the first job ended before its first row, perhaps because of a setting
+        return _start_store(job, layout)
+    refuse_other_settings(layout, current.settings, job.settings)
+    damaged = find_damaged_parts(layout, list_finished_parts(layout, current))
     recorded = read_stamps(layout, current)
     stale = find_stale(layout, current, recorded, job.input)
-    if damaged:
-        stale |= _find_lost(layout, current, recorded, damaged, job)
+    if not job.options.update:
+        _refuse_changes(layout, current, stale, job.input)
+    if beyond_redo := [record for record in damaged if not can_redo(current, record)]:
+        stale |= _find_lost(layout, current, recorded, beyond_redo, job)
+    current = _redo_damaged(layout, current, damaged)  # the input is known by now to have what they were made of
     if job.options.update:
         return _open_update(layout, current, recorded, stale, job)
-    _refuse_other_place(layout, current, job.input)
-    if job.input.fingerprint != current.rounds[-1].listing:
-        _refuse_other_input(layout, current, job.input, stale)
-    if stale.any():
-        cure = "" if job.input.listing.length is None else "--update extracts those again, "
-        changes = describe_changes(job.input, stale)
-        raise UsageError(f"{changes} since {str(layout.root)!r} was made: {cure}--overwrite starts over")
     if current.complete:
         remove_work(layout)
         record_stamps(layout, current, recorded, job.input)
@@ -155,12 +153,17 @@ def open_plan(job: ExtractJob, layout: Layout) -> Plan | None:
     return _resume_round(layout, current, recorded, job)
 
 
+def has_nothing(layout: Layout, manifest: Manifest) -> bool:
+    """Check for a store in which no job has finished a batch yet."""
+    return not (manifest.complete or manifest.parts or len(manifest.rounds) > 1 or any(read_records(layout, manifest)))
+
+
 def join_plan(job: ExtractJob, layout: Layout) -> Plan | None:
     """Return the plan that rank 0 has made, for another process of the same job."""
     current = read_manifest(layout)
     if current is None:
         raise OutputError(f"output {str(layout.root)!r}: rank 0 wrote no manifest there; all machines must see the same folder")
-    _refuse_other_settings(layout, current.settings, job.settings)
+    refuse_other_settings(layout, current.settings, job.settings)
     if current.complete:
         return None
     if job.input.fingerprint != current.rounds[-1].listing:
@@ -220,7 +223,7 @@ def _open_update(
     job_input = job.input
     # a round's fingerprint does not include the image column of the rounds before it
     columns = [{"image_column": made["input_options"]["image_column"]} for made in (current.provenance, job.provenance)]
-    _refuse_other_settings(layout, *columns)
+    refuse_other_settings(layout, *columns)
     same_listing = job_input.fingerprint == current.rounds[-1].listing
     if not current.complete and same_listing and not stale.any():
         return _resume_round(layout, current, recorded, job)
@@ -230,10 +233,10 @@ def _open_update(
         raise UsageError(
             f"{_describe_other_input(layout, job_input)}, and how many there are is not known: --overwrite starts over"
         )
-    if not current.complete and current.settings["tiles"]:
+    if not current.complete and has_rows_of_parts(current.settings):
         raise UsageError(
-            f"{str(layout.root)!r} is not finished, and may have some tiles of an image and not the others: finish it with the"
-            " images it was started with before --update, or --overwrite"
+            f"{str(layout.root)!r} is not finished, and may have some tiles or pages of an image and not the others: finish it"
+            " with the images it was started with before --update, or --overwrite"
         )
     if not current.complete:
         stale = add_untried(layout, current, recorded, stale, job_input)
@@ -284,7 +287,7 @@ def _find_known_positions(
     layout: Layout, records: Sequence[PartRecord], failures: list[Failure], listing: Source
 ) -> np.ndarray:
     """Return bool ``(len(listing),)``: whether these parts have an image's row, or its failure is a lasting one."""
-    lasting = [failure for failure in failures if failure.stage != "read"]
+    lasting = [failure for failure in failures if failure.stage not in ("read", "memory")]
     return find_known_paths(printable_keys(listing.keys()), _list_files(layout, records), lasting)
 
 
@@ -300,15 +303,6 @@ def _count_removed(layout: Layout, records: Sequence[PartRecord], listing: Sourc
 
 def _next_part(records: Sequence[PartRecord]) -> int:
     return 1 + max((record.part for record in records), default=-1)
-
-
-def _refuse_other_settings(layout: Layout, recorded: dict[str, Any], requested: dict[str, Any]) -> None:
-    different = [name for name in {**recorded, **requested} if recorded.get(name) != requested.get(name)]
-    if different:
-        differences = "; ".join(f"{name} is {recorded.get(name)!r} there, not {requested.get(name)!r}" for name in different)
-        raise UsageError(
-            f"output {str(layout.root)!r} was made with other settings: {differences}. Choose another --out, or --overwrite"
-        )
 
 
 def _refuse_other_input(layout: Layout, current: Manifest, job_input: JobInput, stale: np.ndarray) -> None:
@@ -334,6 +328,17 @@ def _describe_other_input(layout: Layout, job_input: JobInput) -> str:
     return f"the images of {job_input.images!r} are not those of {str(layout.root)!r}"
 
 
+def _refuse_changes(layout: Layout, current: Manifest, stale: np.ndarray, job_input: JobInput) -> None:
+    """Raise UsageError for an input that is not the one that the store was made of, as it was then."""
+    _refuse_other_place(layout, current, job_input)
+    if job_input.fingerprint != current.rounds[-1].listing:
+        _refuse_other_input(layout, current, job_input, stale)
+    if stale.any():
+        cure = "" if job_input.listing.length is None else "--update extracts those again, "
+        changes = describe_changes(job_input, stale)
+        raise UsageError(f"{changes} since {str(layout.root)!r} was made: {cure}--overwrite starts over")
+
+
 def _refuse_other_place(layout: Layout, current: Manifest, job_input: JobInput) -> None:
     """Refuse images from another place: the same names there may be other images."""
     if current.images != job_input.images:
@@ -344,18 +349,13 @@ def _refuse_other_place(layout: Layout, current: Manifest, job_input: JobInput) 
         )
 
 
-def _redo_damaged(layout: Layout, manifest: Manifest) -> tuple[Manifest, list[PartRecord]]:
-    """Check every finished part; forget those that are damaged, and return those that only an update can extract again."""
-    records = list_finished_parts(layout, manifest)
-    problems = find_damaged_parts(layout, records)
-    redone = [record for record in problems if can_redo(manifest, record)]
+def _redo_damaged(layout: Layout, manifest: Manifest, damaged: dict[PartRecord, str]) -> Manifest:
+    """Forget damaged parts of the last round, and those whose failures are lost, so that the job extracts them again."""
+    redone = [record for record in damaged if can_redo(manifest, record)]
     lost_failures = manifest.complete and not _has_failures(layout, manifest)
-    if problems:
-        first = next(iter(problems.values()))
-        _log.warning("%d of %d parts are extracted again: %s", len(problems), len(records), first)
-    if redone or lost_failures:
-        manifest = redo_parts(layout, manifest, redone)
-    return manifest, [record for record in problems if record not in redone]
+    if damaged:
+        _log.warning("damaged parts, which are extracted again: %d, such as %s", len(damaged), next(iter(damaged.values())))
+    return redo_parts(layout, manifest, redone) if redone or lost_failures else manifest
 
 
 def _has_failures(layout: Layout, manifest: Manifest) -> bool:

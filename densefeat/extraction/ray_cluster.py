@@ -6,6 +6,7 @@ be read fails the whole job.
 """
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from densefeat.extraction.part import PartExtractor
 from densefeat.extraction.plan import Plan
 from densefeat.extraction.settings import ExtractJob
 from densefeat.features import FeatureExtractor
+from densefeat.images import MEMORY
 
 
 @dataclass
@@ -38,6 +40,7 @@ class ActorSettings:
     batch_size: int | str
     threads: int
     ahead: int
+    memory: int | None
 
 
 class PartActor:
@@ -45,6 +48,7 @@ class PartActor:
 
     def __init__(self, settings: ActorSettings) -> None:
         self.plan = settings.plan
+        MEMORY.start(settings.memory, processes=max(1, (os.cpu_count() or 1) // settings.threads))
         extractor = FeatureExtractor(settings.model, **settings.extractor_options)
         batch_size, halve = choose_batch_size(settings.batch_size, extractor)
         self.extractor = PartExtractor(
@@ -129,7 +133,10 @@ def _collect_settings(job: ExtractJob, plan: Plan) -> ActorSettings:
     }
     model = deepcopy(extractor.model).cpu()
     threads = job.options.workers or 1
-    return ActorSettings(model, options, plan, job.schema, job.dtype, job.decoding, job.options.batch_size, threads, job.ahead)
+    how = job.options
+    return ActorSettings(
+        model, options, plan, job.schema, job.dtype, job.decoding, how.batch_size, threads, job.ahead, how.memory
+    )  # fmt: skip
 
 
 def _map_parts(ray: Any, parts: list[dict[str, int]], settings: ActorSettings) -> Any:

@@ -1,6 +1,6 @@
 """The settings of a job: what makes its rows, what must not change when it resumes, and how it runs."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from densefeat.base import Ranks
+from densefeat.base import Ranks, count_usable_cores
 from densefeat.errors import UsageError
 from densefeat.extraction.arguments import RunOptions
-from densefeat.extraction.batches import Decoding, count_usable_cores
+from densefeat.extraction.batches import Decoding
 from densefeat.extraction.limits import FailureLimit
 from densefeat.features import FeatureExtractor
-from densefeat.images import MAX_PIXELS, Listing, Source, Stamps, TiledSource, is_remote
+from densefeat.images import MAX_PIXELS, MAX_TILES, Listing, PagedSource, Source, Stamps, TiledSource, is_remote
 from densefeat.store import PART_ROWS, make_embedding_schema, split_pools
 from densefeat.version import __version__
 
@@ -35,6 +35,7 @@ class ExtractResult:
         skipped: Tiles without enough content.
         removed: Images with rows that the input no longer has, as an update found.
         seconds: Duration of this call.
+        left_out: What is in the input and no image, in words, such as "12 .pdf, 3 .psd".
     """
 
     path: Path
@@ -46,26 +47,40 @@ class ExtractResult:
     skipped: int = 0
     removed: int = 0
     seconds: float = 0.0
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """A way to cut images into tiles; with ``tile`` None they are not cut."""
+    """A way to take files apart, into ``pages`` and these into tiles; with ``tile`` None they are not cut."""
 
     tile: int | None = None
     stride: int | None = None
     min_content: float = 0.0
     max_pixels: int = MAX_PIXELS
+    max_tiles: int = MAX_TILES
+    pages: str | int = "first"
+    mpp: float | None = None
 
     def __post_init__(self) -> None:
-        if self.tile is None and (self.stride is not None or self.min_content):
-            raise UsageError("--stride and --min-content are for tiles: give --tile too")
+        if self.tile is None and (self.stride is not None or self.min_content or self.mpp is not None):
+            raise UsageError("--stride, --min-content and --mpp are for tiles: give --tile too")
+
+    def open_pages(self, source: Source) -> Source:
+        """Return the source of the files' pages, or the files themselves, of which the first page is read."""
+        return source if self.pages == "first" else PagedSource(source, self.pages, self.max_pixels)
+
+    def describe_tiles(self) -> dict[str, Any] | None:
+        """Return how images are cut into tiles, for the record; None: they are not."""
+        names = ("tile", "stride", "min_content", "max_pixels", "max_tiles", "mpp")
+        return None if self.tile is None else {name: getattr(self, name) for name in names}
 
     def cut(self, source: Source) -> Source:
         """Return the source of the images' tiles, or the images themselves."""
+        source = self.open_pages(source)
         if self.tile is None:
             return source
-        return TiledSource(source, self.tile, self.stride, self.min_content, self.max_pixels)
+        return TiledSource(source, self.tile, self.stride, self.min_content, self.max_pixels, self.max_tiles, self.mpp)
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,11 @@ class JobInput:
 
 @dataclass(frozen=True)
 class ExtractJob:
-    """A job: everything that is decided before an image is read. ``part_rows`` None stands for the default."""
+    """A job: everything that is decided before an image is read.
+
+    ``part_rows``: None stands for the default; ``fitted``: mean and deviation of the channels are those of the images;
+    ``dicom_tags``: elements of DICOM files whose values are columns.
+    """
 
     out: Path
     input: JobInput
@@ -104,6 +123,8 @@ class ExtractJob:
     part_rows: int | None
     options: RunOptions
     ranks: Ranks
+    fitted: bool = False
+    dicom_tags: tuple[str, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -123,20 +144,24 @@ class ExtractJob:
             **extractor.provenance,
             "weights": weights,
             "preprocessing": extractor.preprocessing.to_json(),
+            "channel_stats": "fit" if self.fitted else None,
             "decoder": extractor.decoder,
             "blocks": [tap.name for tap in extractor.taps],
             "tap": extractor.tap,
             "pool": split_pools(extractor.pool),
             "precision": extractor.precision,
             "backend": extractor.backend,
-            "tiles": None if tiling.tile is None else asdict(tiling),
+            "tiles": tiling.describe_tiles(),
+            "pages": None if tiling.pages == "first" else tiling.pages,  # as in stores of earlier versions
+            "dicom_tags": list(self.dicom_tags) or None,
         }
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings that determine a row; they must not change when a job resumes."""
         provenance = self.provenance
-        names = ("model", "preprocessing", "decoder", "blocks", "tap", "pool", "precision", "backend", "tiles")
+        rows = ("model", "preprocessing", "decoder", "blocks", "tap", "pool", "precision", "backend")
+        names = (*rows, "tiles", "pages", "dicom_tags")
         return {
             **{name: provenance[name] for name in names},
             "weights_sha256": provenance["weights"]["sha256"],
@@ -155,14 +180,19 @@ class ExtractJob:
     @cached_property
     def schema(self) -> pa.Schema:
         tiled = self.input.tiling.tile is not None
-        return make_embedding_schema(self.shapes, self.provenance, self.dtype, self.input.listing.labelled, tiled)
+        paged = self.input.tiling.pages != "first"
+        labelled = self.input.listing.labelled
+        return make_embedding_schema(self.shapes, self.provenance, self.dtype, labelled, tiled, paged, self.dicom_tags)
 
     @cached_property
     def decoding(self) -> Decoding:
         preprocessing = self.extractor.preprocessing
         if self.input.tiling.tile:  # a tile is resized as a whole: nothing is cropped off its borders
             preprocessing = replace(preprocessing, crop_mode="squash", crop_pct=1.0)
-        return Decoding(preprocessing.geometry(), self.extractor.decoder, self.input.tiling.max_pixels)
+        tiling = self.input.tiling
+        return Decoding(
+            preprocessing.geometry(), self.extractor.decoder, tiling.max_pixels, preprocessing.pixels, self.dicom_tags
+        )
 
     @property
     def threads(self) -> int:
@@ -180,3 +210,8 @@ class ExtractJob:
 
     def failure_limit(self) -> FailureLimit:
         return FailureLimit.parse(self.options.on_error, self.options.max_failures)
+
+
+def has_rows_of_parts(settings: dict[str, Any]) -> bool:
+    """Tell by a store's settings whether an image may have several rows: tiles or pages."""
+    return bool(settings["tiles"]) or settings.get("pages") == "all"

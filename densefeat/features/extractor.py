@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from densefeat.base import choose_device, describe_error
-from densefeat.errors import BackendError, DecodeError, UsageError
+from densefeat.errors import BackendError, DecodeError, UnknownRange, UsageError
 from densefeat.features.engines.choose import build_engine, choose_backend
 from densefeat.features.engines.engine import BlockOutput, Engine, EngineSpec
 from densefeat.features.engines.foldable import NotFoldable
@@ -20,7 +20,7 @@ from densefeat.features.engines.snapshot import Snapshot
 from densefeat.features.forward import eval_mode, full_float32, run_network
 from densefeat.features.pooling import Pool, parse_pools
 from densefeat.features.taps import Tap, find_taps
-from densefeat.images import Geometry, ImageLike, Preprocessing, check_decoder, open_image
+from densefeat.images import MEMORY, ChannelStats, Geometry, ImageLike, PixelRule, Preprocessing, check_decoder, open_image
 from densefeat.loading import load_network
 from densefeat.nets import state_sha256
 from densefeat.store import column_name
@@ -52,6 +52,10 @@ class FeatureExtractor:
         decoder: Reads image files. ``"torchvision"`` decodes and resizes JPEGs faster and leaves the rest to Pillow;
             ``"pillow"`` equals timm's evaluation transform bit for bit. With either, Pillow resizes PIL images and
             torchvision resizes tensors.
+        in_chans: How many channels the network reads; others than three are adapted from the weights as timm does.
+        pixels: Which channels of an image are read, and what is black and white; None: as the weights expect, or by
+            :class:`densefeat.PixelRule`'s defaults.
+        channel_stats: Mean and deviation of each channel in place of the weights' own.
 
     Raises:
         UsageError: An argument that is unknown, or does not fit this network.
@@ -70,18 +74,22 @@ class FeatureExtractor:
         image_size: int | None = None,
         decoder: str = "torchvision",
         backend: str = "auto",
+        in_chans: int | None = None,
+        pixels: PixelRule | None = None,
+        channel_stats: ChannelStats | None = None,
     ) -> None:
         if precision not in _PRECISIONS:
             raise UsageError(f"precision {precision!r}: choose one of {', '.join(_PRECISIONS)}")
         check_decoder(decoder)
         self.blocks, self.pool, self.tap, self.precision = blocks, pool, tap, precision
         self.image_size, self.decoder = image_size, decoder
+        self.pixels, self._channel_stats = pixels, channel_stats
         self.pools = parse_pools(pool)
         if isinstance(model, nn.Module) and device == "auto":
             self.device = next(model.parameters(), torch.empty(0)).device
         else:
             self.device = choose_device(device)
-        network = load_network(model, weights)
+        network = load_network(model, weights, in_chans=in_chans)
         self.model, self.provenance = network.model, network.provenance
         self.taps = find_taps(self.model, blocks, tap)
         self.model.to(self.device)
@@ -102,8 +110,8 @@ class FeatureExtractor:
         """Compute features by name, in the order of the images.
 
         Args:
-            images: PIL images, paths, uint8 tensors ``(3, H, W)``, each prepared as the weights require; or one float tensor
-                ``(N, C, H, W)``, which is used as it is.
+            images: PIL images, paths, tensors ``(C, H, W)`` (uint8 of three channels, or what ``pixels`` rules on), each
+                prepared as the weights require; or one float tensor ``(N, C, H, W)``, which is used as it is.
             pool: Replaces the extractor's ``pool`` in this call.
             output_device, output_dtype: Device and dtype of the results.
 
@@ -124,7 +132,7 @@ class FeatureExtractor:
 
     def _batches(self, images: Any) -> Iterator[torch.Tensor]:
         """Split any accepted kind of images into normalised batches."""
-        if isinstance(images, torch.Tensor) and images.is_floating_point():
+        if isinstance(images, torch.Tensor) and images.is_floating_point() and images.ndim != 3:
             if images.ndim != 4 or len(images) == 0:
                 raise UsageError(f"float images of shape {tuple(images.shape)}: pass (N, C, H, W), already normalised")
             yield from images.split(_BATCH_SIZE)
@@ -137,17 +145,21 @@ class FeatureExtractor:
             yield self.prepare(items[start : start + _BATCH_SIZE], start)
 
     def prepare(self, images: Sequence[ImageLike], first: int = 0) -> torch.Tensor:
-        """Turn images of any accepted kind into one normalised float32 batch ``(N, 3, size, size)``.
+        """Turn images of any accepted kind into one normalised float32 batch ``(N, C, size, size)``.
 
         Positions in the messages of errors count from ``first``.
         """
         pixels = []
         for i, image in enumerate(images, first):
             try:
-                pixels.append(self._geometry(open_image(image, self.decoder)))
-            except DecodeError as error:
+                with MEMORY.hold():
+                    pixels.append(self._geometry(open_image(image, self.decoder, self.preprocessing.pixels)))
+            except (DecodeError, UnknownRange) as error:
                 where = f" ({image})" if isinstance(image, str | Path) else ""
-                raise DecodeError(f"image {i}{where}: {error}", error.stage) from error
+                message = f"image {i}{where}: {error}"
+                raise (
+                    DecodeError(message, error.stage) if isinstance(error, DecodeError) else UnknownRange(message)
+                ) from error
         return self.preprocessing.normalize(torch.stack(pixels).to(self.device))
 
     def forward(self, x: torch.Tensor, pools: dict[str, Pool] | None = None) -> dict[str, torch.Tensor]:
@@ -228,7 +240,7 @@ class FeatureExtractor:
     def feature_shapes(self) -> dict[str, tuple[int, ...]]:
         """Find the shape of each feature of one image, at the size of :attr:`preprocessing`, by a pass over a blank image."""
         size = self.preprocessing.size
-        blank = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device)
+        blank = self.preprocessing.make_blank(1, self.device)
         try:
             features = self._run_plain_network(
                 self.preprocessing.normalize(blank), self.pools
@@ -248,7 +260,7 @@ class FeatureExtractor:
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing that the weights were trained with, at ``image_size`` if that is set."""
-        return Preprocessing.for_model(self.model, self.image_size)
+        return Preprocessing.for_model(self.model, self.image_size, self.pixels, self._channel_stats)
 
     @cached_property
     def _geometry(self) -> Geometry:

@@ -8,15 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from densefeat.errors import DecodeError, DensefeatError, UsageError
+from densefeat.errors import DecodeError, DensefeatError, UnknownRange, UsageError
 from densefeat.finetuning.recipe import FineTuning
 from densefeat.images import (
     ImageFiles,
     ImageReader,
+    PixelRule,
     Preprocessing,
-    decode_image,
+    decode_pixels,
     is_image_folder,
     list_splits,
+    name_image,
     open_for_training,
 )
 from densefeat.labels import Targets, describe_missing, hold_out, infer_task
@@ -29,6 +31,7 @@ from densefeat.training import (
     TrainingData,
     World,
     load_images,
+    measure_training_images,
     micro_batch_slices,
     open_labelled,
     row_groups,
@@ -51,9 +54,10 @@ def open_finetuning_data(
     train = open_labelled(places.train, train=True, label_column=column, task=recipe.task, base=base)
     task = train.task
     _check_labels(train, places.train, recipe.task)
+    preprocessing = measure_training_images(recipe, preprocessing, train, advance)
     failures: Failures = []
     images, positions = load_images(recipe, train, preprocessing, world, failures, advance)
-    _check_readable(train, places.train, positions, failures)
+    _check_readable(train, places.train, positions, failures, preprocessing.pixels)
     notes = [*describe_missing(train.classes), *_describe_labels(train, places.train)]
     share = slice(world.rank, None, world.size)  # each rank evaluates its own
 
@@ -109,7 +113,7 @@ def _describe_leaks(recipe: FineTuning, train: str, place: str) -> list[str]:
     ]
 
 
-def _check_readable(labelled: LabelledImages, place: str, positions: np.ndarray, failures: Failures) -> None:
+def _check_readable(labelled: LabelledImages, place: str, positions: np.ndarray, failures: Failures, rule: PixelRule) -> None:
     """Raise DensefeatError where no image of a class can be read.
 
     ``positions``: of the images that may be readable; ``failures``: of those that are known not to be.
@@ -125,7 +129,7 @@ def _check_readable(labelled: LabelledImages, place: str, positions: np.ndarray,
         if len(members) and not len(left):
             key = labelled.key(int(members[0]))
             return key, reasons[key]
-        return None if reader is None else _find_failure(labelled, reader, left)
+        return None if reader is None else _find_failure(labelled, reader, left, rule)
 
     with ThreadPoolExecutor() as pool:
         found = dict(zip(labelled.classes, pool.map(find_failure, range(len(labelled.classes))), strict=True))
@@ -145,15 +149,19 @@ def _check_readable(labelled: LabelledImages, place: str, positions: np.ndarray,
     )
 
 
-def _find_failure(labelled: EncodedImages, reader: ImageReader, positions: np.ndarray) -> tuple[str, str] | None:
+def _find_failure(
+    labelled: EncodedImages, reader: ImageReader, positions: np.ndarray, rule: PixelRule
+) -> tuple[str, str] | None:
     """Return key and reason of the first image if none of these can be read; None if one can, or there are many."""
     failures = []
     for position in positions[:_TRIES].tolist():
         try:
-            decode_image(reader.read(position))
+            decode_pixels(reader.read(position), rule=rule)
             return None
         except DecodeError as error:
             failures.append((labelled.key(position), str(error)))
+        except UnknownRange as error:
+            raise name_image(error, labelled.key(position)) from error
     return failures[0] if failures and len(positions) <= _TRIES else None
 
 

@@ -19,7 +19,18 @@ from densefeat.finetuning.start import start_from_probe
 from densefeat.heads import HeadedNet
 from densefeat.images import Preprocessing
 from densefeat.loading import load_network
-from densefeat.training import Loss, Progress, Setup, State, Trained, TrainingData, World, run_training
+from densefeat.training import (
+    Loss,
+    Progress,
+    Setup,
+    State,
+    Trained,
+    TrainingData,
+    World,
+    make_pixel_rule,
+    read_recipe_stats,
+    run_training,
+)
 
 
 def finetune(recipe: FineTuning, out: str | Path, device: str | None = None, steps: int | None = None) -> Trained:
@@ -49,8 +60,10 @@ class FineTuningSetup(Setup):
 
     def open_data(self, world: World, advance: Callable[[int], None]) -> TrainingData:
         """Open the network, whose weights set the preprocessing, and the images; few images make a smaller batch."""
-        self.backbone = load_network(self.recipe.model, self.recipe.weights).model
-        preprocessing = Preprocessing.for_model(self.backbone, self.recipe.image_size)
+        recipe = self.recipe
+        self.backbone = load_network(recipe.model, recipe.weights, in_chans=recipe.in_chans).model
+        stats = read_recipe_stats(recipe, getattr(self.backbone, "in_chans", 3))
+        preprocessing = Preprocessing.for_model(self.backbone, recipe.image_size, make_pixel_rule(recipe), stats)
         if self.recipe.crop_pct is not None:
             preprocessing = replace(preprocessing, crop_pct=self.recipe.crop_pct)
         data = open_finetuning_data(self.recipe, preprocessing, world, advance)
@@ -67,9 +80,11 @@ class FineTuningSetup(Setup):
         if not hasattr(backbone, "reset_classifier"):
             raise UsageError(f"model {recipe.model!r} has no classifier to replace: choose one of timm's image classifiers")
         backbone.reset_classifier(num_classes if recipe.head == "linear" else 0)  # type: ignore[operator]
+        (getattr(backbone, "pretrained_cfg", None) or {}).pop("label_names", None)  # of the classifier that was replaced
         model = backbone
         if recipe.head != "linear":
             model = HeadedNet(backbone, recipe.head, recipe.head_width, num_classes)
+            model.in_chans = getattr(backbone, "in_chans", 3)  # type: ignore[arg-type]
         self.stages = split_into_stages(model)
         return model
 

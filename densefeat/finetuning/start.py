@@ -7,7 +7,7 @@ from torch import nn
 from densefeat.base import Interrupted, StopRequest
 from densefeat.errors import UsageError
 from densefeat.labels import Targets, hold_out
-from densefeat.probe import NEVER, LinearHead, fit_head
+from densefeat.probing import NEVER, LinearHead, fit_head
 from densefeat.training import Progress, Split, State, TrainingData
 
 _MAX_IMAGES = 20_000  # to fit the head to

@@ -59,7 +59,7 @@ class ByteCache(Generic[_T]):
             size = value.nbytes
             future.set_result(value)
         except DecodeError as error:
-            size = _FAILURE_BYTES if error.stage == "decode" else None
+            size = _FAILURE_BYTES if error.stage != "read" else None
             future.set_exception(DecodeError(str(error), error.stage))  # without frames, which would keep pixels alive
         except BaseException as error:
             future.set_exception(error)

@@ -56,7 +56,7 @@ def read_csv(
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
             problem = "text that is not UTF-8, as some programs write it (Latin-1, Windows-1252): save it as UTF-8"
-            raise UsageError(f"{subject}: {problem}") from error
+            raise UsageError(f"{subject}: {_find_line(file)}{problem}") from error
         raise
     _check_quotes(file, len(table), delimiter, subject)
     return table
@@ -80,6 +80,17 @@ def check_line_breaks(paths: pa.Array, values: pa.Array, name: str, subject: str
     if at >= 0:
         path = (paths[at].cast(pa.large_binary()).as_py() or b"").decode("utf-8", "backslashreplace")
         raise UsageError(f"{subject}: {name!r} of {shorten_text(path)!r} {_NOT_CLOSED}")
+
+
+def _find_line(file: BinaryIO) -> str:
+    """Name the first line that is not UTF-8."""
+    file.seek(0)
+    for number, line in enumerate(file, 1):
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            return f"line {number:,}, byte {error.start + 1:,}: "
+    return ""
 
 
 def _check_quotes(file: BinaryIO, rows: int, delimiter: str, subject: str) -> None:

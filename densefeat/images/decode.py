@@ -5,21 +5,28 @@ that handle a tensor, because commands that only list or read an input must not 
 """
 
 import io
-import struct
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 import numpy as np
 from PIL import Image
 
 from densefeat.errors import DecodeError, UsageError
-from densefeat.images import png, tiff
+from densefeat.images import dicom, footprint, jpeg, npy, pillow_images, tiff
+from densefeat.images.converter import Converter, make_converter
+from densefeat.images.dicom_header import is_dicom
+from densefeat.images.folders import read_file
 from densefeat.images.guards import MAX_PIXELS, check_image_size, decode_errors
-from densefeat.images.jpeg import check_last_rows, find_jpeg_end
-from densefeat.images.orientation import TURNS, read_orientation
-from densefeat.images.samples import Samples, check_brightness, lay_over_white
+from densefeat.images.icc import Profile
+from densefeat.images.memory import MEMORY
+from densefeat.images.orientation import TURNS, find_orientation, read_orientation
+from densefeat.images.pixel_rule import PHOTOGRAPHS, PixelRule
+from densefeat.images.sampled import HEAD_BYTES, SampledImage, find_reader
+from densefeat.images.samples import Samples
+from densefeat.images.tiff_pages import TiffIndex
 
 if TYPE_CHECKING:
     import torch
@@ -27,37 +34,9 @@ if TYPE_CHECKING:
 ImageLike = Union[Image.Image, str, Path, "torch.Tensor"]
 
 _DECODERS = ("torchvision", "pillow")
-FORMATS = ("JPEG", "WEBP", "BMP", "DIB", "GIF")  # of Pillow's, beside PNG and TIFF: no others, it would even run PostScript
-Image.init()  # fills Image.OPEN here, in one thread
-READ_FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF"
-_JPEG_FORMATS = ("JPEG", "MPO")
-_OTHER_FORMATS = {  # by how a file begins, to say which it is
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"\0\0\0\x0cJXL ": "JPEG XL",
-    b"\xff\x0a": "JPEG XL",
-    b"8BPS": "Photoshop's PSD",
-    b"%PDF": "PDF",
-    b"%!PS": "PostScript",
-    b"<svg": "SVG",
-    b"SIMPLE  =": "FITS",
-    b"\x89HDF": "HDF5",
-    b"\x76\x2f\x31\x01": "OpenEXR",
-    b"DDS ": "DDS",
-    b"\0\0\x01\0": "ICO",
-    b"icns": "ICNS",
-    **{b"P%d" % number: "PPM" for number in range(1, 8)},
-}
-_BRANDS = {  # of ISO media files
-    b"avif": "AVIF",
-    b"avis": "AVIF",
-    b"heic": "HEIC",
-    b"heix": "HEIC",
-    b"hevc": "HEIC",
-    b"mif1": "HEIC",
-    b"msf1": "HEIC",
-}
-_BITS_PER_SAMPLE_TAG, _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
+_USUAL_RANGE = "uint8 0:255"  # of pictures
+_COPIES = 2  # of the encoded image, which decoders make
+_WHOLE_TIFF = 7  # bytes a pixel, beside what a strip or tile takes while it is decoded
 _TENSOR_FLIPS = {
     2: (2,),
     3: (1, 2),
@@ -71,111 +50,248 @@ _TENSOR_FLIPS = {
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """An image's RGB pixels: a PIL image, or a uint8 tensor ``(3, H, W)`` on the CPU.
+    """An image's pixels by a rule.
 
     Attributes:
+        pixels: An RGB PIL image; a tensor ``(C, H, W)`` on the CPU, uint8 or, of floats, float32; or, while it is cut into
+            tiles, such an array ``(H, W, C)``.
         width, height: Of the whole upright image.
         x, y: Where in it a tile lies.
+        page: Which of the file's images it is, from 1, where they are told apart.
         several: The file has more images or frames, of which this is the first.
+        empty: The file has no pixels for this tile, which is white.
+        missing: Some pixels have no data (NaN, or the file's value for that), and are black.
+        range: What values became black and white, in words.
+        tags: Values of the elements of a DICOM that the user names, in their order.
+        bad_profile: The embedded colour profile cannot be used: colours are as they are stored.
     """
 
-    pixels: "Image.Image | torch.Tensor"
+    pixels: Any
     width: int
     height: int
     x: int | None = None
     y: int | None = None
+    page: int | None = None
     several: bool = False
+    empty: bool = False
+    missing: bool = False
+    range: str = _USUAL_RANGE
+    bad_profile: bool = False
+    tags: tuple[str | None, ...] = ()
 
 
-def open_image(image: ImageLike, decoder: str = "torchvision") -> "Image.Image | torch.Tensor":
-    """Open an image of any kind as upright RGB pixels: a PIL image, or a uint8 tensor ``(3, H, W)`` on the CPU.
+def open_image(image: ImageLike, decoder: str = "torchvision", rule: PixelRule = PHOTOGRAPHS) -> "Image.Image | torch.Tensor":
+    """Open an image of any kind as upright pixels: an RGB PIL image, or a tensor ``(C, H, W)`` on the CPU.
 
-    ``decoder`` is for files, see :func:`decode_pixels`. Raises DecodeError for a file that cannot be read or decoded, and
-    UsageError for a tensor that is not uint8 ``(3, H, W)`` and for any other type.
+    A tensor is uint8 ``(3, H, W)``, or has any channels, and dtype, for the rule to choose from. ``decoder`` is for files, see
+    :func:`decode_pixels`. Raises DecodeError for a file that cannot be read or decoded, UsageError for any other type, and
+    UnknownRange as :func:`decode` does.
     """
     if isinstance(image, str | Path):
-        try:
-            data = Path(image).read_bytes()
-        except OSError as error:
-            raise DecodeError(error.strerror or type(error).__name__, "read") from error
-        return decode_pixels(data, decoder)
+        with MEMORY.hold():
+            return decode_pixels(read_file(image), decoder, rule=rule)
     if isinstance(image, Image.Image):
-        return _convert_to_upright_rgb(image)
+        with decode_errors():
+            opened = convert_opened(image, MAX_PIXELS, rule, read_orientation(image))
+            return opened.pixels
 
     import torch
 
     if not isinstance(image, torch.Tensor):
-        raise UsageError(f"a {type(image).__name__} is not an image: pass PIL images, paths or uint8 tensors (3, H, W)")
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
-        raise UsageError(f"image tensor of shape {tuple(image.shape)} and {image.dtype}: pass uint8 (3, H, W)")
-    return image.cpu()
-
-
-def decode_pixels(data: bytes, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> "Image.Image | torch.Tensor":
-    """Decode to RGB pixels, 8 bits, upright by the EXIF tag: as :func:`decode_image` does, but JPEGs faster. Safe in threads.
-
-    With ``torchvision`` grey and RGB JPEGs become tensors, uint8 ``(3, H, W)``, channels last in memory; all other images, and
-    all images with ``pillow``, become PIL images. Raises DecodeError as :func:`decode_image` does, and UsageError for an
-    unknown decoder.
-    """
-    return decode(data, decoder, max_pixels).pixels
-
-
-def decode(data: bytes, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """Decode as :func:`decode_pixels` does, and say what else is in the file."""
-    check_decoder(decoder)
+        raise UsageError(f"a {type(image).__name__} is not an image: pass PIL images, paths or tensors (C, H, W)")
+    if image.ndim != 3 or image.numel() == 0:
+        raise UsageError(
+            f"image tensor of shape {tuple(image.shape)} and {image.dtype}: pass (C, H, W), such as uint8 (3, H, W)"
+        )
+    if image.dtype == torch.uint8 and image.shape[0] == 3 and rule.keeps_photographs:
+        return image.cpu()
+    plain = image.detach().cpu()
+    values = (plain.float() if plain.dtype == torch.bfloat16 else plain).permute(1, 2, 0).numpy()
+    colours = {1: "grey", 3: "rgb"}.get(values.shape[2], "bands")
+    bits = 1 if values.dtype == bool else 8 * values.itemsize if values.dtype.kind == "u" and values.itemsize <= 2 else 0
+    samples = Samples(colours, bits)
     with decode_errors():
+        return _describe_samples(values, samples, rule).pixels
+
+
+def decode_pixels(
+    data: bytes, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS, rule: PixelRule = PHOTOGRAPHS
+) -> "Image.Image | torch.Tensor":
+    """Decode to the pixels of a rule, upright by the EXIF tag: as :func:`decode_image` does, but JPEGs faster. Safe in threads.
+
+    With ``torchvision`` grey and RGB JPEGs become tensors, uint8 ``(3, H, W)``, channels last in memory; all other images of 8
+    bits, and all of them with ``pillow``, become PIL images. Of a rule with floats they are tensors, float32 ``(C, H, W)``.
+    Raises DecodeError as :func:`decode_image` does, UsageError for an unknown decoder, and UnknownRange as :func:`decode` does.
+    """
+    return decode(data, decoder, max_pixels, rule).pixels
+
+
+def decode(
+    data: bytes, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS, rule: PixelRule = PHOTOGRAPHS
+) -> DecodedImage:
+    """Decode as :func:`decode_pixels` does, and say what else is in the file.
+
+    Raises UnknownRange for an image of which nothing says what is black and white.
+    """
+    check_decoder(decoder)
+    with decode_errors(), MEMORY.hold():
+        MEMORY.claim(_COPIES * len(data), f"{len(data):,} bytes")
+        if is_dicom(data[:HEAD_BYTES]):  # before TIFF: a DICOM may begin with a TIFF's header, for other readers
+            return decode_dicom(data, max_pixels, rule)
         if data[:4] in tiff.MAGIC:
-            return _decode_tiff(data, max_pixels)
-        if data.startswith(png.MAGIC):
-            return _decode_png(data, max_pixels)
-        image = open_header(io.BytesIO(data), max_pixels)
-        several = is_animated(image)
-        if image.format in _JPEG_FORMATS and decoder == "torchvision" and image.mode in ("RGB", "L"):
-            return _describe(_decode_with_torchvision(data, image))
-        if image.format in _JPEG_FORMATS:
-            _check_jpeg(data, image)
-        return _describe(_convert_to_upright_rgb(image, max_pixels), several)
+            return decode_tiff(partial(io.BytesIO, data), max_pixels, rule)
+        if data.startswith(jpeg.MAGIC):
+            return _decode_jpeg(data, decoder, max_pixels, rule)
+        if data.startswith(npy.MAGIC):
+            return _decode_npy(data, max_pixels, rule)
+        if (read := find_reader(data[:HEAD_BYTES])) is not None:
+            return _decode_sampled(read(io.BytesIO(data)), max_pixels, rule)
+        image = pillow_images.open_header(io.BytesIO(data), max_pixels)
+        pillow_images.check_runs(data, image)
+        _claim(image, footprint.count_pillow_bytes(image), rule)
+        converted = convert_opened(image, max_pixels, rule, find_orientation(image.info))
+        return replace(converted, several=pillow_images.is_animated(image))
 
 
-def _describe(pixels: "Image.Image | torch.Tensor", several: bool = False) -> DecodedImage:
+def _claim(image: Image.Image, size: int, rule: PixelRule) -> Profile:
+    """Claim the memory for decoding, converting and resizing an opened image; return its profile.
+
+    Raises DecodeError where there is not as much.
+    """
+    width, height = image.size
+    size += footprint.count_rule_bytes(width, height, rule)
+    profile = pillow_images.open_image_profile(image, rule)
+    if profile.changes_colours:
+        size += footprint.count_profile_bytes(width, height)
+    MEMORY.claim(size, f"{width}×{height} pixels of {image.format}")
+    return profile
+
+
+def _describe(pixels: "Image.Image | torch.Tensor", rule: PixelRule, bad_profile: bool) -> DecodedImage:
+    """Describe pixels of 8 bits, and take the rule's channels of them."""
+    if not rule.keeps_photographs:
+        array = np.asarray(pixels) if isinstance(pixels, Image.Image) else pixels.permute(1, 2, 0).numpy()
+        return replace(_describe_samples(array, Samples("rgb", 8), rule), bad_profile=bad_profile)
     width, height = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[2], pixels.shape[1])
-    return DecodedImage(pixels, width, height, several=several)
+    return DecodedImage(pixels, width, height, bad_profile=bad_profile)
+
+
+def _describe_samples(values: np.ndarray, samples: Samples, rule: PixelRule, orientation: int = 1) -> DecodedImage:
+    """Convert the samples ``(h, w, n)`` of a whole image by a rule, and turn them upright."""
+    converter = make_converter(rule, samples, values.dtype, lambda: [values])
+    pixels = _wrap_pixels(converter(values))
+    pixels = _turn(pixels, orientation) if isinstance(pixels, Image.Image) else _turn_tensor(pixels, orientation)
+    width, height = pixels.size if isinstance(pixels, Image.Image) else (pixels.shape[2], pixels.shape[1])
+    return DecodedImage(
+        pixels, width, height, missing=converter.missing, range=describe_range(values.dtype, converter),
+        bad_profile=converter.profile.bad,
+    )  # fmt: skip
+
+
+def describe_range(dtype: np.dtype, converter: Converter) -> str:
+    """Say which values of an image became black and white; of its own percentiles only of what type they are."""
+    if converter.samples.palette is not None:
+        return _USUAL_RANGE
+    if converter.rule.of_each_image or converter.rule.floating:
+        return str(dtype)
+    of_picture = None if converter.picture_rule is None else converter.picture_rule.known_bounds
+    return f"{dtype} " + ", ".join(f"{low:g}:{high:g}" for low, high in of_picture or converter.bounds)
+
+
+def _wrap_pixels(pixels: np.ndarray) -> "Image.Image | torch.Tensor":
+    """Return converted pixels as uint8 ``(h, w, 3)`` in a PIL image, and others as a float32 tensor ``(C, h, w)``."""
+    return Image.fromarray(np.ascontiguousarray(pixels)) if pixels.dtype == np.uint8 else copy_to_tensor(pixels)
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode to an RGB image, 8 bits, upright by its EXIF tag.
+    """Decode to an RGB image, 8 bits, upright by its EXIF tag, as :data:`densefeat.images.pixel_rule.PHOTOGRAPHS` rules.
 
     Of an animation it is the first frame, of a TIFF the first page that is no smaller copy; transparency is laid over white; of
-    16 bits the high byte is taken. Raises DecodeError (stage ``decode``) for an image that is truncated or too large, whose
-    pixels have no agreed white, and for other data. A JPEG is truncated if it has no end marker, or too few data for its last
-    rows, and a PNG if its pixels do not match their checksum. Some damage is not detected: bytes that are missing inside a
-    JPEG, a progressive JPEG that was ended early (it is coarse, not grey), and zeros in a WebP, BMP or TIFF file, which have no
-    checksums.
+    16 bits the high byte is taken. Raises DecodeError (stage ``decode``) for an image that is truncated or too large, and for
+    other data; UnknownRange where nothing says what is white. A JPEG is truncated if it has no end marker, or too few data for
+    its last rows, and a PNG if its pixels do not match their checksum. Some damage is not detected: bytes that are missing
+    inside a JPEG, a progressive JPEG that was ended early (it is coarse, not grey), and zeros in a WebP, BMP or TIFF file,
+    which have no checksums.
     """
     pixels = decode(data, "pillow", max_pixels).pixels
     assert isinstance(pixels, Image.Image)
     return pixels
 
 
-def _decode_tiff(data: bytes, max_pixels: int) -> DecodedImage:
-    image = tiff.open_tiff(partial(io.BytesIO, data), "", max_pixels)
+def _decode_jpeg(data: bytes, decoder: str, max_pixels: int, rule: PixelRule) -> DecodedImage:
+    header = jpeg.read_jpeg_header(io.BytesIO(data))
+    image = header.open()
+    width, height = image.size
+    check_image_size(width, height, max_pixels)
+    end, scans = jpeg.find_jpeg_end(data)
+    jpeg.check_scans(scans, width, height, max_pixels)
+    as_tensor = decoder == "torchvision" and image.mode in ("RGB", "L")
+    profile = _claim(image, footprint.count_jpeg_bytes(image, scans, as_tensor), rule)
+    if as_tensor:
+        pixels = _decode_with_torchvision(data)
+        jpeg.check_last_rows(data, header, end, pixels[:, -8:, -8:].numpy())
+        if profile.changes_colours:
+            pixels = _convert_tensor(pixels, profile)
+        return _describe(_turn_tensor(pixels, find_orientation(image.info)), rule, profile.bad)
+    image = header.open(data[header.start :])
+    corner = image.crop((max(0, width - 8), max(0, height - 8), width, height))
+    jpeg.check_last_rows(data, header, end, np.asarray(corner))
+    return convert_opened(image, max_pixels, rule, find_orientation(image.info))
+
+
+def decode_tiff(
+    open: Callable[[], BinaryIO],
+    max_pixels: int,
+    rule: PixelRule,
+    page: int | None = None,
+    index: TiffIndex | None = None,
+) -> DecodedImage:
+    """Decode an image of a TIFF whole. Arguments and errors as of :func:`densefeat.images.tiff.open_tiff`."""
+    with decode_errors(), MEMORY.hold():
+        image = tiff.open_tiff(open, "", max_pixels, rule, page, index)
+        width, height = image.width, image.height
+        check_image_size(width, height, max_pixels)
+        size = width * height * _WHOLE_TIFF + footprint.count_rule_bytes(width, height, rule)
+        MEMORY.claim(size, f"{width}×{height} pixels of TIFF")
+        pixels = _wrap_pixels(image.read())
+        converter = image.converter
+        return DecodedImage(
+            pixels, width, height, several=image.several, missing=converter.missing,
+            range=describe_range(image.dtype, converter), bad_profile=converter.profile.bad,
+        )  # fmt: skip
+
+
+def _decode_sampled(image: SampledImage, max_pixels: int, rule: PixelRule) -> DecodedImage:
     check_image_size(image.width, image.height, max_pixels)
-    return _describe(Image.fromarray(image.read()), image.several)
+    size = image.count_bytes() + footprint.count_rule_bytes(image.width, image.height, rule)
+    MEMORY.claim(size, f"{image.width}×{image.height} pixels of {image.format}")
+    return replace(_describe_samples(*image.decode(), rule, image.orientation), several=image.several)
 
 
-def _decode_png(data: bytes, max_pixels: int) -> DecodedImage:
-    image = png.read_png(io.BytesIO(data))
-    check_image_size(image.width, image.height, max_pixels)
-    return _describe(_turn(Image.fromarray(image.decode()), image.orientation), image.animated)
+def decode_dicom(data: bytes, max_pixels: int, rule: PixelRule, page: int = 1) -> DecodedImage:
+    """Decode a frame of a DICOM, counted from 1. Raises DecodeError as :func:`decode` does, and where it has no such frame."""
+    with decode_errors(), MEMORY.hold():
+        image = dicom.read_dicom(io.BytesIO(data), max_pixels)
+        if page > image.frames:
+            raise DecodeError(f"page {page}: the file has {image.frames:,}")
+        return replace(_describe_samples(*image.decode(page - 1, rule), rule), several=image.frames > 1)
 
 
-def _convert_to_upright_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Convert an image that Pillow has opened as :func:`decode_image` does; whether its file is complete is left to Pillow."""
-    with decode_errors():
-        check_image_size(*image.size, max_pixels)
-        image.load()
-        return _turn(_to_rgb(image), read_orientation(image))
+def _decode_npy(data: bytes, max_pixels: int, rule: PixelRule) -> DecodedImage:
+    values, samples = npy.read_npy(data, max_pixels, rule)
+    return _describe_samples(values, samples, rule)
+
+
+def convert_opened(image: Image.Image, max_pixels: int, rule: PixelRule, orientation: int) -> DecodedImage:
+    """Convert an image that Pillow has opened by a rule; whether its file is complete is left to Pillow."""
+    check_image_size(*image.size, max_pixels)
+    if pillow_images.is_deep(image):
+        return _describe_samples(*pillow_images.read_deep_grey(image), rule, orientation)
+    image.load()
+    profile = pillow_images.open_image_profile(image, rule)
+    if profile.changes_colours:
+        return _describe_samples(*pillow_images.read_samples(image), rule, orientation)
+    return _describe(_turn(pillow_images.convert_to_rgb(image), orientation), rule, profile.bad)
 
 
 def _turn(image: Image.Image, orientation: int) -> Image.Image:
@@ -201,85 +317,23 @@ def check_decoder(decoder: str) -> None:
             raise UsageError("decoder 'torchvision': the installed torchvision decodes no JPEG, choose pillow") from error
 
 
-def open_header(file: BinaryIO, max_pixels: int) -> Image.Image:
-    """Let Pillow read the header of an image that is neither PNG nor TIFF, and check the size before any pixel is read.
-
-    Image.open is not used because it has a limit on the size that is for users to set. GIF and WebP still obey it.
-    """
-    head = file.read(16)
-    if not head:
-        raise DecodeError("the file is empty")
-    reason = ""
-    for name in FORMATS:
-        opener, accepts = Image.OPEN[name]
-        file.seek(0)
-        try:
-            if accepts is None or accepts(head) is True:  # else False, or a text that says why
-                image: Image.Image = opener(file, "")
-                check_image_size(*image.size, max_pixels)
-                return image
-        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # how plugins refuse a file
-            reason = reason or f" ({error})"
-    other = _name_other_format(head)
-    if other is not None:
-        raise DecodeError(f"{other} is not among the formats read: {READ_FORMATS}")
-    raise DecodeError(f"not an image of a format that is read, {READ_FORMATS}{reason}")
-
-
-def is_animated(image: Image.Image) -> bool:
-    """Check whether an opened GIF or WebP has more frames than one; the second image of a JPEG is a phone's auxiliary one."""
-    return image.format in ("GIF", "WEBP") and getattr(image, "is_animated", False)
-
-
-def _name_other_format(head: bytes) -> str | None:
-    """Name a format that is not read by its first bytes, if they are known."""
-    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
-        return _BRANDS[head[8:12]]
-    return next((name for magic, name in _OTHER_FORMATS.items() if head.startswith(magic)), None)
-
-
-def _decode_with_torchvision(data: bytes, image: Image.Image) -> "torch.Tensor":
-    """Decode a JPEG whose header is ``image`` to upright pixels, uint8 ``(3, H, W)``."""
+def _decode_with_torchvision(data: bytes) -> "torch.Tensor":
+    """Decode a JPEG to uint8 ``(3, H, W)``, not turned yet."""
     import torch
     from torchvision.io import decode_jpeg  # torchvision has announced its removal: only the decoder of this name may fail then
 
-    end = find_jpeg_end(data)
-    pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
-    check_last_rows(data, end, pixels[:, -8:, -8:].numpy())
-    turn = read_orientation(image)
-    if turn not in _TENSOR_FLIPS:
+    return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode="RGB")
+
+
+def _convert_tensor(pixels: "torch.Tensor", profile: Profile) -> "torch.Tensor":
+    """Convert pixels uint8 ``(3, H, W)`` by a profile."""
+    import torch
+
+    return torch.from_numpy(profile.convert(pixels.permute(1, 2, 0).numpy())).permute(2, 0, 1)
+
+
+def _turn_tensor(pixels: "torch.Tensor", orientation: int) -> "torch.Tensor":
+    """Turn pixels ``(3, H, W)`` upright."""
+    if orientation not in _TENSOR_FLIPS:
         return pixels
-    return (pixels if turn < 5 else pixels.transpose(1, 2)).flip(_TENSOR_FLIPS[turn])
-
-
-def _check_jpeg(data: bytes, image: Image.Image) -> None:
-    """Raise DecodeError for a JPEG of which a part is missing."""
-    end = find_jpeg_end(data)
-    width, height = image.size
-    check_last_rows(data, end, np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height))))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any of Pillow's modes to 8-bit RGB, transparency over white."""
-    if image.mode.startswith("I"):
-        return _convert_deep_grey(image)
-    if image.mode == "F":
-        raise DecodeError("floating-point pixels have no agreed white: convert to 8 or 16 bits")
-    if image.format in ("BMP", "DIB") and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
-        return image.convert("RGB")  # programs that reserve the fourth byte and leave it at zero
-    if image.has_transparency_data:
-        return Image.fromarray(lay_over_white(image.convert("RGBA")))
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _convert_deep_grey(image: Image.Image) -> Image.Image:
-    """Convert the modes ``I`` and ``I;16*`` by their 8 highest bits; Pillow's conversion would clip everything above 255."""
-    values = np.atleast_3d(np.asarray(image))
-    tags = getattr(image, "tag_v2", {})  # of a TIFF that the user has opened
-    bits = max(tags.get(_BITS_PER_SAMPLE_TAG, (16,)))
-    if bits > 16 or values.min() < 0 or values.max() > 65535:
-        raise DecodeError("32-bit pixels have no agreed white: convert to 8 or 16 bits")
-    samples = Samples("grey", bits, inverted=tags.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO)
-    if samples.may_be_shallow:
-        check_brightness(samples.find_brightest(values))
-    return Image.fromarray(samples.to_rgb(values))
+    return (pixels if orientation < 5 else pixels.transpose(1, 2)).flip(_TENSOR_FLIPS[orientation])

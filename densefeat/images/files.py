@@ -6,22 +6,23 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from densefeat.base import describe_error
+from densefeat.base import describe_error, shorten_text
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.csv_files import BOM, DELIMITERS, check_encoding, check_line_breaks, read_csv
 from densefeat.images.folders import MAX_BYTES, Folder, Found, LocalFolder, leaves_folder
 from densefeat.images.label_text import clean_labels
+from densefeat.images.parquet_batches import ParquetBatches
 from densefeat.images.remarks import LeftOut
 from densefeat.images.rows import (
     check_column,
-    decode_text,
+    decode_paths,
     describe_columns,
     format_labels,
     is_label,
@@ -36,8 +37,14 @@ from densefeat.images.stream import ImageItem, IndexedSource, find_repeats, prin
 _log = logging.getLogger(__name__)
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+    ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".avif", ".heic", ".heif", ".pbm", ".pgm", ".ppm", ".pnm", ".pam",
     ".svs",  # a slide, which is a tiled TIFF
+    ".dcm", ".dicom", ".npy",
 )  # fmt: skip
+_PACKAGES = (  # names, package, kind, and the extra that has it
+    (r"(?i)\.(heic|heif)$", "pillow_heif", "HEIC", "heif"),
+    (r"(?i)\.(dcm|dicom)$", "pydicom", "DICOM", "dicom"),
+)
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 _CONTAINERS = (".parquet", ".tar")
 TEXTS = (".txt", ".lst")
@@ -86,12 +93,21 @@ def open_folder(folder: Folder, images: str, labels: str | None = None) -> Image
         raise UsageError(f"images {images!r}: {what}")
     listing.left_out.warn(images)
     keys = pa.concat_arrays(blocks)
+    _check_packages(keys, images)
     order = pc.array_sort_indices(keys)
     keys = keys.take(order)
     listed = pa.array(listing.stamps, pa.large_string()).take(order) if any(listing.stamps) else None
     positions = pc.index_in(pa.array(listing.failures, pa.large_binary()), keys).to_pylist()
     failures = dict(zip(positions, listing.failures.values(), strict=True))
-    return ImageFiles(folder, keys, label_by_folder(keys, images) if labels else None, failures, listed)
+    classes = label_by_folder(keys, images) if labels else None
+    return ImageFiles(folder, keys, classes, failures, listed, left_out=listing.left_out.describe())
+
+
+def _check_packages(keys: pa.LargeBinaryArray, images: str) -> None:
+    """Raise UsageError where names are those of files that need a package which is not installed, before any is read."""
+    for pattern, package, kind, extra in _PACKAGES:
+        if find_spec(package) is None and (count := pc.sum(pc.match_substring_regex(keys, pattern)).as_py()):
+            raise UsageError(f"images {images!r}: {count:,} {kind} files need a package: pip install 'densefeat[{extra}]'")
 
 
 def is_image_name(name: bytes) -> bool:
@@ -164,20 +180,21 @@ def open_list(
             entries, labels = _read_list(file, name, images, image_column, label_column)
     except DecodeError as error:
         raise UsageError(f"images {images!r}: {error}") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"images {images!r}: {describe_error(error)}") from error
     if not len(entries):
         raise UsageError(f"images {images!r}: no path in this list")
+    _check_packages(entries, images)
     starts = [os.fsencode(prefix) for prefix in prefixes]
     keys = normalise_paths(entries, starts)
     if _separates_by_backslashes(keys, base):
         keys = normalise_paths(pc.replace_substring(entries, "\\", "/"), starts)
     outside = _find_outside(keys)
     if len(outside) == len(keys):
-        example = format_name(keys[0].as_py())
+        example = shorten_text(format_name(keys[0].as_py()))
         raise UsageError(f"images {images!r}: all paths, such as {example!r}, lie outside of {prefixes[0]!r}: {_BASE}")
     if not _has_any(base, keys[:_TRIES]):
-        example = format_name(keys[0].as_py())
+        example = shorten_text(format_name(keys[0].as_py()))
         _log.warning("images %r: its first paths, such as %r, are no files in %r: %s", images, example, prefixes[0], _BASE)
     failures = dict.fromkeys(outside, f"outside of the folder; {_BASE}")
     return ImageFiles(base, keys, labels, failures | _describe_repeats(keys))
@@ -262,25 +279,31 @@ def _read_csv(
 def _read_parquet(
     file: BinaryIO, images: str, path: str, label: str | None
 ) -> tuple[pa.LargeBinaryArray, pa.LargeStringArray | None]:
-    schema = pq.read_schema(file)
+    columns = [path] if label is None else [path, label]
+    paths, labels, size = [pa.array([], pa.large_binary())], [pa.array([], pa.large_string())], 0
+    with ParquetBatches(file) as table:
+        _check_columns(table.schema, images, path, label)
+        names = read_label_names(table.schema, label)
+        for batch in table.iter_batches(table.groups, columns, _BLOCK):
+            paths.append(decode_paths(batch.column(path)))
+            if label is not None:
+                labels.append(format_labels(batch.column(label), names))
+            size += paths[-1].nbytes + labels[-1].nbytes
+            if size > _MAX_LIST_BYTES:
+                raise UsageError(f"images {images!r}: a list of more than {_MAX_LIST_BYTES:,} bytes")
+    return pa.concat_arrays(paths), None if label is None else pa.concat_arrays(labels)
+
+
+def _check_columns(schema: pa.Schema, images: str, path: str, label: str | None) -> None:
+    """Raise UsageError unless a table has a column of paths, and one of labels if there is to be one."""
     if path == PATH and PATH not in schema.names:
         raise UsageError(
             f"images {images!r}: neither encoded images nor a column {PATH!r} of paths: {describe_columns(schema)}"
         )
-    with pq.ParquetFile(file, read_dictionary=[path]) as table:
-        for column, fits in ((path, is_text), (label, is_label)):
-            check_column(schema, column, f"images {images!r}")
-            if column is not None and not fits(schema.field(column).type):
-                raise UsageError(f"images {images!r}: column {column!r} holds {schema.field(column).type}")
-        paths, labels, size = [pa.array([], pa.large_binary())], [pa.array([], pa.large_string())], 0
-        for batch in table.iter_batches(_BLOCK, columns=[path] if label is None else [path, label]):
-            paths.append(decode_text(batch.column(path)).cast(pa.large_binary()))
-            if label is not None:
-                labels.append(format_labels(batch.column(label), read_label_names(schema, label)))
-            size += paths[-1].nbytes
-            if size > _MAX_LIST_BYTES:
-                raise UsageError(f"images {images!r}: a list of more than {_MAX_LIST_BYTES:,} bytes")
-    return pa.concat_arrays(paths), None if label is None else pa.concat_arrays(labels)
+    for column, fits in ((path, is_text), (label, is_label)):
+        check_column(schema, column, f"images {images!r}")
+        if column is not None and not fits(schema.field(column).type):
+            raise UsageError(f"images {images!r}: column {column!r} holds {schema.field(column).type}")
 
 
 def normalise_paths(entries: pa.LargeBinaryArray, prefixes: list[bytes]) -> pa.LargeBinaryArray:

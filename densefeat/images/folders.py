@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
+from densefeat.images.memory import MEMORY
 from densefeat.images.stamps import stamp_info, stamp_status
 
 if TYPE_CHECKING:
@@ -73,13 +74,12 @@ class LocalFolder:
     follow_links: bool = False
 
     def read(self, name: str) -> bytes:
-        with self.open(name) as file, _read_errors():
-            _check_byte_count(os.fstat(file.fileno()).st_size)
-            return file.read()
+        with self.open(name) as file:
+            return _read_whole(file)
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        _check_byte_count(size)
-        with self.open(name) as file, _read_errors():
+        with self.open(name) as file, _read_errors(), MEMORY.hold():
+            _claim_bytes(size)
             file.seek(offset)
             return _check_length(file.read(size), size)
 
@@ -200,18 +200,19 @@ class RemoteFolder:
             if self.listed:
                 return self._fs.cat_file(path)
             size = self._fs.info(path).get("size")
-            _check_byte_count(size or 0)
-            if size is not None:
-                return self._fs.cat_file(path)
-            with self._fs.open(path, "rb") as file:  # without a size: read no more than is allowed
-                data = file.read(MAX_BYTES + 1)
-            _check_byte_count(len(data))
-            return data
+            with MEMORY.hold():
+                _claim_bytes(size or 0)
+                if size is not None:
+                    return self._fs.cat_file(path)
+                with self._fs.open(path, "rb") as file:  # without a size: read no more than is allowed
+                    data = file.read(MAX_BYTES + 1)
+                _check_byte_count(len(data))
+                return data
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         path = self._check(name)
-        _check_byte_count(size)
-        with _read_errors():
+        with _read_errors(), MEMORY.hold():
+            _claim_bytes(size)
             return _check_length(self._fs.cat_file(path, start=offset, end=offset + size) if size else b"", size)
 
     def open(self, name: str) -> BinaryIO:
@@ -290,6 +291,24 @@ def is_hidden(name: str | bytes) -> bool:
 def leaves_folder(name: str) -> bool:
     """Check by its text whether a path is absolute, an address, or goes up; links are checked when a file is opened."""
     return os.path.isabs(name) or name.startswith("/") or "://" in name or ".." in name.replace(os.sep, "/").split("/")
+
+
+def read_file(path: str | Path) -> bytes:
+    """Read an encoded image from a file that the user named. Raises DecodeError (stage ``read``, or ``memory``)."""
+    with _read_errors(), open(path, "rb") as file:
+        return _read_whole(file)
+
+
+def _read_whole(file: BinaryIO) -> bytes:
+    with _read_errors(), MEMORY.hold():
+        _claim_bytes(os.fstat(file.fileno()).st_size)
+        return file.read()
+
+
+def _claim_bytes(size: int) -> None:
+    """Claim the memory for an encoded image. Raises DecodeError for one that is too large."""
+    _check_byte_count(size)
+    MEMORY.claim(size, f"{size:,} bytes")
 
 
 def _check_byte_count(size: int) -> None:

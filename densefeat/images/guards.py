@@ -1,5 +1,6 @@
 """What holds for every decoder: errors of one kind, no warnings, and a look at the size before memory is allocated."""
 
+import logging
 import re
 import threading
 import warnings
@@ -71,3 +72,16 @@ def decode_errors() -> Iterator[None]:
         raise DecodeError(f"{type(error).__name__}: {reason}") from error
     finally:
         _quiet_threads.quiet = before
+
+
+class _QuietLog(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002
+        return not _quiet_threads.quiet
+
+
+_quiet_log = _QuietLog()
+
+
+def silence_logger(name: str) -> None:
+    """Keep what a library logs in threads that are inside :func:`decode_errors` out of every log."""
+    logging.getLogger(name).addFilter(_quiet_log)  # which adds it once

@@ -5,14 +5,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import yaml
 
-from densefeat.base import describe_error
+from densefeat.base import PlainLoader, describe_error, parse_json, shorten_text
 from densefeat.errors import DecodeError, DensefeatError, UsageError
-from densefeat.images.folders import LocalFolder, RemoteFolder, file_system
+from densefeat.images.files import is_image_name
+from densefeat.images.folders import LocalFolder, RemoteFolder, file_system, leaves_folder
 from densefeat.images.rows import (
     ImageColumns,
     choose_image_columns,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 _BATCH_ROWS = 32  # read at a time, for images of any size
+_MAX_DESCRIPTION = 2**24  # bytes of a file that describes a data set
 _TIMEOUT = 10  # seconds in which the Hub has to answer
 
 
@@ -162,6 +165,7 @@ def open_saved(folder: str, images: str, image_column: str | None = None, label_
     with _datasets_errors(images):
         from datasets import Image, load_from_disk
 
+        _check_folder(folder)
         dataset = load_from_disk(folder)
     columns = choose_image_columns([dataset.features.arrow_schema], image_column, label_column, images)
     if not len(dataset):
@@ -180,7 +184,9 @@ def download_split(address: str, image_column: str | None = None, label_column: 
         from datasets import Image, config, load_dataset
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        if not local:
+        if local:
+            _check_folder(name)
+        else:
             _find_revision(name)
         dataset = load_dataset(name, split=split)
         columns = choose_image_columns([dataset.features.arrow_schema], image_column, label_column, address)
@@ -214,6 +220,8 @@ def stream_split(address: str, image_column: str | None = None, label_column: st
     with _datasets_errors(address):
         from datasets import Image, load_dataset
 
+        if local:
+            _check_folder(name)
         revision = None if local else _find_revision(name)
         dataset = load_dataset(name, split=split, streaming=True)
     if dataset.features is None:
@@ -228,7 +236,63 @@ def _find_revision(name: str) -> str | None:
     """Ask the Hub once for a data set: datasets itself would try for half a minute before it gives up."""
     from huggingface_hub import HfApi
 
-    return HfApi().dataset_info(name, timeout=_TIMEOUT).sha
+    info = HfApi().dataset_info(name, timeout=_TIMEOUT)
+    for file in _list_configured(info.card_data.to_dict() if info.card_data else {}):
+        _check_name(file)
+    return info.sha
+
+
+def _check_folder(folder: str) -> None:
+    """Raise ValueError where files of a data set lead out of its folder: datasets follows paths, links and addresses there.
+
+    Images are left to those who read them: each is a row that cannot be read.
+    """
+    home = LocalFolder(os.path.realpath(folder))
+    for name in _list_named(home):
+        _check_name(name)
+    for found in home.find():
+        name = os.fsdecode(found.name.rstrip(b"/"))
+        is_link = not is_image_name(found.name) and os.path.islink(os.path.join(home.root, name))
+        if is_link and home.path(name) is None:
+            raise ValueError(f"{name!r} is a symbolic link out of its folder")
+
+
+def _check_name(name: str) -> None:
+    if leaves_folder(name) or ":" in name:
+        raise ValueError(f"it names the file {shorten_text(repr(name))}, which is not in its folder")
+
+
+def _list_named(home: LocalFolder) -> Iterator[str]:
+    """List the files and patterns that the descriptions in a data set's folder name."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    if (state := _read_description(home, "state.json")) is not None:
+        yield from (file["filename"] for file in parse_json(state)["_data_files"])
+    header = REGEX_YAML_BLOCK.search(_read_description(home, "README.md") or "")
+    for text in (header and header[2], _read_description(home, ".huggingface.yaml")):
+        yield from _list_configured(yaml.load(text, PlainLoader) if text else {})
+
+
+def _read_description(home: LocalFolder, name: str) -> str | None:
+    if not os.path.lexists(os.path.join(home.root, name)):
+        return None
+    if (size := home.size(name)) > _MAX_DESCRIPTION:
+        raise ValueError(f"{name} has {size:,} bytes: at most {_MAX_DESCRIPTION:,} are read")
+    return home.read(name).decode()
+
+
+def _list_configured(card: Any) -> Iterator[str]:
+    """List the files, patterns and folders in the configurations of a data set's card."""
+    for config in (card.get("configs") if isinstance(card, dict) else None) or []:
+        yield from _list_texts([config.get("data_files"), config.get("data_dir")])
+
+
+def _list_texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _list_texts(inner)
 
 
 @contextmanager

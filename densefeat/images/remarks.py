@@ -41,15 +41,16 @@ class LeftOut:
 
     def warn(self, images: str) -> None:
         """Log one line if there is anything; ``images``: what the user named."""
-        if text := self._describe():
+        if text := self.describe():
             _log.warning("images %r: left out: %s", images, text)
 
     def but(self) -> str:
         """Return the end of a sentence that says what there is instead of images."""
-        text = self._describe()
+        text = self.describe()
         return text and f", but {text}"
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
+        """Count the files of each kind in words; empty where there are none."""
         kinds = sorted(self.others.items(), key=lambda kind: (-kind[1], kind[0]))
         counts = [f"{count:,} {extension}" for extension, count in kinds[:_KINDS_NAMED]]
         if rest := sum(count for _, count in kinds[_KINDS_NAMED:]):

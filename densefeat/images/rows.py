@@ -1,6 +1,5 @@
 """Tables of images: which columns hold images and labels, and rows as items."""
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 
-from densefeat.base import shorten_text
-from densefeat.errors import UsageError
+from densefeat.base import parse_json, shorten_text
+from densefeat.errors import DecodeError, UsageError
 from densefeat.images.folders import MAX_BYTES
 from densefeat.images.label_text import clean_labels
 from densefeat.images.stream import ImageItem, make_unreadable_item
 
 _log = logging.getLogger(__name__)
 _NO_IMAGE = "neither bytes nor a path in this row"
+_MAX_TEXT_BYTES = 4096  # of a label or a path of a list: in a table one text may stand in any number of rows
 _COLUMNS_NAMED = 20  # in a message
 _LABEL = "label"  # the column that is read where none is named
 _UNLABELLED = "-1"  # what datasets writes where the classes of a test split are not published
@@ -144,8 +144,8 @@ def _has_labels(dtype: pa.DataType) -> bool:
 def _read_feature(schema: pa.Schema, column: str) -> dict:
     """Read what datasets has written about a column; empty where there is nothing, or nothing of a known form."""
     try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        feature = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+    except (KeyError, TypeError, ValueError):
         return {}
     return feature if isinstance(feature, dict) else {}
 
@@ -160,11 +160,11 @@ def format_labels(values: pa.Array, names: list[str] | None) -> pa.LargeStringAr
     """Turn labels into text: integers into the names of their classes if there are ``names``; null stays null.
 
     Whole numbers among floats are written as integers, and NaN is null: so pandas stores integers beside a missing one.
-    Text is cleaned, see :func:`densefeat.images.label_text.clean_labels`.
+    Text is cleaned, see :func:`densefeat.images.label_text.clean_labels`. Raises DecodeError for text that is too long.
     """
     values = _decode_dictionary(values)
     is_float = types.is_floating(values.type)
-    text = _format_floats(values) if is_float else clean_labels(decode_text(values))
+    text = _format_floats(values) if is_float else clean_labels(_check_lengths(_decode_text(values), "label"))
     if names is None or not (is_float or types.is_integer(values.type)):
         return text
     numbers = pa.array(map(str, range(len(names))), pa.large_string())
@@ -184,7 +184,7 @@ def _format_floats(values: pa.Array) -> pa.LargeStringArray:
     return pc.coalesce(integers.cast(pa.large_string()), values.cast(pa.large_string()))
 
 
-def decode_text(values: pa.Array) -> pa.LargeStringArray:
+def _decode_text(values: pa.Array) -> pa.LargeStringArray:
     """Turn values into text, with escapes for bytes that are not UTF-8, which Parquet files may contain."""
     values = _decode_dictionary(values)
     if not is_text(values.type):
@@ -197,6 +197,19 @@ def decode_text(values: pa.Array) -> pa.LargeStringArray:
         return pa.array(texts, pa.large_string())
 
 
+def decode_paths(values: pa.Array) -> pa.LargeBinaryArray:
+    """Turn a column of paths into bytes. Raises DecodeError for one that is too long."""
+    return _check_lengths(_decode_text(values), "path").cast(pa.large_binary())
+
+
+def _check_lengths(text: pa.LargeStringArray, noun: str) -> pa.LargeStringArray:
+    """Return ``text``. Raises DecodeError where one is longer than a label or a path can be."""
+    longest = pc.max(pc.binary_length(text)).as_py() or 0
+    if longest > _MAX_TEXT_BYTES:
+        raise DecodeError(f"a {noun} of {longest:,} bytes: at most {_MAX_TEXT_BYTES:,} are read", "read")
+    return text
+
+
 def make_row_items(
     batch: pa.RecordBatch,
     columns: ImageColumns,
@@ -205,7 +218,7 @@ def make_row_items(
     first: int,
     read_path: Callable[[str], bytes],
 ) -> Iterator[ImageItem]:
-    """Make the items ``key#first``, ``key#first + 1``, … of rows.
+    """Make the items ``key#first``, ``key#first + 1``, … of rows. Raises errors of labels before the first item is taken.
 
     ``names``: of the label's classes; ``read_path``: reads the file of a row that has only a path.
     """
@@ -213,27 +226,30 @@ def make_row_items(
     labels = [None] * len(batch)
     if columns.label is not None:
         labels = format_labels(batch.column(columns.label), names).to_pylist()
-    for row, label in enumerate(labels):
-        name = f"{key}#{first + row}"
-        encoded = data[row].as_py()
-        path = None if paths is None else paths[row].as_py()
-        if encoded is not None and len(encoded) > MAX_BYTES:
-            yield make_unreadable_item(name, label, f"{len(encoded):,} bytes are more than the limit of {MAX_BYTES:,}")
-        elif encoded is not None:
-            yield ImageItem(name, label, partial(bytes, encoded))
-        elif path is not None:
-            yield ImageItem(name, label, partial(read_path, os.fsdecode(path)))
-        else:
-            yield make_unreadable_item(name, label, _NO_IMAGE)
+    keys = (f"{key}#{first + row}" for row in range(len(batch)))
+    return map(partial(_make_row_item, read_path), keys, labels, data, paths)
 
 
-def _split_bytes_and_paths(image: pa.Array) -> tuple[pa.Array, pa.Array | None]:
-    """Return a column's bytes, and its paths if it has any."""
+def _make_row_item(
+    read_path: Callable[[str], bytes], key: str, label: str | None, data: pa.Scalar, path: pa.Scalar
+) -> ImageItem:
+    encoded, name = data.as_py(), path.as_py()
+    if encoded is not None and len(encoded) > MAX_BYTES:
+        return make_unreadable_item(key, label, f"{len(encoded):,} bytes are more than the limit of {MAX_BYTES:,}")
+    if encoded is not None:
+        return ImageItem(key, label, partial(bytes, encoded))
+    if name is not None:
+        return ImageItem(key, label, partial(read_path, os.fsdecode(name)))
+    return make_unreadable_item(key, label, _NO_IMAGE)
+
+
+def _split_bytes_and_paths(image: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Return a column's bytes, and its paths, which are null where it has none."""
     if not isinstance(image, pa.StructArray):
-        return image, None
+        return image, pa.nulls(len(image))
     fields = dict(zip((field.name for field in image.type), image.flatten(), strict=True))
-    path = fields.get("path")
-    return fields["bytes"], path if path is None else path.cast(pa.large_binary())  # they need not be UTF-8
+    path = fields.get("path", pa.nulls(len(image)))
+    return fields["bytes"], path.cast(pa.large_binary())  # they need not be UTF-8
 
 
 def make_row_keys(key: str, count: int) -> pa.LargeBinaryArray:

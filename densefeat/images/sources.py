@@ -1,11 +1,11 @@
 """Open whatever the user names as one ordered source of images."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from densefeat.base import parse_json
 from densefeat.errors import UsageError
 from densefeat.images.addresses import Address, is_remote, parse_address
 from densefeat.images.csv_files import DELIMITERS
@@ -212,7 +212,7 @@ def _is_saved(address: Address) -> bool:
 def _list_splits(address: Address) -> str:
     """List the folders of a saved DatasetDict, each of which can be opened."""
     try:
-        splits = json.loads(Path(address.path, "dataset_dict.json").read_text())["splits"]
+        splits = parse_json(Path(address.path, "dataset_dict.json").read_text())["splits"]
         return ", ".join(os.path.join(address.text, str(split)) for split in splits)
     except (OSError, ValueError, KeyError, TypeError):
         return "a folder in it"

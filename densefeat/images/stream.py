@@ -12,11 +12,14 @@ from typing import Any, BinaryIO, NoReturn, Protocol
 import numpy as np
 import pyarrow as pa
 
-from densefeat.errors import DecodeError
+from densefeat.base import printable
+from densefeat.errors import DecodeError, UnknownRange
 from densefeat.images.decode import DecodedImage, decode
 from densefeat.images.folders import Folder
 from densefeat.images.guards import MAX_PIXELS
+from densefeat.images.pixel_rule import PHOTOGRAPHS, PixelRule
 from densefeat.images.stamps import Stamps
+from densefeat.images.tiff_pages import TiffIndex
 
 _READ_OVER = 1000  # positions: reading past so many costs less than entering a source again
 _CHUNK = 1024  # keys turned into Python strings at a time
@@ -33,8 +36,13 @@ class Item(Protocol):
     @property
     def label(self) -> str | None: ...
 
-    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> DecodedImage | None:
-        """Decode the pixels; None for a tile without enough content. Raises DecodeError: the step that failed, and why."""
+    def decode(
+        self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS, rule: PixelRule = PHOTOGRAPHS
+    ) -> DecodedImage | None:
+        """Decode the pixels; None for a tile without enough content.
+
+        Raises DecodeError: the step that failed, and why; UnknownRange as :func:`densefeat.images.decode.decode` does.
+        """
 
 
 def _no_path() -> None:
@@ -47,7 +55,7 @@ class ImageItem:
 
     ``read`` returns its bytes, or raises DecodeError (stage ``read``). ``open`` opens a file for reading parts of it, with the
     same errors; None where the image is no file. ``path`` looks up the path of a file on this machine; it returns None where
-    there is none, or where it must not be read.
+    there is none, or where it must not be read. ``page``: which of the file's images it is, from 1; None: the first.
     """
 
     key: str
@@ -55,18 +63,23 @@ class ImageItem:
     read: Callable[[], bytes]
     path: Callable[[], str | None] = _no_path
     open: Callable[[], BinaryIO] | None = None
+    page: int | None = None
 
-    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS) -> DecodedImage:
-        return decode(self.read(), decoder, max_pixels)
+    def tables(self) -> TiffIndex | None:
+        """Return where the pages of the file are, as far as that is known already."""
+        return None
+
+    def decode(self, decoder: str = "torchvision", max_pixels: int = MAX_PIXELS, rule: PixelRule = PHOTOGRAPHS) -> DecodedImage:
+        return decode(self.read(), decoder, max_pixels, rule)
 
 
-def make_unreadable_item(key: str, label: str | None, reason: str) -> ImageItem:
+def make_unreadable_item(key: str, label: str | None, reason: str, stage: str = "read") -> ImageItem:
     """Make an item of which it is known that it cannot be read."""
-    return ImageItem(key, label, partial(_raise_read_error, reason))
+    return ImageItem(key, label, partial(_raise_error, reason, stage))
 
 
-def _raise_read_error(reason: str) -> NoReturn:
-    raise DecodeError(reason, "read")
+def _raise_error(reason: str, stage: str) -> NoReturn:
+    raise DecodeError(reason, stage)
 
 
 class Source(Protocol):
@@ -92,7 +105,14 @@ class Source(Protocol):
 
 
 class Listing(Source, Protocol):
-    """A source as the user named it, which also knows the files that it is read from."""
+    """A source as the user named it, which also knows the files that it is read from.
+
+    Attributes:
+        left_out: What is in the input and no item, in words, such as "12 .pdf, 3 .psd"; empty where that is nothing.
+    """
+
+    @property
+    def left_out(self) -> str: ...
 
     def stamps(self) -> Stamps:
         """Look at the files that the source is read from: by these stamps a later job notices that they have changed."""
@@ -107,6 +127,8 @@ class ImageReader(Protocol):
 
 class RandomAccess(Source):
     """A source whose images can be read in any order, as training does. New kinds of input only override what they need."""
+
+    left_out: str = ""  # as of a Listing
 
     def label_values(self) -> pa.LargeStringArray:
         """Return the label of each position, null where it has none."""
@@ -151,6 +173,7 @@ class IndexedSource(RandomAccess):
     names: pa.LargeBinaryArray = field(repr=False)
     labels: pa.Array | None = field(default=None, repr=False)
     failures: dict[int, str] = field(default_factory=dict, repr=False)
+    left_out: str = field(default="", kw_only=True, repr=False)
 
     @property
     def length(self) -> int:
@@ -191,6 +214,8 @@ class SequentialSource:
 
     Subclasses define ``rows``.
     """
+
+    left_out: str = ""  # as of a Listing
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -250,6 +275,11 @@ class SelectedSource:
 def printable_key(key: str) -> str:
     """Show bytes of a key that are not UTF-8 as escapes."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def name_image(error: UnknownRange, key: str) -> UnknownRange:
+    """Return the error with the image that it is of."""
+    return UnknownRange(f"image {printable(printable_key(key))}: {error}")
 
 
 def printable_keys(keys: pa.LargeBinaryArray) -> pa.LargeStringArray:

@@ -1,24 +1,23 @@
 """Parquet files that hold images, as datasets writes them or in a plain binary column."""
 
 import logging
+import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow.types import is_struct
 
 from densefeat.base import describe_error
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images.folders import Folder
+from densefeat.images.parquet_batches import ParquetBatches
 from densefeat.images.rows import (
     ImageColumns,
     choose_image_columns,
@@ -40,25 +39,24 @@ from densefeat.images.stream import (
 )
 
 _log = logging.getLogger(__name__)
-_BATCH_BYTES, _BATCH_ROWS = 2**25, 1024  # read at a time, whichever is reached first
+_IMAGES, _LABELS = 1024, 2**16  # rows of images, and of labels alone, that are read at a time
 _CACHE_BYTES = 2**29  # of encoded images that one reader keeps
+_MAX_GROUP_BYTES = 2**33  # of encoded images in a row group that is read as a whole
 _MAX_ROWS = 10**9  # of one file: its keys alone would fill tens of gigabytes
+_FREE_ROWS = 2**18  # of a file of any size; more have at least a byte each
 _MAX_REFUSED_ROWS = 10**7  # of one file without images
-_BUFFER = 2**20  # bytes; with a buffer pyarrow reads a row group page by page, not as a whole
 _Batch = tuple[pa.RecordBatch, list[str] | None]  # rows, and names of the label's classes
 
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """A Parquet file. ``groups``: how many rows each row group has; ``leaf``: Parquet's path of the encoded images.
+    """A Parquet file. ``groups``: how many rows each row group has; ``label``: the column of labels, None where it has none.
 
-    ``label``: the column of labels, None where this file has none. ``error``: why its rows cannot be read; ``is_row``: nor is
-    their number known: the file is one item that cannot be read.
+    ``error``: why its rows cannot be read; ``is_row``: nor is their number known: the file is one item that cannot be read.
     """
 
     name: str
     groups: tuple[int, ...]
-    leaf: str = ""
     label: str | None = None
     error: str | None = None
     is_row: bool = False
@@ -108,15 +106,14 @@ class TableRows(SequentialSource, RandomAccess):
             return
         with ExitStack() as stack:
             try:
-                handle = stack.enter_context(self.folder.open(file.name))
-                table = stack.enter_context(_open_table(handle))
+                table = stack.enter_context(self._open(file))
             except Exception as error:
                 yield from _make_unreadable_rows(file, start, file.length, error)
                 return
             first = 0
             for group, count in enumerate(file.groups):
                 if start < first + count:
-                    batches = self._batches(handle, table, file, group)
+                    batches = self._batches(table, file, group)
                     yield from self._group_items(file, batches, first, max(start, first), first + count)
                 first += count
 
@@ -126,23 +123,28 @@ class TableRows(SequentialSource, RandomAccess):
         """Read rows ``start`` to ``stop`` of the file, within a row group that begins with row ``first``."""
         row = first
         read_path = self.folder.below(file.name).read
+        columns = ImageColumns(self.columns.image, file.label)
         while row < stop:
             try:
                 batch, names = next(batches)
+                skip = min(max(start - row, 0), len(batch))
+                rows = batch.slice(skip, stop - row - skip)
+                items = make_row_items(rows, columns, names, file.name, row + skip, read_path)
             except Exception as error:
                 yield from _make_unreadable_rows(file, max(row, start), stop, error)
                 return
-            skip = min(max(start - row, 0), len(batch))
-            rows = batch.slice(skip, stop - row - skip)
-            columns = ImageColumns(self.columns.image, file.label)
-            yield from make_row_items(rows, columns, names, file.name, row + skip, read_path)
+            yield from items
             row += len(batch)
 
-    def _batches(self, handle: BinaryIO, table: pq.ParquetFile, file: TableFile, group: int) -> Iterator[_Batch]:
+    @contextmanager
+    def _open(self, file: TableFile) -> Iterator[ParquetBatches]:
+        with self.folder.open(file.name) as handle, ParquetBatches(handle) as table:
+            yield table
+
+    def _batches(self, table: ParquetBatches, file: TableFile, group: int) -> Iterator[_Batch]:
         columns = [self.columns.image] if file.label is None else [self.columns.image, file.label]
-        names = read_label_names(table.schema_arrow, file.label)
-        rows = _choose_batch_rows(handle, table.metadata, file.leaf, group)
-        for batch in table.iter_batches(rows, row_groups=[group], columns=columns):
+        names = read_label_names(table.schema, file.label)
+        for batch in table.iter_batches([group], columns, _IMAGES):
             yield batch, names
 
     def keys(self) -> pa.LargeBinaryArray:
@@ -176,10 +178,11 @@ class TableRows(SequentialSource, RandomAccess):
         if file.error is not None or file.label is None:
             return unknown
         try:
-            with self.folder.open(file.name) as handle, pq.ParquetFile(handle) as table:
-                names = read_label_names(table.schema_arrow, file.label)
-                values = table.read([file.label]).column(file.label)
-                return pa.concat_arrays([format_labels(chunk, names) for chunk in values.chunks]) if len(values) else unknown
+            with self._open(file) as table:
+                names = read_label_names(table.schema, file.label)
+                batches = table.iter_batches(table.groups, [file.label], _LABELS)
+                labels = [format_labels(batch.column(0), names) for batch in batches]
+                return pa.concat_arrays(labels) if sum(map(len, labels)) == file.length > 0 else unknown
         except Exception:  # reading an item of this file raises the error
             return unknown
 
@@ -213,8 +216,13 @@ class RowGroupReader:
         return image
 
     def _load(self, group: int) -> None:
-        self.groups[group] = [_read_or_error(item) for item in self.source.items(self.starts[group], self.starts[group + 1])]
-        self.size += _count_bytes(self.groups[group])
+        images: list[bytes | DecodeError] = []
+        size = 0
+        for item in self.source.items(self.starts[group], self.starts[group + 1]):
+            images.append(_read_or_error(item) if size <= _MAX_GROUP_BYTES else _refuse_large_group())
+            size += _count_bytes(images[-1:])
+        self.groups[group] = images
+        self.size += size
         while self.size > _CACHE_BYTES and len(self.groups) > 1:
             self.size -= _count_bytes(self.groups.popitem(last=False)[1])
 
@@ -224,6 +232,10 @@ def _read_or_error(item: ImageItem) -> bytes | DecodeError:
         return item.read()
     except DecodeError as error:
         return error
+
+
+def _refuse_large_group() -> DecodeError:
+    return DecodeError(f"a row group of more than {_MAX_GROUP_BYTES:,} bytes: write smaller ones, or read it in order", "read")
 
 
 def _count_bytes(images: list[bytes | DecodeError]) -> int:
@@ -263,8 +275,9 @@ def read_footer(folder: Folder, name: str) -> tuple[TableFile, pa.Schema | None]
         with folder.open(name) as handle, pq.ParquetFile(handle) as table:
             stamp = stamp_open_file(handle)
             groups = tuple(table.metadata.row_group(group).num_rows for group in range(table.num_row_groups))
-            if sum(groups) > _MAX_ROWS or min(groups, default=0) < 0:
-                reason = f"a Parquet file of {sum(groups):,} rows: at most {_MAX_ROWS:,} are read"
+            most = min(_MAX_ROWS, max(_FREE_ROWS, handle.seek(0, os.SEEK_END)))
+            if sum(groups) > most or min(groups, default=0) < 0:
+                reason = f"a Parquet file of {sum(groups):,} rows: at most {most:,} are read of one of its size"
                 return _make_unreadable_file(name, reason), None
             return TableFile(name, groups, stamp=stamp), table.schema_arrow
     except DecodeError as error:
@@ -281,41 +294,12 @@ def _choose_file_columns(file: TableFile, schema: pa.Schema, columns: ImageColum
     dtype = schema.field(image).type
     if not is_image(dtype):
         return _refuse_rows(file, f"column {columns.image!r} holds {dtype}, unlike that of other files")
-    leaf = f"{columns.image}.bytes" if is_struct(dtype) else columns.image
-    return replace(file, leaf=leaf, label=columns.label if label >= 0 and is_label(schema.field(label).type) else None)
+    return replace(file, label=columns.label if label >= 0 and is_label(schema.field(label).type) else None)
 
 
 def _refuse_rows(file: TableFile, reason: str) -> TableFile:
     """Return the file with an error for each of its rows, or for itself if a crafted footer promises too many."""
     return replace(file, error=reason) if file.length <= _MAX_REFUSED_ROWS else _make_unreadable_file(file.name, reason)
-
-
-def _open_table(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
-    return pq.ParquetFile(handle, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True, **options)
-
-
-def _choose_batch_rows(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
-    """Count the rows to read at a time, by the mean size of an image and the longest one in a dictionary.
-
-    Without the second a crafted file, in which many rows refer to one large image, would fill the memory.
-    """
-    row_group = metadata.row_group(group)
-    size = 1
-    for chunk in (row_group.column(i) for i in range(row_group.num_columns)):
-        if chunk.path_in_schema == leaf:
-            size = chunk.total_uncompressed_size // max(row_group.num_rows, 1)
-            if chunk.has_dictionary_page:
-                size = max(size, _find_longest_in_dictionary(handle, metadata, leaf, group))
-    return min(max(_BATCH_BYTES // max(size, 1), 1), _BATCH_ROWS)
-
-
-def _find_longest_in_dictionary(handle: BinaryIO, metadata: pq.FileMetaData, leaf: str, group: int) -> int:
-    """Return the size of the longest value in the dictionary of a column chunk; to see it, one row is read but not decoded."""
-    with _open_table(handle, metadata=metadata, read_dictionary=[leaf]) as table:
-        batch = next(table.iter_batches(1, row_groups=[group], columns=[leaf]))
-    column = batch.column(0)
-    values = column.field("bytes") if is_struct(column.type) else column
-    return pc.max(pc.binary_length(values.dictionary)).as_py() or 0
 
 
 def _make_unreadable_rows(file: TableFile, start: int, stop: int, error: Exception) -> Iterator[ImageItem]:

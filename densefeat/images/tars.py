@@ -26,7 +26,7 @@ _MAX_HEADER_BYTES = 2**20  # long names and attributes
 _MAX_PADDING = 2**26  # bytes of zeros after an archive: more are not searched for another one
 _MAX_LINKS = 40  # that lead from one to the next
 _EXTENSIONS_NAMED = 20  # in a message
-_OTHER_IMAGES = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".dng", ".svg")  # formats that are not read
+_OTHER_IMAGES = (".jxl", ".tga", ".dng", ".svg")  # formats that are not read
 _GZIP = b"\x1f\x8b"
 _Place = tuple[int, int]  # the offset and size of a member's bytes
 
@@ -284,6 +284,7 @@ def open_tars(folder: Folder, shards: list[str], images: str, label_column: str 
         np.concatenate([index.offsets for index in indexes]),
         np.concatenate([index.sizes for index in indexes]),
         tuple(index.stamp for index in indexes),
+        left_out=left_out.describe(),
     )
 
 

@@ -1,28 +1,28 @@
-"""Read TIFFs, whole or by region: only the strips and tiles ("segments") that a region touches are decoded.
+"""Open the images of a TIFF, to be read whole or by region.
 
 A file may be far larger than memory. Both ways give the same pixels, or the same reason why there are none.
 """
 
-import io
 import logging
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import islice
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Jpeg2KImagePlugin, JpegImagePlugin, WebPImagePlugin
 
 from densefeat.errors import DecodeError
-from densefeat.images.byte_cache import ByteCache
+from densefeat.images.footprint import count_segment_bytes
 from densefeat.images.guards import MAX_PIXELS, decode_errors
-from densefeat.images.jpeg import find_jpeg_end
-from densefeat.images.samples import Samples, check_brightness, is_bright
+from densefeat.images.memory import MEMORY
+from densefeat.images.pixel_rule import PHOTOGRAPHS, PixelRule
+from densefeat.images.tiff_header import Table, count_table_bytes
+from densefeat.images.tiff_image import FLIPS, WEBP, Segments, TiffImage
+from densefeat.images.tiff_pages import FEW_PAGES, MAX_PAGES, TiffEntry, TiffIndex, list_images, read_tables
 from densefeat.images.tiff_samples import JPEG, JPEG_2000, read_samples
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # and BigTIFF's, in either byte order
-_UNCOMPRESSED, _WEBP = 1, 50001
+_UNCOMPRESSED = 1
 _COMPRESSIONS = {
     _UNCOMPRESSED: "none",
     2: "CCITT RLE",
@@ -35,230 +35,139 @@ _COMPRESSIONS = {
     32773: "PackBits",
     34925: "LZMA",
     50000: "Zstandard",
-    _WEBP: "WebP",
+    WEBP: "WebP",
     **dict.fromkeys(JPEG_2000, "JPEG 2000"),
 }
-_REDUCED, _MASK = 1, 4  # bits of a page's subfile type
 _ORIENTATION, _SUBSAMPLING = 274, 530  # tags
-_FLIPS = {  # orientation: rows flipped, columns flipped, then rows and columns exchanged
-    2: (False, True, False),
-    3: (True, True, False),
-    4: (True, False, False),
-    5: (False, False, True),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (False, True, True),
-}
-_MAX_PAGES = 64  # that are looked at
 _STRIP_BYTES = 2**20
-_SPARE_BYTES = 2**16  # by which a small segment may grow when it is compressed
+_MANY_SEGMENTS, _SMALL_SEGMENT = 2**16, 16 * 16  # pixels: so many that are smaller would take minutes
 
 
-@dataclass(frozen=True)
-class Segments:
-    """The grid of strips or tiles: each ``height`` × ``width`` pixels, ``rows`` × ``columns`` of them in each of ``planes``."""
-
-    height: int
-    width: int
-    rows: int
-    columns: int
-    planes: int
-    offsets: tuple[int, ...]
-    byte_counts: tuple[int, ...]
-    pixel_bytes: int  # of one plane
-
-    @property
-    def nbytes(self) -> int:
-        """Size of one decoded segment."""
-        return self.height * self.width * self.pixel_bytes
-
-
-@dataclass(frozen=True)
-class TiffImage:
-    """An image of a TIFF.
-
-    Attributes:
-        name: Identifies its segments in a cache.
-        open: Opens the file for reading and seeking.
-        width, height: Of the upright image.
-        stored: Height and width in the file.
-        several: The file has more images than this one.
-        decode: From a segment's bytes and number to samples ``(h, w, n)``.
-    """
-
-    name: Hashable
-    open: Callable[[], BinaryIO]
-    width: int
-    height: int
-    stored: tuple[int, int]
-    orientation: int
-    segments: Segments
-    samples: Samples
-    compression: int
-    several: bool
-    decode: Callable[[bytes, int], np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        return 10_000 + 100 * len(self.segments.offsets)
-
-    def read(self) -> np.ndarray:
-        """Read the whole image: uint8 RGB ``(height, width, 3)``. Raises DecodeError as the methods below do."""
-        self.check_samples()
-        return self.region(0, 0, self.width, self.height, ByteCache(0))
-
-    def check_samples(self) -> None:
-        """Raise DecodeError for an image that may have fewer bits than its samples; segments are read until it is clear."""
-        if not self.samples.may_be_shallow:
-            return
-        brightest = 0
-        for row in range(self.segments.rows):
-            for column in range(self.segments.columns):
-                samples = self._read_segment(row, column)
-                if samples is not None:
-                    brightest = max(brightest, self.samples.find_brightest(samples))
-                if is_bright(brightest):
-                    return
-        check_brightness(brightest)
-
-    def region(self, x: int, y: int, width: int, height: int, decoded: ByteCache[np.ndarray]) -> np.ndarray:
-        """Read uint8 RGB ``(height, width, 3)`` at ``x``, ``y`` of the upright image. ``decoded``: a cache of segments.
-
-        A segment without bytes is white: scanners leave out what is empty. Raises DecodeError where a segment cannot be
-        read (stage ``read``) or decoded.
-        """
-        flip_rows, flip_columns, exchange = _FLIPS.get(self.orientation, (False, False, False))
-        if exchange:
-            x, y, width, height = y, x, height, width
-        if flip_columns:
-            x = self.stored[1] - x - width
-        if flip_rows:
-            y = self.stored[0] - y - height
-        pixels = self._stored_region(x, y, width, height, decoded)
-        pixels = pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-        return pixels.swapaxes(0, 1) if exchange else pixels
-
-    def _stored_region(self, x: int, y: int, width: int, height: int, decoded: ByteCache[np.ndarray]) -> np.ndarray:
-        across, down = self.segments.width, self.segments.height
-        pixels = np.empty((height, width, 3), np.uint8)
-        for row in range(y // down, (y + height - 1) // down + 1):
-            for column in range(x // across, (x + width - 1) // across + 1):
-                segment = decoded.get((self.name, row, column), partial(self._decode_segment, row, column))
-                top, left = row * down, column * across
-                rows = slice(max(y, top), min(y + height, top + down))
-                columns = slice(max(x, left), min(x + width, left + across))
-                part = segment[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-                pixels[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x] = part
-        return pixels
-
-    def _decode_segment(self, row: int, column: int) -> np.ndarray:
-        """Decode the part of a segment that lies in the image: uint8 RGB ``(h, w, 3)``."""
-        samples = self._read_segment(row, column)
-        if samples is None:
-            return np.broadcast_to(np.uint8(255), (*self._segment_shape(row, column), 3))
-        with decode_errors():
-            return self.samples.to_rgb(samples)
-
-    def _segment_shape(self, row: int, column: int) -> tuple[int, int]:
-        grid = self.segments
-        return min(grid.height, self.stored[0] - row * grid.height), min(grid.width, self.stored[1] - column * grid.width)
-
-    def _read_segment(self, row: int, column: int) -> np.ndarray | None:
-        """Read the part of a segment in the image, from all its planes: ``(h, w, samples)``; None if the file leaves it out."""
-        grid = self.segments
-        numbers = [(plane * grid.rows + row) * grid.columns + column for plane in range(grid.planes)]
-        shape = self._segment_shape(row, column)
-        if not any(grid.byte_counts[number] for number in numbers):
-            return None
-        planes = [self._decode_plane(number)[: shape[0], : shape[1]] for number in numbers]
-        if any(plane.shape[:2] != shape for plane in planes):
-            raise DecodeError(f"segment {numbers[0]}: fewer than its {shape[1]}×{shape[0]} pixels")
-        return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-
-    def _decode_plane(self, number: int) -> np.ndarray:
-        """Decode one plane of a segment: ``(h, w, samples)``."""
-        try:
-            with decode_errors():
-                data = self._read(number)
-                self._check_size(data)
-                return self.decode(data, number)
-        except DecodeError as error:
-            raise DecodeError(f"segment {number}: {error}", error.stage) from error
-
-    def _read(self, number: int) -> bytes:
-        offset, size = self.segments.offsets[number], self.segments.byte_counts[number]
-        if not 0 < size <= 2 * self.segments.nbytes + _SPARE_BYTES:
-            raise DecodeError(f"{size:,} bytes for {self.segments.nbytes:,} bytes of pixels")
-        try:
-            with self.open() as file:
-                file.seek(offset)
-                data = file.read(size)
-        except OSError as error:
-            raise DecodeError(error.strerror or type(error).__name__, "read") from error
-        if len(data) < size:
-            raise DecodeError("truncated: the file ends inside it")
-        return data
-
-    def _check_size(self, data: bytes) -> None:
-        """Raise DecodeError for a JPEG that is truncated, and for an image in a segment that is larger than it."""
-        if self.compression == JPEG:
-            find_jpeg_end(data)
-            width, height = JpegImagePlugin.JpegImageFile(io.BytesIO(data)).size
-        elif self.compression in JPEG_2000:
-            width, height = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(data)).size
-        elif self.compression == _WEBP:
-            width, height = WebPImagePlugin.WebPImageFile(io.BytesIO(data)).size
-        else:
-            return
-        if width > self.segments.width or height > self.segments.height:
-            raise DecodeError(f"{width}×{height} pixels in place of {self.segments.width}×{self.segments.height}")
-
-
-def open_tiff(open: Callable[[], BinaryIO], name: Hashable, max_pixels: int = MAX_PIXELS) -> TiffImage:
+def open_tiff(
+    open: Callable[[], BinaryIO],
+    name: Hashable,
+    max_pixels: int = MAX_PIXELS,
+    rule: PixelRule = PHOTOGRAPHS,
+    page: int | None = None,
+    index: TiffIndex | None = None,
+) -> TiffImage:
     """Read the tags of a TIFF's image, but no pixels yet.
 
-    It is the first page that is not a smaller copy. ``open``: opens the file for reading and seeking; it is called for every
-    segment, in any thread. ``name``: must be unique among the images of a cache. ``max_pixels``: of a segment.
-    Raises DecodeError for a file that cannot be opened (stage ``read``), whose header is damaged, or whose pixels have no
-    agreed meaning.
+    Args:
+        open: Opens the file for reading and seeking; it is called for every segment, in any thread.
+        name: Must be unique among the images of a cache.
+        max_pixels: Limit of a segment.
+        page: Which of the file's images, from 1; None: the first, which says whether there are several.
+        index: The file's images, as :func:`read_index` found them; None: they are looked up.
+
+    Raises DecodeError for a file that cannot be opened (stage ``read``), that does not have the page, whose header is damaged,
+    or whose pixels have no agreed meaning.
     """
+    with open_page(open, page, index) as (tiff, entry, several):
+        return make_image(open, name, tiff, entry, several, max_pixels, rule)
+
+
+@contextmanager
+def open_page(open: Callable[[], BinaryIO], page: int | None, index: TiffIndex | None) -> Iterator[tuple[Any, TiffEntry, bool]]:
+    """Open a TIFF with tifffile: yield it, where an image of it is, and whether it is the first of several."""
+    with decode_errors(), open() as file:
+        if index is None and page not in (None, 1):
+            index = _read_index(file)
+        tables = read_tables(file, FEW_PAGES) if index is None else [index.first, *index.find(page or 1).tables]
+        with _open_tiff(file, tables) as tiff:
+            found = list_images(tiff, tables) if index is None else index
+            entry = found.find(page or 1)
+            if index is None and any(table.damaged for table in entry.tables) and len(tables) == FEW_PAGES:
+                entry = list_images(tiff, read_tables(file, MAX_PAGES)).find(1)
+            yield tiff, entry, page is None and len(found.entries) > 1
+
+
+def read_index(open: Callable[[], BinaryIO]) -> TiffIndex:
+    """List all images of a TIFF. Raises DecodeError as :func:`open_tiff` does, and for more than ``MAX_PAGES`` pages."""
+    with decode_errors(), open() as file:
+        return _read_index(file)
+
+
+def _read_index(file: BinaryIO) -> TiffIndex:
+    tables = read_tables(file, MAX_PAGES + 1)
+    if len(tables) > MAX_PAGES:
+        raise DecodeError(f"a TIFF of more than {MAX_PAGES:,} pages")
+    with _open_tiff(file, tables[:1]) as tiff:
+        return list_images(tiff, tables, all_pages=True)
+
+
+@contextmanager
+def _open_tiff(file: BinaryIO, tables: list[Table]) -> Iterator[Any]:
+    """Open a file with tifffile; memory for ``tables`` is reserved meanwhile. It reads the first table at once."""
     import tifffile  # commands that decode nothing must not wait for it
 
     logger = logging.getLogger("tifffile")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())  # keeps its remarks on odd tags off the screen
-    with decode_errors(), open() as file, tifffile.TiffFile(file) as tiff:
-        page, several = _choose_page(tiff)
-        return _make_image(open, name, page, several, max_pixels)
+    with MEMORY.reserve(count_table_bytes(tables), "tables of TIFF"):
+        file.seek(0)
+        with tifffile.TiffFile(file) as tiff:
+            yield tiff
 
 
-def _choose_page(tiff: Any) -> tuple[Any, bool]:
-    """Return the first page that is neither a smaller copy nor a mask, and whether there are more such pages."""
-    pages = list(_list_pages(tiff))
-    images = [page for page in pages if not page.subfiletype & (_REDUCED | _MASK)]
-    if not images and any(page.subifds for page in pages):
-        raise DecodeError("the file holds a thumbnail and its image in subfiles, as raw files of cameras do: convert it to RGB")
-    first, *others = images or pages
-    # a level of a pyramid that is not marked as a smaller copy is at most half as wide
-    return first, any(2 * page.imagewidth > first.imagewidth for page in others) or _holds_stack(tiff)
+def make_image(
+    open: Callable[[], BinaryIO],
+    name: Hashable,
+    tiff: Any,
+    entry: TiffEntry,
+    several: bool,
+    max_pixels: int,
+    rule: PixelRule,
+) -> TiffImage:
+    """Make the image of an entry: of one page, or of channels that are pages of their own."""
+    images = []
+    for channel, table in enumerate(entry.tables):
+        plane = 0 if entry.plane is None else entry.plane + channel
+        images.append(_make_image(open, name, read_page(tiff, table), plane, several, max_pixels, rule))
+    return images[0] if len(images) == 1 else _join_channels(images, entry.names)
 
 
-def _list_pages(tiff: Any) -> Iterator[Any]:
-    """List the pages that can be read, up to ``_MAX_PAGES`` of them; without the first one there is no image."""
-    yield tiff.pages.first
-    try:
-        yield from islice(tiff.pages, 1, _MAX_PAGES)
-    except Exception:  # tifffile raises many kinds; a later page that is damaged does not matter
-        return
+def read_page(tiff: Any, table: Table) -> Any:
+    """Read the page of a table. Raises DecodeError where that is damaged."""
+    from tifffile import TiffPage
+
+    if table.damaged:
+        raise DecodeError("the page is missing in the file, or its table is damaged")
+    if table.offset == tiff.pages.first.offset:
+        return tiff.pages.first
+    tiff.filehandle.seek(table.offset)
+    return TiffPage(tiff, 1)
 
 
-def _holds_stack(tiff: Any) -> bool:
-    """Check for ImageJ's stacks, which may have many images behind one page."""
-    count = (tiff.imagej_metadata or {}).get("images", 1) if tiff.is_imagej else 1
-    return isinstance(count, int) and count > 1
+def _join_channels(images: list[TiffImage], names: tuple[str, ...]) -> TiffImage:
+    """Make one image of bands of images of one channel each, with strips or tiles of the same size."""
+    first = images[0]
+    plain = {(image.stored, image.orientation, image.dtype, image.compression, image.samples.bits) for image in images}
+    grids = {replace(image.segments, offsets=(), byte_counts=()) for image in images}
+    inverted = {image.samples.inverted for image in images}
+    if len(plain) > 1 or len(grids) > 1 or len(inverted) > 1 or any(image.samples.needs_conversion for image in images):
+        raise DecodeError("its channels are pages of different sizes or kinds: export it again")
+    declared = {image.samples.declared for image in images}
+    samples = replace(
+        first.samples, colours="bands", names=names, declared=first.samples.declared if len(declared) == 1 else None
+    )
+    segments = replace(
+        first.segments,
+        planes=sum(image.segments.planes for image in images),
+        offsets=tuple(offset for image in images for offset in image.segments.offsets),
+        byte_counts=tuple(count for image in images for count in image.segments.byte_counts),
+    )
+    of_each = len(first.segments.offsets)
+    decoders = [image.decode for image in images]
+    return replace(
+        first, samples=samples, segments=segments, segment_bytes=sum(image.segment_bytes for image in images),
+        decode=lambda data, number: decoders[number // of_each](data, number % of_each),
+    )  # fmt: skip
 
 
-def _make_image(open: Callable[[], BinaryIO], name: Hashable, page: Any, several: bool, max_pixels: int) -> TiffImage:
+def _make_image(
+    open: Callable[[], BinaryIO], name: Hashable, page: Any, plane: int, several: bool, max_pixels: int, rule: PixelRule
+) -> TiffImage:
     height, width = stored = int(page.imagelength), int(page.imagewidth)
     if min(stored) < 1:
         raise DecodeError(f"{width}×{height} pixels")
@@ -269,6 +178,8 @@ def _make_image(open: Callable[[], BinaryIO], name: Hashable, page: Any, several
         raise DecodeError("volumes and NDPI files are not read: convert to TIFF or OME-TIFF")
     samples = read_samples(page)
     segments, decode = _read_segments(page), _choose_decoder(page)
+    if plane:
+        segments = _shift(page, segments, plane)
     if _can_be_split(page, segments):
         segments, decode = _split_strips(page, segments)
     if segments.height * segments.width > max_pixels:
@@ -276,10 +187,19 @@ def _make_image(open: Callable[[], BinaryIO], name: Hashable, page: Any, several
             f"strips or tiles of {segments.width}×{segments.height} pixels are more than the limit of {max_pixels:,}"
             " (--max-pixels)"
         )
+    count = segments.rows * segments.columns * segments.planes
+    if count > _MANY_SEGMENTS and height * width < _SMALL_SEGMENT * count:
+        raise DecodeError(f"{count:,} strips or tiles of fewer than {_SMALL_SEGMENT} pixels: write it with larger ones")
+    pixels = segments.height * segments.width
+    codec = page.compression == JPEG or page.compression in JPEG_2000
+    segment_bytes = count_segment_bytes(pixels, segments.pixel_bytes * segments.planes, samples, codec, rule)
     orientation = page.tags.valueof(_ORIENTATION)
-    if orientation in _FLIPS and _FLIPS[orientation][2]:
+    if orientation in FLIPS and FLIPS[orientation][2]:
         height, width = stored[::-1]
-    return TiffImage(name, open, width, height, stored, orientation, segments, samples, int(page.compression), several, decode)
+    return TiffImage(
+        name, open, width, height, stored, orientation, segments, samples, int(page.compression), several, segment_bytes,
+        max_pixels, decode, np.dtype(page.dtype).newbyteorder("="), rule,
+    )  # fmt: skip
 
 
 def _read_segments(page: Any) -> Segments:
@@ -296,6 +216,16 @@ def _read_segments(page: Any) -> Segments:
         raise DecodeError("none of the segments has any bytes")
     pixel_bytes = page.dtype.itemsize * (page.samplesperpixel // planes)
     return Segments(height, width, rows, columns, planes, tuple(page.dataoffsets), tuple(page.databytecounts), pixel_bytes)
+
+
+def _shift(page: Any, segments: Segments, plane: int) -> Segments:
+    """Return where the segments of a later plane of a stack lie that has a table for the first one only."""
+    size = segments.planes * page.imagelength * page.imagewidth * segments.pixel_bytes
+    offsets, counts = segments.offsets, segments.byte_counts
+    follow = all(offset + count == later for offset, count, later in zip(offsets, counts, offsets[1:], strict=False))
+    if page.compression != _UNCOMPRESSED or page.is_tiled or not follow:
+        raise DecodeError("a stack with a table for its first plane only, whose planes do not follow each other in the file")
+    return replace(segments, offsets=tuple(offset + plane * size for offset in offsets))
 
 
 def _choose_decoder(page: Any) -> Callable[[bytes, int], np.ndarray]:
@@ -336,7 +266,12 @@ def _choose_subsampled_decoder(page: Any) -> Callable[[bytes, int], np.ndarray]:
 
 def _can_be_split(page: Any, strip: Segments) -> bool:
     """Check whether each plane is one uncompressed strip, and all of it lies in the file."""
-    plain = page.compression == _UNCOMPRESSED and page.predictor == 1 and page.fillorder == 1 and page.bitspersample in (8, 16)
+    plain = (
+        page.compression == _UNCOMPRESSED
+        and page.predictor == 1
+        and page.fillorder == 1
+        and page.bitspersample in (8, 16, 32, 64)
+    )
     plain = plain and not page.is_subsampled
     size = page.imagelength * page.imagewidth * strip.pixel_bytes
     complete = all(count >= size for count in strip.byte_counts) and max(strip.offsets) + size <= page.parent.filehandle.size
@@ -345,7 +280,7 @@ def _can_be_split(page: Any, strip: Segments) -> bool:
 
 def _split_strips(page: Any, strip: Segments) -> tuple[Segments, Callable[[bytes, int], np.ndarray]]:
     """Split an image of one uncompressed strip a plane into many strips of about a megabyte."""
-    dtype = np.dtype(f"{page.parent.byteorder}u{page.dtype.itemsize}")
+    dtype = np.dtype(page.dtype).newbyteorder(page.parent.byteorder)
     samples = strip.pixel_bytes // dtype.itemsize
     row_bytes = strip.width * strip.pixel_bytes
     height = max(1, min(strip.height, _STRIP_BYTES // row_bytes))

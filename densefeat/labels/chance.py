@@ -19,7 +19,7 @@ def count_classes(targets: Targets) -> np.ndarray:
 def describe_chance(metrics: Mapping[str, float | None], counts: np.ndarray, rows: int) -> str | None:
     """Say in a sentence that predictions are no better than guessing; None where they are, or where this cannot be told.
 
-    ``metrics``: as :func:`densefeat.probe.compute_metrics` names them; ``counts``: rows of each class, ``(K,)``, of ``rows``.
+    ``metrics``: as :func:`densefeat.probing.compute_metrics` names them; ``counts``: rows of each class, ``(K,)``, of ``rows``.
     """
     r2, mean_precision = metrics.get("r2"), metrics.get("map")
     if r2 is not None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from densefeat.base import shorten_text
 from densefeat.errors import UsageError
 
 Task = Literal["single", "multi", "regression"]
@@ -121,7 +122,9 @@ def encode_multi_labels(texts: Sequence[str], known: Sequence[str] | None = None
     if known is None:
         _check_classes(classes)
     elif unknown := set(classes) - set(known):
-        raise UsageError(f"label {min(unknown)!r} is not one of the {len(known)} known classes, {', '.join(known[:3])}, …")
+        raise UsageError(
+            f"label {min(unknown)!r} is not one of the {len(known)} known classes, {shorten_text(', '.join(known[:3]))}, …"
+        )
     else:
         classes = list(known)
     if len(texts) * len(classes) > _MAX_MULTI:

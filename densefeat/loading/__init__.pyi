@@ -1,4 +1,5 @@
 from .catalogue import Network, list_networks
+from .conversion import ConvertedWeights, convert_weights
 from .load import (
     LoadedNetwork,
     check_fetched,
@@ -32,11 +33,13 @@ __all__ = [
     "RECIPE",
     "RESULTS",
     "WEIGHTS",
+    "ConvertedWeights",
     "LoadedNetwork",
     "Network",
     "RunConfig",
     "check_fetched",
     "check_model_name",
+    "convert_weights",
     "describe_weights_source",
     "find_config",
     "find_weights_file",

@@ -1,7 +1,6 @@
 """The one way from what the user named (a network, a run, a weights file, a module) to a network and its provenance."""
 
 import difflib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -13,14 +12,33 @@ import timm
 import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
-from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg, is_model, split_model_name_tag
+from timm.models import (
+    PretrainedCfg,
+    adapt_input_conv,
+    get_arch_pretrained_cfgs,
+    get_pretrained_cfg,
+    is_model,
+    split_model_name_tag,
+)
 from torch import nn
 
-from densefeat.base import describe_error
+from densefeat.base import describe_error, parse_json
 from densefeat.errors import UsageError, WeightsError
 from densefeat.loading.names import check_model_name
 from densefeat.loading.run_files import RunConfig, is_run_folder, make_backbone, make_network, read_run
-from densefeat.nets import BUNDLED, BUNDLED_SHA256, file_sha256, load_weights, read_state_dict, set_state_dict
+from densefeat.nets import (
+    BUNDLED,
+    BUNDLED_SHA256,
+    Checkpoint,
+    describe_refusal,
+    file_sha256,
+    find_shape,
+    load_checkpoint,
+    load_weights,
+    read_checkpoint,
+    read_state_dict,
+    set_state_dict,
+)
 
 _BACKBONE = "backbone."  # prefix of the backbone's keys in the weights of a HeadedNet
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -34,7 +52,7 @@ class LoadedNetwork:
 
     ``name``: with its tag; of a run its folder. ``source``, ``sha256``, ``licence``: of the weights, None where not known.
     ``file``: the local file that the weights were read from. ``run``: the configuration, if it is a run. ``published``: the
-    weights are those that the name stands for.
+    weights are those that the name stands for. ``multi_label``: the weights' file says that an image has several labels.
     """
 
     model: nn.Module
@@ -45,6 +63,7 @@ class LoadedNetwork:
     file: Path | None = None
     run: RunConfig | None = None
     published: bool = False
+    multi_label: bool = False
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -66,30 +85,38 @@ class LoadedNetwork:
     @property
     def task(self) -> Literal["single", "multi"]:
         """``"multi"`` for a network trained on several labels an image, else ``"single"``."""
-        return "multi" if self.run and self.run.task == "multi" else "single"
+        return "multi" if self.multi_label or (self.run and self.run.task == "multi") else "single"
 
 
-def load_network(model: str | nn.Module, weights: str | Path | None = None, head: bool = False) -> LoadedNetwork:
+def load_network(
+    model: str | nn.Module, weights: str | Path | None = None, head: bool = False, in_chans: int | None = None
+) -> LoadedNetwork:
     """Load a network with trained weights, in eval mode. Other weights than those named are never substituted.
 
     Args:
         model: A name of ours or timm's, which stands for its published weights; a run's folder; or a module, which is
             returned as it is.
-        weights: A checkpoint file to read instead.
+        weights: A checkpoint file to read instead. A network by name gets as many classes and channels as the file has, and
+            the preprocessing that the file states.
         head: Whether the classifier is needed: a run keeps a head of ours, and the file's classifier must fit. Without it
             such a run's network ends at its last map, and a classifier that does not fit is left out.
+        in_chans: The channels that the network is to read, to which its first layer is adapted by timm's rule; None: those of
+            the weights.
 
     Raises:
         UsageError: Unknown name or tag (the message suggests the closest); ``weights`` for a module.
         WeightsError: Weights that do not exist, cannot be fetched, or do not fit.
     """
+    if in_chans is not None and (isinstance(model, nn.Module) or is_run_folder(model)):
+        own = "a model object" if isinstance(model, nn.Module) else f"the run {model!r}"
+        raise UsageError(f"in_chans {in_chans}: {own} reads what it was made for: leave it out")
     if isinstance(model, nn.Module):
         if weights is not None:
             raise UsageError("weights are for a model given by name: load them into your own with densefeat.load_weights")
         return LoadedNetwork(model, getattr(model, "recorded_name", type(model).__name__), "a model object")
     if is_run_folder(model):
         return _load_from_run(model, weights, head)
-    return _load_by_name(model, weights, head)
+    return _load_by_name(model, weights, head, {} if in_chans is None else {"in_chans": in_chans})
 
 
 def load_run(folder: str | Path, weights: str | Path | None = None) -> nn.Module:
@@ -115,25 +142,55 @@ def _load_from_run(folder: str | Path, weights: str | Path | None, head: bool) -
         model = make_backbone(run, num_classes=0)
         set_state_dict(model, {k: value for k, value in read_state_dict(file).items() if k.startswith(_BACKBONE)}, file)
         sha256 = file_sha256(file)
+    model.pixel_rule = run.pixels  # type: ignore[assignment]
+    model.in_chans = int((run.pretrained_cfg.get("input_size") or (3,))[0])  # type: ignore[assignment]
     return LoadedNetwork(model.eval(), str(run.path.resolve()), str(file.resolve()), sha256, None, file, run)
 
 
-def _load_by_name(name: str, weights: str | Path | None, head: bool) -> LoadedNetwork:
+def _load_by_name(name: str, weights: str | Path | None, head: bool, options: dict[str, Any]) -> LoadedNetwork:
+    """Load a network by its name. ``options``: of ``timm.create_model``."""
     config = find_config(name)
     full_name = ".".join(filter(None, (config.architecture, config.tag)))
     if weights is not None:
-        model = timm.create_model(name).eval()
-        loaded = load_weights(model, weights, whole=head)
-        return LoadedNetwork(model, full_name, str(weights), loaded.sha256, None, loaded.path)
+        checkpoint = read_checkpoint(Path(weights))
+        model = make_network_for(name, checkpoint)
+        loaded = load_checkpoint(model, checkpoint, whole=head)
+        if "in_chans" in options:
+            _adapt_channels(model, options["in_chans"])
+        multi_label = loaded.expectations.task == "multi"
+        return LoadedNetwork(model, full_name, str(weights), loaded.sha256, None, loaded.path, multi_label=multi_label)
     cached = find_weights_file(config)
     sha256 = None if cached is None else _check_published_file(cached)
-    model = _load_published(name, config)
+    model = _load_published(name, config, options)
     file = cached or find_weights_file(config)
     sha256 = _check_published_file(file) if cached is None and file is not None else sha256
     return LoadedNetwork(model, full_name, describe_weights_source(config), sha256, config.license, file, published=True)
 
 
-def _load_published(name: str, config: PretrainedCfg) -> nn.Module:
+def make_network_for(name: str, checkpoint: Checkpoint) -> nn.Module:
+    """Make timm's network of a name, in eval mode, with as many classes and channels as a checkpoint has."""
+    model = timm.create_model(name)
+    shape: dict[str, Any] = find_shape(model, checkpoint)
+    if shape:
+        model = timm.create_model(name, **shape)
+    model.in_chans = shape.get("in_chans", getattr(model, "in_chans", 3))
+    return model.eval()
+
+
+def _adapt_channels(model: nn.Module, in_chans: int) -> None:
+    """Make a network read another number of channels, by timm's rule for weights of three."""
+    names = getattr(model, "pretrained_cfg", {}).get("first_conv")
+    for name in [names] if isinstance(names, str) else names or ():
+        layer = model.get_submodule(name)
+        if layer.in_channels != in_chans:
+            if layer.in_channels != 3:
+                raise UsageError(f"in_chans {in_chans}: weights for {layer.in_channels} channels are not adapted")
+            weight = adapt_input_conv(in_chans, layer.weight.detach())  # type: ignore[operator]
+            layer.weight, layer.in_channels = nn.Parameter(weight), in_chans  # type: ignore[assignment]
+    model.in_chans = in_chans  # type: ignore[assignment]
+
+
+def _load_published(name: str, config: PretrainedCfg, options: dict[str, Any]) -> nn.Module:
     if not config.has_weights:
         raise WeightsError(f"{name}: nobody has published weights for it; {_ALTERNATIVES}")
     try:
@@ -142,12 +199,13 @@ def _load_published(name: str, config: PretrainedCfg) -> nn.Module:
             # The hub's client retries for most of a minute where the hub cannot be reached; this fails at once.
             get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         overlay = {"file": str(cached)} if cached and not config.custom_load else None
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options).eval()
+        model.in_chans = options.get("in_chans", getattr(model, "in_chans", 3))
+        return model
     except Exception as error:  # failures of the network, the cache and the hub have many types
-        reason = describe_error(error)
+        reason = describe_refusal(error) or f"{type(error).__name__}: {describe_error(error)}"
         raise WeightsError(
-            f"{name}: its weights could not be fetched from {describe_weights_source(config)}"
-            f" ({type(error).__name__}: {reason}); {_ALTERNATIVES}"
+            f"{name}: its weights could not be fetched from {describe_weights_source(config)} ({reason}); {_ALTERNATIVES}"
         ) from error
 
 
@@ -229,8 +287,8 @@ def read_class_names(file: Path | None) -> list[str] | None:
         return None
     try:
         with safe_open(str(file), "pt") as opened:
-            names = json.loads((opened.metadata() or {}).get("classes", "null"))
-    except (SafetensorError, ValueError, RecursionError):  # another format under this name, metadata of another program
+            names = parse_json((opened.metadata() or {}).get("classes", "null"))
+    except (SafetensorError, ValueError):  # another format under this name, metadata of another program
         return None
     return list(map(str, names)) if isinstance(names, list) else None
 

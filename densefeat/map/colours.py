@@ -10,7 +10,7 @@ import numpy as np
 from densefeat.errors import UsageError
 from densefeat.labels import infer_task, parse_number, sort_classes, split_label
 from densefeat.map.rows import MapRows
-from densefeat.probe import Probe, predict_labels
+from densefeat.probing import Probe, predict_labels
 
 # ten colours that colour-blind people can tell apart, too (M. A. Petroff, arXiv 2107.02270; matplotlib's petroff10)
 _CLASS_COLOURS = (

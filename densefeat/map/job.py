@@ -18,7 +18,7 @@ from densefeat.map.page import LONGEST_LABEL, MapContent, PointFact, render_map
 from densefeat.map.projection import TITLES, check_method, find_clusters, project
 from densefeat.map.rows import MapRows, choose_block_columns, read_map_rows
 from densefeat.map.thumbnails import Sheets, empty_sheets, make_sheets
-from densefeat.probe import Probe, load_probe
+from densefeat.probing import Probe, load_probe
 from densefeat.store import MAP_KEY, ImageEntry, Store, check_output, choose_points_file, is_points_file, list_entry_columns
 
 _PAGE_BYTES = 25_000_000

@@ -5,11 +5,13 @@ Another program's layout is a row in :data:`_RENAMES`.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 # Patterns in the names of other programs, and what the network has in their place; a key that the network has is its own name.
-_RENAMES = tuple(
+# Rows apply one after another; \A stands for the begin of a name without its prefix.
+_RENAMES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(rf"(?<![^.]){pattern}"), replacement)
     for pattern, replacement in (
         (r"(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", ""),  # torch's wrappers of parts
@@ -17,8 +19,30 @@ _RENAMES = tuple(
         (r"(denselayer\d+\.)layers\.", r"\1"),  # MONAI's DenseNets
         (r"class_layers\.out\.", "classifier."),  # MONAI's DenseNets
         (r"features_(\w+\.)", r"features.\1"),  # timm's features_only, which segmentation_models_pytorch wraps
+        # the features alone, or a Sequential of features and classifier, as RadImageNet's backbone is
+        (r"\A(?:0\.)?(?=(?:conv0|norm0|denseblock\d+|transition\d+|norm5)\.)", "features."),
+        (r"\A1\.(?=(?:weight|bias)\Z)", "classifier."),
+        # andreasveit's and bamos' DenseNets for CIFAR
+        (r"\A(?:block(\d+)\.layer|dense(\d+))\.(\d+)\.", lambda m: _name_layer(m[1] or m[2], int(m[3]) + 1)),
+        (r"(denselayer\d+\.)bn([12]\.)", r"\1norm\2"),
+        (r"\Atrans(\d+)\.bn1\.", r"features.transition\1.norm."),
+        (r"\Atrans(\d+)\.conv1\.", r"features.transition\1.conv."),
+        (r"\Aconv1\.", "features.conv0."),
+        (r"\Abn1\.", "features.norm5."),
+        (r"\Afc\.", "classifier."),
+        # Keras' DenseNets, in which the blocks are stages 2 to 5
+        (r"\Aconv1_conv\.", "features.conv0."),
+        (r"\Aconv1_bn\.", "features.norm0."),
+        (r"\Aconv(\d+)_block(\d+)_0_bn\.", lambda m: _name_layer(int(m[1]) - 1, m[2]) + "norm1."),
+        (r"\Aconv(\d+)_block(\d+)_1_bn\.", lambda m: _name_layer(int(m[1]) - 1, m[2]) + "norm2."),
+        (r"\Aconv(\d+)_block(\d+)_([12])_conv\.", lambda m: _name_layer(int(m[1]) - 1, m[2]) + f"conv{m[3]}."),
+        (r"\Apool(\d+)_bn\.", lambda m: f"features.transition{int(m[1]) - 1}.norm."),
+        (r"\Apool(\d+)_conv\.", lambda m: f"features.transition{int(m[1]) - 1}.conv."),
+        (r"\Abn\.", "features.norm5."),
     )
 )
+# Tensors that a program keeps beside the network's: torchxrayvision's thresholds, by which it scales its probabilities.
+BESIDE_NETWORK = ("op_threshs",)
 # Names under which training programs keep averaged weights, in containers and prefixes; they come first, as in timm.
 _AVERAGED = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model", "ema_state", "ema_weights", "ema_params"),
@@ -57,10 +81,10 @@ def name_keys(keys: Collection[str], own: Collection[str], classifiers: tuple[st
     backbone = {name for name in own if not name.endswith("num_batches_tracked") and not name.startswith(classifiers)}
     readings = {prefix: _name_after(prefix, keys, own, classifiers) for prefix in _list_prefixes(keys, own, backbone)}
     complete = {prefix: names for prefix, names in readings.items() if backbone <= set(names.values())}
-    # Readings that take the same tensors for the backbone are one: the prefix that names the most, the longest of such.
+    # Readings that take the same tensors for the backbone are one: that of the highest rank.
     fitting = {
         frozenset((key, name) for key, name in complete[prefix].items() if name in backbone): prefix
-        for prefix in sorted(complete, key=lambda prefix: (len(set(own) & set(complete[prefix].values())), len(prefix)))
+        for prefix in sorted(complete, key=lambda prefix: _rank_reading(prefix, complete[prefix], own))
     }.values()
     averaged = [prefix for prefix in fitting if rank_averaged(prefix.split(".")) is not None]
     if len(averaged or fitting) > 1:
@@ -71,6 +95,12 @@ def name_keys(keys: Collection[str], own: Collection[str], classifiers: tuple[st
         return NamedKeys({key: name for key, name in readings[prefix].items() if key.startswith(prefix)}, prefix)
     best = max(fitting or readings, key=lambda prefix: len(backbone & set(readings[prefix].values())))
     return NamedKeys(readings[best], best)
+
+
+def _rank_reading(prefix: str, names: Mapping[str, str], own: Collection[str]) -> tuple[int, int, int]:
+    """Rank a reading by how many names it finds, then by how many without a row's help, then by the prefix's length."""
+    found = {key: name for key, name in names.items() if name in own}
+    return len(set(found.values())), sum(key == prefix + name for key, name in found.items()), len(prefix)
 
 
 def rank_averaged(names: Sequence[str]) -> tuple[int, int] | None:
@@ -104,15 +134,21 @@ def _find_common_prefix(keys: Collection[str]) -> str:
 def _name_after(prefix: str, keys: Collection[str], own: Collection[str], classifiers: tuple[str, ...]) -> dict[str, str]:
     """Name the keys that begin with a prefix as the network does; the others keep their names."""
     plain = {key: key.removeprefix(prefix) for key in keys}
-    names = {key: name if name in own else _name_classifier(_rename(name), classifiers) for key, name in plain.items()}
+    renamed = {key: name if name in own or name.startswith(classifiers) else _rename(name) for key, name in plain.items()}
+    names = {key: name if name in own else _name_classifier(name, classifiers) for key, name in renamed.items()}
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else plain[key] for key, name in names.items()}
 
 
+@lru_cache(2**14)
 def _rename(key: str) -> str:
     for pattern, replacement in _RENAMES:
         key = pattern.sub(replacement, key)
     return key
+
+
+def _name_layer(block: str | int, layer: str | int) -> str:
+    return f"features.denseblock{block}.denselayer{layer}."
 
 
 def _name_classifier(name: str, classifiers: tuple[str, ...]) -> str:

@@ -11,36 +11,81 @@ import torch
 from torch import nn
 
 from densefeat.errors import WeightsError
-from densefeat.nets.checkpoint_file import find_tensors, read_state_dict
-from densefeat.nets.key_layouts import AmbiguousKeys, name_keys
+from densefeat.nets.checkpoint_file import Checkpoint, find_tensors, read_checkpoint
+from densefeat.nets.expectations import Expectations, apply_expectations, count_channels, find_expectations
+from densefeat.nets.key_layouts import BESIDE_NETWORK, AmbiguousKeys, name_keys
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """A checkpoint file, its SHA-256, and the keys of a classifier that the network's cannot take, which were left out."""
+    """A checkpoint file, its SHA-256, and the keys of a classifier that the network's cannot take, which were left out.
+
+    ``expectations``: what the file says of images and outputs.
+    """
 
     path: Path
     sha256: str
     dropped: tuple[str, ...]
+    expectations: Expectations
 
 
 def load_weights(model: nn.Module, path: str | Path, whole: bool = False) -> LoadedWeights:
     """Load a checkpoint file into ``model``. Where a part of the file does not fit, nothing in the model changes.
 
-    Reads safetensors and torch files (read with ``weights_only``), the key names of torchvision's older files, of MONAI and of
-    timm's ``features_only``, ``num_batches_tracked`` present or not, any prefix that all keys have in common (DDP, Lightning,
-    ``torch.compile``), and averaged weights before others. A classifier for another number of classes is left out, and the
-    model keeps its own, unless ``whole`` requires the classifier to fit, too; so is one of other layers, with a warning.
+    Reads safetensors, torch files (read with ``weights_only``; networks that were pickled whole by an unpickler that runs
+    nothing) and Keras', the key names of the programs in docs/models.md, ``num_batches_tracked`` present or not, any prefix
+    that all keys have in common (DDP, Lightning, ``torch.compile``), and averaged weights before others. A classifier for
+    another number of classes is left out, and the model keeps its own, unless ``whole`` requires the classifier to fit, too; so
+    is one of other layers, with a warning.
+
+    What the file says of its images, or is known of its maker, is written into the model's ``pretrained_cfg``: mean, deviation,
+    size, and the names of the classes; and the rule by which pixels become 0 to 1, as JSON, into its ``pixel_rule``.
 
     Raises:
         WeightsError: The file cannot be read, holds code, does not fit, holds the network more than once, or holds averaged
             weights as tensors without names; the message counts and names the keys.
     """
-    path = Path(path)
-    dropped = set_state_dict(model, read_state_dict(path), path, whole)
-    return LoadedWeights(path, file_sha256(path), dropped)
+    return load_checkpoint(model, read_checkpoint(Path(path)), whole)
+
+
+def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, whole: bool = False) -> LoadedWeights:
+    """Load what was read of a checkpoint file; see :func:`load_weights`."""
+    expectations, _ = find_expectations(checkpoint, count_channels(model) or 3)
+    dropped = set_state_dict(model, checkpoint.tensors, checkpoint.path, whole)
+    apply_expectations(model, expectations, with_labels=not dropped)
+    if expectations.pixels is not None:
+        model.pixel_rule = expectations.pixels  # type: ignore[assignment]
+    return LoadedWeights(checkpoint.path, file_sha256(checkpoint.path), dropped, expectations)
+
+
+def find_shape(model: nn.Module, checkpoint: Checkpoint) -> dict[str, int]:
+    """Find the numbers of classes and channels of a checkpoint where they are not the model's, as arguments for timm."""
+    tensors, _ = _name_tensors(checkpoint.tensors, model, f"weights {checkpoint.path}")
+    own = model.state_dict()
+    weights = [f"{prefix}weight" for prefix in _list_classifier_prefixes(model)]
+    classes = {
+        len(tensors[key])
+        for key in weights
+        if key in tensors and key in own and tensors[key].ndim == 2 and tensors[key].shape[1:] == own[key].shape[1:]
+    }
+    shape = {}
+    if len(classes) == 1 and classes != {getattr(model, "num_classes", None)}:
+        shape["num_classes"] = classes.pop()
+    if channels := _find_channels(tensors, model):
+        shape["in_chans"] = channels
+    return shape
+
+
+def fits_network(model: nn.Module, checkpoint: Checkpoint) -> bool:
+    """Check whether a checkpoint's tensors are a model's; the model may be on torch's meta device."""
+    try:
+        tensors, prefix = _name_tensors(checkpoint.tensors, model, f"weights {checkpoint.path}")
+        _check_fit(_drop_other_classifier(tensors, model)[0], model, checkpoint.path, prefix, whole=False)
+    except WeightsError:
+        return False
+    return True
 
 
 def set_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path, whole: bool = False) -> tuple[str, ...]:
@@ -88,7 +133,8 @@ def _name_tensors(state_dict: Mapping[str, torch.Tensor], model: nn.Module, titl
         named = name_keys(state_dict.keys(), model.state_dict().keys(), _list_classifier_prefixes(model))
     except AmbiguousKeys as error:
         raise WeightsError(f"{title}: {error}") from error
-    return {name: state_dict[key] for key, name in named.names.items()}, named.prefix
+    tensors = {name: state_dict[key] for key, name in named.names.items()}
+    return {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in BESIDE_NETWORK}, named.prefix
 
 
 def _drop_other_classifier(

@@ -1,4 +1,5 @@
 from .card import read_card
+from .input_picture import draw_input
 from .judging import Journal, is_journal
 from .model_page import collect_points, render_html, render_markdown
 from .pruning import PRUNING_COLUMNS, Pruning, count_work, prune, write_pruning_csv
@@ -18,6 +19,7 @@ __all__ = [
     "Reuse",
     "collect_points",
     "count_work",
+    "draw_input",
     "draw_pruning",
     "draw_reuse",
     "feature_reuse",

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from densefeat.base import atomic_file
+from densefeat.base import atomic_file, parse_json
 from densefeat.errors import UsageError
 from densefeat.report.sample import Sample
 
@@ -34,7 +34,7 @@ class Journal:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            identity, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+            identity, *lines = (parse_json(line) for line in path.read_text(encoding="utf-8").splitlines())
             results = {line["key"]: line["result"] for line in lines}
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UsageError(
@@ -66,7 +66,7 @@ def is_journal(path: Path) -> bool:
     """Recognize the journal of a pruning, of whatever network."""
     try:
         with open(path, encoding="utf-8") as file:
-            identity = json.loads(file.readline(_MAX_LINE))
+            identity = parse_json(file.readline(_MAX_LINE))
     except (OSError, ValueError):
         return False
     return isinstance(identity, dict) and "weights" in identity

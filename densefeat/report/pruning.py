@@ -6,7 +6,6 @@ that a pruned network saves. Setting the source's *features* to zero would be di
 turn them into a constant other than 0, which the convolution still reads, so that the connection would remain as a bias.
 """
 
-import csv
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,7 +16,7 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from densefeat.base import atomic_file, has_header, output_errors
+from densefeat.base import atomic_file, has_header, output_errors, write_csv
 from densefeat.errors import UsageError
 from densefeat.nets import DelugeBlock
 from densefeat.report.connections import BlockReader, check_classifies, find_readers, list_blocks, list_layers
@@ -247,6 +246,5 @@ def write_pruning_csv(pruning: Pruning, path: Path) -> None:
         output_errors(path),
         open(beside, "w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow(PRUNING_COLUMNS)
-        writer.writerows([getattr(each, name) for name in PRUNING_COLUMNS] for each in pruning.removed)
+        rows = ([getattr(each, name) for name in PRUNING_COLUMNS] for each in pruning.removed)
+        write_csv(file, PRUNING_COLUMNS, rows, repr(str(path)))

@@ -1,6 +1,5 @@
 """Feature reuse within the blocks of a network: the numbers of Figure 5 of the DenseNet paper, and the paper's observations."""
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from densefeat.base import atomic_file, has_header, output_errors
+from densefeat.base import atomic_file, has_header, output_errors, write_csv
 from densefeat.heads import HeadedNet
 from densefeat.loading import find_config, is_run_folder, load_network
 from densefeat.nets import DelugeNet
@@ -89,11 +88,12 @@ def write_reuse_csv(reuse: Reuse, path: Path) -> None:
         output_errors(path),
         open(beside, "w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow(REUSE_COLUMNS)
-        for column in reuse.columns:
-            for source, (mean, weights) in enumerate(zip(column.means.tolist(), column.weights.tolist(), strict=True)):
-                writer.writerow([column.reader.block, column.reader.name, source, repr(mean), weights])
+        rows = (
+            [column.reader.block, column.reader.name, source, repr(mean), weights]
+            for column in reuse.columns
+            for source, (mean, weights) in enumerate(zip(column.means.tolist(), column.weights.tolist(), strict=True))
+        )
+        write_csv(file, REUSE_COLUMNS, rows, repr(str(path)))
 
 
 @dataclass(frozen=True)

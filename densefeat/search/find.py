@@ -41,7 +41,8 @@ def find_neighbours(
 
     Args:
         images: Files, each embedded as a whole by the network that made the store, with ``weights`` and on ``device``.
-        keys: Rows of the store, a tile as ``KEY:X,Y``; they need no network and are not their own neighbours.
+        keys: Rows of the store, a tile as ``KEY:X,Y``, a page as ``KEY:pPAGE``, its tile as ``KEY:pPAGE:X,Y``; they need no
+            network and are not their own neighbours.
         block, column: As in :func:`densefeat.store.columns.choose_column`; None: the last of the store.
         k, metric, progress: As in :func:`densefeat.search.exact.find_nearest`.
         engine: ``"exact"``, or ``"faiss"``.
@@ -92,19 +93,31 @@ def _choose_engine(engine: str) -> tuple[Callable[..., Any], Callable[..., Any]]
 
 
 def _find_row(store: Store, key: str) -> int:
-    """Return the row of an image's key, or of a tile, ``KEY:X,Y``. UsageError if there is none, with close keys, or several."""
+    """Return the row of a key, with its page and a tile's place where there are several of them.
+
+    UsageError if there is none, with close keys, or several.
+    """
     rows = _find_rows(store, key)
-    tile = re.fullmatch(r"(.*):(\d+),(\d+)", key, re.DOTALL) if "x" in store.schema.names else None
-    if tile and not len(rows):
-        rows = _find_rows(store, tile[1])
-        rows = rows[(store.read("x")[rows] == int(tile[2])) & (store.read("y")[rows] == int(tile[3]))]
+    if not len(rows):
+        rows = _find_places(store, key)
     if len(rows) == 1:
         return int(rows[0])
     if len(rows):
-        x, y = store.read("x")[rows[0]], store.read("y")[rows[0]]
-        raise UsageError(f"key {key!r} has {len(rows)} tiles in {store.path}: name one by its place, as in {key}:{x},{y}")
+        example = read_entries(store, rows[:1])[int(rows[0])].name
+        raise UsageError(f"key {key!r} has {len(rows)} rows in {store.path}: name one by its place, as in {example}")
     close = difflib.get_close_matches(key, store.column("path").slice(0, _CLOSE_MATCHES).to_pylist(), n=3, cutoff=0.6)
     raise UsageError(f"key {key!r} is not in {store.path}" + (f": did you mean {', '.join(close)}?" if close else ""))
+
+
+def _find_places(store: Store, name: str) -> np.ndarray:
+    """Find the rows that are named by a key, and a page or a tile's place, as :attr:`ImageEntry.name` has it."""
+    match = re.fullmatch(r"(.*?)(?::p(\d{1,9}))?(?::(\d{1,9}),(\d{1,9}))?", name, re.DOTALL)
+    assert match is not None
+    rows = _find_rows(store, match[1])
+    for column, value in zip(("page", "x", "y"), match.groups()[1:], strict=True):
+        if value is not None:
+            rows = rows[store.read(column)[rows] == int(value)] if column in store.schema.names else rows[:0]
+    return rows
 
 
 def _find_rows(store: Store, key: str) -> np.ndarray:

@@ -52,7 +52,9 @@ def _make_notes(result: Neighbours | Pairs) -> list[str]:
 
 def _make_query_sections(result: Neighbours, pictures: dict[ImageEntry, str]) -> Iterator[Section]:
     for number, query in enumerate(result.queries):
-        picture = make_file_thumbnail(query.entry.path) if query.row is None else pictures.get(query.entry)
+        picture = (
+            make_file_thumbnail(query.entry.path, result.store.provenance) if query.row is None else pictures.get(query.entry)
+        )
         cards = [ImageCard("query", picture=picture, is_query=True, **vars(query.entry))]
         cards += [
             ImageCard(f"{rank} · {score:.4f}", picture=pictures.get(entry), **vars(entry))

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from densefeat.errors import DecodeError, UsageError
+from densefeat.errors import DecodeError, DensefeatError, UnknownRange, UsageError, WeightsError
 from densefeat.features import FeatureExtractor
-from densefeat.images import Preprocessing, open_image
+from densefeat.images import Preprocessing
 from densefeat.loading import check_fetched, describe_weights_source, find_config, is_run_folder
 from densefeat.nets import file_sha256
 from densefeat.store import Store, find_source, split_pools
@@ -24,14 +25,19 @@ def embed_images(
     Raises UsageError for a file that cannot be read, and as :func:`rebuild_extractor`.
     """
     extractor = rebuild_extractor(store.provenance, [column], str(store.path), weights, device, "query it by --key")
-    pixels = []
+    prepared = []
     for image in images:
         try:
-            pixels.append(open_image(image, extractor.decoder))
+            prepared.append(extractor.prepare([image]))
         except DecodeError as error:
-            raise UsageError(f"query {str(image)!r}: {error}") from error
-    features = extractor(pixels)[column]
-    return features.reshape(len(pixels), -1).numpy()
+            raise UsageError(f"query {str(image)!r}: {error.__cause__ or error}") from error
+        except UnknownRange as error:
+            rule = extractor.preprocessing.pixels
+            raise UsageError(
+                f"query {str(image)!r} does not say what is black and white, and the images of {str(store.path)!r} did (range"
+                f" {rule.range!r}): convert it to their kind, or extract them with a --range that counts for both"
+            ) from error
+    return extractor.forward(torch.cat(prepared))[column].flatten(1).cpu().numpy()
 
 
 def rebuild_extractor(
@@ -53,10 +59,28 @@ def rebuild_extractor(
             machine: nothing is fetched because a store says so.
 
     Raises:
-        UsageError: The provenance is incomplete, or the weights are not those that were used. WeightsError: no weights.
+        UsageError: The provenance is incomplete, or the weights are not those that were used. WeightsError: no weights, or
+            a provenance of other types than densefeat records.
     """
+    try:
+        return _rebuild(provenance, columns, owner, weights, device, instead)
+    except DensefeatError:
+        raise
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise WeightsError(f"{owner}: its record of the network is damaged ({type(error).__name__}: {error})") from error
+
+
+def _rebuild(
+    provenance: dict[str, Any],
+    columns: Sequence[str],
+    owner: str,
+    weights: str | Path | None,
+    device: str,
+    instead: str,
+) -> FeatureExtractor:
     if missing := [name for name in _NEEDED if name not in provenance]:
         raise UsageError(f"{owner} does not record what made it ({', '.join(missing)} missing): {instead}")
+    preprocessing = Preprocessing.from_json(provenance["preprocessing"], owner)
     recorded = provenance["weights"]
     if recorded["source"] == "a model object":
         raise UsageError(f"{owner} was made by a model object ({provenance['model']}): {instead}")
@@ -64,6 +88,7 @@ def rebuild_extractor(
         find_source(provenance, column, f"{owner} does not record which block and pool made {column!r}: {instead}").block
         for column in columns
     }
+    channels = preprocessing.pixels.in_chans
     extractor = FeatureExtractor(
         provenance["model"],
         pool=split_pools(provenance["pool"]),
@@ -72,13 +97,11 @@ def rebuild_extractor(
         device=device,
         precision=provenance["precision"],
         decoder=provenance.get("decoder", "pillow"),
+        in_chans=None if channels == 3 or is_run_folder(provenance["model"]) else channels,
     )
     _check_sha256(extractor.provenance["weights"] | {"sha256": extractor.weights_sha256}, recorded, owner)
     extractor.taps = [tap for tap in extractor.taps if tap.name in blocks]
-    options: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in provenance["preprocessing"].items()
-    }
-    extractor.preprocessing = Preprocessing(**options)
+    extractor.preprocessing = preprocessing
     return extractor
 
 

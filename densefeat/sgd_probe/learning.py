@@ -1,9 +1,10 @@
 """The training of parallel heads on augmented images: a batch passes the frozen network once a step."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +15,6 @@ from densefeat.errors import DensefeatError, UsageError
 from densefeat.features import FeatureExtractor
 from densefeat.images import RandomAccess, Source, printable_key
 from densefeat.labels import Targets
-from densefeat.probe import ALL
-from densefeat.sgd_probe.parallel_heads import ParallelHeads
 from densefeat.training import (
     MAX_GROUP,
     EncodedImages,
@@ -24,14 +23,27 @@ from densefeat.training import (
     Sampler,
     WorkerImages,
     World,
-    load_checkpoint,
+    make_mirrored_crops,
     micro_batch_slices,
     newest_checkpoint,
+    restore_checkpoint,
     save_checkpoint,
 )
 
-_IDENTITY = "asked"  # key in a checkpoint
+_IDENTITY, _GROUPS = "asked", "groups"  # keys in a checkpoint
 _GPU_POLL_STEPS = 10  # steps between checks for a stop request: each waits for the GPU
+
+
+class LearningHeads(Protocol):
+    """Heads that learn together; ``step``: how many steps they have taken."""
+
+    step: int
+
+    def learn(
+        self, features: Mapping[str, torch.Tensor], y: torch.Tensor, batch_size: int, steps: int, world: World
+    ) -> None: ...  # fmt: skip
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, saved: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -78,9 +90,12 @@ def open_training_stream(
     size = extractor.preprocessing.size
     images = ImageDataset(encoded, extractor.preprocessing, "none", seed)
     # not one of the recipes' augmentations: their crops are milder, or come with changes of colour
-    images.augmentation = create_transform(
-        (3, size, size), is_training=True, color_jitter=0.0, interpolation="bicubic", normalize=False
-    )
+    if images.rule.floating:
+        images.augmentation = make_mirrored_crops(size, (0.08, 1.0))
+    else:
+        images.augmentation = create_transform(
+            (3, size, size), is_training=True, color_jitter=0.0, interpolation="bicubic", normalize=False
+        )
     loader = WorkerImages(images, extractor.preprocessing, workers, world.device, torch.float32, set())
     sampler = Sampler(np.flatnonzero(encoded.labels >= 0), encoded.groups, batch_size, seed)
     (part,) = micro_batch_slices(batch_size, 1, world.rank, world.size)
@@ -91,12 +106,24 @@ def open_training_stream(
 def _match_images(source: Source, paths: list[str], train: np.ndarray) -> EncodedImages:
     """Label each image with its position in ``paths``, or -1 if it is not to be learnt from."""
     if not isinstance(source, RandomAccess):
-        raise UsageError("protocol 'sgd' reads images by position: give a folder, a list, Parquet files or tar files")
-    places = {paths[row]: int(row) for row in np.flatnonzero(train)}
-    labels = np.array([places.pop(printable_key(os.fsdecode(key)), -1) for key in source.keys().to_pylist()], np.int64)
-    if places:
-        raise DensefeatError(f"{len(places):,} images are missing now, {next(iter(places))!r} first: extract them again")
+        raise UsageError(
+            "protocols 'sgd' and 'attentive' read images by position: give a folder, a list, Parquet files or tar files"
+        )
+    rows = np.flatnonzero(train)
+    positions = locate_images(source, [paths[row] for row in rows])
+    labels = np.full(len(source.keys()), -1)
+    labels[positions] = rows
     return EncodedImages(source, labels, [])
+
+
+def locate_images(source: Source, paths: Sequence[str]) -> np.ndarray:
+    """Find the position of each path, int64 ``(len(paths),)``. Raises DensefeatError where one is missing."""
+    wanted = set(paths)
+    keys = (printable_key(os.fsdecode(key)) for key in source.keys().to_pylist())
+    places = {key: position for position, key in enumerate(keys) if key in wanted}
+    if missing := [path for path in paths if path not in places]:
+        raise DensefeatError(f"{len(missing):,} images are missing now, {missing[0]!r} first: extract them again")
+    return np.array([places[path] for path in paths], np.int64)
 
 
 def limit_batch_size(batch_size: int, images: int, world: World) -> int:
@@ -111,7 +138,7 @@ def limit_batch_size(batch_size: int, images: int, world: World) -> int:
 
 
 def train_heads(
-    heads: ParallelHeads,
+    groups: Sequence[LearningHeads],
     stream: TrainingStream,
     extractor: FeatureExtractor,
     folder: Path,
@@ -120,52 +147,49 @@ def train_heads(
     stop: StopRequest,
     advance: Callable[[int], None],
 ) -> None:
-    """Train to the last step, from the newest checkpoint in ``folder`` if there is one; save one after each epoch.
+    """Train groups of heads to the last step, from the newest checkpoint in ``folder`` if there is one.
 
-    ``identity``: a text that is equal for equal probes. Raises UsageError if the checkpoint belongs to another probe,
-    Interrupted (after a checkpoint) if a signal requested a stop, DensefeatError if the ranks see different images, or none can
-    be read.
+    A checkpoint is saved after each epoch. ``identity``: a text that is equal for equal probes. Raises UsageError if the
+    checkpoint belongs to another probe, Interrupted (after a checkpoint) if a signal requested a stop, DensefeatError if the
+    ranks see different images, or none can be read.
     """
     if len(set(world.gather_objects(identity))) > 1:
         raise DensefeatError("the ranks do not see the same images or labels: check that all can read them")
-    _resume(heads, folder, identity, world)
-    advance(heads.step * stream.sampler.batch_size)
+    _resume(groups, folder, identity, world)
+    start = groups[0].step
+    advance(start * stream.sampler.batch_size)
     poll_every = _GPU_POLL_STEPS if world.device.type == "cuda" else 1
-    steps_with_images = heads.step
-    for x, rows in stream.parts(heads.step):
+    steps_with_images = start
+    for step, (x, rows) in enumerate(stream.parts(start), start + 1):
         known = rows >= 0
         steps_with_images += int(known.any())
-        features = _select_features(extractor.forward(x[known]), heads) if known.any() else _empty_features(heads)
-        heads.learn(features, stream.targets[rows[known]], stream.sampler.batch_size, stream.steps, world)
+        features = extractor.forward(x[known]) if known.any() else {}
+        for heads in groups:
+            heads.learn(features, stream.targets[rows[known]], stream.sampler.batch_size, stream.steps, world)
         advance(stream.sampler.batch_size)
         stop_signal = 0
-        if heads.step % poll_every == 0:
+        if step % poll_every == 0:
             stop_signal = int(world.max([float(stop.signal or 0)])[0])
-        if world.first and (stop_signal or heads.step % stream.sampler.steps_per_epoch == 0):
-            save_checkpoint(folder, heads.state_dict() | {_IDENTITY: identity})
+        if world.first and (stop_signal or step % stream.sampler.steps_per_epoch == 0):
+            states = [heads.state_dict() for heads in groups]
+            save_checkpoint(folder, {"step": step, _GROUPS: states, _IDENTITY: identity})
         if stop_signal:
-            raise Interrupted(f"stopped after step {heads.step}; the same command resumes there", 128 + stop_signal)
+            raise Interrupted(f"stopped after step {step}; the same command resumes there", 128 + stop_signal)
     if not world.max([float(steps_with_images)])[0]:
         key, reason = min(stream.images.failures)
         raise DensefeatError(f"none of the training images can be read, the first: {printable_key(key)}: {reason}")
 
 
-def _resume(heads: ParallelHeads, folder: Path, identity: str, world: World) -> None:
+def _resume(groups: Sequence[LearningHeads], folder: Path, identity: str, world: World) -> None:
     path, _ = newest_checkpoint(folder) if world.first else (None, [])
     name = world.broadcast(path.name if path else None)
     if name is None:
         return
-    saved = load_checkpoint(folder / name)
-    if saved[_IDENTITY] != identity:
-        raise UsageError(f"output {str(folder.parent)!r} holds another unfinished probe: choose another --out")
-    heads.load_state_dict(saved)
 
+    def restore(saved: dict[str, Any]) -> None:
+        if saved[_IDENTITY] != identity:
+            raise UsageError(f"output {str(folder.parent)!r} holds another unfinished probe: choose another --out")
+        for heads, state in zip(groups, saved[_GROUPS], strict=True):
+            heads.load_state_dict(state)
 
-def _select_features(features: dict[str, torch.Tensor], heads: ParallelHeads) -> dict[str, torch.Tensor]:
-    """Select the features that heads are for, and add those of all columns side by side if there are heads for them."""
-    own = {name: features[name] for name in heads.weights if name != ALL}
-    return own | ({ALL: torch.cat(list(own.values()), 1)} if ALL in heads.weights else {})
-
-
-def _empty_features(heads: ParallelHeads) -> dict[str, torch.Tensor]:
-    return {name: weight.new_zeros(0, weight.shape[2] - 1) for name, weight in heads.weights.items()}
+    restore_checkpoint(folder / name, restore)

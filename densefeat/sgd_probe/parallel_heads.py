@@ -16,11 +16,11 @@ import torch.distributed as dist
 
 from densefeat.errors import UsageError
 from densefeat.labels import Task
-from densefeat.probe import LinearHead
+from densefeat.probing import ALL, LinearHead
 from densefeat.training import World
 
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
-MOMENTUM, _START_STD = 0.9, 0.01
+MOMENTUM, START_STD = 0.9, 0.01
 _MAX_WEIGHTS = 2**31  # of all heads together
 
 
@@ -50,15 +50,11 @@ class ParallelHeads:
         dtype: torch.dtype = torch.float32,
     ) -> "ParallelHeads":
         """Make heads with random weights. ``sizes``: D of each candidate. Raises UsageError for more than 2^31 weights."""
-        count = len(RATES) * num_classes * sum(size + 1 for size in sizes.values())
-        if count > _MAX_WEIGHTS:
-            raise UsageError(
-                f"{len(RATES)} heads of {num_classes:,} classes for each block are {count:,} weights: probe fewer blocks"
-            )
+        limit_weights(len(RATES), num_classes, num_classes * sum(size + 1 for size in sizes.values()))
         generator = torch.Generator().manual_seed(seed)
         weights = {}
         for name, size in sizes.items():
-            weight = torch.randn(len(RATES), num_classes, size + 1, generator=generator, dtype=torch.float64) * _START_STD
+            weight = torch.randn(len(RATES), num_classes, size + 1, generator=generator, dtype=torch.float64) * START_STD
             weight[:, :, -1] = 0
             weights[name] = weight.to(device, dtype)
         speeds = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -68,17 +64,27 @@ class ParallelHeads:
     def learn(self, features: Mapping[str, torch.Tensor], y: torch.Tensor, batch_size: int, steps: int, world: World) -> None:
         """Take one of ``steps`` steps, with this rank's share of a batch of ``batch_size`` images.
 
-        ``features``: ``(n, D)`` each; ``y``: int64 ``(n,)``, or bool ``(n, K)``. Missing images count as error 0.
+        ``features``: ``(n, D)`` by column, or maps ``(n, D, H, W)``, which are averaged; none if this rank has no image.
+        ``y``: int64 ``(n,)``, or bool ``(n, K)``. Missing images count as error 0.
         """
-        rates = self.rates * (0.5 * (1 + math.cos(math.pi * self.step / steps)))
+        rates = self.rates * cosine_decay(self.step, steps)
+        inputs = self._select_inputs(features)
         for name, weight in self.weights.items():
-            x = _append_one(features[name]).to(weight.dtype)
+            x = _append_one(inputs[name]).to(weight.dtype)
             gradient = self.gradient(weight, x, y) / batch_size
             if world.size > 1:
                 dist.all_reduce(gradient)
             speed = self.speeds[name].mul_(MOMENTUM).add_(gradient)
             weight.sub_(speed * rates.to(weight.device, weight.dtype).view(-1, 1, 1))
         self.step += 1
+
+    def _select_inputs(self, features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Select the vectors that heads are for, and add those of all columns side by side if there are heads for them."""
+        if not features:
+            return {name: weight.new_zeros(0, weight.shape[2] - 1) for name, weight in self.weights.items()}
+        own = {name: features[name] for name in self.weights if name != ALL}
+        vectors = {name: x.mean((2, 3)) if x.ndim == 4 else x for name, x in own.items()}
+        return vectors | ({ALL: torch.cat(list(vectors.values()), 1)} if ALL in self.weights else {})
 
     def gradient(self, weight: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Compute the gradient of the loss summed over images, ``(R, K, D + 1)``.
@@ -107,6 +113,19 @@ class ParallelHeads:
         for own, kept in ((self.weights, saved["weights"]), (self.speeds, saved["speeds"])):
             for name, values in own.items():
                 values.copy_(kept[name])
+
+
+def cosine_decay(step: int, steps: int) -> float:
+    """Return the factor on the learning rates at a step, from 1 at the first to 0 after the last."""
+    return 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def limit_weights(heads: int, num_classes: int, weights: int) -> None:
+    """Raise UsageError if ``heads`` of so many weights each are more than 2^31 weights together."""
+    if heads * weights > _MAX_WEIGHTS:
+        raise UsageError(
+            f"{heads} heads of {num_classes:,} classes for each block are {heads * weights:,} weights: probe fewer blocks"
+        )
 
 
 def _append_one(x: torch.Tensor) -> torch.Tensor:

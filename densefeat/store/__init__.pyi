@@ -8,6 +8,7 @@ from .folder import close_store, collect_failures, save_part, start_job
 from .info import describe_store
 from .layout import PART_ROWS, Layout
 from .manifest import Failure, Manifest, PartRecord, Round, list_finished_parts, read_manifest, read_record, read_records
+from .measured import load_measured, save_measured
 from .outputs import (
     MAP_KEY,
     check_output,
@@ -68,6 +69,7 @@ __all__ = [
     "is_store",
     "list_entry_columns",
     "list_finished_parts",
+    "load_measured",
     "make_embedding_schema",
     "make_file_thumbnail",
     "make_pictures",
@@ -84,6 +86,7 @@ __all__ = [
     "read_stamps",
     "redo_parts",
     "remove_work",
+    "save_measured",
     "save_part",
     "shrink_image",
     "split_pools",

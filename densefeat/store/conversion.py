@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from densefeat.base import atomic_file, atomic_folder, check_output_name, is_nobodys, output_errors
+from densefeat.base import FormulaCheck, atomic_file, atomic_folder, check_output_name, output_errors, recognize_none
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.columns import choose_columns
 from densefeat.store.reader import Store, open_store
@@ -124,7 +124,7 @@ def _write_npy(conversion: _Conversion, out: Path) -> None:
 
 
 def _write_npz(conversion: _Conversion, out: Path) -> None:
-    with atomic_file(out, is_nobodys) as beside, output_errors(out), zipfile.ZipFile(beside, "w") as archive:
+    with atomic_file(out, recognize_none) as beside, output_errors(out), zipfile.ZipFile(beside, "w") as archive:
         for name in [*conversion.plain, *conversion.vectors]:
             text = conversion.dtype(name).kind == "O"
             member = zipfile.ZipInfo(f"{name}.npy")
@@ -174,7 +174,7 @@ def _write_safetensors(conversion: _Conversion, out: Path) -> None:
         raise UsageError(
             f"{conversion.store.path}: too many paths for a safetensors header of {_HEADER_BYTES:,} bytes: convert to npy"
         )
-    with atomic_file(out, is_nobodys) as beside, output_errors(out), open(beside, "wb") as file:
+    with atomic_file(out, recognize_none) as beside, output_errors(out), open(beside, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in numbers:
             for array in conversion.arrays(name):
@@ -212,18 +212,22 @@ def _write_csv(conversion: _Conversion, out: Path) -> None:
     schema = pa.schema(fields)
     provenance = _provenance_file(out)
     with (
-        atomic_file(out, is_nobodys) as beside,
-        atomic_file(provenance, is_nobodys) as provenance_beside,
+        atomic_file(out, recognize_none) as beside,
+        atomic_file(provenance, recognize_none) as provenance_beside,
         output_errors(out),
     ):
         provenance_beside.write_text(conversion.provenance, "utf-8")
+        check = FormulaCheck(repr(str(out)))
         with open(beside, "wb") as file, pa.csv.CSVWriter(file, schema) as rows:
             for batch in conversion.record_batches():
                 arrays = [batch.column(name) for name in conversion.plain]
+                for array in arrays:
+                    check.add(array.to_pylist() if pa.types.is_string(array.type) else [])
                 for name in conversion.vectors:
                     values = batch.column(name).flatten().to_numpy().reshape(len(batch), -1)
                     arrays += [pa.array(column) for column in np.ascontiguousarray(values.T, np.float32)]
                 rows.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+        check.warn()
 
 
 def _provenance_file(out: Path) -> Path:

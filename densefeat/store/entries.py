@@ -9,21 +9,27 @@ from densefeat.store.reader import Store
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """An image of a store or, of a search, an image file. ``path``: its key, or the file; ``x``, ``y``: of a tile."""
+    """An image of a store or, of a search, an image file.
+
+    ``path``: its key, or the file; ``x``, ``y``: of a tile; ``page``: of a file of several.
+    """
 
     path: str
     label: str | None = None
     x: int | None = None
     y: int | None = None
+    page: int | None = None
 
     @property
     def name(self) -> str:
-        return self.path if self.x is None else f"{self.path}:{self.x},{self.y}"
+        """The key, and where in the file the image is: ``KEY``, ``KEY:pPAGE``, ``KEY:X,Y``, ``KEY:pPAGE:X,Y``."""
+        page = "" if self.page is None else f":p{self.page}"
+        return self.path + page + ("" if self.x is None else f":{self.x},{self.y}")
 
 
 def list_entry_columns(store: Store) -> list[str]:
-    """List which of ``path``, ``label``, ``x`` and ``y`` the store has."""
-    return [name for name in ("path", "label", "x", "y") if name in store.schema.names]
+    """List which of ``path``, ``label``, ``x``, ``y`` and ``page`` the store has."""
+    return [name for name in ("path", "label", "x", "y", "page") if name in store.schema.names]
 
 
 def read_entries(store: Store, rows: np.ndarray) -> dict[int, ImageEntry]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from densefeat.base import output_errors
+from densefeat.base import output_errors, parse_json
 from densefeat.errors import OutputError
 from densefeat.store.checked_file import CheckedFile, write_checked_table
 from densefeat.store.layout import Layout
@@ -25,10 +25,14 @@ _SCHEMA = pa.schema(
 )
 
 
+_PAGED_SCHEMA = _SCHEMA.append(pa.field("page", pa.int32()))  # where any failure is of a page; readers expect no more
+
+
 def write_failures(path: Path, failures: Sequence[tuple[Failure, int]]) -> str:
     """Write ``failures.parquet``: each failure with the number of its part. Return the file's checksum."""
     rows = [{**asdict(failure), "part": part} for failure, part in failures]
-    return write_checked_table(path, pa.Table.from_pylist(rows, _SCHEMA))
+    schema = _SCHEMA if all(failure.page is None for failure, _ in failures) else _PAGED_SCHEMA
+    return write_checked_table(path, pa.Table.from_pylist(rows, schema))
 
 
 def read_failures(layout: Layout, manifest: Manifest, before_part: int | None = None) -> list[tuple[Failure, int]]:
@@ -41,7 +45,7 @@ def read_failures(layout: Layout, manifest: Manifest, before_part: int | None = 
     # while a round is open, the file may be that of its end already
     checksum = manifest.failures_checksum if manifest.complete else ""
     with CheckedFile(layout.failures, checksum) as file:
-        if not file.schema.equals(_SCHEMA):
+        if not any(map(file.schema.equals, (_SCHEMA, _PAGED_SCHEMA))):
             raise OutputError(f"{layout.failures}: damaged: its columns are {', '.join(file.schema.names)}")
         entries = file.read().to_pylist()
     pairs = [(entry.pop("part"), entry) for entry in entries]
@@ -84,6 +88,6 @@ def read_failure_lines(path: Path) -> list[Failure]:
         return []
     try:
         with open(path, encoding="utf-8") as lines:
-            return [Failure(**json.loads(line)) for line in lines]
+            return [Failure(**parse_json(line)) for line in lines]
     except (OSError, ValueError, TypeError) as error:
         raise OutputError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error

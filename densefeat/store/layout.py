@@ -6,6 +6,7 @@ from pathlib import Path
 
 PART = re.compile(r"part-(\d{5,})\.parquet")
 RECORD = re.compile(r"part-\d{5,}\.json")
+MEASURED = re.compile(r"pixels\.safetensors")
 CLOSING_FILE = re.compile(rf"{PART.pattern}|manifest\.json")  # in work/closing/
 LOCK = re.compile(r"\.lock(-\d+)?")
 PART_ROWS = 8192  # of a part, unless the job asks for others
@@ -40,6 +41,11 @@ class Layout:
     @property
     def work(self) -> Path:
         return self.root / "work"
+
+    @property
+    def measured(self) -> Path:
+        """What a pass over the images has measured so far, before the first part."""
+        return self.work / "pixels.safetensors"
 
     @property
     def records(self) -> Path:

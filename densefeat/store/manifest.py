@@ -1,7 +1,6 @@
 """``manifest.json``: what made a store, from which input, and its parts; until a store is closed each part has a record.
 
-Both are JSON that says its own checksum, and nothing of it is believed that has another type than it should have: a store may
-have been made by a stranger.
+Both are JSON with a checksum of its content, and every value is checked for its type: a store may have been made by a stranger.
 """
 
 import json
@@ -12,10 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import xxhash
-
-from densefeat.base import atomic_file, output_errors, shorten_text
-from densefeat.errors import OutputError
+from densefeat.base import CHECKSUM, add_checksum, atomic_file, fits_checksum, output_errors, parse_json, shorten_text
+from densefeat.errors import OutputError, UsageError
 from densefeat.store.checked_file import CheckedFile
 from densefeat.store.layout import Layout
 from densefeat.store.writer import FORMAT_VERSION
@@ -36,14 +33,15 @@ class Failure:
     reason: str
     x: int | None = None
     y: int | None = None
+    page: int | None = None
 
 
 @dataclass(frozen=True)
 class PartRecord:
     """A part for positions ``start`` to ``stop`` of its round, done up to ``reached``; ``stop`` None: to the end.
 
-    ``skipped``: tiles without enough content. ``bytes``, ``file_checksum``: of the Parquet file; old ones have no
-    checksum.
+    ``skipped``: tiles without enough content. ``bytes``, ``file_checksum``: of the Parquet file; earlier versions
+    recorded no checksum.
     """
 
     part: int
@@ -85,7 +83,7 @@ class Manifest:
 
     ``settings``: what must not change when a job resumes; ``provenance``: what made the rows, for people and programs;
     ``parts``: those of finished rounds, all if ``complete``; ``removed``: images with rows that the last listing lacks.
-    ``failures_checksum``: that of ``failures.parquet`` once the store is complete; empty in an old one.
+    ``failures_checksum``: that of ``failures.parquet`` once the store is complete; earlier versions recorded none.
     """
 
     settings: dict[str, Any]
@@ -127,28 +125,33 @@ def read_manifest(layout: Layout) -> Manifest | None:
     Raises OutputError where it is another program's, of a newer version, or damaged.
     """
     try:
-        content = json.loads(layout.manifest.read_bytes())
+        content = parse_json(layout.manifest.read_bytes())
         kind, version = content["kind"], content["format_version"]
         if kind != _KIND or type(version) is not int or not 1 <= version <= FORMAT_VERSION:
             raise OutputError(f"{layout.manifest}: of format {kind!r} {version}, not readable here")
-        return _build(Manifest, _check_content(content, required=version >= _CHECKED_VERSION))
+        _check_content(content, required=version >= _CHECKED_VERSION)
+        return _build(Manifest, content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = shorten_text(f"{type(error).__name__}: {error}")
-        raise OutputError(f"{layout.manifest}: not a readable manifest ({reason})") from error
+        raise OutputError(
+            f"{layout.manifest}: not a readable manifest ({reason}): restore it from a copy, or extract to a new folder"
+        ) from error
 
 
-def _check_content(content: dict[str, Any], required: bool) -> dict[str, Any]:
-    """Return a JSON object without its checksum. Raises ValueError where that is another one, or lacks and is ``required``."""
-    checksum = content.pop("checksum", None)
-    if checksum != _hash_content(content) and (required or checksum is not None):
-        raise ValueError("damaged: it is not as it was written")
-    return content
+def require_manifest(layout: Layout) -> Manifest:
+    """Read the manifest of a store. Raises UsageError where there is none, OutputError as :func:`read_manifest` does."""
+    if manifest := read_manifest(layout):
+        return manifest
+    problem = "no manifest.json in it" if layout.root.is_dir() else "no such file or folder"
+    raise UsageError(f"store {str(layout.root)!r}: {problem}; give the --out of `densefeat extract`")
 
 
-def _hash_content(content: dict[str, Any]) -> str:
-    return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
+def _check_content(content: dict[str, Any], required: bool) -> None:
+    """Raise ValueError where a JSON object is not what its checksum was made of, or has none although it is ``required``."""
+    if (required or CHECKSUM in content) and not (CHECKSUM in content and fits_checksum(content)):
+        raise ValueError("it is not as it was written")
 
 
 def _build(kind: type[_Built], content: dict[str, Any]) -> _Built:
@@ -182,17 +185,17 @@ def is_manifest(layout: Layout) -> bool:
     A damaged one counts if a folder of parts is beside it.
     """
     try:
-        content = json.loads(layout.manifest.read_bytes())
+        content = parse_json(layout.manifest.read_bytes())
     except OSError:
         return False
-    except (ValueError, RecursionError):
+    except ValueError:
         return layout.data.is_dir()
     return isinstance(content, dict) and content.get("kind") == _KIND
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with atomic_file(path) as beside, output_errors(path), open(beside, "w", encoding="utf-8") as file:
-        json.dump(content | {"checksum": _hash_content(content)}, file, ensure_ascii=False, indent=1)
+        json.dump(add_checksum(content), file, ensure_ascii=False, indent=1)
 
 
 def describe_file(record: PartRecord, file: Path) -> PartRecord:
@@ -217,14 +220,15 @@ def read_records(layout: Layout, manifest: Manifest) -> Iterator[PartRecord]:
 def read_record(layout: Layout, manifest: Manifest, path: Path) -> PartRecord | None:
     """Read a record; None where it is damaged, of another round, or the part's file has another size."""
     try:
-        content = _check_content(json.loads(path.read_bytes()), required=False)
+        content = parse_json(path.read_bytes())
+        _check_content(content, required=False)
         record = _build(PartRecord, content)
         in_data = record.finished and not manifest.waits
         file = layout.part(record.part) if in_data else layout.unfinished(record.part)
         whole = file.is_file() and file.stat().st_size == record.bytes
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # whatever a damaged file leads to
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged file leads to
         return None
-    return record if whole and content["round"] == manifest.round_id else None
+    return record if whole and content.get("round") == manifest.round_id else None
 
 
 def list_finished_parts(layout: Layout, manifest: Manifest) -> list[PartRecord]:

@@ -1,6 +1,5 @@
 """What the commands on stores may replace or delete: files that densefeat wrote, by their names, marks and records."""
 
-import json
 import logging
 import os
 import re
@@ -19,6 +18,7 @@ from densefeat.base import (
     is_plain_folder,
     match_temporary,
     output_errors,
+    parse_json,
     printable,
     refuse_links,
     refuse_stranger,
@@ -27,11 +27,13 @@ from densefeat.base import (
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.checksums import open_file
 from densefeat.store.failures import failures_file, is_failure_lines
-from densefeat.store.layout import CLOSING_FILE, LOCK, PART, RECORD, Layout
+from densefeat.store.layout import CLOSING_FILE, LOCK, MEASURED, PART, RECORD, Layout
 from densefeat.store.manifest import Manifest, list_finished_parts, read_manifest, read_records
+from densefeat.store.measured import is_measured
 from densefeat.store.reader import is_store
 
 _log = logging.getLogger(__name__)
+_WORK_FILE = re.compile(rf"{PART.pattern}|{MEASURED.pattern}")
 MAP_KEY = b"densefeat_map"  # in the schema's metadata of a map's points
 
 
@@ -57,10 +59,22 @@ def check_store_folder(layout: Layout) -> None:
 
 
 def _is_remnant(path: Path, layout: Layout) -> bool:
-    """Check whether a path was left by a job that ended before it wrote its manifest: locks, half a manifest, empty folders."""
+    """Check whether a path was left by a job that ended before it wrote its manifest.
+
+    That is locks, half a manifest, empty folders, and what a pass over the images has measured.
+    """
     if path in (layout.data, layout.work):
-        return is_plain_folder(path) and all(below in layout.folders and is_plain_folder(below) for below in path.rglob("*"))
+        return is_plain_folder(path) and all(
+            (below in layout.folders and is_plain_folder(below)) or _is_measurement(below, layout) for below in path.rglob("*")
+        )
     return is_plain_file(path) and bool(LOCK.fullmatch(path.name) or match_temporary(path.name) == layout.manifest.name)
+
+
+def _is_measurement(path: Path, layout: Layout) -> bool:
+    """Check for what a pass over the images has measured, or half of it."""
+    if path.parent != layout.work or not is_plain_file(path):
+        return False
+    return match_temporary(path.name) == layout.measured.name or (path == layout.measured and is_measured(path))
 
 
 def check_store_file(out: Path, images: str | Path) -> None:
@@ -85,6 +99,7 @@ def list_leftovers(layout: Layout, manifest: Manifest) -> list[Path]:
             raise OutputError(f"output {str(folder)!r} is a file where a folder is needed: move it away")
     current = read_manifest(layout)
     recorded = {layout.part(record.part) for record in list_finished_parts(layout, current)} if current else set()
+    recorded |= {layout.data / f"{record.stem}.parquet" for record in _list_named(layout.records, RECORD) if _is_work(record)}
     running = current is not None and not current.complete  # then work/ is of its job
     with output_errors(layout.root):
         own = _list_own(layout.data, PART, lambda path: path in recorded or is_store(path))
@@ -130,7 +145,7 @@ def empty_closing(layout: Layout) -> None:
 
 def _work_places(layout: Layout) -> tuple[tuple[Path, re.Pattern[str]], ...]:
     """Return the folders of a job with the names that it gives to files there."""
-    return (layout.work, PART), (layout.records, RECORD), (layout.closing, CLOSING_FILE)
+    return (layout.work, _WORK_FILE), (layout.records, RECORD), (layout.closing, CLOSING_FILE)
 
 
 def _list_named(folder: Path, names: re.Pattern[str]) -> list[Path]:
@@ -152,8 +167,10 @@ def _is_work(path: Path) -> bool:
     """Recognize a file of ``work/`` by its content: a part, a record, or the manifest that closes a round."""
     if path.suffix == ".parquet":
         return is_store(path)
+    if MEASURED.fullmatch(path.name):
+        return is_measured(path)
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and ({"round", "part", "reached"} <= content.keys() or is_store(path.parent))

@@ -1,6 +1,5 @@
 """Reading a store: a column at a time, as numpy arrays."""
 
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
-from densefeat.base import shorten_text
+from densefeat.base import parse_json, shorten_text
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.checked_file import CheckedFile
 from densefeat.store.checksums import open_file
@@ -28,14 +27,15 @@ from densefeat.store.manifest import (
     Manifest,
     is_manifest,
     list_finished_parts,
-    read_manifest,
     read_records,
+    require_manifest,
 )
 from densefeat.store.writer import FORMAT_VERSION, METADATA_KEY, vector_names
 
 _READERS = min(16, os.cpu_count() or 1)  # threads
 _PIECE_BYTES = 2**20  # of a column, decoded at a time by each thread: a page's size, more gains nothing
 _BATCH_BYTES = 32 * 2**20
+_PATH = "path"
 
 
 class Store:
@@ -51,6 +51,7 @@ class Store:
     ) -> None:
         self.path, self.parts, self.manifest = path, parts, manifest
         self._sizes, self._checksums = list(sizes), list(checksums)
+        self._checked: list[set[tuple[int, str]]] = [set() for _ in parts]  # chunks that were compared with their checksums
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)]).astype(np.int64)
         self.schema: pa.Schema = _read_schema(parts[0]) if parts else pa.schema([])
 
@@ -93,7 +94,7 @@ class Store:
     @cached_property
     def keys(self) -> np.ndarray:
         """The ``path`` of every row: ``(rows,)`` of str. Kept after the first use."""
-        return self["path"]
+        return self[_PATH]
 
     @cached_property
     def labels(self) -> np.ndarray | None:
@@ -136,13 +137,19 @@ class Store:
         if not pa.types.is_fixed_size_list(field):
             offset = int(self._starts[touched[0]]) if touched else 0
             return self._column(name, touched).slice(start - offset, stop - start).to_numpy()
-        out = np.empty((stop - start, field.list_size), field.value_type.to_pandas_dtype())
+        out = self._allocate(stop - start, field)
         lanes = -(-_READERS // max(1, len(touched)))  # few parts: several threads on each
         tasks = [(part, slice(lane, None, lanes)) for part in touched for lane in range(lanes)]
         with ThreadPoolExecutor(_READERS) as pool:
             for _ in pool.map(lambda task: self._fill(out, start, name, *task), tasks):
                 pass  # the first error ends the loop and cancels the other tasks
         return out
+
+    def _allocate(self, rows: int, field: pa.FixedSizeListType) -> np.ndarray:
+        try:
+            return np.empty((rows, field.list_size), field.value_type.to_pandas_dtype())
+        except (MemoryError, ValueError):  # of numbers that a manifest or a footer states
+            raise OutputError(f"{self.path}: no memory for {rows:,} rows of {field.list_size:,} numbers") from None
 
     def _fill(self, out: np.ndarray, start: int, name: str, index: int, lane: slice) -> None:
         """Copy some of a part's row groups into ``out``, whose first row is the store's row ``start``."""
@@ -156,6 +163,7 @@ class Store:
                 if first >= len(out) or firsts[group + 1] <= 0:
                     continue
                 for piece in part.iter_batches(rows, [name], [group], use_threads=False):
+                    _refuse_nulls(piece, part.path)
                     values = piece.column(name).flatten().to_numpy(zero_copy_only=False).reshape(len(piece), -1)
                     low, high = max(0, first), min(first + len(piece), len(out))
                     if low < high:
@@ -168,7 +176,7 @@ class Store:
     def _open(self, index: int, *names: str) -> Iterator[CheckedFile]:
         """Open a part and check that it has the rows and the columns that it should have."""
         path = self.parts[index]
-        with CheckedFile(path, self._checksums[index]) as part:
+        with CheckedFile(path, self._checksums[index], self._checked[index]) as part:
             if part.metadata.num_rows != self._sizes[index]:
                 raise OutputError(f"{path}: has {part.metadata.num_rows} rows, not the {self._sizes[index]} of the manifest")
             for name in names:
@@ -179,7 +187,9 @@ class Store:
     def _column(self, name: str, parts: Sequence[int]) -> pa.ChunkedArray:
         def read(index: int) -> pa.ChunkedArray:
             with self._open(index, name) as part:
-                return part.read([name], use_threads=False).column(name)
+                table = part.read([name], use_threads=False)
+            _refuse_nulls(table, self.parts[index])
+            return table.column(name)
 
         with ThreadPoolExecutor(_READERS) as pool:
             chunks = [chunk for column in pool.map(read, parts) for chunk in column.chunks]
@@ -209,10 +219,11 @@ class Store:
         """Yield some columns side by side, in pieces of about 4 MB, in order."""
         for name in names:
             self._check(name)
-        rows = max(1, min(65536, 4 * _PIECE_BYTES // row_bytes(self.schema, names)))
+        rows = max(1, min(65536, 4 * _PIECE_BYTES // max(1, row_bytes(self.schema, names))))
         for index in range(len(self.parts)):
             with self._open(index, *names) as part:
                 for batch in part.iter_batches(rows, names):
+                    _refuse_nulls(batch, part.path)
                     yield batch.select(list(names))
 
     def dataset(self) -> ds.Dataset:
@@ -267,13 +278,9 @@ def _open_store_file(path: Path) -> Store:
 
 def _open_store_folder(layout: Layout) -> Store:
     """Open a folder by its manifest; of each part only the size and the footer are looked at now."""
-    manifest = read_manifest(layout)
-    if manifest is None:
-        problem = "no manifest.json in it" if layout.root.is_dir() else "no such file or folder"
-        raise UsageError(f"store {str(layout.root)!r}: {problem}; give the --out of `densefeat extract`")
+    manifest = require_manifest(layout)
     records = list_finished_parts(layout, manifest)
-    with ThreadPoolExecutor(_READERS) as pool:
-        damaged = [problem for problem in pool.map(lambda record: find_footer_damage(layout, record), records) if problem]
+    damaged = [problem for record in records if (problem := find_footer_damage(layout, record))]
     if damaged:
         raise OutputError(
             f"store {str(layout.root)!r}: {len(damaged)} of {len(records)} parts are missing or damaged ({damaged[0]}):"
@@ -294,8 +301,8 @@ def row_bytes(schema: pa.Schema, names: Sequence[str]) -> int:
 def _read_description(schema: pa.Schema, path: Path) -> dict[str, Any]:
     """Read what a Parquet file of a store says of itself. Raises OutputError where that is no JSON object."""
     try:
-        description = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    except (ValueError, RecursionError) as error:
+        description = parse_json((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    except ValueError as error:
         raise OutputError(f"{path}: damaged: its metadata cannot be read ({shorten_text(str(error))})") from error
     if not isinstance(description, dict):
         raise OutputError(f"{path}: damaged: its metadata is no JSON object")
@@ -307,5 +314,31 @@ def _is_shape(shape: Any) -> bool:
 
 
 def _read_schema(path: Path) -> pa.Schema:
+    """Read the columns of a part. Raises OutputError where they are not such as a store has, each name once."""
     with CheckedFile(path) as file:
-        return file.schema
+        schema = file.schema
+    for field in schema:
+        if not _CHECKS.get(field.name, _is_other_column)(field.type):
+            raise OutputError(f"{path}: damaged: its column {field.name!r} is of type {field.type}")
+    if _PATH not in schema.names or not vector_names(schema) or len(set(schema.names)) < len(schema):
+        raise OutputError(f"{path}: damaged: its columns are {shorten_text(', '.join(schema.names))}")
+    return schema
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_other_column(kind: pa.DataType) -> bool:
+    """Check that a column holds vectors of floats, or none: programs of the user may add any."""
+    return not pa.types.is_fixed_size_list(kind) or (kind.list_size > 0 and pa.types.is_floating(kind.value_type))
+
+
+_CHECKS = {_PATH: _is_text, "label": _is_text} | dict.fromkeys(("width", "height", "x", "y", "page"), pa.types.is_integer)
+
+
+def _refuse_nulls(columns: pa.Table | pa.RecordBatch, path: Path) -> None:
+    """Raise OutputError where a row has no key, or no vector."""
+    for field, column in zip(columns.schema, columns.columns, strict=True):
+        if column.null_count and (field.name == _PATH or pa.types.is_fixed_size_list(field.type)):
+            raise OutputError(f"{path}: damaged: its column {field.name!r} is empty in {column.null_count:,} rows")

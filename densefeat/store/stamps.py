@@ -98,8 +98,8 @@ def read_stamps(layout: Layout, manifest: Manifest) -> RecordedStamps:
     except (pa.ArrowException, KeyError, OutputError) as error:
         reason = " ".join(str(error).split())
         raise OutputError(
-            f"{layout.stamps}: damaged ({reason}); without it changes of images so far go unnoticed: remove it if there were"
-            " none, or --overwrite"
+            f"{layout.stamps}: damaged ({reason}); without it changes of images so far go unnoticed: remove it if there have"
+            " been none, or --overwrite"
         ) from error
     if (table.schema.metadata or {}).get(_JOB_KEY) != manifest.job.encode():
         return RecordedStamps(_SCHEMA.empty_table())

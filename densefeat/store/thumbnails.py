@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,13 +19,20 @@ from PIL import Image
 from densefeat.base import shorten_text
 from densefeat.errors import DensefeatError
 from densefeat.images import (
+    MAX_TILES,
+    MEMORY,
     DecodedImage,
     ImageFiles,
+    Item,
     LocalFolder,
+    PagedSource,
+    PixelRule,
     SelectedSource,
     Source,
     TiledSource,
+    complete_record,
     is_image_folder,
+    make_visible,
     open_image,
     open_source,
 )
@@ -40,6 +48,17 @@ class Decodable(Protocol):
     """An image or a tile that can be decoded; None: a tile without content."""
 
     def decode(self) -> DecodedImage | None: ...
+
+
+@dataclass(frozen=True)
+class _RuledItem:
+    """An item that is decoded as the store's images were."""
+
+    item: Item
+    rule: PixelRule
+
+    def decode(self) -> DecodedImage | None:
+        return self.item.decode("pillow", rule=self.rule)
 
 
 def make_thumbnails(
@@ -70,10 +89,11 @@ def make_pictures(
     pictures: dict[ImageEntry, _Picture] = {}
     try:
         source = _open_images(str(images), {entry.path for entry in distinct}, options.get("image_column"))
-        items = _find_items(source, distinct, provenance.get("tiles"))
+        rule = _read_rule(provenance)
+        items = _find_items(source, distinct, provenance, rule)
         with ThreadPoolExecutor() as pool:
             while batch := list(islice(items, _BATCH)):
-                made = pool.map(make, (item for _, item in batch))
+                made = pool.map(MEMORY.hold()(make), (item for _, item in batch))
                 pictures |= {entry: picture for (entry, _), picture in zip(batch, made, strict=True) if picture is not None}
                 progress(len(batch))
     except DensefeatError as error:
@@ -102,14 +122,28 @@ def _open_images(place: str, keys: set[str], image_column: str | None) -> Source
     return SelectedSource(source, np.sort(positions.to_numpy()))
 
 
-def _find_items(source: Source, entries: set[ImageEntry], tiles: dict | None) -> Iterator[tuple[ImageEntry, Decodable]]:
-    """Yield the entries with the image or tile of each. ``tiles``: the store's ``tile`` and ``stride``, if it has tiles."""
-    by_place = {(entry.path, entry.x, entry.y): entry for entry in entries}
-    view = TiledSource(source, tiles["tile"], tiles["stride"]) if tiles and source.length else source
+def _read_rule(provenance: dict[str, Any]) -> PixelRule:
+    """Read the pixel rule of a store. Raises UsageError where what is recorded has no meaning."""
+    preprocessing = provenance.get("preprocessing")
+    return PixelRule.from_json(complete_record(preprocessing if isinstance(preprocessing, dict) else {})["pixels"])
+
+
+def _find_items(
+    source: Source, entries: set[ImageEntry], provenance: dict[str, Any], rule: PixelRule
+) -> Iterator[tuple[ImageEntry, Decodable]]:
+    """Yield the entries with the image, page or tile of each. ``provenance``: how the store's job took images apart."""
+    by_place = {(entry.path, entry.page, entry.x, entry.y): entry for entry in entries}
+    tiles, pages = provenance.get("tiles"), provenance.get("pages")
+    view: Source = source if pages is None or not source.length else PagedSource(source, pages)
+    if tiles and source.length:
+        view = TiledSource(
+            view, tiles["tile"], tiles["stride"], max_tiles=tiles.get("max_tiles", MAX_TILES), mpp=tiles.get("mpp")
+        )
     for item in view.items(0, view.length or 0):
-        entry = by_place.get((item.key, getattr(item, "x", None), getattr(item, "y", None)))
+        page, x, y = (getattr(item, name, None) for name in ("page", "x", "y"))
+        entry = by_place.get((item.key, page, x, y))
         if entry is not None:
-            yield entry, item
+            yield entry, _RuledItem(item, rule)
 
 
 def _make_thumbnail(item: Decodable) -> str | None:
@@ -121,10 +155,10 @@ def _make_thumbnail(item: Decodable) -> str | None:
         return None
 
 
-def make_file_thumbnail(path: str) -> str | None:
-    """Return the data URI of an image file's thumbnail; None if it cannot be decoded."""
+def make_file_thumbnail(path: str, provenance: dict[str, Any]) -> str | None:
+    """Return the data URI of an image file's thumbnail, by the pixel rule of a store; None if it cannot be decoded."""
     try:
-        return _encode_thumbnail(open_image(path, "pillow"))
+        return _encode_thumbnail(open_image(path, "pillow", _read_rule(provenance)))
     except DensefeatError:
         return None
 
@@ -137,8 +171,16 @@ def _encode_thumbnail(pixels: Image.Image | torch.Tensor) -> str:
 
 
 def shrink_image(pixels: Image.Image | torch.Tensor, edge: int) -> Image.Image:
-    """Return an RGB image of at most ``edge`` pixels a side. ``pixels``: an image, or uint8 ``(3, H, W)``."""
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    image = image.convert("RGB")  # a copy: thumbnail works in place
+    """Return an RGB image of at most ``edge`` pixels a side.
+
+    ``pixels``: an image, uint8 ``(3, H, W)``, or float32 ``(C, H, W)``, of which the first three channels, or the first alone,
+    are stretched to be seen.
+    """
+    if isinstance(pixels, Image.Image):
+        image = pixels.convert("RGB")  # a copy: thumbnail works in place
+    elif pixels.is_floating_point():
+        image = Image.fromarray(make_visible(pixels.numpy()))
+    else:
+        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((edge, edge), Image.Resampling.LANCZOS, reducing_gap=3)
     return image

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from densefeat.errors import OutputError, UsageError
+from densefeat.errors import OutputError
 from densefeat.store.checked_file import CheckedFile
 from densefeat.store.damage import find_damaged_parts
 from densefeat.store.failures import read_failures
 from densefeat.store.layout import Layout
-from densefeat.store.manifest import Manifest, PartRecord, list_finished_parts, read_manifest
+from densefeat.store.manifest import Manifest, PartRecord, list_finished_parts, require_manifest
 from densefeat.store.reader import open_store
 from densefeat.store.stamps import read_stamps
 
@@ -48,20 +48,18 @@ def verify_store(path: str | Path) -> Verification:
 
 
 def _verify_file(path: Path) -> Verification:
-    size = path.stat().st_size
+    size, rows = path.stat().st_size, 0
     try:
-        store = open_store(path)
+        rows = len(open_store(path))
         with CheckedFile(path) as file:
             file.check_all()
-            return Verification(1, len(store), size, int(not file.checksum), ())
+            return Verification(1, rows, size, int(not file.checksum), ())
     except OutputError as error:
-        return Verification(1, 0, size, 0, (Damage(str(error)),))
+        return Verification(1, rows, size, 0, (Damage(str(error), 0, rows),))
 
 
 def _verify_folder(layout: Layout) -> Verification:
-    manifest = read_manifest(layout)
-    if manifest is None:
-        raise UsageError(f"store {str(layout.root)!r}: no manifest.json in it; give the --out of `densefeat extract`")
+    manifest = require_manifest(layout)
     records = list_finished_parts(layout, manifest)
     problems = find_damaged_parts(layout, records)
     damages, first_row = _check_lists(layout, manifest), 0

@@ -26,14 +26,18 @@ def make_embedding_schema(
     dtype: str = "float32",
     labelled: bool = False,
     tiled: bool = False,
+    paged: bool = False,
+    texts: Sequence[str] = (),
 ) -> pa.Schema:
-    """Return the schema: ``path``, ``label`` if there are any, ``width``, ``height``, ``x`` and ``y`` of a tile, vectors.
+    """Return the schema: ``path``, ``label`` if any, ``page``, ``texts``, ``width``, ``height``, ``x`` and ``y``, vectors.
 
     The vectors are a FixedSizeList for each feature. The schema's metadata has ``provenance`` and the features' shapes as JSON
     under ``densefeat``.
     """
     fields = [pa.field("path", pa.string(), nullable=False)]
     fields += [pa.field("label", pa.string())] if labelled else []
+    fields += [pa.field("page", pa.int32(), nullable=False)] if paged else []
+    fields += [pa.field(name, pa.string()) for name in texts]
     names = ("width", "height", "x", "y") if tiled else ("width", "height")
     fields += [pa.field(name, pa.int32(), nullable=False) for name in names]
     for name, shape in shapes.items():

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from densefeat.base import Interrupted
+from densefeat.base import Interrupted, printable
 from densefeat.errors import DensefeatError
 from densefeat.training.job import Trained, format_result, train
 from densefeat.training.recipe_files import load_recipe, recipe_commands
@@ -20,9 +20,9 @@ def main() -> int:
     if arguments.steps is not None and arguments.steps < 1:
         parser.error(f"--steps {arguments.steps}: give 1 or more")
     try:
-        print(*format_result(_run(arguments)), sep="\n")
+        print(*map(printable, format_result(_run(arguments))), sep="\n")
     except DensefeatError as error:
-        print(f"densefeat: {error}", file=sys.stderr)
+        print(printable(f"densefeat: {error}"), file=sys.stderr)
         return error.exit_code
     except Interrupted as interrupt:
         print(f"densefeat: {interrupt}", file=sys.stderr)

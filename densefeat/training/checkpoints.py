@@ -2,16 +2,16 @@
 
 import hashlib
 import io
-import os
 import re
-from collections.abc import Collection
-from itertools import count
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from densefeat.base import atomic_file, is_plain_file, match_temporary, output_errors, remove_folder
+from densefeat.base import atomic_file, describe_error, is_plain_file, match_temporary, output_errors, remove_folder, set_aside
+from densefeat.errors import DensefeatError, WeightsError
+from densefeat.nets import load_torch_file
 
 _MAX_KEPT = 2  # if the newest is damaged, the one before remains
 _FIRST = "step-00000000-"  # written only by runs that may have to return to their start
@@ -24,7 +24,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getbuffer()
-    folder.mkdir(exist_ok=True)
+    with output_errors(folder):
+        folder.mkdir(exist_ok=True)
     path = folder / f"step-{state['step']:08}-{_digest(data)}.pt"
     with atomic_file(path) as beside, output_errors(path):
         beside.write_bytes(data)
@@ -52,15 +53,9 @@ def newest_checkpoint(folder: Path, rejected: Collection[str] = ()) -> tuple[Pat
         elif path.name.endswith(f"-{_digest(path.read_bytes())}.pt"):
             return path, messages
         else:
-            _set_aside(path)
+            set_aside(path, f"{path.stem}.damaged")  # so that it does not count among those kept
             messages.append(f"checkpoint {path.name} is damaged and was renamed to .damaged")
     return None, messages
-
-
-def _set_aside(path: Path) -> None:
-    """Rename a damaged checkpoint, to a name that is free, so that it does not count among those kept."""
-    names = (path.with_suffix(".damaged" + f"-{number}" * bool(number)) for number in count())
-    path.rename(next(name for name in names if not os.path.lexists(name)))
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -74,9 +69,20 @@ def remove_checkpoints(folder: Path) -> None:
     remove_folder(folder)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint's tensors to the CPU."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+def restore_checkpoint(path: Path, restore: Callable[[dict[str, Any]], None]) -> None:
+    """Load a checkpoint to the CPU and call ``restore`` with its content.
+
+    Raises WeightsError where that is not a state that fits, or can be read only by running its code.
+    """
+    title = f"checkpoint {str(path)!r}"
+    content = load_torch_file(path, title)
+    try:
+        restore(content)
+    except (DensefeatError, torch.OutOfMemoryError):
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = f"does not hold the state of this run ({type(error).__name__}: {describe_error(error)})"
+        raise WeightsError(f"{title}: {what}: name another --out") from error
 
 
 def _digest(data: Any) -> str:

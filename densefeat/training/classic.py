@@ -3,6 +3,7 @@
 import io
 import pickle
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +14,7 @@ from densefeat.errors import DensefeatError, UsageError
 from densefeat.labels import Task
 from densefeat.training.mat_file import read_matrices
 
-_MAX_BYTES = 2**31  # of a file, and of unpacked images; the largest file of SVHN has 1.3 GB, and 1.6 GB of images
+_MAX_BYTES = 2**31  # of a file, and of SVHN's images unpacked, which have 1.9 GB in both files for training
 _MAX_LABEL_BYTES = 2**24  # of SVHN's digits, which are written as float64
 _CIFAR = {  # marker file: training files, test files, key of the labels, file and key of the class names
     "data_batch_1": ([f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "labels", "batches.meta", "label_names"),
@@ -51,7 +52,10 @@ def read_classic(folder: Path, train: bool) -> DecodedImages | None:
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise UsageError(f"{str(folder)!r}: {', '.join(missing)} missing")
-        parts = [_read_svhn(file) for file in files]
+        parts, left = [], _MAX_BYTES
+        for file in files:
+            parts.append(_read_svhn(file, left))
+            left -= parts[-1][0].nbytes
         return _join_files(f"{folder.name}/{'train' if train else 'test'}", parts, [str(digit) for digit in range(10)])
     return None
 
@@ -70,22 +74,22 @@ def _read_cifar(path: Path, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
     content = _unpickle(path)
     try:
         pixels = content["data"].array.reshape(-1, 3, 32, 32)
-        labels = np.array(content[labels_key], np.int64).reshape(-1)
+        labels = np.array([index(label) for label in content[labels_key]], np.int64)  # lists in lists could share their items
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels
     except Exception as error:  # other content raises errors of many kinds
-        raise DensefeatError(f"{str(path)!r}: not a CIFAR file: {error}") from error
+        raise DensefeatError(f"{str(path)!r}: not a CIFAR file: {describe_error(error)}") from error
 
 
 def _read_names(path: Path, key: str) -> list[str]:
     names = _unpickle(path).get(key)
-    if not isinstance(names, list):
-        raise DensefeatError(f"{str(path)!r}: not a CIFAR file: {key!r} is missing")
-    return [str(name) for name in names]
+    if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
+        raise DensefeatError(f"{str(path)!r}: not a CIFAR file: {key!r} is no list of names")
+    return [name.decode(errors="replace") if isinstance(name, bytes) else name for name in names]
 
 
-def _read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_svhn(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     try:
-        content = read_matrices(path, {"X": _MAX_BYTES, "y": _MAX_LABEL_BYTES})
+        content = read_matrices(path, {"X": max_bytes, "y": _MAX_LABEL_BYTES})
         pixels, digits = content["X"], content["y"].ravel()
         if pixels.dtype != np.uint8 or pixels.shape[:3] != (32, 32, 3) or pixels.ndim != 4:
             raise ValueError(f"X of shape {pixels.shape} and type {pixels.dtype}")
@@ -112,7 +116,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
     except DensefeatError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        raise DensefeatError(f"{str(path)!r}: not a CIFAR file: {error}") from error
+        raise DensefeatError(f"{str(path)!r}: not a CIFAR file: {describe_error(error)}") from error
 
 
 class PickledType:
@@ -141,8 +145,13 @@ class PickledArray:
         self.array = np.frombuffer(data, np.uint8).reshape(shape)
 
 
-class ArraysOnly(pickle.Unpickler):
-    """An unpickler that loads arrays of bytes, lists, texts and numbers, and refuses every other name."""
+class ArraysOnly(pickle._Unpickler):
+    """An unpickler that loads arrays of bytes, lists, texts and numbers, and refuses every other name.
+
+    It is the one written in Python: the one in C allocates what a number in the file says, as the code left out here does.
+    """
+
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}  # noqa: RUF012
 
     ALLOWED = {  # noqa: RUF012
         ("numpy", "ndarray"): PickledArray,

@@ -3,16 +3,17 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from densefeat.errors import UsageError
-from densefeat.images import Preprocessing
+from densefeat.images import PHOTOGRAPHS, ChannelStats, Preprocessing
 from densefeat.labels import Task
 from densefeat.training.device_data import DeviceImages, Failures, MicroBatch, decode_all
 from densefeat.training.labelled import EncodedImages, LabelledImages, open_labelled
+from densefeat.training.pixels import make_pixel_rule, measure_training_images, read_recipe_stats
 from densefeat.training.recipe import DATA, Recipe, Run
 from densefeat.training.sampling import Sampler, micro_batch_slices, split_off
 from densefeat.training.worker_data import ImageDataset, WorkerImages
@@ -93,7 +94,11 @@ def open_data(recipe: Recipe, world: World, advance: Callable[[int], None] = lam
     if val.classes != train.classes:
         raise UsageError(f"{recipe.val!r}: its classes are not those of {recipe.train!r}")
     size = recipe.image_size
-    preprocessing = Preprocessing(size, recipe.crop_pct, "center", "bicubic", facts.mean, facts.std)
+    rule = replace(make_pixel_rule(recipe) or PHOTOGRAPHS, in_chans=recipe.in_chans or 3)
+    stats = read_recipe_stats(recipe, rule.in_chans) or ChannelStats(facts.mean, facts.std)
+    rule = stats.complete_rule(rule)
+    preprocessing = Preprocessing(size, recipe.crop_pct, "center", "bicubic", stats.mean, stats.std, rule)
+    preprocessing = measure_training_images(recipe, preprocessing, train, advance)
 
     failures: Failures = []
     train_images, train_positions = load_images(recipe, train, preprocessing, world, failures, advance)

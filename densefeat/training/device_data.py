@@ -1,4 +1,4 @@
-"""Small images, decoded once and kept as uint8 on the device: a batch, augmented, is then one gather."""
+"""Small images, decoded once and kept on the device: a batch, augmented, is then one gather."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from densefeat.errors import DecodeError, UsageError
-from densefeat.images import Geometry, ImageItem, Preprocessing, decode_pixels
+from densefeat.errors import DecodeError, UnknownRange, UsageError
+from densefeat.images import MEMORY, Geometry, ImageItem, PixelRule, Preprocessing, decode_pixels, name_image
 from densefeat.training.classic import DecodedImages
 from densefeat.training.labelled import EncodedImages, LabelledImages
 from densefeat.training.sampling import Sampler
@@ -27,7 +27,7 @@ Failures = list[tuple[str, str]]  # key, reason
 
 @dataclass(frozen=True)
 class DeviceImages:
-    """Images on the device, uint8 ``(N, S, S, 3)``, with their labels, int64 ``(N,)``."""
+    """Images on the device, ``(N, S, S, C)`` in uint8 or float32, with their labels, int64 ``(N,)``."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -101,9 +101,9 @@ def _gather_augmented(
 ) -> torch.Tensor:
     """Shift, mirror, cut and normalise images in one gather.
 
-    ``images`` uint8 ``(N, H, W, 3)`` at ``rows`` int64 ``(n,)`` give ``(n, 3, H, W)``, channels last. ``mean``, ``std``:
-    ``(3,)``, of pixels in [0, 1]. Pixels that a shift brings in or a cut blanks are 0 after normalisation, as where
-    normalised images are padded (the papers' Torch code).
+    ``images`` ``(N, H, W, C)``, uint8 to 255 or float32 to 1, at ``rows`` int64 ``(n,)`` give ``(n, C, H, W)``, channels last.
+    ``mean``, ``std``: ``(C,)``, of pixels in [0, 1]. Pixels that a shift brings in or a cut blanks are 0 after normalisation,
+    as where normalised images are padded (the papers' Torch code).
     """
     height, width = images.shape[1:3]
     y = torch.arange(height, device=images.device) + draws.down[:, None]
@@ -115,8 +115,9 @@ def _gather_augmented(
     cut_columns = _within(torch.arange(width, device=images.device) - draws.cut_x[:, None], -_CUT // 2, _CUT // 2)
     inside &= ~(cut_rows[:, :, None] & cut_columns[:, None, :])
     y, x = y.clamp_(0, height - 1), x.clamp_(0, width - 1)
-    pixels = images.view(-1, 3)[((rows[:, None] * height + y) * width)[:, :, None] + x[:, None, :]]
-    scaled = (pixels.to(dtype) - 255 * mean) * (inside[..., None] / (255 * std))
+    white = 1 if images.is_floating_point() else 255
+    pixels = images.view(-1, images.shape[3])[((rows[:, None] * height + y) * width)[:, :, None] + x[:, None, :]]
+    scaled = (pixels.to(dtype) - white * mean) * (inside[..., None] / (white * std))
     return scaled.permute(0, 3, 1, 2)
 
 
@@ -127,16 +128,16 @@ def _within(values: torch.Tensor, low: int, high: int) -> torch.Tensor:
 def decode_all(
     labelled: LabelledImages, preprocessing: Preprocessing, advance: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray, Failures]:
-    """Return images uint8 ``(N, S, S, 3)``, labels int64 ``(N,)`` (-1 for images that cannot be read), and the failures.
+    """Return images ``(N, S, S, C)``, labels int64 ``(N,)`` (-1 for images that cannot be read), and the failures.
 
-    Raises UsageError where the images would take more than ``_MAX_BYTES``.
+    Raises UsageError where the images would take more than ``_MAX_BYTES``, and UnknownRange.
     """
     size, count = preprocessing.size, len(labelled.labels)
-    if count * size * size * 3 > _MAX_BYTES:
-        raise UsageError(
-            f"{count:,} images of {size}×{size} take {count * size * size * 3 / 2**30:.0f} GB decoded: use loader=workers"
-        )
+    needed = count * preprocessing.make_blank(1).nbytes
+    if needed > _MAX_BYTES:
+        raise UsageError(f"{count:,} images of {size}×{size} take {needed / 2**30:.0f} GB decoded: use loader=workers")
     if isinstance(labelled, DecodedImages):
+        refuse_rule(labelled, preprocessing.pixels)
         if labelled.images.shape[1:] != (size, size, 3):
             raise UsageError(f"image_size {size}: the images of {labelled.name} have {labelled.images.shape[1]} pixels")
         return labelled.images, labelled.labels, []
@@ -147,13 +148,14 @@ def _decode_encoded(
     labelled: EncodedImages, preprocessing: Preprocessing, advance: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray, Failures]:
     """Do what :func:`decode_all` does for encoded images."""
-    geometry, size, count = preprocessing.geometry(), preprocessing.size, len(labelled.labels)
-    images, labels = np.zeros((count, size, size, 3), np.uint8), labelled.labels.copy()
+    geometry, count = preprocessing.geometry(), len(labelled.labels)
+    blank = preprocessing.make_blank(1)[0].permute(1, 2, 0).numpy()
+    images, labels = np.zeros((count, *blank.shape), blank.dtype), labelled.labels.copy()
     failures: Failures = []
     items = enumerate(labelled.source.items(0, count))
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(items, _CHUNK)):
-            decoded = pool.map(lambda item: _decode_item(item, geometry, size), (item for _, item in chunk))
+            decoded = pool.map(lambda item: _decode_item(item, geometry, preprocessing), (item for _, item in chunk))
             for (position, item), pixels in zip(chunk, decoded, strict=True):
                 if isinstance(pixels, DecodeError):
                     labels[position] = -1
@@ -164,13 +166,21 @@ def _decode_encoded(
     return images, labels, failures
 
 
-def _decode_item(item: ImageItem, geometry: Geometry, size: int) -> np.ndarray | DecodeError:
-    """Return uint8 ``(S, S, 3)``, or the error."""
-    try:
-        image = decode_pixels(item.read(), "pillow")
-    except DecodeError as error:
-        return error
-    assert isinstance(image, Image.Image)
-    if image.size == (size, size):
-        return np.asarray(image)
-    return geometry(image).permute(1, 2, 0).numpy()
+def refuse_rule(labelled: DecodedImages, rule: PixelRule) -> None:
+    """Raise UsageError for a rule that images in arrays of 8 bits would not follow."""
+    if not rule.keeps_photographs:
+        raise UsageError(f"{labelled.name} holds pictures of 8 bits in three channels: leave out ranges and channels")
+
+
+def _decode_item(item: ImageItem, geometry: Geometry, preprocessing: Preprocessing) -> np.ndarray | DecodeError:
+    """Return ``(S, S, C)``, or the error. Raises UnknownRange, which names the image."""
+    with MEMORY.hold():
+        try:
+            image = decode_pixels(item.read(), "pillow", rule=preprocessing.pixels)
+        except DecodeError as error:
+            return error
+        except UnknownRange as error:
+            raise name_image(error, item.key) from error
+        if isinstance(image, Image.Image) and image.size == (preprocessing.size, preprocessing.size):
+            return np.asarray(image)
+        return geometry(image).permute(1, 2, 0).numpy()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from densefeat.base import PREEMPTION_SIGNALS, StopRequest, hold_lock, output_errors, progress_bar, stop_on_signal
 from densefeat.errors import DensefeatError, OutputError
 from densefeat.loading import WEIGHTS
-from densefeat.training.checkpoints import load_checkpoint, newest_checkpoint
+from densefeat.training.checkpoints import newest_checkpoint, restore_checkpoint
 from densefeat.training.data import TrainingData
 from densefeat.training.loop import fit, save_state, score_split, validate
 from densefeat.training.progress import Progress, training_progress
@@ -103,7 +103,6 @@ def run_training(
         for message in [*messages, *lost, *data.notes, *_describe_failures(data), *_describe_missing_packages()]:
             progress.print(message)
         if world.first:
-            stack.callback(folder.close)
             folder.open(recipe, state.step if checkpoint else None)
         if checkpoint is None:
             _start(state, data, folder, stop, progress)
@@ -123,7 +122,7 @@ def _resume(state: State, folder: RunFolder, rejected: Collection[str] = ()) -> 
     path, messages = newest_checkpoint(folder.checkpoints, rejected) if state.world.first else (None, [])
     name = state.world.broadcast(path.name if path else None)
     if name is not None:
-        state.load_state_dict(load_checkpoint(folder.checkpoints / name))
+        restore_checkpoint(folder.checkpoints / name, state.load_state_dict)
         if state.step:
             messages.append(f"resuming from step {state.step}")
     return name, messages

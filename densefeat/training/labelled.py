@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from densefeat.base import shorten_text
 from densefeat.errors import UsageError
 from densefeat.images import (
     ImageFiles,
@@ -155,7 +156,7 @@ def _encode_numbers(texts: pa.LargeStringArray, classes: list[str], path: str) -
     codes = pc.index_in(texts, pa.array(classes, pa.large_string()))
     unknown = texts.filter(pc.and_(pc.is_null(codes), pc.is_valid(texts)))
     if len(unknown):
-        known = f"{len(classes)} known classes, {', '.join(classes[:3])}, …"
+        known = f"{len(classes)} known classes, {shorten_text(', '.join(classes[:3]))}, …"
         raise UsageError(f"{path!r}: label {unknown[0].as_py()!r} is not one of the {known}")
     return codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from densefeat.base import RateColumn
+from densefeat.base import RateColumn, printable
 
 _REFRESH_SECONDS = 1.0  # reading loss and accuracy waits for the device
 
@@ -36,9 +36,9 @@ class Progress:
         self.bar.update(self.task, description=text)
 
     def print(self, text: str) -> None:
-        """Print a line."""
+        """Print a line; control characters are escaped."""
         if self.first:
-            self.bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self.bar.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

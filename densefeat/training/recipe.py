@@ -21,6 +21,12 @@ class Run:
     # the data
     train: str  # a folder of classes, Parquet files, tar files, or the files of CIFAR or SVHN; may change
     label_column: str | None  # column of Parquet files, extension of tar members; None: "label", "cls"
+    range: str = "auto"  # which values are black and white, as densefeat extract's --range
+    channels: str | int | None = None  # bands to read, such as "4,3,2"; null: the colours of a picture
+    in_chans: int | None = None  # channels that the network reads; null: those of its weights
+    channel_stats: str | None = None  # mean and deviation of each channel: a file, or fit; null: those of the weights or data
+    nodata: float | None = None  # the value of pixels without data
+    icc: Literal["convert", "ignore"] = "convert"  # embedded colour profiles
     loader: Literal["device", "workers"]  # device: decode once, keep as uint8 on the device; workers: decode in every epoch
     workers: int  # decoding processes of each rank, for loader: workers; may change
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from densefeat.base import MAX_YAML_BYTES, PlainLoader, shorten_text
 from densefeat.errors import UsageError
 from densefeat.training.recipe import Recipe, Run, check_recipe
 
@@ -17,10 +18,9 @@ _AnyRun = TypeVar("_AnyRun", bound=Run)
 
 _PACKAGE = "densefeat_recipes"
 _MARKS = {"densefeat train": "data", "densefeat finetune": "mode"}  # a key that only the recipes of this command have
-_MAX_BYTES = 2**20
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(PlainLoader):
     """YAML's plain types, and 1e-4 read as a number (YAML 1.1 requires 1.0e-4)."""
 
 
@@ -53,7 +53,7 @@ def recipe_text(name: str) -> str:
         hint = f"did you mean {', '.join(close)}?" if close else "see: densefeat recipes"
         raise UsageError(f"unknown recipe {name!r}: {hint} (or the path of a .yaml file)")
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        if path.stat().st_size > MAX_YAML_BYTES:
             raise UsageError(f"recipe {name!r}: {path.stat().st_size:,} bytes are too many for a recipe")
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -172,7 +172,7 @@ def _build_recipe(values: dict[str, Any], places: dict[str, str], kind: type[_An
         key = str(first["loc"][0])
         reasons = {problem["msg"] for problem in error.errors() if problem["loc"][0] == key}
         what = " or ".join(sorted(reason.removeprefix("Input should be ") for reason in reasons))
-        raise UsageError(f"{places[key]}: {key} {values[key]!r}: give {what}") from error
+        raise UsageError(f"{places[key]}: {key} {shorten_text(repr(values[key]))}: give {what}") from error
 
 
 def dump_recipe(recipe: Run) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,19 @@ from densefeat.base import (
     check_tensors,
     describe_error,
     output_errors,
+    parse_json,
+    read_yaml,
     refuse_links,
     refuse_stranger,
     save_tensors,
+    set_aside,
 )
 from densefeat.errors import UsageError, WeightsError
 from densefeat.heads import HeadedNet
 from densefeat.images import Preprocessing
 from densefeat.labels import Task
 from densefeat.loading import CONFIG, OWN, RECIPE, RESULTS, WEIGHTS, write_config
+from densefeat.training.events import EventFile
 from densefeat.training.recipe import MAY_CHANGE, Run
 from densefeat.training.recipe_files import dump_recipe, dump_values
 
@@ -40,7 +43,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self.events: Any = None
+        self.events: EventFile | None = None
 
     def check(self, recipe: Run) -> None:
         """Raise UsageError, with the differences, if the folder holds another run, or anything else.
@@ -72,18 +75,14 @@ class RunFolder:
 
     def rewind(self, step: int | None) -> None:
         """Remove the metrics after ``step``, and those of an evaluation at ``step`` unless it is 0: they will come again."""
-        self.close()
         if step is not None:
             kept = [line for line in self.metrics() if line["step"] < max(1, step + (line["event"] == "train"))]
             with atomic_file(self.path / METRICS) as beside:
                 beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         else:
             (self.path / METRICS).unlink(missing_ok=True)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # an optional package
-            return
-        self.events = SummaryWriter(str(self.path), purge_step=(step or 0) + 1)
+        with suppress(ImportError):  # an optional package
+            self.events = EventFile(self.path, (step or 0) + 1)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read all lines of metrics, except those that a crash cut off or that are damaged."""
@@ -93,8 +92,8 @@ class RunFolder:
             return []
         metrics = []
         for line in lines:
-            with suppress(ValueError, RecursionError):
-                metrics.append(json.loads(line))
+            with suppress(ValueError):
+                metrics.append(parse_json(line))
         return [entry for entry in metrics if _is_entry(entry)]
 
     def log(self, event: str, step: int, **values: Any) -> None:
@@ -103,9 +102,9 @@ class RunFolder:
         with output_errors(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.events is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self.events.add_scalar(f"{event}/{name}", value, step)
+            self.events.add(
+                {f"{event}/{name}": value for name, value in values.items() if isinstance(value, int | float)}, step
+            )
 
     def results(self) -> dict[str, Any] | None:
         """Read the results; None if the run is not complete, or they are damaged and have to be made again."""
@@ -113,9 +112,9 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            results = json.loads(file.read_text(encoding="utf-8"))
+            results = parse_json(file.read_text(encoding="utf-8"))
             check_checksum(results, str(file))
-        except (ValueError, RecursionError, WeightsError):
+        except (ValueError, WeightsError):
             return None
         return results if isinstance(results, dict) else None
 
@@ -132,8 +131,8 @@ class RunFolder:
         except FileNotFoundError:
             return f"{WEIGHTS} is missing: the next evaluation writes it anew"
         except (WeightsError, SafetensorError):
-            os.replace(file, file.with_name(f"{WEIGHTS}.damaged"))
-            return f"{WEIGHTS} is damaged and was renamed to {WEIGHTS}.damaged: the next evaluation writes it anew"
+            set_aside(file, f"{WEIGHTS}.damaged")
+            return f"{WEIGHTS} is damaged and was renamed to .damaged: the next evaluation writes it anew"
         return None
 
     def write(self, name: str, content: object) -> None:
@@ -145,21 +144,16 @@ class RunFolder:
         """Draw the metrics as ``curves.png``, if matplotlib is installed."""
         _draw_curves(self.metrics(), self.path / CURVES)
 
-    def close(self) -> None:
-        if self.events is not None:
-            self.events.close()
-            self.events = None
-
     def export(self, model: nn.Module, preprocessing: Preprocessing, classes: list[str], task: Task) -> None:
         """Write the weights and ``config.json``.
 
         timm opens them with ``timm.create_model("local-dir:RUN")``, and :func:`densefeat.load_run` also those with our heads.
         """
         facts = preprocessing.to_json()
-        size = facts.pop("size")
-        config = facts | {"input_size": (3, size, size)}
+        size, pixels = facts.pop("size"), facts.pop("pixels")
+        config = facts | {"input_size": (preprocessing.pixels.in_chans, size, size)}
         source = {"file": None, "url": None, "hf_hub_id": None, "tag": None, "license": None}
-        own: dict[str, Any] = {"task": task, "head": "linear"}
+        own: dict[str, Any] = {"task": task, "head": "linear", "pixels": pixels}
         backbone = model
         if isinstance(model, HeadedNet):
             backbone, own = model.backbone, own | {"head": model.kind, "head_width": model.width, "num_classes": len(classes)}
@@ -174,8 +168,8 @@ class RunFolder:
 def _read_mapping(file: Path) -> dict[str, Any]:
     """Read a recipe that a run wrote. Raises UsageError where it is none."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        content = read_yaml(file)
+    except (ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{str(file)!r} is damaged ({describe_error(error)}): name another --out") from error
     if not isinstance(content, dict):
         raise UsageError(f"{str(file)!r} is damaged (no keys and values): name another --out")

@@ -83,7 +83,7 @@ class LabelScores:
 
     @cached_property
     def values(self) -> dict[str, float | None]:
-        from densefeat.probe import compute_metrics  # needs scipy, which training on one class an image does without
+        from densefeat.probing import compute_metrics  # needs scipy, which training on one class an image does without
 
         return compute_metrics(self.targets, self.logits) if self.images else {"map": None}
 

@@ -32,8 +32,11 @@ class TrainingSetup(Setup):
         recipe = self.recipe
         find_config(recipe.model)
         arguments: dict[str, Any] = {"memory_efficient": recipe.memory_efficient, "proj_drop_rate": drop_rate(recipe)}
+        arguments["in_chans"] = recipe.in_chans
         try:
-            return timm.create_model(recipe.model, num_classes=num_classes, **{k: v for k, v in arguments.items() if v})
+            model: Any = timm.create_model(recipe.model, num_classes=num_classes, **{k: v for k, v in arguments.items() if v})
+            model.in_chans = recipe.in_chans or getattr(model, "in_chans", 3)
+            return model
         except TypeError as error:
             raise UsageError(f"model {recipe.model!r} does not accept an option of the recipe: {error}") from error
 

@@ -269,7 +269,7 @@ def _capture_cuda_graph(recipe: Run, model: nn.Module, pixels: int, world: World
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     size = recipe.batch_size // (world.size * recipe.accumulation)
     dtype = next(model.parameters()).dtype
-    sample = torch.zeros(size, 3, pixels, pixels, device=world.device, dtype=dtype)
+    sample = torch.zeros(size, getattr(model, "in_chans", 3), pixels, pixels, device=world.device, dtype=dtype)
     if recipe.channels_last:
         sample = sample.to(memory_format=torch.channels_last)
     with torch.autocast("cuda", _AUTOCAST.get(recipe.precision), enabled=recipe.precision in _AUTOCAST, cache_enabled=False):

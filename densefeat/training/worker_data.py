@@ -1,8 +1,9 @@
 """Images that worker processes decode in every epoch, with timm's augmentation."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,17 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import str_to_interp_mode
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import Resize
+from torchvision.transforms import Resize, v2
 from torchvision.transforms.functional import pil_to_tensor, ten_crop
 
-from densefeat.errors import DecodeError
-from densefeat.images import ImageReader, Preprocessing, decode_image
+from densefeat.errors import DecodeError, UnknownRange, UsageError
+from densefeat.images import MEMORY, ImageReader, Preprocessing, decode_pixels, name_image
 from densefeat.training.device_data import MicroBatch
 from densefeat.training.labelled import EncodedImages
 from densefeat.training.sampling import Sampler
 
-_Decoded = tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]  # uint8 (n, …, 3, S, S), int64 (n,), failures
+# pixels (n, …, C, S, S), labels int64 (n,), failures, and why the run has to end, which a worker's own error would not say well
+_Decoded = tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]], str]
 _EVAL_BATCH = 64  # images
 _AUGMENT: dict[str, dict[str, Any]] = {
     "crop-mirror": dict(color_jitter=None, scale=(0.5, 1.0)),  # mild, for small data sets
@@ -44,20 +46,29 @@ class ImageDataset(Dataset):
         seed: int,
         eval_geometry: "TenCropGeometry | None" = None,
     ) -> None:
-        self.labelled, self.size, self.seed = labelled, preprocessing.size, seed
+        self.labelled, self.size, self.seed, self.rule = labelled, preprocessing.size, seed, preprocessing.pixels
         self.eval_geometry = eval_geometry or preprocessing.geometry()
-        self.shape = eval_geometry.shape if eval_geometry else (3, self.size, self.size)
-        self.augmentation = None
-        if augment != "none":
-            self.augmentation = create_transform(
-                (3, self.size, self.size), is_training=True, interpolation="bicubic", normalize=False, **_AUGMENT[augment]
-            )
+        blank = preprocessing.make_blank(1)[0]
+        self.shape, self.dtype = eval_geometry.shape if eval_geometry else blank.shape, blank.dtype
+        self.augmentation = None if augment == "none" else self._make_augmentation(augment)
         self._reader: ImageReader | None = None
+
+    def _make_augmentation(self, augment: str) -> Callable[[Any], torch.Tensor]:
+        options = _AUGMENT[augment]
+        if not self.rule.floating:
+            return create_transform(
+                (3, self.size, self.size), is_training=True, interpolation="bicubic", normalize=False, **options
+            )
+        if augment != "crop-mirror":
+            raise UsageError(
+                f"augment {augment!r} changes colours, which {self.rule.in_chans} channels are not: give crop-mirror"
+            )
+        return make_mirrored_crops(self.size, options["scale"])
 
     def __getitems__(self, pairs: list[tuple[int | None, int]]) -> _Decoded:
         if self._reader is None:
             self._reader = self.labelled.reader()  # opened in the worker: each has its own open files and cached rows
-        pixels = torch.zeros(len(pairs), *self.shape, dtype=torch.uint8)
+        pixels = torch.zeros(len(pairs), *self.shape, dtype=self.dtype)
         labels = torch.from_numpy(self.labelled.labels[[position for _, position in pairs]])
         failures = []
         for row, (step, position) in enumerate(pairs):
@@ -66,11 +77,13 @@ class ImageDataset(Dataset):
             except DecodeError as error:
                 labels[row] = -1
                 failures.append((self.labelled.key(position), str(error)))
-        return pixels, labels, failures
+            except UnknownRange as error:
+                return pixels, labels, failures, str(name_image(error, self.labelled.key(position)))
+        return pixels, labels, failures, ""
 
     def decode(self, data: bytes, step: int | None, position: int) -> torch.Tensor:
-        """Return uint8 ``(3, S, S)``."""
-        image = decode_image(data)
+        """Return ``(C, S, S)``."""
+        image = decode_pixels(data, "pillow", rule=self.rule)
         if step is None or self.augmentation is None:
             return self.eval_geometry(image)
         seed = int(np.random.SeedSequence([self.seed, step, position]).generate_state(1)[0])
@@ -79,6 +92,12 @@ class ImageDataset(Dataset):
         with torch.random.fork_rng([]):  # without workers, the network draws from the same generator
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the generators of GPUs
             return self.augmentation(image)
+
+
+def make_mirrored_crops(size: int, scale: tuple[float, float]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Make an augmentation of floats ``(C, H, W)``: random crops that cover a share of the image, mirrored or not."""
+    crop = v2.RandomResizedCrop(size, scale, interpolation=v2.InterpolationMode.BICUBIC)
+    return v2.Compose([crop, v2.RandomHorizontalFlip()])
 
 
 @dataclass(frozen=True)
@@ -96,9 +115,15 @@ class TenCropGeometry:
     def shape(self) -> tuple[int, int, int, int]:
         return 10, 3, self.size, self.size
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
+    def __call__(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+        assert isinstance(image, Image.Image), "ten crops are of pictures"
         resized = Resize(self.side, str_to_interp_mode(self.interpolation))(image)
         return torch.stack(ten_crop(pil_to_tensor(resized), [self.size]))
+
+
+def _share_memory(workers: int, _: int) -> None:
+    """Give this process its share of the memory for decoding."""
+    MEMORY.start(processes=workers)
 
 
 def _return_unchanged(micro_batch: Any) -> Any:
@@ -138,13 +163,16 @@ class WorkerImages:
             self.images,
             batch_sampler=batches,
             num_workers=self.workers,
+            worker_init_fn=partial(_share_memory, self.workers),
             collate_fn=_return_unchanged,
             pin_memory=pin,
             generator=generator,
         )
 
     def to_device(self, decoded: _Decoded) -> MicroBatch:
-        pixels, labels, failures = decoded
+        pixels, labels, failures, reason = decoded
+        if reason:
+            raise UnknownRange(reason)
         self.failures.update(failures)
         x = self.preprocessing.normalize(pixels.to(self.device, non_blocking=True)).to(self.dtype)
         return x, labels.to(self.device, non_blocking=True)

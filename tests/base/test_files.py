@@ -4,8 +4,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from safetensors.numpy import save_file
 from densefeat.base.files import atomic_file, atomic_folder, hold_lock
 from densefeat.base.full_disk import find_full_disk
 from densefeat.errors import OutputError
+from support.limits import limit_file_size
 
 HOLD = """
 import sys
@@ -105,19 +105,6 @@ def test_an_error_inside_frees_it(tmp_path: Path) -> None:
         pass
 
 
-@contextmanager
-def small_files() -> Iterator[None]:
-    """Let the system refuse files of more than 4096 bytes, as a full disk or a quota does."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 WRITERS: dict[str, Callable[[Path], object]] = {
     "bytes": lambda path: path.write_bytes(bytes(100_000)),
     "text": lambda path: path.write_text("x" * 100_000),
@@ -131,7 +118,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 def test_a_full_disk_is_an_error_of_the_output(tmp_path: Path, writer: str) -> None:
     target = tmp_path / "out.bin"
     target.write_bytes(b"old")
-    with pytest.raises(OutputError, match=r"output '.*out.bin' cannot be written: File too large"), small_files():  # noqa: SIM117
+    with pytest.raises(OutputError, match=r"output '.*out.bin' cannot be written: File too large"), limit_file_size(4096):  # noqa: SIM117
         with atomic_file(target) as beside:
             WRITERS[writer](beside)
     assert target.read_bytes() == b"old"

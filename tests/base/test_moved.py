@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+import densefeat
 from densefeat.base.moved import _NEW_NAMES
 
 
@@ -19,3 +20,6 @@ def test_other_names_do_not_exist() -> None:
         from densefeat.heads.kinds import draw  # noqa: F401
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("densefeat.heads.nothing")
+    with pytest.raises(ModuleNotFoundError, match="import from densefeat or densefeat.probing"):
+        importlib.import_module("densefeat.probe")
+    assert callable(densefeat.probe)

@@ -13,10 +13,10 @@ from densefeat.base.ownership import (
     has_header,
     has_kind,
     is_markdown,
-    is_nobodys,
     is_page,
     is_picture,
     match_temporary,
+    recognize_none,
     refuse_links,
 )
 from densefeat.base.pages import Section, render_page, save_page
@@ -59,7 +59,7 @@ def test_own_files_are_recognized(tmp_path: Path) -> None:
         (has_kind("a"), '{"kind": "b"}'),
         (has_kind("a"), '{"kind": "a"'),
         (has_kind("a"), "[" * 100_000),
-        (is_nobodys, "x"),
+        (recognize_none, "x"),
     ],
 )
 def test_others_files_are_not(recognizer: object, content: str, tmp_path: Path) -> None:

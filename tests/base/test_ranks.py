@@ -93,10 +93,10 @@ def test_a_killed_rank_is_restarted_and_its_parts_done_again(folder: Path, tmp_p
 
 def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Ranks.from_environment() == Ranks(0, 1, 0)
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     ranks = Ranks.from_environment()
-    assert ranks == Ranks(5, 8, 1)
+    assert ranks == Ranks(5, 8, 1, 4)
     assert not ranks.first
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from densefeat.images.decode import MAX_PIXELS
+from densefeat.images import MAX_PIXELS, MAX_TILES
 from support.commands import run_command
 from support.helpers import BUNDLED
 
@@ -23,6 +25,8 @@ def run_process(*arguments: object, **options: object) -> subprocess.CompletedPr
 
 def test_extract_as_a_process(photo_folder: Path, tmp_path: Path) -> None:
     (photo_folder / "bad.png").write_bytes(b"x")
+    for name in ("a.pdf", "b.pdf", "c.psd"):
+        (photo_folder / name).write_bytes(b"x")
     ended = run_process(
         "extract", "--images", photo_folder, "--out", tmp_path / "e.parquet", "--model", BUNDLED, "--blocks", "2,3", "--tap",
         "raw", "--pool", "max", "--batch-size", 4, "--workers", 1, "--device", "cpu", "--precision", "bf16", "--image-size", 40,
@@ -32,15 +36,36 @@ def test_extract_as_a_process(photo_folder: Path, tmp_path: Path) -> None:
     assert line.startswith(
         f"wrote {tmp_path}/e.parquet: 12 rows (block2 300, block3 342), 1 failures ({tmp_path}/e.failures.jsonl)"
     )
-    assert line.endswith("images/s")
-    assert ended.stderr == ""  # no terminal, no progress bar
+    assert line.endswith("images/s; left out: 2 .pdf, 1 .psd")
+    assert (
+        ended.stderr == f"densefeat: images {str(photo_folder)!r}: left out: 2 .pdf, 1 .psd\n"
+    )  # no terminal, no progress bar
     made_by = json.loads(pq.read_schema(tmp_path / "e.parquet").metadata[b"densefeat"])
     assert (made_by["tap"], made_by["pool"], made_by["precision"]) == ("raw", ["max"], "bf16")
     assert made_by["preprocessing"]["size"] == 40
 
 
-def test_help_names_the_default_of_max_pixels() -> None:
-    assert f"[default: {MAX_PIXELS}]" in run_command("extract", "--help").stdout
+def test_images_that_need_more_than_the_memory_given_are_failures(photo_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (2000, 2000)).save(photo_folder / "large.jpg")
+    finished = run_command(
+        "extract", "--images", photo_folder, "--out", tmp_path / "e", "--model", BUNDLED, "--blocks", 1, "--memory", "16.5 mb",
+        "--device", "cpu",
+    )  # fmt: skip
+    assert "12 rows" in finished.stdout
+    (failure,) = pq.read_table(tmp_path / "e/failures.parquet").to_pylist()
+    assert (failure["path"], failure["stage"]) == ("large.jpg", "memory")
+    assert re.fullmatch(
+        r"2000×2000 pixels of JPEG need \d\d MB of memory to be decoded, more than the 16 MB for all images .* \(--memory\)",
+        failure["reason"],
+    )
+    again = ("extract", "--images", photo_folder, "--out", tmp_path / "e", "--model", BUNDLED, "--blocks", 1, "--device", "cpu")
+    assert "13 rows (block1 216), 0 failures" in run_command(*again, "--update", "--memory", "1GB").stdout
+
+
+def test_help_names_the_default_limits() -> None:
+    shown = run_command("extract", "--help").stdout
+    assert f"[default: {MAX_PIXELS}]" in shown
+    assert f"[default: {MAX_TILES}]" in shown
 
 
 @pytest.mark.parametrize(
@@ -72,6 +97,11 @@ def test_help_names_the_default_of_max_pixels() -> None:
             ["extract", "--images", "photos", "--out", "e.parquet", "--model", BUNDLED, "--weights", "photos"],
             1,
             "densefeat: weights ",
+        ),
+        (
+            ["extract", "--images", "photos", "--out", "e.parquet", "--memory", "plenty"],
+            2,
+            "densefeat: Invalid value for '--memory': 'plenty' is no number of bytes: give one such as 2GB or 500MB",
         ),
         (["frobnicate"], 2, "densefeat: No such command 'frobnicate'."),
         (["models", "x*"], 2, "densefeat: no network fits 'x*'"),

@@ -1,14 +1,12 @@
 """Graphs: networks of every family in every format, run in their own runtimes on other batches and sizes."""
 
-import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
-import openvino
 import pytest
 import timm
 import torch
@@ -21,9 +19,9 @@ from densefeat.errors import OutputError, UsageError
 from densefeat.export import export_model
 from densefeat.export.staging import _move
 from densefeat.nets.weights import state_sha256
+from support.graphs import SUFFIX, read_metadata, run_file
 from support.helpers import BUNDLED, randomize_statistics, relative_difference
 
-SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2", "openvino": ".xml"}
 FAMILIES = {  # structures of two and of more stages; tracing takes longer with each stage
     "densenet": ("densefeat_densenet121", dict(growth_rate=8), (3, 2), (2, 3, 2, 2)),
     "densenet-efficient": ("densefeat_densenet121", dict(growth_rate=4, memory_efficient=True), (2, 2), (2, 2, 2)),
@@ -45,32 +43,6 @@ def small(family: str, deep: bool = False, **arguments: Any) -> nn.Module:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7, block_config=block_config, **structure, **arguments)
     return randomize_statistics(model).eval()
-
-
-def run_file(to: str, path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
-    """Run an exported file without densefeat: outputs by name."""
-    if to == "onnx":
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
-    if to == "openvino":
-        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        results = compiled({"images": images.numpy()})
-        return {output.get_any_name(): results[output].copy() for output in compiled.outputs}
-    with torch.no_grad():
-        return {name: value.numpy() for name, value in torch.export.load(path).module()(images).items()}
-
-
-def read_metadata(to: str, path: Path) -> dict[str, Any]:
-    if to == "onnx":
-        (entry,) = onnx.load(path).metadata_props
-        assert entry.key == "densefeat"
-        return json.loads(entry.value)
-    if to == "openvino":
-        return json.loads(openvino.Core().read_model(path).get_rt_info(["densefeat"]).astype(str))
-    files = {"densefeat.json": ""}
-    torch.export.load(path, extra_files=files)
-    return json.loads(files["densefeat.json"])
 
 
 def make_images(count: int, height: int, width: int) -> torch.Tensor:
@@ -265,10 +237,13 @@ class Ranked(nn.Module):
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
 def test_an_operation_that_a_format_does_not_know(tmp_path: Path, to: str) -> None:
+    root = logging.getLogger()
+    before = root.level, root.filters[:], root.handlers[:]
     with pytest.raises(OutputError, match=f"^Ranked cannot be written as {to} .*linalg_eigh") as raised:
         export_model(Ranked().eval(), to, tmp_path / f"network{SUFFIX[to]}", outputs="logits")
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
+    assert (root.level, root.filters, root.handlers) == before  # a converter must not hide the warnings of others
 
 
 def test_a_file_that_appears_meanwhile_stays(tmp_path: Path) -> None:

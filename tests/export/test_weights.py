@@ -17,6 +17,7 @@ from densefeat.export import export_model
 from densefeat.export.metadata import describe_network
 from densefeat.export.source import load_source
 from densefeat.heads.modules import HeadedNet
+from densefeat.images.pixel_rule import PixelRule
 from densefeat.images.transforms import Preprocessing
 from densefeat.loading.load import load_network
 from densefeat.training.run_folder import RunFolder
@@ -138,6 +139,20 @@ def test_a_run_is_exported_with_its_results_and_classes(tmp_path: Path, model: n
     with torch.no_grad():
         (logits,) = session.run(["logits"], {"images": images().numpy()})
         assert torch.allclose(torch.from_numpy(logits), model(images()), atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", [PixelRule("p1:p99", icc="ignore", bounds=((3.0, 900.0),)), PixelRule()])
+def test_the_pixel_rule_of_a_run_is_exported(tmp_path: Path, model: nn.Module, rule: PixelRule) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    RunFolder(run).export(model, Preprocessing.for_model(model, pixels=rule), CLASSES, "single")
+    facts = export_model(str(run), "hub-folder", tmp_path / "hub").metadata["preprocessing"]
+    assert ("by" in facts["steps"][1], "by the rule" in facts["in_words"]) == (rule != PixelRule(),) * 2
+    export_model(str(run), "safetensors", tmp_path / "run.safetensors")
+    loaded = timm.create_model("densefeat_densenet40_k12", num_classes=3, **STRUCTURE).eval()
+    densefeat.load_weights(loaded, tmp_path / "run.safetensors")
+    for network in (load_network(str(run)).model, load_network(str(tmp_path / "hub")).model, loaded):
+        assert Preprocessing.for_model(network).pixels == rule
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,30 @@ def test_a_damaged_part_of_an_unfinished_store(made: tuple[Path, Path], tmp_path
         assert np.array_equal(densefeat.open_store(tmp_path / "store")[name], densefeat.open_store(original)[name])
 
 
+def test_a_torn_part_of_an_unfinished_store(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """A part without its end is known as the job's own by its record, and extracted again."""
+    images, original = made
+    store = tmp_path / "store"
+    with pytest.raises(DensefeatError, match="stopped after 2 failures"):
+        extract(images, store, max_failures=1)
+    part = store / "data/part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    extract(images, store)
+    assert np.array_equal(densefeat.open_store(store)["block1"], densefeat.open_store(original)["block1"])
+
+
+def test_another_input_leaves_a_damaged_store_alone(made: tuple[Path, Path], tmp_path: Path) -> None:
+    images, original = made
+    others = shutil.copytree(images, tmp_path / "images")
+    (others / "more.png").write_bytes((images / "00.png").read_bytes())
+    store = shutil.copytree(original, tmp_path / "store")
+    flip_column(store / "data/part-00001.parquet", "block1")
+    before = read_files(store)
+    with pytest.raises(DensefeatError, match="was made of the images at"):
+        extract(others, store)
+    assert read_files(store) == before
+
+
 @pytest.fixture
 def updated(tmp_path: Path) -> tuple[Path, Path]:
     """Images and a store to which the first of them was added later."""

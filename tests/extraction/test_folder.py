@@ -9,21 +9,25 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 from PIL import Image
 
 import densefeat
-from densefeat import DensefeatError, FeatureExtractor, UsageError
+from densefeat import DensefeatError, UsageError
+from densefeat.base import add_checksum
 from densefeat.base.files import hold_lock
 from densefeat.errors import OutputError
 from densefeat.store.layout import Layout
 from support.commands import run_command
 from support.helpers import BUNDLED
+from support.tiny_net import TINY, tiny_state, write_tiny_weights
 
 
 def extract(images: Path, out: Path, **options: Any) -> densefeat.ExtractResult:
     defaults = {"batch_size": 4, "part_rows": 5, "backend": "buffer"}
-    return densefeat.extract(images, out, options.pop("model", BUNDLED), **defaults | options)
+    network = {"model": TINY, "weights": write_tiny_weights(images.parent)} if "model" not in options else {}
+    return densefeat.extract(images, out, **network, **defaults | options)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,7 @@ def test_the_same_command_again_does_nothing(photo_folder: Path, tmp_path: Path)
         (dict(blocks="1,2"), r"blocks is \['block1', 'block2', 'block3'\] there, not \['block1', 'block2'\]"),
         (dict(pool="max"), r"pool is \['avg'\] there, not \['max'\]"),
         (dict(tap="raw"), "tap is 'norm' there, not 'raw'"),
-        (dict(image_size=48), "preprocessing is .*'size': 32.*'size': 48"),
+        (dict(image_size=48), "preprocessing size is 32 there, not 48"),
         (dict(dtype="float16"), "dtype is 'float32' there, not 'float16'"),
         (dict(decoder="pillow"), "decoder is 'torchvision' there, not 'pillow'"),
         (dict(precision="bf16"), "precision is 'fp32' there, not 'bf16'"),
@@ -99,8 +103,31 @@ def test_overwrite_replaces_rows_of_another_kind(finished: Path, tmp_path: Path)
     assert "x" in densefeat.open_store(tmp_path / "store").schema.names
 
 
+def test_a_store_of_tiles_made_before_they_had_a_limit(photo_folder: Path, tmp_path: Path) -> None:
+    extract(photo_folder, tmp_path / "store", tile=90)
+    path = tmp_path / "store/manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["settings"]["tiles"]["max_tiles"], manifest["densefeat_sha256"]
+    path.write_text(json.dumps(add_checksum(manifest)))
+    assert extract(photo_folder, tmp_path / "store", tile=90).extracted == 0
+    with pytest.raises(UsageError, match="tiles max_tiles is 4000000 there, not 5000000"):
+        extract(photo_folder, tmp_path / "store", tile=90, max_tiles=5_000_000)
+
+
+def test_a_store_made_before_colour_profiles_were_converted(photo_folder: Path, tmp_path: Path) -> None:
+    extract(photo_folder, tmp_path / "store", pixels=densefeat.PixelRule(icc="ignore"))
+    path = tmp_path / "store/manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["settings"]["preprocessing"]["pixels"], manifest["densefeat_sha256"]
+    path.write_text(json.dumps(add_checksum(manifest)))
+    with pytest.raises(UsageError, match="preprocessing pixels icc is 'ignore' there, not 'convert'. Choose another --out"):
+        extract(photo_folder, tmp_path / "store")
+    assert extract(photo_folder, tmp_path / "store", pixels=densefeat.PixelRule(icc="ignore")).extracted == 0
+
+
 def test_refuses_other_weights_under_the_same_name(photo_folder: Path, tmp_path: Path) -> None:
-    model = FeatureExtractor(BUNDLED).model
+    model = timm.create_model(TINY).eval()
+    model.load_state_dict(tiny_state())
     extract(photo_folder, tmp_path / "store", model=model)
     assert extract(photo_folder, tmp_path / "store", model=model).extracted == 0
     with torch.no_grad():

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import timm
 import torch
 import torchvision
@@ -61,6 +62,26 @@ def test_files_with_more_than_one_image_are_said(
         caplog.clear()
         densefeat.extract(folder, tmp_path / f"{len(options)}.parquet", BUNDLED, blocks=1, image_size=32, **options)
         assert "the first of several pages or frames was taken of 4 files: a.gif, b.tif, c.webp, …" in caplog.text
+
+
+def test_empty_tiles_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A slide of 16 tiles, of which its file has one: white, all of them, and without content."""
+    segments = [np.full((64, 64, 3), 255, np.uint8), *[None] * 15]
+    layout = {"shape": (256, 256, 3), "dtype": np.uint8, "tile": (64, 64), "photometric": "rgb"}
+    (tmp_path / "images").mkdir()
+    tifffile.imwrite(tmp_path / "images/a.tif", iter(segments), **layout)
+    options = {"model": BUNDLED, "blocks": 1, "image_size": 32, "tile": 64}
+    result = densefeat.extract(tmp_path / "images", tmp_path / "all.parquet", **options)
+    assert "15 tiles are empty in their files, and white: --min-content leaves them out" in caplog.text
+    assert (result.rows, result.skipped) == (16, 0)
+    caplog.clear()
+    result = densefeat.extract(tmp_path / "images", tmp_path / "none.parquet", **options, min_content=0.01)
+    assert (result.rows, result.skipped) == (0, 16)
+    assert "tiles are empty" not in caplog.text
+    result = densefeat.extract(tmp_path / "images", tmp_path / "few.parquet", **options, max_tiles=15)
+    assert [failure["reason"] for failure in failures_of(result)] == [
+        "256×256 pixels are 16 tiles, more than the limit of 15 (--max-tiles)"
+    ]
 
 
 def test_provenance(photo_folder: Path, tmp_path: Path) -> None:
@@ -157,7 +178,7 @@ def test_replaces_an_older_result_and_its_failures(photo_folder: Path, tmp_path:
         (dict(engine="spark"), UsageError, "engine 'spark': choose one of local, ray"),
         (dict(dtype="int8"), UsageError, "dtype 'int8': choose one of float32, float16"),
         (dict(decoder="opencv"), UsageError, "decoder 'opencv'"),
-        (dict(stride=3), UsageError, "--stride and --min-content are for tiles"),
+        (dict(stride=3), UsageError, "--stride, --min-content and --mpp are for tiles"),
         (dict(tile=8), UsageError, "8"),
         (dict(labels="csv"), UsageError, "labels 'csv'"),
         (dict(on_error="stop"), UsageError, "on error .stop.: choose skip or fail"),
@@ -165,6 +186,8 @@ def test_replaces_an_older_result_and_its_failures(photo_folder: Path, tmp_path:
         (dict(max_failures="120%"), UsageError, "max failures '120%'"),
         (dict(max_failures=-1), UsageError, "max failures -1"),
         (dict(max_pixels=0), UsageError, "max pixels 0: give at least 1"),
+        (dict(max_tiles=0), UsageError, "max tiles 0: give at least 1"),
+        (dict(memory=0), UsageError, "memory 0: give at least 1"),
         (dict(batch_size="large"), UsageError, "batch size .large.: give a number or auto"),
         (dict(model="densenet_121"), UsageError, "did you mean densefeat_densenet121"),
         (dict(weights="nowhere.pt"), WeightsError, "no such file"),

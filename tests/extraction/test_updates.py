@@ -14,11 +14,12 @@ from PIL import Image
 import densefeat
 from densefeat import DensefeatError, UsageError
 from densefeat.errors import OutputError
-from support.helpers import BUNDLED
+from support.tiny_net import TINY, write_tiny_weights
 
 
 def extract(images: Path, out: Path, **options: Any) -> densefeat.ExtractResult:
-    return densefeat.extract(images, out, BUNDLED, **{"batch_size": 2, "part_rows": 4, "backend": "buffer", **options})
+    network = TINY, write_tiny_weights(out.parent)
+    return densefeat.extract(images, out, *network, **{"batch_size": 2, "part_rows": 4, "backend": "buffer", **options})
 
 
 def add(folder: Path, name: str) -> None:
@@ -98,7 +99,7 @@ def test_tiles_of_an_unfinished_store_are_not_updated(photo_folder: Path, tmp_pa
     with pytest.raises(DensefeatError):
         extract(photo_folder, tmp_path / "store", tile=64, max_failures=0)
     add(photo_folder, "aa.jpg")
-    with pytest.raises(UsageError, match="may have some tiles of an image and not the others"):
+    with pytest.raises(UsageError, match="may have some tiles or pages of an image and not the others"):
         extract(photo_folder, tmp_path / "store", tile=64, update=True)
 
 
@@ -162,7 +163,7 @@ def test_a_single_file_replaces_only_its_like(photo_folder: Path, tmp_path: Path
 
 
 def extract_single(images: Path, out: Path, **options: Any) -> Path:
-    return densefeat.extract(images, out, BUNDLED, **options).path
+    return densefeat.extract(images, out, TINY, write_tiny_weights(out.parent), **options).path
 
 
 @pytest.mark.parametrize("damage", ["unfinished part", "end of unfinished rows", "half-written files", "record"])

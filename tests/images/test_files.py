@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from densefeat.errors import UsageError
+from densefeat.images import files
 from densefeat.images.files import ImageFiles, open_folder
 from densefeat.images.folders import LocalFolder
 from densefeat.images.sources import open_source
@@ -170,18 +171,39 @@ HIDDEN = [
     "__MACOSX/cat/._1.jpg",
     "@eaDir/3.jpg",
 ]
-OTHERS = ["2.avif", "3.jp2", "5.ppm", "6", "cat/7.HEIC", "8.heic", "v1.20240101", ".DS_Store", "a.tar"]
+OTHERS = ["2.jxl", "3.psd", "5.exr", "6", "cat/7.CR2", "8.cr2", "v1.20240101", ".DS_Store", "a.tar"]
 
 
 def test_files_that_are_left_out_are_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make(tmp_path / "in", "cat/1.jpg", "4.JFIF", "x.jpe", "y.dib", *HIDDEN, *OTHERS)
     assert list_keys(tmp_path / "in") == ["4.JFIF", "cat/1.jpg", "x.jpe", "y.dib"]
     (record,) = caplog.records
-    said = "2 .heic, 2 without an extension, 1 .avif, 1 .jp2, 1 .ppm, 1 .tar, 5 hidden (.ipynb_checkpoints/, @eaDir/, __MACOSX/, …)"
+    said = (
+        "2 .cr2, 2 without an extension, 1 .exr, 1 .jxl, 1 .psd, 1 .tar, 5 hidden (.ipynb_checkpoints/, @eaDir/, __MACOSX/, …)"
+    )
     assert record.getMessage() == f"images {str(tmp_path / 'in')!r}: left out: {said}"
     caplog.clear()
     assert list_keys(tmp_path / "in/cat") == ["1.jpg"]
-    assert "left out: 1 .heic, 2 hidden (._1.jpg, .ipynb_checkpoints/)" in caplog.text
+    assert "left out: 1 .cr2, 2 hidden (._1.jpg, .ipynb_checkpoints/)" in caplog.text
+
+
+def test_what_is_left_out_is_known_at_the_end(tmp_path: Path) -> None:
+    make(tmp_path, "a.png", "b.pdf", "c.PDF", "d.psd")
+    assert open_source(tmp_path).left_out == "2 .pdf, 1 .psd"
+    (tmp_path / "list.txt").write_text("a.png\n")
+    assert open_source(tmp_path / "list.txt").left_out == ""
+
+
+def test_a_package_that_files_need_is_named_before_any_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a.png", "b.heic", "c/d.HEIF")
+    (tmp_path / "list.txt").write_text("a.png\nb.heic\n")
+    assert open_source(tmp_path).length == 3
+    monkeypatch.setattr(files, "find_spec", lambda _: None)
+    for name, count in ((".", 2), ("list.txt", 1)):
+        with pytest.raises(UsageError, match=rf"{count} HEIC files need a package: pip install 'densefeat\[heif\]'$"):
+            open_source(tmp_path / name)
+    (tmp_path / "list.txt").write_text("a.png\n")
+    assert open_source(tmp_path / "list.txt").length == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX names")
@@ -224,7 +246,7 @@ def test_images_beside_the_folders_have_no_label(
     ("names", "match"),
     [
         (["readme.md"], r"no file with an image's extension \(.jpg"),
-        (["a.avif", "b.avif", ".c.png"], r"\) in it, but 2 .avif, 1 hidden \(.c.png\); a list of paths names any files$"),
+        (["a.jxl", "b.jxl", ".c.png"], r"\) in it, but 2 .jxl, 1 hidden \(.c.png\); a list of paths names any files$"),
         (["train.parquet", "readme.md"], r"pass '.*folder/\*\.parquet'"),
         (["deep/er/shard-000.TAR"], r"pass '.*folder/deep/er/\*\.TAR'"),
     ],

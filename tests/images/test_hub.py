@@ -1,5 +1,7 @@
 """Data sets that the datasets library saved or streams."""
 
+import json
+import re
 import sys
 import time
 import zipfile
@@ -178,4 +180,71 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_package(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match="needs the package datasets: pip install datasets"):
+        open_source(saved)
+
+
+OUTSIDE = (
+    "/etc/passwd",
+    "../other/x.parquet",
+    "data/../../x",
+    "http://127.0.0.1:9/x.parquet",
+    "hf://datasets/a/b/x",
+    "zip::x.zip",
+)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_the_state_of_a_saved_data_set_names_no_file_outside(saved: Path, name: str) -> None:
+    state = json.loads((saved / "state.json").read_text())
+    (saved / "state.json").write_text(json.dumps(state | {"_data_files": [*state["_data_files"], {"filename": name}]}))
+    with pytest.raises(UsageError, match=f"data': it names the file '{re.escape(name)}', which is not in its folder"):
+        open_source(saved)
+
+
+@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_the_card_of_a_folder_names_no_file_outside(tmp_path: Path, name: str, file: str) -> None:
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "x.parquet")
+    for config in (
+        {"data_files": name},
+        {"data_files": [name]},
+        {"data_files": {"train": ["x.parquet", name]}},
+        {"data_files": [{"split": "train", "path": "x.parquet"}, {"split": "test", "path": [name]}]},
+        {"data_dir": name},
+    ):
+        text = json.dumps({"configs": [{"config_name": "default"} | config]})
+        (tmp_path / file).write_text(f"---\n{text}\n---\n# Data" if file == "README.md" else text)
+        with pytest.raises(UsageError, match=f"it names the file '{re.escape(name)}', which is not in its folder"):
+            open_source(f"hf:{tmp_path}:train")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("---\na: &a [1]\nconfigs: *a\n---\n", "aliases are not read"),
+        ("---\nconfigs: [{\n---\n", "while parsing a flow node"),
+        ("---\nconfigs: 3\n---\n", "int"),
+        ("x" * (2**24 + 1), "README.md has 16,777,217 bytes: at most 16,777,216 are read"),
+    ],
+)
+def test_damaged_cards(tmp_path: Path, text: str, match: str) -> None:
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "x.parquet")
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(UsageError, match=match):
+        open_source(f"hf:{tmp_path}:train")
+
+
+def test_links_of_a_folder_stay_in_it(tmp_path: Path, saved: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    pq.write_table(pa.table({"image": [b"x"]}), folder / "train.parquet")
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train*\n---\n# Data")
+    (folder / "train-again.parquet").symlink_to("train.parquet")
+    assert [found for _, _, found in read_source(open_source(f"hf:{folder}:train"))] == [b"x", b"x"]
+    pq.write_table(pa.table({"image": [b"secret"]}), tmp_path / "secret.parquet")
+    (folder / "train-more.parquet").symlink_to(tmp_path / "secret.parquet")
+    with pytest.raises(UsageError, match="'train-more.parquet' is a symbolic link out of its folder"):
+        open_source(f"hf:{folder}:train")
+    (saved / "more.arrow").symlink_to(tmp_path / "secret.parquet")
+    with pytest.raises(UsageError, match="'more.arrow' is a symbolic link out of its folder"):
         open_source(saved)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from densefeat.errors import DecodeError
+from densefeat.errors import DecodeError, UnknownRange
 from densefeat.images.decode import decode, decode_image
 from densefeat.images.sources import open_source
 from densefeat.images.tiles import TiledSource
@@ -105,10 +105,36 @@ def test_sixteen_bits_that_may_be_fewer(colour_type: int, photo: np.ndarray) -> 
     samples = np.repeat(photo[..., :1], SAMPLES[colour_type], 2).astype(np.int64) * 16
     if colour_type in (GREY_ALPHA, RGB_ALPHA):
         samples[..., -1] = 65535
-    with pytest.raises(DecodeError, match=r"16-bit samples of at most \d,\d+, nearly black"):
+    with pytest.raises(UnknownRange, match=r"16-bit samples of at most \d,\d+, nearly black"):
         decode_image(write_png(samples, 16, colour_type))
-    samples[0, 0, 0] = 4096
-    assert decode_image(write_png(samples, 16, colour_type)).getpixel((0, 0))[0] == 16
+    samples[0, 0, 0] = 16384
+    assert decode_image(write_png(samples, 16, colour_type)).getpixel((0, 0))[0] == 64
+
+
+@pytest.mark.parametrize("colour_type", [GREY, RGB, RGB_ALPHA])
+@pytest.mark.parametrize("bits", [9, 10, 12, 15])
+def test_significant_bits_that_are_stored_as_they_are_or_scaled(colour_type: int, bits: int, photo: np.ndarray) -> None:
+    count = SAMPLES[colour_type]
+    numbers = np.repeat(photo[..., :1], count, 2).astype(np.int64) * 2 ** (bits - 8) + 1
+    numbers[0, 0] = 2**bits - 1
+    said = make_chunk(b"sBIT", bytes([bits] * count))
+    for samples in (numbers, numbers << (16 - bits)):
+        if colour_type == RGB_ALPHA:
+            samples = np.concatenate([samples[..., :3], np.full((*samples.shape[:2], 1), 65535)], 2)
+        pixels = np.asarray(decode_image(write_png(samples, 16, colour_type, said)))
+        assert np.array_equal(pixels[..., 0], numbers[..., 0] >> (bits - 8))
+
+
+@pytest.mark.parametrize("said", [b"", bytes([0]), bytes([16]), bytes([17])])
+def test_significant_bits_that_say_nothing(said: bytes, photo: np.ndarray) -> None:
+    with pytest.raises(UnknownRange, match=r"16-bit samples of at most \d,\d+, nearly black"):
+        decode_image(write_png(photo[..., :1].astype(np.int64) * 16, 16, GREY, make_chunk(b"sBIT", said)))
+
+
+def test_significant_bits_of_a_few_bits_do_not_matter(photo: np.ndarray) -> None:
+    """A program that reduced colours says so, and stores them as 8 bits."""
+    data = write_png(photo.astype(np.int64), 8, RGB, make_chunk(b"sBIT", b"\5\6\5"))
+    assert np.array_equal(np.asarray(decode_image(data)), photo)
 
 
 REMARKS = [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"pHYs", b"gAMA", b"tIME", b"eXIf", b"prVt"]
@@ -186,3 +212,11 @@ def test_several_frames_are_said(kind: str, frames: int, photo: np.ndarray, tmp_
     path = tmp_path / "a"
     pictures[0].save(path, kind, **({"save_all": True, "append_images": pictures[1:]} if frames > 1 else {}))
     assert decode(path.read_bytes()).several == (frames > 1)
+
+
+def test_a_png_of_many_chunks_fails(photo: np.ndarray) -> None:
+    data = write_png(photo, 8, 2, *[make_chunk(b"tEXt", b"")] * 2**18)
+    with pytest.raises(DecodeError, match="more than 262,144 chunks in a PNG: write it again"):
+        decode_image(data)
+    few = write_png(photo, 8, 2, *[make_chunk(b"tEXt", b"")] * 1000)
+    assert np.array_equal(np.asarray(decode_image(few)), photo)

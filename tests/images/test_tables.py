@@ -2,7 +2,7 @@
 
 import json
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pytest
 from densefeat import UsageError
 from densefeat.errors import DecodeError
 from densefeat.images.sources import open_source
+from support.parquet_files import change_footer, encode_integer, read_footer, write_footer
 from support.streams import make, outcomes, read_source
 
 STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -236,7 +237,7 @@ def test_crafted_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     large = write(tmp_path / "large.parquet", {"image": [b"x" * 1000, b"x" * 1001]})
     assert read_source(open_source(large))[1] == ("large.parquet#1", None, "1,001 bytes are more than the limit of 1,000")
     many = write(tmp_path / "many.parquet", {"image": pa.array([b"x"] * 1001)})
-    with pytest.raises(UsageError, match="a Parquet file of 1,001 rows: at most 1,000 are read"):
+    with pytest.raises(UsageError, match="a Parquet file of 1,001 rows: at most 1,000 are read of one of its size"):
         open_source(many)
     monkeypatch.setattr("densefeat.images.tables._MAX_REFUSED_ROWS", 2)
     write(tmp_path / "x/a.parquet", {"image": [b"x"]})
@@ -246,31 +247,126 @@ def test_crafted_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert keys == [b"a.parquet#0", b"b.parquet#0", b"b.parquet#1", b"c.parquet"]
 
 
+POOLS: list[pa.MemoryPool] = []  # kept, since the arrays of an error's frames are freed later than the test ends
+
+
 @pytest.fixture
 def pool() -> Iterator[pa.MemoryPool]:
     """Arrow's, as used by one test."""
     default = pa.default_memory_pool()
     own = pa.proxy_memory_pool(default)
+    POOLS.append(own)
     pa.set_memory_pool(own)
     yield own
     pa.set_memory_pool(default)
 
 
+def repeat(value: bytes | str, rows: int) -> pa.Array:
+    """Make a column in which all rows refer to one value."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([value]))
+
+
+def hide_dictionary(path: Path) -> None:
+    """Let a footer not say where the dictionary is, which pyarrow finds all the same."""
+    chunk = pq.read_metadata(path).row_group(0).column(0)
+    places = b"\x26" + encode_integer(chunk.data_page_offset) + b"\x26" + encode_integer(chunk.dictionary_page_offset)
+    change_footer(path, places + b"\x1c", b"\x26" + encode_integer(chunk.dictionary_page_offset) + b"\x3c")
+    assert not pq.read_metadata(path).row_group(0).column(0).has_dictionary_page
+
+
+def rename_column(path: Path) -> None:
+    """Let a footer name another column where the place of this one is described."""
+    footer = read_footer(path)
+    head, _, tail = footer.rpartition(b"\x18\x05image")
+    write_footer(path, head + b"\x18\x05imagf" + tail)
+
+
 @pytest.mark.parametrize("struct", [False, True])
-def test_one_image_in_many_rows_is_copied_few_times(struct: bool, tmp_path: Path, pool: pa.MemoryPool) -> None:
+@pytest.mark.parametrize("craft", [None, hide_dictionary, rename_column])
+def test_one_image_in_many_rows_is_copied_few_times(
+    craft: Callable[[Path], None] | None, struct: bool, tmp_path: Path, pool: pa.MemoryPool
+) -> None:
     picture = bytes(2**22)
-    column = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([picture]))
+    column = repeat(picture, 1000)
     if struct:
         column = pa.StructArray.from_arrays([column], ["bytes"])
     path = write(tmp_path / "x.parquet", {"image": column}, store_schema=False)
+    if craft:
+        craft(path)
     assert path.stat().st_size < 2**20
     before = pool.max_memory()
     assert next(open_source(path).items(20, 21)).read() == picture
     assert pool.max_memory() - before < 2**27
 
 
+def test_pages_that_unpack_to_much_are_read_by_few_rows(tmp_path: Path, pool: pa.MemoryPool) -> None:
+    """The mean of all rows says nothing of some pages."""
+    images = [bytes(2**22)] * 40 + [b""] * 500
+    path = write(tmp_path / "x.parquet", {"image": images}, compression="zstd", use_dictionary=False, write_batch_size=1, data_page_size=1)  # fmt: skip
+    del images
+    before = pool.max_memory()
+    assert sum(len(item.read()) for item in open_source(path).items(0, 540)) == 40 * 2**22
+    assert pool.max_memory() - before < 2**27
+
+
+def test_one_long_label_in_many_rows_is_not_copied(tmp_path: Path, pool: pa.MemoryPool) -> None:
+    columns = {"image": [b"x"] * 2000, "label": repeat("x" * 2**24, 2000)}
+    write(tmp_path / "a.parquet", columns, store_schema=False)
+    del columns
+    write(tmp_path / "b.parquet", {"image": [b"y"], "label": ["cat"]})
+    before = pool.max_memory()
+    source = open_source(f"{tmp_path}/*.parquet")
+    reason = "a label of 16,777,216 bytes: at most 4,096 are read"
+    failed = [(f"a.parquet#{row}", None, reason) for row in range(2000)]
+    assert outcomes(source.items(0, 2001)) == [*failed, ("b.parquet#0", "cat", b"y")]
+    assert source.label_values().to_pylist() == [None] * 2000 + ["cat"]
+    assert pool.max_memory() - before < 2**28
+
+
+@pytest.mark.parametrize(
+    ("columns", "label", "match"),
+    [
+        ({"path": "x" * 2**24}, None, "a path of 16,777,216 bytes: at most 4,096 are read"),
+        ({"path": "a.png", "label": "x" * 2**24}, "label", "a label of 16,777,216 bytes: at most 4,096 are read"),
+    ],
+)
+def test_one_long_text_in_many_rows_of_a_list_is_not_copied(
+    columns: dict, label: str | None, match: str, tmp_path: Path, pool: pa.MemoryPool
+) -> None:
+    path = write(tmp_path / "x.parquet", {name: repeat(text, 2000) for name, text in columns.items()}, store_schema=False)
+    before = pool.max_memory()
+    with pytest.raises(UsageError, match=match):
+        open_source(path, label_column=label)
+    assert pool.max_memory() - before < 2**28
+
+
+def test_statistics_that_do_not_fit_are_damage(tmp_path: Path) -> None:
+    """pyarrow's description of a column chunk ends the process over counts of one level where there are two."""
+    path = write(tmp_path / "x.parquet", {"image": [b"x"] * 50})
+    change_footer(path, b"\x19\x26\x00\x64", b"\x19\x16\x64")
+    reason = "damaged Parquet: Definition level histogram size mismatch"
+    assert all(outcome.startswith(reason) for _, _, outcome in read_source(open_source(path)))
+    with pytest.raises(DecodeError, match=reason):
+        open_source(path).reader().read(0)
+
+
+def test_a_footer_may_not_promise_more_rows_than_the_file_can_hold(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", {"image": pa.nulls(2**18 + 1, pa.binary())})
+    with pytest.raises(UsageError, match="a Parquet file of 262,145 rows: at most 262,144 are read of one of its size"):
+        open_source(path)
+    assert open_source(write(path, {"image": pa.nulls(2**18, pa.binary())})).length == 2**18
+
+
+def test_a_row_group_in_any_order_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densefeat.images.tables._MAX_GROUP_BYTES", 1000)
+    reader = open_source(write(tmp_path / "x.parquet", {"image": [b"x" * 400] * 10})).reader()
+    assert reader.read(2) == b"x" * 400
+    with pytest.raises(DecodeError, match="a row group of more than 1,000 bytes: write smaller ones, or read it in order"):
+        reader.read(3)
+
+
 def test_a_row_group_is_not_held_as_a_whole(tmp_path: Path, pool: pa.MemoryPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densefeat.images.tables._BATCH_BYTES", 2**20)
+    monkeypatch.setattr("densefeat.images.parquet_batches._BATCH_BYTES", 2**20)
     pictures = [bytes([i]) * 2**20 for i in range(32)]
     path = write(tmp_path / "x.parquet", {"image": pictures}, compression="none", use_dictionary=False, write_batch_size=1)
     del pictures

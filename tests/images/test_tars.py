@@ -283,9 +283,9 @@ def test_members_that_are_left_out_are_said(tmp_path: Path, caplog: pytest.LogCa
     names = [
         "a.jpg",
         "a.json",
-        "b.avif",
-        "c.AVIF",
-        "d.heic",
+        "b.jxl",
+        "c.JXL",
+        "d.dng",
         "._a.jpg",
         "./._e",
         "__MACOSX/._a.jpg",
@@ -293,12 +293,12 @@ def test_members_that_are_left_out_are_said(tmp_path: Path, caplog: pytest.LogCa
         ".a.cls",
     ]
     write(tmp_path / "x.tar", [(name, b"x") for name in names])
-    write(tmp_path / "y.tar", [("./b.jpg", b"x"), ("e.avif", b"x")])
+    write(tmp_path / "y.tar", [("./b.jpg", b"x"), ("e.jxl", b"x")])
     assert [key for key, _, _ in read_source(open_source(f"{tmp_path}/*.tar"))] == ["x.tar/a.jpg", "y.tar/b.jpg"]
-    assert "left out: 3 .avif, 1 .heic, 3 hidden (._a.jpg, __MACOSX/._a.jpg, x/.cache/f.png)" in caplog.text
+    assert "left out: 3 .jxl, 1 .dng, 3 hidden (._a.jpg, __MACOSX/._a.jpg, x/.cache/f.png)" in caplog.text
     assert len(caplog.records) == 1
-    write(tmp_path / "z.tar", [("a.avif", b"x"), (".b.jpg", b"x")])
-    with pytest.raises(UsageError, match=r"no member with an image's extension \(.*\), but 1 .avif, 1 hidden \(.b.jpg\)"):
+    write(tmp_path / "z.tar", [("a.jxl", b"x"), (".b.jpg", b"x")])
+    with pytest.raises(UsageError, match=r"no member with an image's extension \(.*\), but 1 .jxl, 1 hidden \(.b.jpg\)"):
         open_source(tmp_path / "z.tar")
 
 

@@ -322,7 +322,7 @@ def test_the_first_page_that_is_no_smaller_copy(photo: np.ndarray, tmp_path: Pat
 
 
 def test_stacks_of_imagej_are_several_images(photo: np.ndarray, tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", np.stack([photo[..., 0]] * 3), imagej=True)
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([photo[..., 0]] * 3), imagej=True, metadata={"axes": "TYX"})
     assert opened(tmp_path / "a.tif").several
 
 
@@ -367,3 +367,13 @@ def test_an_image_far_larger_than_its_memory(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", HUGE, str(path)], capture_output=True, text=True, timeout=120)
     assert not run.stderr
     assert int(run.stdout) < 2_700_000_000 / 40
+
+
+def test_many_tiny_strips_fail(tmp_path: Path) -> None:
+    """Decoding each costs more than its pixels do: a file of megabytes would take minutes."""
+    pixels = np.zeros((2**16 + 1, 255), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, rowsperstrip=1, compression="packbits", photometric="minisblack")
+    with pytest.raises(DecodeError, match="65,537 strips or tiles of fewer than 256 pixels: write it with larger ones"):
+        opened(tmp_path / "a.tif", 10**9)
+    tifffile.imwrite(tmp_path / "a.tif", pixels[:-1], rowsperstrip=1, compression="packbits", photometric="minisblack")
+    assert opened(tmp_path / "a.tif", 10**9).height == 2**16

@@ -1,5 +1,6 @@
 """The split preprocessing equals timm's whole one."""
 
+import math
 import pickle
 from dataclasses import replace
 
@@ -39,6 +40,28 @@ def test_equals_timms_evaluation_transform_bit_for_bit(name: str, size: int | No
 def test_unsupported_inputs(name: str, kwargs: dict, size: int | None, match: str) -> None:
     with pytest.raises(UsageError, match=match):
         Preprocessing.for_model(timm.create_model(name, **kwargs), size)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("size", value) for value in (0, -1, 2**13 + 1, 32.0, "32", None)],
+        *[("crop_pct", value) for value in (0, -1.0, 0.001, 1e9, math.nan, "1", None, [1])],
+        *[("crop_mode", value) for value in ("", "all", None, ["center"])],
+        *[("interpolation", value) for value in ("random", 3, ["bicubic"])],
+        *[
+            (name, value)
+            for name in ("mean", "std")
+            for value in ((0.5,) * 2, 0.5, (0.5, 0.5, "a"), (0.5, 0.5, math.inf), ([],) * 3)
+        ],
+    ],
+)
+def test_values_without_a_meaning(name: str, value: object) -> None:
+    """Files of strangers state them: a size decides how much memory is needed for each image."""
+    values = {"size": 32, "crop_pct": 1, "crop_mode": "center", "interpolation": "bicubic", "mean": (0, 0, 0), "std": (1, 1, 1)}
+    Preprocessing(**values)
+    with pytest.raises(UsageError, match=rf"preprocessing: {name} .* has no meaning"):
+        Preprocessing(**values | {name: value})
 
 
 @pytest.mark.parametrize("size", [32, 75, 224, 600])  # down and up

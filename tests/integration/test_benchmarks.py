@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from support.helpers import BUNDLED
 from support.runs import write_table
@@ -55,6 +57,14 @@ def test_extract(photo_folder: Path, tmp_path: Path) -> None:
     assert arms["timm loop"]["rate"] > 0
 
 
+def test_checksums(tmp_path: Path) -> None:
+    report = run_report(tmp_path, "checksums.py", "--rows", 300, "--rounds", 1)
+    for name in ("block1", "block4"):
+        arms = by_arm(report[name])
+        assert list(arms) == ["no check", "XXH3 of chunks (ours)", "Parquet's of pages", "SHA-256"]
+        assert all(arm["rate"] > 0 for arm in arms.values())
+
+
 def test_scale(photo_folder: Path, tmp_path: Path) -> None:
     options = ["--images", photo_folder, "--model", BUNDLED, "--count", 4, "--listed", 200, "--rounds", 1]
     report = run_report(tmp_path, "scale.py", *options, "--network-rate", 1e6)
@@ -67,6 +77,15 @@ def test_scale(photo_folder: Path, tmp_path: Path) -> None:
     storage = [row for row in report["storage"] if row["images"] == 10**9]
     assert storage[0]["stored"] == "all blocks, float32"
     assert storage[0]["gb"] == pytest.approx(rates["write, all blocks, float32"]["row_bytes"])
+
+
+def test_channels(tmp_path: Path) -> None:
+    write_table(tmp_path / "cifar.parquet", 120, classes=3, size=32)
+    rows = run_report(tmp_path, "channels.py", "--data", tmp_path / "cifar.parquet", "--images", 100)["accuracy in five folds"]
+    assert [row["channels"] for row in rows] == [
+        "red, green, blue", "blue, green, red", "green, repeated", "red and blue, first layer adapted",
+    ]  # fmt: skip
+    assert all(0 <= row["accuracy"] <= 100 for row in rows)
 
 
 def test_memory(tmp_path: Path) -> None:
@@ -172,6 +191,33 @@ def test_heads_finetune(small_cifar: Path) -> None:
     assert all(0 <= accuracy <= 100 for accuracy in rows.values())
 
 
+def test_protocols(small_cifar: Path, bare: None) -> None:
+    (small_cifar / "tiles/train/good").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(24):
+        folder = small_cifar / "tiles" / ("train/good" if number < 6 else f"test/{('good', 'crack')[number % 2]}")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (40, 30), np.uint8)).save(folder / f"{number}.png")
+    out = small_cifar / "out"
+    options = ["--data", small_cifar, "--out", out, "--images", 40, "--test", 20, "--epochs", 1, "--finetune-epochs", 1]
+    table = run_report(small_cifar, "protocols.py", *options, "--sets", "cifar10", "--ways", "linear,attentive,cross-layer")
+    rows = {row["way"]: row for row in table["cifar10"]}
+    assert list(rows) == [
+        "last block, linear", "all blocks, linear", "last block, linear by SGD", "all blocks, linear by SGD",
+        "last block, attentive", "all blocks, attentive", "cross-layer head",
+    ]  # fmt: skip
+    assert {row["of"] for row in rows.values()} == {len(list((out / "cifar10/images/test").glob("*/*")))}
+    assert all(row["top1"] == 100 * row["right"] / row["of"] and row["minutes"] > 0 for row in rows.values())
+    kept = (out / "results.jsonl").read_text()
+    run_script("protocols.py", *options, "--sets", "cifar10", "--ways", "linear")  # is there already
+    assert (out / "results.jsonl").read_text() == kept
+    table = run_report(small_cifar, "protocols.py", *options, "--sets", "tiles", "--ways", "linear,fine-tuning")
+    assert [row["way"] for row in table["tiles"]] == ["last block, linear", "all blocks, linear", "fine-tuning"]
+    parts = {part: len(list((out / "tiles/images" / part).glob("*/*"))) for part in ("train", "val", "test")}
+    assert sum(parts.values()) == 24
+    assert parts["test"] == 10  # of 24 files, 40 %
+
+
 def test_speed(tmp_path: Path) -> None:
     options = ["--models", BUNDLED, "--batches", "1,2", "--arms", "hooks,reference", "--precision", "fp32", "--rounds", 2]
     output = run_script("speed.py", *options, "--steps", 1, "--json", tmp_path / "speed.json")
@@ -194,6 +240,19 @@ def test_cpu_engine(tmp_path: Path) -> None:
 def test_map(tmp_path: Path) -> None:
     report = run_report(tmp_path, "map.py", "--rows", 60, "--rounds", 1)
     assert min(report["size"]["page"], report["load"], *report["pan"]) > 0
+
+
+def test_certainty(tmp_path: Path, bare: None) -> None:
+    for name, rows, seed in (("cifar10-train", 180, 1), ("cifar10-test", 150, 2), ("sign-digits", 180, 3)):
+        write_table(tmp_path / f"{name}.parquet", rows, classes=3, size=32, seed=seed)
+    options = ("--data", tmp_path, "--rows", 180)
+    report = run_report(tmp_path, "certainty.py", "promises", *options, "--resplits", 20, "--refits", 2)
+    tables = [value for key, value in report.items() if "splits" in key]
+    assert [[row["protocol"] for row in table] for table in tables] == [["logreg", "knn", "ridge"] * 2] * 2
+    assert all(0 <= row["coverage"] <= 100 and 1 <= row["size"] <= 3 for table in tables for row in table)
+    rows = run_report(tmp_path, "certainty.py", "outliers", *options)["outliers"]
+    assert [(row["learnt"], row["other"]) for row in rows] == [("CIFAR-10", "sign digits"), ("sign digits", "CIFAR-10")]
+    assert all(0 <= row["all"] <= 1 for row in rows)
 
 
 def test_no_script_is_left_out() -> None:

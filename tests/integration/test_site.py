@@ -177,7 +177,7 @@ def test_links_and_their_anchors_resolve(site: dict[str, Page]) -> None:
 
 
 def test_models_table_lists_all(site: dict[str, Page]) -> None:
-    rows = [row for row in site["models.html"].rows if row]
+    rows = [row for row in site["models.html"].rows if len(row) > 4]  # other tables are narrower
     expected = [(network.name, f"{network.parameters:,}", network.tag or "-") for network in list_networks()]
     assert [(row[0], row[1], row[4]) for row in rows] == expected
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from densefeat.extraction import extract
-from densefeat.probe import probe
+from densefeat.probing import probe
 from support.commands import run_command
 from support.probes import write_class_store
 from support.runs import FAST, tiny_overrides
@@ -21,7 +21,15 @@ from support.tiny_net import TINY, write_tiny_weights
 Tree = dict[str, tuple[str, bytes | str, int]]
 
 KINDS = ("file", "folder", "link to a file", "link to a folder", "link to nothing")
-PROBE_FILES = ("results.json", "predictions.csv", "probe.safetensors", "report.html", "blocks.png", "confusion.svg")
+PROBE_FILES = (
+    "results.json",
+    "predictions.csv",
+    "probe.safetensors",
+    "report.html",
+    "blocks.png",
+    "confusion.svg",
+    "reliability.png",
+)
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "results.json", "config.json", "model.safetensors", "curves.png", "checkpoints")
 STORE_FILES = ("manifest.json", "failures.parquet", "stamps.parquet", "data", "work", ".lock")
 
@@ -32,12 +40,16 @@ COMMANDS = {
     "extract --images {photos} --out e {net}": [f"e/{name}" for name in STORE_FILES],
     "extract --images {photos} --out e --overwrite {net}": [f"e/{name}" for name in STORE_FILES],
     "probe {store} --out p --protocol knn": [f"p/{name}" for name in PROBE_FILES],
+    "probe {store} --out p --protocol layers": [f"p/{name}" for name in (*PROBE_FILES, "layers.png", "layers.svg")],
     "probe --images {photos} --out p {net}": [f"p/{name}" for name in (*PROBE_FILES, "features")],
     "probe --images {photos} --out p --protocol sgd {net}": [f"p/{name}" for name in (*PROBE_FILES, "features")],
+    "probe --images {photos} --out p --protocol attentive {net}": [f"p/{name}" for name in (*PROBE_FILES, "features")],
     "predict --model {probe} --images {photos} --out o": ["o/predictions.csv", "o/scores"],
     "predict --model {probe} --images {photos} --out o --overwrite": ["o/predictions.csv", "o/scores"],
     "map {store} --out m.html": ["m.html", "m.parquet"],
     "search {store} --key 0.jpg --html s.html": ["s.html"],
+    "look {image} --picture l.png": ["l.png"],
+    "weights convert {weights} --model {tiny} --out w.safetensors": ["w.safetensors"],
     "report reuse {model} --out r.png": ["r.png", "r.csv"],
     "report reuse {model} --out r.svg --what prune --images {photos}": ["r.svg", "r.csv", "r.jsonl"],
     "report model {model} --out m.html": ["m.html"],
@@ -55,6 +67,7 @@ COMMANDS = {
     "export {model} --to torch-export --out x.pt2": ["x.pt2"],
     "export {model} --to safetensors --out x.safetensors": ["x.safetensors"],
     "export {model} --to hub-folder --out x": ["x"],
+    "export {probe} --to onnx --out x.onnx": ["x.onnx"],
     "train {recipe} --out run": [f"run/{name}" for name in (*RUN_FILES, ".lock")],
     "finetune --data {photos} --out run --model {model}": [f"run/{name}" for name in (*RUN_FILES, ".lock")],
 }
@@ -74,6 +87,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {
         "{photos}": [str(folder / "photos")],
         "{net}": ["--model", TINY, "--weights", str(write_tiny_weights(folder)), "--device", "cpu"],
+        "{image}": [str(folder / "photos/ant/0.png")],
+        "{weights}": [str(write_tiny_weights(folder))],
+        "{tiny}": [TINY],
         "{store}": [str(store)],
         "{probe}": [str(folder / "probe")],
         "{model}": ["densefeat_densenet_bc100_k12"],

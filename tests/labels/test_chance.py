@@ -6,7 +6,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from densefeat.labels.chance import count_classes, describe_chance
 from densefeat.labels.targets import Targets
-from densefeat.probe.metrics import compute_metrics
+from densefeat.probing.metrics import compute_metrics
 
 SINGLE = Targets("single", ("a", "b"), np.array([0] * 98 + [1] * 2))
 

@@ -13,6 +13,7 @@ from densefeat import UsageError, WeightsError
 from densefeat.loading import load
 from densefeat.loading.load import load_network
 from support.helpers import BUNDLED
+from support.tiny_net import TINY
 
 
 def test_bundled_network_and_its_provenance() -> None:
@@ -39,16 +40,37 @@ def test_weights_from_a_file(tmp_path: Path) -> None:
     assert (network.licence, network.classes, network.published) == (None, None, False)
 
 
-@pytest.mark.parametrize("has_classifier", [True, False])
-def test_the_classifier_of_a_file_must_fit_where_it_is_used(tmp_path: Path, has_classifier: bool) -> None:
+def test_a_file_has_a_classifier_where_it_is_used(tmp_path: Path) -> None:
     name = "densefeat_densenet40_k12"
-    torch.save(timm.create_model(name, num_classes=7 if has_classifier else 0).state_dict(), tmp_path / "w.pth")
+    torch.save(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "w.pth")
     load_network(name, tmp_path / "w.pth")
-    message = (
-        "another number of classes than the network's 10" if has_classifier else "2 keys missing .first: classifier.weight"
-    )
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(WeightsError, match="2 keys missing .first: classifier.weight"):
         load_network(name, tmp_path / "w.pth", head=True)
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize(("name", "shape"), [("densefeat_densenet40_k12", {"num_classes": 7}), (TINY, {"in_chans": 5}),
+                                             ("resnet18", {"num_classes": 3, "in_chans": 1})])  # fmt: skip
+def test_the_network_has_the_classes_and_channels_of_the_file(
+    name: str, shape: dict[str, int], head: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    written = timm.create_model(name, **shape).eval()
+    torch.save(written.state_dict(), tmp_path / "w.pth")
+    network = load_network(name, tmp_path / "w.pth", head=head)
+    channels = shape.get("in_chans", 3)
+    x = torch.randn(2, channels, 64, 64)
+    assert (network.num_classes, network.model.in_chans) == (written.num_classes, channels)
+    assert network.model.pretrained_cfg["input_size"][0] == channels
+    with torch.no_grad():
+        assert torch.equal(network.model(x), written(x))
+
+
+@pytest.mark.parametrize(("channels", "wanted"), [(1, 3), (2, 1), (4, 1), (4, 2)])
+def test_weights_of_other_than_three_channels_are_not_adapted(channels: int, wanted: int, tmp_path: Path) -> None:
+    torch.save(timm.create_model(TINY, in_chans=channels).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=f"in_chans {wanted}: weights for {channels} channels are not adapted"):
+        load_network(TINY, tmp_path / "w.pth", in_chans=wanted)
 
 
 def test_a_module_is_returned_as_it_is(trained: torch.nn.Module) -> None:

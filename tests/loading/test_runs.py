@@ -1,6 +1,7 @@
 """Runs of networks with a head of ours: written by training, read by load_run and the extractor."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import densefeat
 from densefeat import UsageError, WeightsError
 from densefeat.base.checksums import CHECKSUM
 from densefeat.heads.modules import HeadedNet
+from densefeat.images.pixel_rule import PixelRule
 from densefeat.images.transforms import Preprocessing
-from densefeat.loading import CONFIG, RESULTS, WEIGHTS, load_network, read_results
+from densefeat.loading import CONFIG, RECIPE, RESULTS, WEIGHTS, load_network, read_recorded_recipe, read_results
+from densefeat.loading.run_files import OWN
 from densefeat.training.run_folder import RunFolder
 from support.helpers import BUNDLED, randomize_statistics, relative_difference
 from support.tiny_net import TINY
@@ -41,6 +44,18 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path, model: str, kind: str) 
     with torch.no_grad():
         wanted = network.backbone.forward_intermediates(x, intermediates_only=True)[-1].mean((2, 3))
     assert relative_difference(last, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_run_says_how_many_channels_it_reads(tmp_path: Path, kind: str) -> None:
+    bands = Preprocessing(32, 0.9, "center", "bicubic", (0.5,) * 4, (0.2,) * 4, PixelRule("0:4095", in_chans=4))
+    network = timm.create_model(TINY, in_chans=4, num_classes=3 if kind == "linear" else 0)
+    RunFolder(tmp_path).export(
+        network if kind == "linear" else HeadedNet(network, kind, 8, 3), bands, ["a", "b", "c"], "single"
+    )
+    again = densefeat.load_run(tmp_path)
+    assert again.in_chans == 4
+    assert Preprocessing.for_model(again) == bands
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
@@ -112,3 +127,41 @@ def test_a_configuration_that_was_edited_on_purpose(written_run: Path, tmp_path:
     del config[CHECKSUM]
     (run / CONFIG).write_text(json.dumps(config | {"label_names": ["x", "y", "z"]}))
     assert load_network(str(run), head=True).classes == ["x", "y", "z"]
+
+
+TOO_LARGE = "its network is larger than its weights, at |no network can be made of it: .*can't allocate memory"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model_args": {"block_config": [100_000] * 3}}, r"model_args has block_config \[100000, 100000, 100000\]"),
+        ({"model_args": {"block_config": [40_000, 40_000]}}, r"model_args has block_config \[40000, 40000\]"),
+        ({"model_args": {"growth_rate": 1e9}}, "model_args has growth_rate 1000000000.0"),
+        ({"model_args": {"growth_rate": float("inf")}}, "model_args has growth_rate inf"),
+        ({"model_args": {"block_config": [60_000]}}, TOO_LARGE),
+        ({"model_args": {"growth_rate": 30_000, "block_config": [9, 9]}}, TOO_LARGE),
+        ({OWN: {"head": "mlp", "head_width": 2**16, "num_classes": 2**20}}, TOO_LARGE),
+        ({"deep": json.loads("[" * 110 + "]" * 110)}, "not JSON: nested too deeply"),
+        ({"pretrained_cfg": {"input_size": [3, 40_000, 40_000]}}, r"input_size \[3, 40000, 40000\], crop_pct 1.0"),
+        ({"pretrained_cfg": {"input_size": [3, 32, 32], "crop_pct": 1e-5}}, r"input_size \[3, 32, 32\], crop_pct 1e-05"),
+        ({"pretrained_cfg": {"input_size": [3, 32, 32], "crop_pct": -1}}, r"input_size \[3, 32, 32\], crop_pct -1.0"),
+    ],
+)
+def test_configurations_of_huge_networks(written_run: Path, tmp_path: Path, change: dict, match: str) -> None:
+    run = shutil.copytree(written_run, tmp_path / "run")
+    config = json.loads((run / CONFIG).read_text())
+    del config[CHECKSUM]
+    (run / CONFIG).write_text(json.dumps(config | {"architecture": "densefeat_densenet_bc100_k12"} | change))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError, match=match):
+        load_network(str(run), head=True)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**21  # KiB
+
+
+@pytest.mark.parametrize("recipe", ["a: &a [1]\nb: [*a, *a]", "[" * 10_000, "x: 1" + " " * 2**20, "\x00", "- 1"])
+def test_a_recorded_recipe_that_is_none(recipe: str, tmp_path: Path) -> None:
+    (tmp_path / RECIPE).write_text("lr: 0.5")
+    assert read_recorded_recipe(tmp_path) == {"lr": 0.5}
+    (tmp_path / RECIPE).write_text(recipe)
+    assert read_recorded_recipe(tmp_path) == {}

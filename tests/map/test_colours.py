@@ -19,8 +19,8 @@ from densefeat.map.colours import (
     predict_points,
 )  # fmt: skip
 from densefeat.map.rows import MapRows
-from densefeat.probe.fitting import LinearHead
-from densefeat.probe.probe_file import Probe
+from densefeat.probing.fitting import LinearHead
+from densefeat.probing.probe_file import Probe
 from densefeat.store.reader import open_store
 from support.probes import write_probe_store
 

@@ -20,7 +20,7 @@ import densefeat.map.job
 import densefeat.map.rows
 from densefeat.errors import OutputError, UsageError
 from densefeat.map.job import MapResult, write_map
-from densefeat.probe.job import probe
+from densefeat.probing.job import probe
 from densefeat.store.reader import open_store
 from support.probes import draw_codes, make_features, write_class_store, write_probe_store
 from support.stores import write_store

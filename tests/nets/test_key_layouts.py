@@ -52,6 +52,48 @@ def test_names_of_other_programs(prefix: str, index: int, key: str) -> None:
     assert found == prefix
 
 
+LAYOUTS = {
+    "andreasveit": ["conv1.weight", "block1.layer.0.bn1.weight", None, "trans1.conv1.weight", "fc.weight", "fc.bias"],
+    "bamos": ["conv1.weight", "dense1.0.bn1.weight", None, "trans1.conv1.weight", "fc.weight", "fc.bias"],
+    "Keras": [
+        "conv1_conv.weight",
+        "conv2_block1_0_bn.weight",
+        None,
+        "pool2_conv.weight",
+        "classifier.weight",
+        "classifier.bias",
+    ],
+    "features alone": ["conv0.weight", "denseblock1.denselayer1.norm1.weight", None, "transition1.conv.weight"],
+    "children": [
+        "0.conv0.weight",
+        "0.denseblock1.denselayer1.norm1.weight",
+        None,
+        "0.transition1.conv.weight",
+        "1.weight",
+        "1.bias",
+    ],
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "net.model."])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_whole_layouts(layout: str, prefix: str) -> None:
+    keys = [(prefix + key, own) for key, own in zip(LAYOUTS[layout], OWN, strict=False) if key is not None]
+    names, _ = name(*(key for key, _ in keys))
+    assert names == dict(keys)
+
+
+def test_the_keys_of_other_networks_stay() -> None:
+    """Of a network of timm whose own names are those of a row."""
+    own = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "fc.weight", "fc.bias")
+    for keys in (own, own[:3]):
+        for prefix in ("", "module."):
+            named = name_keys([prefix + key for key in keys], own, ("fc.",))
+            assert list(named.names.values()) == list(keys)
+    without_classifier = own[:3]
+    assert list(name_keys(own, without_classifier, ("fc.",)).names.values()) == list(own)
+
+
 def test_several_layers_for_one_keep_their_names() -> None:
     names, _ = name(*(f"net.{key}" for key in (*BACKBONE, "classifier.0.weight", "classifier.3.weight", "classifier.3.bias")))
     assert list(names.values())[4:] == ["classifier.0.weight", "classifier.3.weight", "classifier.bias"]

@@ -13,8 +13,8 @@ import densefeat
 from densefeat.errors import UsageError, WeightsError
 from densefeat.images import Preprocessing
 from densefeat.nets.weights import file_sha256
-from densefeat.probe import Probe
-from densefeat.probe.fitting import LinearHead
+from densefeat.probing import Probe
+from densefeat.probing.fitting import LinearHead
 from densefeat.search.find import _find_row
 from densefeat.search.queries import embed_images, rebuild_extractor
 from support.helpers import BUNDLED, relative_difference
@@ -89,8 +89,12 @@ MADE = {
     "pool": ["avg"],
     "tap": "norm",
     "precision": "fp32",
-    "preprocessing": {},
+    "preprocessing": Preprocessing(64, 1.0, "center", "bicubic", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)).to_json(),
 }
+
+
+def preprocess(**changes: object) -> dict:
+    return MADE | {"preprocessing": MADE["preprocessing"] | changes}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,23 @@ MADE = {
         (MADE | {"model": "Mine", "weights": {"source": "a model object", "sha256": "00"}}, None, r"a model object \(Mine\)"),
         (MADE | {"model": "densefeat_nonsense"}, None, "unknown model 'densefeat_nonsense'"),
         (MADE, "nowhere.pt", "weights 'nowhere.pt': no such file"),
+        *(
+            (values, None, r"store.parquet records no preprocessing that can be applied \(")
+            for values in (
+                preprocess(size=40_000),
+                preprocess(size=-64),
+                preprocess(size=64.0),
+                preprocess(size="64"),
+                preprocess(crop_pct=1e-5),
+                preprocess(crop_pct=0),
+                preprocess(crop_pct=-1),
+                preprocess(mean=[0.5] * 10**5),
+                preprocess(std=[[0.5]] * 3),
+                preprocess(shape=3),
+                MADE | {"preprocessing": {}},
+                MADE | {"preprocessing": [64]},
+            )
+        ),
         (MADE, None, "sha256 [0-9a-f]{64}, recorded 00"),
     ],
 )
@@ -107,6 +128,17 @@ def test_stores_that_no_network_fits(make_store, provenance: dict, weights: str 
     store = make_store({"block1": np.ones((1, 216), np.float32)}, **provenance)
     with pytest.raises(UsageError, match=match):
         rebuild(store, weights)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"weights": []}, {"weights": {"source": 5}}, {"blocks": 3}, {"pool": 3}, {"model": 7}],
+)
+def test_provenance_of_other_types(make_store, changes: dict) -> None:
+    weights = {"weights": MADE["weights"] | {"sha256": None}}
+    store = make_store({"block1": np.ones((1, 216), np.float32)}, **MADE | weights | changes)
+    with pytest.raises(WeightsError, match=r"store\.parquet: its record of the network is damaged"):
+        rebuild(store)
 
 
 def test_a_store_does_not_decide_what_is_fetched(make_store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +188,7 @@ def test_tiles_by_key_and_place(make_store) -> None:
     places = [(0, 0), (32, 0), (0, 0)]
     store = make_store({"block1": np.ones((3, 2), np.float32)}, keys=["a.tif", "a.tif", "b.tif"], places=places)
     assert [_find_row(store, key) for key in ("a.tif:0,0", "a.tif:32,0", "b.tif:0,0", "b.tif")] == [0, 1, 2, 2]
-    with pytest.raises(UsageError, match="key 'a.tif' has 2 tiles in .*: name one by its place, as in a.tif:0,0"):
+    with pytest.raises(UsageError, match="key 'a.tif' has 2 rows in .*: name one by its place, as in a.tif:0,0"):
         _find_row(store, "a.tif")
     with pytest.raises(UsageError, match="key 'a.tif:1,1' is not in"):
         _find_row(store, "a.tif:1,1")

@@ -18,17 +18,22 @@ from safetensors.numpy import load_file
 from densefeat import FeatureExtractor
 from densefeat.base.signals import Interrupted, StopRequest
 from densefeat.errors import DensefeatError, UsageError
+from densefeat.evaluation import predict
 from densefeat.images.sources import open_source
 from densefeat.labels.targets import Targets
 from densefeat.nets.dense_net import DenseNet
-from densefeat.probe.candidates import BlockFitter
-from densefeat.probe.data import load_data
-from densefeat.probe.results import CHECKPOINTS
-from densefeat.sgd_probe.job import _choose_rate, probe_images
+from densefeat.probing.attentive import AttentiveHead
+from densefeat.probing.candidates import BlockFitter
+from densefeat.probing.data import load_data
+from densefeat.probing.probe_file import load_probe
+from densefeat.probing.results import CHECKPOINTS
+from densefeat.sgd_probe.attentive_heads import ATTENTIVE_RATES
+from densefeat.sgd_probe.candidates import _choose_linear
+from densefeat.sgd_probe.job import probe_images
 from densefeat.sgd_probe.learning import TrainingStream, _match_images, limit_batch_size, open_training_stream, train_heads
 from densefeat.sgd_probe.parallel_heads import RATES, ParallelHeads
 from densefeat.store.reader import open_store
-from densefeat.training.checkpoints import _list_checkpoints
+from densefeat.training.checkpoints import _list_checkpoints, save_checkpoint
 from densefeat.training.world import World
 from support.helpers import BUNDLED, randomize_statistics
 from support.probes import write_class_store
@@ -88,7 +93,7 @@ def train(
     identity: str = "this",
 ) -> ParallelHeads:
     heads = new_heads(extractor, len(_list_checkpoints(folder)))  # another seed where a checkpoint must restore the heads
-    train_heads(heads, stream, extractor, folder, identity, ALONE, StopRequest() if stop is None else stop, advance)
+    train_heads([heads], stream, extractor, folder, identity, ALONE, StopRequest() if stop is None else stop, advance)
     return heads
 
 
@@ -205,6 +210,109 @@ def test_a_whole_probe_and_its_report(table: Path, tmp_path: Path, fast: dict[st
         probe_images(table, out, label_column="label", **fast | {"epochs": 3})
 
 
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 images whose colour tells the class, one of ten: a few steps are enough for attentive heads alone."""
+    return write_table(tmp_path_factory.mktemp("colours") / "images.parquet", 160, classes=10, size=32)
+
+
+@pytest.fixture(scope="module")
+def pooling(fast: dict[str, Any]) -> dict[str, Any]:
+    """Options for an attentive probe that takes a second."""
+    return fast | {"protocol": "attentive", "label_column": "label", "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def attentive(colours: Path, tmp_path_factory: pytest.TempPathFactory, pooling: dict[str, Any]) -> Path:
+    """The folder of a finished attentive probe."""
+    out = tmp_path_factory.mktemp("attentive") / "out"
+    probe_images(colours, out, **pooling)
+    return out
+
+
+def test_an_attentive_probe_and_its_report(attentive: Path, colours: Path, pooling: dict[str, Any]) -> None:
+    results = json.loads((attentive / "results.json").read_text())
+    candidates = {candidate["name"]: candidate for candidate in results["candidates"]}
+    assert list(candidates) == ["block1", "block2", "block3", "all", "block3 attentive", "all attentive"]
+    assert results["best"] == "all attentive"
+    assert results["protocol"]["name"] == "attentive"
+    assert results["protocol"]["grid"] == {"lr": list(RATES), "lr of attentive heads": list(ATTENTIVE_RATES)}
+    assert [setting["lr"] for setting in candidates["all attentive"]["tried"]] == list(ATTENTIVE_RATES)
+    assert candidates["all attentive"]["columns"] == ["block1", "block2", "block3"]
+    assert candidates["all attentive"]["features"] == candidates["all"]["features"]
+    difference = candidates["all attentive"]["test"]["top1"] - candidates["block3 attentive"]["test"]["top1"]
+    told = f"all attentive minus block3 attentive: top1 {difference:+.4g}"
+    assert [note for note in results["notes"] if note.startswith(told)]
+    assert all(len(shape) == 1 for shape in open_store(attentive / "features").shapes.values())  # no maps
+    assert probe_images(colours, attentive, **pooling).done_before
+    with pytest.raises(UsageError, match="holds another probe"):
+        probe_images(colours, attentive, **pooling | {"protocol": "sgd"})
+
+
+def test_the_linear_heads_of_an_attentive_probe_are_those_of_sgd(
+    attentive: Path, colours: Path, tmp_path: Path, pooling: dict[str, Any]
+) -> None:
+    linear = probe_images(colours, tmp_path / "out", **pooling | {"protocol": "sgd"}).results["candidates"]
+    for one, other in zip(linear, json.loads((attentive / "results.json").read_text())["candidates"], strict=False):
+        assert one["name"] == other["name"]
+        losses = ([setting["log_loss"] for setting in each["tried"]] for each in (one, other))
+        assert next(losses) == pytest.approx(next(losses), rel=1e-3)
+
+
+def test_predict_repeats_the_predictions_of_an_attentive_probe(
+    attentive: Path, colours: Path, tmp_path: Path, pooling: dict[str, Any]
+) -> None:
+    probe = load_probe(attentive)
+    assert isinstance(probe.head, AttentiveHead)
+    assert probe.provenance["pool"] == ["none"]
+    predict(str(attentive), colours, tmp_path / "new", weights=pooling["weights"], device="cpu", workers=1)
+    with open(tmp_path / "new/predictions.csv", newline="") as file:
+        predicted = {row["path"]: row for row in csv.DictReader(file)}
+    with open(attentive / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == probe.told["rows"]["test"]
+    for row in rows:
+        assert predicted[row["path"]]["predicted"] == row["predicted"]
+        for name in ("probability", "ood"):  # which is told by the maps' averages
+            assert float(predicted[row["path"]][name]) == pytest.approx(float(row[name]), abs=1e-4)
+
+
+def test_an_attentive_probe_resumes(
+    attentive: Path, colours: Path, tmp_path: Path, pooling: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+
+    def save_and_stop(*arguments: Any) -> None:
+        save_checkpoint(*arguments)
+        saved.append(arguments)
+        raise Interrupted("stopped", 143)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("densefeat.sgd_probe.learning.save_checkpoint", save_and_stop)
+        with pytest.raises(Interrupted):
+            probe_images(colours, tmp_path / "out", **pooling)
+    results = probe_images(colours, tmp_path / "out", **pooling).results
+    assert saved[0][1]["step"] == 7
+    assert results["candidates"] == json.loads((attentive / "results.json").read_text())["candidates"]
+
+
+def test_test_images_of_an_attentive_probe(colours: Path, tmp_path: Path, pooling: dict[str, Any]) -> None:
+    others = write_table(tmp_path / "test.parquet", 24, size=32, seed=5)
+    options = pooling | {"epochs": 1}
+    results = probe_images(colours, tmp_path / "out", test=others, **options).results
+    assert results["rows"]["test"] == 24
+    with open(tmp_path / "out/predictions.csv", newline="") as file:
+        labels = [row["label"] for row in csv.DictReader(file)]
+    assert labels == [f"class {label}" for label in pq.read_table(others)["label"].to_pylist()]
+    with pytest.raises(UsageError, match="is a store, and protocol 'attentive' needs maps of the test images"):
+        probe_images(colours, tmp_path / "two", test=tmp_path / "out/test-features", **options)
+    with pytest.raises(UsageError, match="pool 'max': protocol 'attentive' reads whole maps"):
+        probe_images(colours, tmp_path / "two", pools="max", **options)
+    with pytest.raises(UsageError, match="protocol 'knn': one of sgd, attentive"):
+        probe_images(colours, tmp_path / "two", **options | {"protocol": "knn"})
+    assert not (tmp_path / "two").exists()
+
+
 def test_multi_labels_of_a_file(make_folder: Callable[..., Path], tmp_path: Path, fast: dict[str, Any]) -> None:
     images = make_folder({"in": 40})
     names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
@@ -221,6 +329,11 @@ def test_multi_labels_of_a_file(make_folder: Callable[..., Path], tmp_path: Path
     assert len(results["candidates"]) == 7
     assert {"block1_avg", "block3_max", "all"} <= {candidate["name"] for candidate in results["candidates"]}
     assert max(candidate["val"]["map"] for candidate in results["candidates"]) > 50
+    attentive = probe_images(
+        images, tmp_path / "two", protocol="attentive", labels=tmp_path / "labels.csv", label_column="kind", **fast
+    ).results["candidates"]
+    assert [candidate["name"] for candidate in attentive[-2:]] == ["block3 attentive", "all attentive"]
+    assert max(candidate["val"]["map"] for candidate in attentive[-2:]) > 50
 
 
 def test_split_group_and_task_of_a_file(table: Path, tmp_path: Path, fast: dict[str, Any]) -> None:
@@ -256,11 +369,11 @@ def test_rates_that_diverged_are_left_out(tmp_path: Path) -> None:
     heads.weights["block1"][1] = torch.nan
     heads.weights["block1"][2, 0, 0] = torch.inf
     heads.weights["block1"][3] = 3e38
-    fitted = _choose_rate(heads, "block1", fitter, ("block1",))
+    fitted = _choose_linear(heads, "block1", fitter, ("block1",))
     assert [setting["lr"] for setting in fitted.tried] == [RATES[0], *RATES[4:]]
     heads.weights["block1"][:] = torch.nan
     with pytest.raises(DensefeatError, match="heads on 'block1' diverged at all 13 learning rates: use --protocol ridge"):
-        _choose_rate(heads, "block1", fitter, ("block1",))
+        _choose_linear(heads, "block1", fitter, ("block1",))
 
 
 def test_unusable_input(make_folder: Callable[..., Path], tmp_path: Path, fast: dict[str, Any]) -> None:
@@ -280,14 +393,16 @@ def test_unusable_input(make_folder: Callable[..., Path], tmp_path: Path, fast: 
 SCRIPT = """
 import sys
 from densefeat.sgd_probe.job import probe_images
-probe_images(sys.argv[1], sys.argv[2], model={model!r}, label_column="label", epochs=2, batch_size=32, workers=0, device="cpu")
+options = dict(model={model!r}, label_column="label", epochs=2, batch_size=32, workers=0, device="cpu")
+probe_images(sys.argv[1], sys.argv[2], protocol={protocol!r}, **options)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX processes")
-def test_two_processes_learn_what_one_does(table: Path, tmp_path: Path) -> None:
-    (tmp_path / "probe.py").write_text(SCRIPT.format(model=BUNDLED))
+@pytest.mark.parametrize("protocol", ["sgd", "attentive"])
+def test_two_processes_learn_what_one_does(protocol: str, table: Path, tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(SCRIPT.format(model=BUNDLED, protocol=protocol))
     launch = [
         sys.executable,
         "-m",
@@ -301,6 +416,7 @@ def test_two_processes_learn_what_one_does(table: Path, tmp_path: Path) -> None:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert ended.returncode == 0, ended.stderr
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert len(one["candidates"]) == (4 if protocol == "sgd" else 6)
     for first, second in zip(one["candidates"], two["candidates"], strict=True):
         tried = [candidate.pop("tried") for candidate in (first, second)]
         assert first == second

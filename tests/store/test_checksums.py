@@ -7,13 +7,17 @@ from typing import Any
 
 import duckdb
 import polars
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 import densefeat
-from densefeat.errors import DensefeatError
-from densefeat.store.checksums import add_checksums, open_file, read_checksums
+from densefeat.errors import DensefeatError, OutputError
+from densefeat.store.checked_file import CheckedFile
+from densefeat.store.checksums import add_checksums, map_file, read_checksums
 from densefeat.store.manifest import Failure
+from support.parquet_files import change_footer, read_footer
 from support.stores import flip_bit, random_features, write_rows, write_store
 
 
@@ -78,7 +82,7 @@ def test_others_read_the_files(tmp_path: Path) -> None:
 def test_a_file_that_another_program_writes_anew_has_none(tmp_path: Path) -> None:
     file = write_file(tmp_path)
     pq.write_table(pq.read_table(file).slice(1), file)
-    assert read_checksums(open_file(file), file) is None
+    assert read_checksums(map_file(file), file) is None
     assert len(densefeat.open_store(file)) == 2
 
 
@@ -86,7 +90,23 @@ def test_files_with_dictionaries_and_row_groups(tmp_path: Path) -> None:
     file = write_file(tmp_path)
     pq.write_table(pq.read_table(file), file, row_group_size=1)
     checksum = add_checksums(file)
-    checksums = read_checksums(open_file(file), file)
+    checksums = read_checksums(map_file(file), file)
     assert checksums
     assert checksums.file == checksum
     assert len(checksums.chunks) == 3 * len(pq.read_schema(file))
+
+
+def test_a_crafted_footer_with_checksums_that_fit_it(tmp_path: Path) -> None:
+    """pyarrow's description of a column chunk ends the process over counts of one level where there are two."""
+    file = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"path": ["x"] * 50}), file)
+    chunk = pq.read_metadata(file).row_group(0).column(0)
+    start, size = chunk.dictionary_page_offset, chunk.total_compressed_size
+    change_footer(file, b"\x19\x26\x00\x64", b"\x19\x16\x64")
+    data, footer = file.read_bytes(), read_footer(file)
+    digest, count = xxhash.xxh3_64_digest(data[start : start + size]), (1).to_bytes(4, "little")
+    trailer = digest + count + xxhash.xxh3_64_digest(digest + count + footer) + b"densefe1"
+    file.write_bytes(data[: -8 - len(footer)] + trailer + footer + data[-8:])
+    assert read_checksums(map_file(file), file)
+    with CheckedFile(file) as crafted, pytest.raises(OutputError, match="damaged .Definition level histogram size mismatch"):
+        crafted.read()

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from safetensors import safe_open
 import densefeat
 from densefeat.errors import OutputError, UsageError
 from densefeat.store.conversion import _FORMATS, convert
+from support.limits import limit_file_size
 from support.stores import PROVENANCE, flip_bit, random_features, write_rows, write_store
 
 MAPS = {"block1": (3,), "block1_max": (2,), "block2": (2, 3, 4)}
@@ -158,21 +158,11 @@ def test_an_error_leaves_nothing(tmp_path: Path, to: str) -> None:
     assert os.listdir(tmp_path / "here") == []
 
 
-@pytest.fixture
-def nearly_full_disk() -> Iterator[None]:
-    """A limit on the size of files has the same effect as a full disk."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("to", _FORMATS)
-def test_a_full_disk_is_one_clear_error(tmp_path: Path, to: str, nearly_full_disk: None) -> None:
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, to: str) -> None:
     write_store(tmp_path / "s", 400, 50, {"block1": (512,)})
     (tmp_path / "here").mkdir()
-    with pytest.raises(OutputError, match="here/out' cannot be written: .*File too large"):
+    with pytest.raises(OutputError, match="here/out' cannot be written: .*File too large"), limit_file_size(300_000):
         convert(tmp_path / "s", to, tmp_path / "here/out")
     assert os.listdir(tmp_path / "here") == []
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import xxhash
 
+from densefeat.base import add_checksum
 from densefeat.errors import OutputError
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Failure, Manifest, PartRecord, Round, read_manifest, read_records, save_record
@@ -68,9 +68,8 @@ def test_no_manifest(layout: Layout) -> None:
 def test_manifests_that_are_refused(change: dict, match: str, layout: Layout) -> None:
     Manifest({}, {}, "photos/", ()).save(layout)
     content = json.loads(layout.manifest.read_text()) | change
-    del content["checksum"]
-    checksum = xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
-    layout.manifest.write_text(json.dumps(content | {"checksum": checksum}))
+    del content["densefeat_sha256"]
+    layout.manifest.write_text(json.dumps(add_checksum(content)))
     with pytest.raises(OutputError, match=match):
         read_manifest(layout)
 
@@ -82,11 +81,13 @@ def test_files_that_are_no_manifest(text: str, layout: Layout) -> None:
         read_manifest(layout)
 
 
-@pytest.mark.parametrize("change", [dict(images="other/"), dict(checksum="0" * 16), dict(checksum=None), dict(added=1)])
+@pytest.mark.parametrize(
+    "change", [dict(images="other/"), dict(densefeat_sha256="0" * 64), dict(densefeat_sha256=None), dict(added=1)]
+)
 def test_a_manifest_that_was_changed_is_noticed(change: dict, layout: Layout) -> None:
     Manifest({}, {}, "photos/", ()).save(layout)
     layout.manifest.write_text(json.dumps(json.loads(layout.manifest.read_text()) | change))
-    with pytest.raises(OutputError, match="damaged: it is not as it was written"):
+    with pytest.raises(OutputError, match="it is not as it was written.*restore it from a copy"):
         read_manifest(layout)
 
 
@@ -133,8 +134,13 @@ def test_records_that_are_refused(job: str, record: PartRecord, file: str | None
 
 NULL = '{"round": "job-2", "part": 2, "start": 0, "reached": 1, "stop": 1, "rows": 1, "bytes": 4, "failures": null}'
 
+RECORD_OF_NO_ROUND = NULL.replace("null", "[]").replace('"round": "job-2", ', "")
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"round": "job-2"}', '{"round": "job-2", "part": 1, "more": 2}', NULL])
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "[" * 200_000, RECORD_OF_NO_ROUND, '{"round": "job-2"}', '{"round": "job-2", "part": 1, "more": 2}', NULL],
+)
 def test_damaged_records_are_ignored(text: str, layout: Layout) -> None:
     layout.record(2).write_text(text)
     assert list(read_records(layout, MANIFEST)) == []

@@ -151,6 +151,7 @@ def test_started_and_without_parts(tmp_path: Path) -> None:
     assert (len(store), store.shapes, store.failures, store.progress) == (0, {}, [], (0, 30))
     with pytest.raises(UsageError, match="has no column 'block1': it has no rows yet"):
         store["block1"]
+    assert list(store.record_batches([])) == []
 
 
 def test_no_rows(tmp_path: Path) -> None:
@@ -185,8 +186,8 @@ def newer_single(root: Path) -> None:
         ("s", lambda root: (root / "data/part-00001.parquet").unlink(), r"1 of 3 parts are missing or damaged .*part-00001"),
         ("s", lambda root: (root / "failures.parquet").write_bytes(b"x"), r"failures\.parquet: damaged, or another file"),
         ("s", lambda root: (root / "manifest.json").write_text("{"), "not a readable manifest"),
-        ("s", other_rows, r"part-00001\.parquet: damaged, or another file than"),
-        ("s", other_columns, r"part-00001\.parquet: damaged, or another file than"),
+        ("s", other_rows, r"part-00001\.parquet: damaged: it has \d,\d+ bytes, not"),
+        ("s", other_columns, r"part-00001\.parquet: damaged: it has \d,\d+ bytes, not"),
         ("s", newer_folder, "99"),
         ("new.parquet", newer_single, "format version 99; this densefeat reads up to 3: update it"),
         ("e.parquet", lambda root: root.with_name("e.failures.jsonl").write_text("no"), "e.failures.jsonl: cannot be read"),
@@ -199,6 +200,104 @@ def test_damaged(tmp_path: Path, name: str, damage, match: str) -> None:
     with pytest.raises(OutputError, match=match):
         store = densefeat.open_store(tmp_path / name)
         store["block1"], store.failures
+
+
+def write_single(path: Path, columns: dict[str, pa.Array | None]) -> Path:
+    """Write a store of three rows as a stranger might: with these columns in place of its own; None: without it."""
+    write_rows(path, random_features(3), 0, 3)
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        table = table.drop_columns([name] if name in table.column_names else [])
+        table = table if values is None else table.append_column(name, values)
+    pq.write_table(table, path)
+    return path
+
+
+NO_TEXT = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xff", b"c"]).buffers())
+TEXTS, NO_VECTORS = pa.array(["a", "b", "c"]), pa.array([[]] * 3, pa.list_(pa.float32(), 0))
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ({"path": None}, r"e\.parquet: damaged: its columns are label, width"),
+        ({"block1": None, "block2": None}, "damaged: its columns are path, label, width, height$"),
+        ({"path": NO_TEXT}, "Invalid UTF8 sequence at string index 1"),
+        ({"label": NO_TEXT}, "Invalid UTF8 sequence at string index 1"),
+        ({"path": pa.array([1, 2, 3])}, "its column 'path' is of type int64"),
+        ({"path": pa.array(["a", None, "c"])}, "its column 'path' is empty in 1 rows"),
+        ({"label": pa.array([b"a", b"b", b"c"])}, "its column 'label' is of type binary"),
+        ({"width": TEXTS}, "its column 'width' is of type string"),
+        ({"block1": NO_VECTORS}, r"its column 'block1' is of type fixed_size_list<.*>\[0\]"),
+        ({"block1": pa.array([["a"]] * 3, pa.list_(pa.string(), 1))}, "its column 'block1' is of type fixed_size_list"),
+        ({"block1": pa.array([[1, 2, 3], None, [1, 2, 3]], pa.list_(pa.float32(), 3))}, "'block1' is empty in 1 rows"),
+    ],
+)
+def test_columns_that_no_store_has(tmp_path: Path, columns: dict[str, pa.Array], match: str) -> None:
+    path = write_single(tmp_path / "e.parquet", columns)
+    for read in (
+        lambda store: (store.keys, store.labels, store["block1"]),
+        lambda store: list(store.record_batches(store.schema.names)),
+    ):
+        with pytest.raises(OutputError, match=match):
+            read(densefeat.open_store(path))
+
+
+def state_rows(path: Path, stated: int, places: slice) -> None:
+    """Let a file of 1,000 rows state another number of them, in some of the places where its footer does."""
+    content = path.read_bytes()
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    real, false = encode_count(1000), encode_count(stated)
+    pieces = content[start:-8].split(real)
+    footer = pieces[0]
+    for number, piece in enumerate(pieces[1:]):
+        footer += (false if number in range(len(pieces) - 1)[places] else real) + piece
+    path.write_bytes(content[:start] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+
+
+def encode_count(number: int) -> bytes:
+    """Encode a number of at least 0 as Parquet's footers do: seven bits a byte, of twice the number."""
+    groups = [2 * number >> shift & 127 for shift in range(0, (2 * number).bit_length(), 7)]
+    return bytes([*(group | 128 for group in groups[:-1]), groups[-1]])
+
+
+EVERYWHERE, FILE, GROUP = slice(None), slice(1), slice(-1, None)
+
+
+@pytest.mark.parametrize(
+    ("stated", "places", "match"),
+    [
+        (8000, FILE, r"e\.parquet: damaged: it states 8000 rows, its row groups 1000"),
+        (8000, GROUP, "damaged: it states 1000 rows, its row groups 8000"),
+        (8000, EVERYWHERE, "damaged: row group 0 has 1,000 rows and states 8,000"),
+        (2**40, EVERYWHERE, "damaged: row group 0 has 1,000 rows and states 1,099,511,627,776|no memory for 1,099,511,627,776"),
+    ],
+)
+def test_rows_that_a_file_only_states(tmp_path: Path, stated: int, places: slice, match: str) -> None:
+    """pyarrow believes them: it allocates memory for all of them, which would be the rows, with what was there before."""
+    path = tmp_path / "e.parquet"
+    write_rows(path, random_features(1000), 0, 1000)
+    pq.write_table(pq.read_table(path), path)
+    state_rows(path, 1000, EVERYWHERE)
+    assert len(densefeat.open_store(path).keys) == 1000
+    state_rows(path, stated, places)
+    for name in ("block1", "path", "width"):
+        with pytest.raises(OutputError, match=match):
+            densefeat.open_store(path)[name]
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    table = pq.read_table(write_single(tmp_path / "e.parquet", {}))
+    pq.write_table(table.append_column("path", TEXTS), tmp_path / "e.parquet")
+    with pytest.raises(OutputError, match="damaged: its columns are path, label, .*, path$"):
+        densefeat.open_store(tmp_path / "e.parquet")
+
+
+def test_columns_of_other_programs(tmp_path: Path) -> None:
+    """They may write text with long offsets, values that may be empty, and columns of the user's."""
+    columns = {"path": TEXTS.cast(pa.large_string()), "mine": pa.array([{"a": 1}, None, None])}
+    store = densefeat.open_store(write_single(tmp_path / "e.parquet", columns))
+    assert (store.keys.tolist(), store["mine"].tolist()) == (["a", "b", "c"], [{"a": 1}, None, None])
 
 
 @pytest.mark.parametrize(

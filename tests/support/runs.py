@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from densefeat.finetuning.recipe import FineTuning, load_finetuning
-from densefeat.training.checkpoints import _list_checkpoints, load_checkpoint
+from densefeat.nets import load_torch_file
+from densefeat.training.checkpoints import _list_checkpoints
 from densefeat.training.recipe import Recipe
 from densefeat.training.recipe_files import load_recipe
 from support.tiny_net import TINY, write_tiny_weights
@@ -89,7 +90,7 @@ def tiny_finetuning(folder: Path, **changes: Any) -> FineTuning:
 
 
 def newest_state(run: Path) -> dict[str, Any]:
-    return load_checkpoint(_list_checkpoints(run / "checkpoints")[0])
+    return load_torch_file(_list_checkpoints(run / "checkpoints")[0], "checkpoint")
 
 
 def find_tensors(state: Any, name: str = "") -> dict[str, torch.Tensor]:

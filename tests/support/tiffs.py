@@ -9,7 +9,8 @@ import tifffile
 from PIL import Image
 
 from densefeat.images.byte_cache import ByteCache
-from densefeat.images.tiff import TiffImage, open_tiff
+from densefeat.images.tiff import open_tiff
+from densefeat.images.tiff_image import TiffImage
 
 BOXES = [(0, 0, 70, 50), (0, 0, 32, 32), (31, 17, 35, 32), (69, 49, 1, 1), (38, 18, 32, 32), (0, 33, 70, 3)]  # x, y, w, h
 TILED = {"tile": (32, 16)}

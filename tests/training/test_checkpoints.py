@@ -1,18 +1,20 @@
 """Checkpoints are complete or absent, damage is noticed, and no code in them runs."""
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from densefeat.errors import OutputError
+from densefeat.errors import OutputError, WeightsError
+from densefeat.nets import load_torch_file
 from densefeat.training.checkpoints import (
     _MAX_KEPT,
     _list_checkpoints,
-    load_checkpoint,
     newest_checkpoint,
     remove_checkpoints,
+    restore_checkpoint,
     save_checkpoint,
 )
 
@@ -27,7 +29,7 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert len(_list_checkpoints(tmp_path)) == _MAX_KEPT
     path, messages = newest_checkpoint(tmp_path)
     assert path is not None
-    assert load_checkpoint(path)["weights"].tolist() == [100_000_000.0] * 3
+    assert load_torch_file(path, "checkpoint")["weights"].tolist() == [100_000_000.0] * 3
     assert not messages
     assert not list(tmp_path.glob("*.partial"))
 
@@ -42,7 +44,7 @@ def test_damage_is_noticed(tmp_path: Path, harm: str) -> None:
     newest.write_bytes({"flip": content, "cut": content[:-1], "empty": b"", "grow": content + b"x"}[harm])
     path, messages = newest_checkpoint(tmp_path)
     assert path is not None
-    assert load_checkpoint(path)["step"] == 1
+    assert load_torch_file(path, "checkpoint")["step"] == 1
     assert messages == [f"checkpoint {newest.name} is damaged and was renamed to .damaged"]
 
 
@@ -104,12 +106,36 @@ class Harm:
 def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = save_checkpoint(tmp_path, {"step": 1, "harm": Harm()})
-    with pytest.raises(Exception, match="Weights only load failed"):
-        load_checkpoint(path)
+    with pytest.raises(
+        WeightsError, match=r"checkpoint '.*\.pt': refused, its pickle holds more than tensors \(.*mkdir\)"
+    ) as caught:
+        restore_checkpoint(path, dict)
+    assert "weights_only" not in str(caught.value)
     assert not Path("harmed").exists()
+
+
+@pytest.mark.parametrize("content", [{"step": 1}, {"step": 1, "model": {"weight": torch.ones(2)}}, {"step": 1, "model": 7}])
+def test_a_state_that_does_not_fit(tmp_path: Path, content: dict) -> None:
+    model = torch.nn.Linear(1, 1)
+    path = save_checkpoint(tmp_path, content)
+    with pytest.raises(
+        WeightsError, match=r"checkpoint '.*\.pt': does not hold the state of this run \(.*\): name another --out"
+    ):
+        restore_checkpoint(path, lambda state: model.load_state_dict(state["model"]))
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, {"step": 1, "weight": torch.zeros(2**20)})
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(WeightsError, match=r"checkpoint '.*\.pt': refused, a compressed archive .* that unpack to 4,"):
+        restore_checkpoint(path, dict)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises((OutputError, FileExistsError)):
+    with pytest.raises(OutputError, match="file' cannot be written: File exists"):
         save_checkpoint(tmp_path / "file", state(1))

@@ -1,0 +1,77 @@
+from .answers import Predictions, check_promises, make_predictions, tabulate_answers
+from .attentive import AttentiveHead, pool_maps
+from .candidates import ALL, ATTENTIVE, BlockFitter, Candidate, compare_candidates, select_candidate
+from .certainty import add_certainty
+from .data import FeatureColumns, ProbeData, load_data
+from .fitting import LinearHead, choose_setting, encode_targets
+from .job import Probed, extract_images, label_options, probe, source_options
+from .knn import LEAST_SHARE, KnnHead
+from .layer_selection import keep_features, mark_kept
+from .layers_head import LayersHead, normalize_layers
+from .logreg import NEVER
+from .metrics import MAIN, compute_metrics
+from .page import candidate_table, few_shot_table
+from .predictions import predict_labels
+from .probe_file import FILE, Probe, find_probe_file, load_probe
+from .protocols import LOWEST_LOSS, Head, ProbeFit, fit_head
+from .relevance import find_largest_penalty, fit_group_lasso, measure_moments, measure_relevance
+from .request import ProbeRequest, make_request
+from .results import CHECKPOINTS, FEATURES, read_finished, to_json, write_report
+
+__all__ = [
+    "ALL",
+    "ATTENTIVE",
+    "CHECKPOINTS",
+    "FEATURES",
+    "FILE",
+    "LEAST_SHARE",
+    "LOWEST_LOSS",
+    "MAIN",
+    "NEVER",
+    "AttentiveHead",
+    "BlockFitter",
+    "Candidate",
+    "FeatureColumns",
+    "Head",
+    "KnnHead",
+    "LayersHead",
+    "LinearHead",
+    "Predictions",
+    "Probe",
+    "ProbeData",
+    "ProbeFit",
+    "ProbeRequest",
+    "Probed",
+    "add_certainty",
+    "candidate_table",
+    "check_promises",
+    "choose_setting",
+    "compare_candidates",
+    "compute_metrics",
+    "encode_targets",
+    "extract_images",
+    "few_shot_table",
+    "find_largest_penalty",
+    "find_probe_file",
+    "fit_group_lasso",
+    "fit_head",
+    "keep_features",
+    "label_options",
+    "load_data",
+    "load_probe",
+    "make_predictions",
+    "make_request",
+    "mark_kept",
+    "measure_moments",
+    "measure_relevance",
+    "normalize_layers",
+    "pool_maps",
+    "predict_labels",
+    "probe",
+    "read_finished",
+    "select_candidate",
+    "source_options",
+    "tabulate_answers",
+    "to_json",
+    "write_report",
+]

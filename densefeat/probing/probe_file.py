@@ -1,0 +1,348 @@
+"""A fitted probe as one safetensors file, with everything needed to use it, and without pickle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from densefeat.base import atomic_file, check_tensors, describe_error, parse_json, save_tensors
+from densefeat.certainty import Certainty
+from densefeat.errors import DensefeatError, UsageError, WeightsError
+from densefeat.features import FeatureExtractor
+from densefeat.labels import Targets, Task
+from densefeat.probing.answers import Predictions, check_promises, make_predictions
+from densefeat.probing.attentive import AttentiveHead
+from densefeat.probing.certainty_file import pack_certainty, parse_certainty
+from densefeat.probing.fitting import LinearHead
+from densefeat.probing.knn import KnnHead
+from densefeat.probing.layers_head import LayersHead
+from densefeat.probing.protocols import Head
+from densefeat.search import rebuild_extractor
+
+FILE = "probe.safetensors"
+_VERSION = 1
+_METADATA_KEY = "densefeat_probe"
+_MAX_METADATA = 2**26  # characters of JSON
+_LINEAR, _NEIGHBOURS, _LAYERS, _ATTENTIVE = "linear", "neighbours", "layers", "attentive"
+_MAX_FEATURES = 2**31
+_RECORD = ("column", "layer"), ("features", "kept"), ("share", "relevance")  # of a layer: text, counts, shares
+_INTERVALS = ("share_interval", "relevance_interval")
+_TASKS = ("single", "multi", "regression")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A head on columns of features, side by side in their order.
+
+    ``provenance``: of the features, as in a store's manifest; ``told``: protocol, setting, and metrics of the fit, as JSON.
+    ``certainty``: how sure its answers are; None in files of earlier versions.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    columns: tuple[str, ...]
+    provenance: dict[str, Any]
+    head: Head
+    told: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+    certainty: Certainty | None = None
+
+    def scores(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Score features by column, ``(n, C)`` each, as an extractor returns them: float32 ``(n, K)``, regression ``(n,)``.
+
+        An attentive head takes maps, ``(n, C, H, W)`` each.
+
+        Raises UsageError if a column is missing, or has another size than the probe was fitted on.
+        """
+        if missing := [name for name in self.columns if name not in features]:
+            raise UsageError(f"no features {', '.join(missing)} for this probe: it takes {', '.join(self.columns)}")
+        parts = [np.asarray(features[name], np.float32) for name in self.columns]
+        if isinstance(self.head, AttentiveHead):
+            return self.head.scores(parts)
+        return self.head.scores(np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1))
+
+    @property
+    def columns_read(self) -> tuple[str, ...]:
+        """The columns that scores and p-values are computed from."""
+        outliers = None if self.certainty is None else self.certainty.outliers
+        return self.columns if outliers is None else tuple(dict.fromkeys((*self.columns, *outliers.blocks)))
+
+    def p_values(self, features: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """Test whether images are like those that were learnt from: p-values, float64 ``(n,)``; None where that is not known.
+
+        ``features``: as in :meth:`scores`, of the columns in :attr:`columns_read`.
+        """
+        outliers = None if self.certainty is None else self.certainty.outliers
+        if outliers is None:
+            return None
+        if isinstance(self.head, AttentiveHead):  # which reads maps; outliers are told by their averages
+            read = [name for name in outliers.blocks if name in features]
+            features = {name: np.asarray(features[name], np.float32).mean((2, 3)) for name in read}
+        return outliers.p_values(features)
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        risk: float | None = None,
+        level: float | None = None,
+        weights: str | Path | None = None,
+        device: str = "auto",
+    ) -> Predictions:
+        """Predict images, as ``densefeat predict`` does.
+
+        The network is loaded at every call: for many small calls, keep :meth:`extractor` and use :meth:`scores`.
+
+        Args:
+            images: What :class:`densefeat.FeatureExtractor` takes: PIL images, paths, uint8 tensors; or uint8 arrays
+                ``(H, W, 3)`` in a list.
+            risk: The share of the answers given that may be wrong, such as 0.05: says which answers to give.
+            level: The share of sets of classes (of numbers: intervals) that hold the truth, such as 0.95.
+            weights, device: As in :meth:`extractor`.
+
+        Raises:
+            UsageError: Not images; a risk or a level that the validation rows cannot promise.
+            DecodeError: An image that cannot be read.
+        """
+        check_promises(self.certainty, risk, level)
+        found = self.extractor(weights, device)(_convert_arrays(images))
+        features = {name: value.numpy() for name, value in found.items()}
+        ood = self.p_values(features)
+        return make_predictions(self.task, self.classes, self.scores(features), self.certainty, ood, risk, level)
+
+    def explain_layers(self) -> list[dict[str, Any]]:
+        """Say which layers serve the labels, of a probe by the protocol ``layers``: a record for each layer, in their order.
+
+        ``column``, ``layer``: its names. ``features``: how many it has; ``kept``: how many of them the head reads. ``share``:
+        of the layer in all kept features, ``relevance``: in the relevance of all features, both from 0 to 1, with
+        ``share_interval`` and ``relevance_interval``: 2.5 and 97.5 % of resamples of the training rows; None where rows could
+        not be resampled. Layers of columns that the head does not read are there, too.
+
+        Raises UsageError for a probe of another protocol, WeightsError if the file's records are damaged.
+        """
+        if not isinstance(self.head, LayersHead):
+            raise UsageError("this probe does not choose features of layers: make one with --protocol layers")
+        try:
+            return [_check_record(record) for record in self.told["layers"]]
+        except (KeyError, TypeError, ValueError) as error:
+            subject = f"probe {str(self.path)!r}" if self.path else "this probe"
+            raise WeightsError(f"{subject}: its records of layers are damaged ({type(error).__name__}: {error})") from error
+
+    def extractor(self, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
+        """Load the network that makes this probe's features, up to its last block, with the recorded preprocessing.
+
+        ``weights``: a checkpoint, if the recorded one has been moved; it must be the same file.
+        Raises UsageError or WeightsError as :func:`densefeat.search.queries.rebuild_extractor`.
+        """
+        subject = f"probe {str(self.path)!r}" if self.path else "this probe"
+        return rebuild_extractor(
+            self.provenance, self.columns_read, subject, weights, device, "probe a store of densefeat extract"
+        )
+
+
+def save_probe(path: Path, probe: Probe) -> None:
+    """Write a probe atomically. Raises OutputError if it cannot be written."""
+    head = probe.head
+    metadata: dict[str, Any] = {
+        "version": _VERSION,
+        "task": probe.task,
+        "classes": probe.classes,
+        "columns": probe.columns,
+        "told": probe.told,
+        "provenance": probe.provenance,
+    }
+    if isinstance(head, LinearHead):
+        tensors = {"weight": head.weight, "bias": head.bias}
+        metadata |= {"head": _LINEAR, "squeeze": head.squeeze}
+    elif isinstance(head, LayersHead):
+        tensors = {"weight": head.weight, "bias": head.bias, "kept": head.kept, "widths": np.array(head.widths, np.int64)}
+        metadata |= {"head": _LAYERS, "squeeze": head.squeeze}
+    elif isinstance(head, AttentiveHead):
+        tensors = {"weight": head.weight, "bias": head.bias}
+        for place, (queries, values) in enumerate(zip(head.queries, head.values, strict=True)):
+            tensors |= {f"queries.{place}": queries, f"values.{place}": values}
+        metadata |= {"head": _ATTENTIVE}
+    else:
+        values = head.targets.values
+        tensors = {"features": head.features, "values": values.astype(np.uint8) if values.dtype == bool else values}
+        metadata |= {"head": _NEIGHBOURS, "k": head.k, "temperature": head.temperature}
+    if probe.certainty is not None:
+        more, metadata["certainty"] = pack_certainty(probe.certainty)
+        tensors |= more
+    text = json.dumps(metadata, ensure_ascii=False)
+    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    with atomic_file(path) as beside:
+        save_tensors(save_file, arrays, beside, {_METADATA_KEY: text})
+
+
+def find_probe_file(path: str | Path) -> Path | None:
+    """Return the file of a probe that the user named, or whose folder; None for anything else but a file."""
+    path = Path(path)
+    file = path if path.is_file() else path / FILE
+    return file if file.is_file() else None
+
+
+def is_probe_file(path: Path) -> bool:
+    """Recognize the file of a probe, of any version."""
+    try:
+        with safe_open(path, "np") as file:
+            return _METADATA_KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def load_probe(path: str | Path) -> Probe:
+    """Load a probe from its file, or from the folder that ``densefeat probe --out`` wrote.
+
+    Raises WeightsError for a file that is missing, damaged, of a newer version, or not a probe.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    subject = f"probe {str(path)!r}"
+    if not path.is_file():
+        raise WeightsError(f"{subject}: no such file; give the folder of `densefeat probe --out`, or the {FILE} in it")
+    try:
+        check_tensors(path, subject)
+        with safe_open(path, "np") as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY)
+            if text is None or len(text) > _MAX_METADATA:
+                raise WeightsError(f"{subject}: not a probe of densefeat")
+            metadata = parse_json(text)
+            version = metadata["version"]
+            if not isinstance(version, int) or version > _VERSION:
+                raise WeightsError(f"{subject}: its version is {version}, this one reads up to {_VERSION}: update densefeat")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        return _parse_probe(metadata, tensors, path)
+    except DensefeatError:
+        raise
+    except Exception as error:  # a damaged file can make the readers raise anything
+        reason = describe_error(error)
+        raise WeightsError(f"{subject}: damaged, or not a probe ({type(error).__name__}: {reason})") from error
+
+
+def _parse_probe(metadata: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Probe:
+    """Raise ValueError, TypeError or KeyError if anything is not as :func:`save_probe` writes it."""
+    task, classes = metadata["task"], _parse_names(metadata["classes"])
+    columns = _parse_names(metadata["columns"])
+    if task not in _TASKS or not columns or (task == "regression") != (not classes) or len(classes) == 1:
+        raise ValueError(f"task {task!r} of {len(classes)} classes, {len(columns)} columns")
+    for name in ("provenance", "told"):
+        if not isinstance(metadata[name], dict):
+            raise TypeError(f"{name} is not an object")
+    head: Head
+    if metadata["head"] == _LINEAR:
+        head = _parse_linear(tensors, len(classes), metadata["squeeze"])
+    elif metadata["head"] == _LAYERS:
+        head = _parse_layers(tensors, len(classes), metadata["squeeze"])
+    elif metadata["head"] == _NEIGHBOURS:
+        head = _parse_neighbours(tensors, task, classes, metadata["k"], metadata["temperature"])
+    elif metadata["head"] == _ATTENTIVE:
+        head = _parse_attentive(tensors, len(classes), len(columns))
+    else:
+        raise ValueError(f"a head of kind {metadata['head']!r}")
+    certainty = None
+    if metadata.get("certainty") is not None:  # earlier versions have none
+        certainty = parse_certainty(tensors, metadata["certainty"], task)
+    return Probe(task, classes, columns, metadata["provenance"], head, metadata["told"], path, certainty)
+
+
+def _convert_arrays(images: Any) -> Any:
+    """Turn uint8 arrays ``(H, W, 3)`` and ``(H, W)``, in a sequence or one array, into PIL images."""
+    if isinstance(images, np.ndarray):
+        images = [images] if images.ndim < 4 else list(images)
+    if not isinstance(images, list | tuple):
+        return images
+    for image in images:
+        if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.shape[2:] not in ((), (3,), (4,))):
+            raise UsageError(
+                f"an array of shape {image.shape} and {image.dtype} is not an image: give uint8 (H, W, 3) or (H, W)"
+            )
+    return [Image.fromarray(image) if isinstance(image, np.ndarray) else image for image in images]
+
+
+def _check_record(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of the record of a layer. Raises ValueError, TypeError or KeyError if it is not as a probe writes it."""
+    names, counts, shares = ((record[name] for name in group) for group in _RECORD)
+    if not all(isinstance(name, str) for name in names) or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"names or counts of layer {record['layer']!r}")
+    ends = [end for name in _INTERVALS if record[name] is not None for end in record[name]]
+    if not all(type(share) is float and 0 <= share <= 1 for share in (*shares, *ends)) or len(ends) not in (0, 4):
+        raise ValueError(f"shares of layer {record['layer']!r}")
+    return {name: record[name] for name in (*(name for group in _RECORD for name in group), *_INTERVALS)}
+
+
+def _parse_names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value) or len(set(value)) < len(value):
+        raise ValueError("names that are not text, or repeated")
+    return tuple(value)
+
+
+def _parse_linear(tensors: dict[str, np.ndarray], classes: int, squeeze: Any) -> LinearHead:
+    weight, bias = tensors["weight"], tensors["bias"]
+    outputs = classes or 1
+    if weight.dtype != np.float32 or bias.dtype != np.float32 or squeeze is not (classes == 0):
+        raise ValueError(f"weight {weight.dtype}, bias {bias.dtype}")
+    if weight.ndim != 2 or weight.shape[0] != outputs or not weight.shape[1] or bias.shape != (outputs,):
+        raise ValueError(f"weight {weight.shape} and bias {bias.shape} for {outputs} outputs")
+    _check_numbers(weight, bias)
+    return LinearHead(weight, bias, squeeze)
+
+
+def _parse_layers(tensors: dict[str, np.ndarray], classes: int, squeeze: Any) -> LayersHead:
+    linear = _parse_linear(tensors, classes, squeeze)
+    widths, kept = tensors["widths"], tensors["kept"]
+    if any(array.dtype != np.int64 or array.ndim != 1 or not len(array) for array in (widths, kept)):
+        raise ValueError(f"layer widths {widths.dtype} {widths.shape}, kept features {kept.dtype} {kept.shape}")
+    sizes = tuple(widths.tolist())
+    if min(sizes) < 1 or sum(sizes) > _MAX_FEATURES or len(kept) != linear.weight.shape[1]:
+        raise ValueError(f"{len(kept)} kept features of {sum(sizes)} in layers of {min(sizes)} and more")
+    if kept[0] < 0 or kept[-1] >= sum(sizes) or (kept[1:] <= kept[:-1]).any():
+        raise ValueError(f"kept features that are not ascending positions below {sum(sizes)}")
+    return LayersHead(sizes, kept, linear.weight, linear.bias, linear.squeeze)
+
+
+def _parse_neighbours(
+    tensors: dict[str, np.ndarray], task: Task, classes: tuple[str, ...], k: Any, temperature: Any
+) -> KnnHead:
+    features, values = tensors["features"], tensors["values"]
+    shape = (len(features), len(classes)) if task == "multi" else (len(features),)
+    kind = {"single": np.int64, "multi": np.uint8, "regression": np.float64}[task]
+    if features.dtype not in (np.float16, np.float32) or features.ndim != 2 or values.dtype != kind or values.shape != shape:
+        raise ValueError(f"features {features.dtype} {features.shape} with values {values.dtype} {values.shape}")
+    if task == "single" and len(values) and not 0 <= values.min() <= values.max() < len(classes):
+        raise ValueError(f"a class {values.min()} or {values.max()} of {len(classes)}")
+    if type(k) is not int or not 1 <= k <= len(features) or type(temperature) is not float or not temperature > 0:
+        raise ValueError(f"k {k!r} of {len(features)} rows, temperature {temperature!r}")
+    _check_numbers(features, values)
+    return KnnHead(features, Targets(task, classes, values.astype(bool) if task == "multi" else values), k, temperature)
+
+
+def _parse_attentive(tensors: dict[str, np.ndarray], classes: int, columns: int) -> AttentiveHead:
+    if not classes:
+        raise ValueError("an attentive head for numbers")
+    queries = tuple(tensors[f"queries.{place}"] for place in range(columns))
+    values = tuple(tensors[f"values.{place}"] for place in range(columns))
+    for place, (query, value) in enumerate(zip(queries, values, strict=True)):
+        fits = query.ndim == 2 and value.ndim == 3 and query.shape == (value.shape[0], value.shape[2]) and value.size
+        if query.dtype != np.float32 or value.dtype != np.float32 or not fits:
+            raise ValueError(f"queries {query.dtype} {query.shape} and values {value.dtype} {value.shape} of column {place}")
+        if query.shape[0] > query.shape[1]:  # the weights over positions would need more memory than the maps
+            raise ValueError(f"{query.shape[0]:,} queries of {query.shape[1]:,} channels of column {place}")
+    size = sum(value.shape[0] * value.shape[1] for value in values)
+    linear = _parse_linear(tensors, classes, squeeze=False)
+    if linear.weight.shape[1] != size:
+        raise ValueError(f"weight {linear.weight.shape} for {size} pooled values")
+    _check_numbers(*queries, *values)
+    return AttentiveHead(queries, values, linear.weight, linear.bias)
+
+
+def _check_numbers(*arrays: np.ndarray) -> None:
+    for values in arrays:
+        if not np.isfinite(values).all():
+            raise ValueError(f"{np.count_nonzero(~np.isfinite(values))} numbers are NaN or infinite")
