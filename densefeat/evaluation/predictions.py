@@ -24,7 +24,7 @@ from densefeat.base import (
 )
 from densefeat.certainty import Certainty
 from densefeat.errors import UnknownRange, UsageError
-from densefeat.extraction import extract
+from densefeat.extraction import ColumnsNet, extract
 from densefeat.images import PixelRule, Preprocessing
 from densefeat.labels import Task
 from densefeat.loading import load_network
@@ -66,47 +66,28 @@ class Predicted:
     answered: int | None = None
 
 
-class Scorer(nn.Module):
-    """A network whose scores look like feature maps of a timm model, so that an extraction writes and resumes them.
+@dataclass(frozen=True)
+class Scorer:
+    """A network that scores images, and what its scores mean.
 
-    ``(N, 3, H, W)`` to ``(N, K)``. ``recorded_name``: the model's name in the store. ``classes``: K names; none for a
-    regression. ``certainty``: of a probe; if it tells outliers, ``network`` returns ``(N, K + 1)``, the p-values last, and
-    these are a column of their own.
+    ``net``: computes the columns ``scores``, K numbers, and for a probe that tells outliers ``ood``. ``classes``: K names; none
+    for a regression. ``certainty``: of a probe.
     """
 
-    def __init__(
-        self,
-        recorded_name: str,
-        network: nn.Module,
-        classes: list[str],
-        task: Task,
-        preprocessing: Preprocessing,
-        certainty: Certainty | None = None,
-    ) -> None:
-        super().__init__()
-        self.recorded_name, self.network, self.classes, self.task = recorded_name, network, classes, task
-        self.certainty = certainty
-        self.scores, self.ood = nn.Identity(), nn.Identity()
-        facts = preprocessing.to_json()
-        size = facts.pop("size")
-        self.pixel_rule, self.in_chans = preprocessing.pixels, preprocessing.pixels.in_chans
-        self.pretrained_cfg = facts | {"input_size": (self.in_chans, size, size)}
-        self.outputs = max(1, len(classes))
-        self.feature_info = [{"num_chs": self.outputs, "reduction": size, "module": _COLUMN}]
-        if certainty is not None and certainty.outliers is not None:
-            self.feature_info.append({"num_chs": 1, "reduction": size, "module": _OOD})
+    net: ColumnsNet
+    classes: list[str]
+    task: Task
+    certainty: Certainty | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = self.network(x)[:, :, None, None]
-        scores = self.scores(found[:, : self.outputs])
-        self.ood(found[:, self.outputs :])
-        return scores[:, :, 0, 0]
+    @property
+    def outputs(self) -> int:
+        return max(1, len(self.classes))
 
 
 class ProbeNet(nn.Module):
     """A probe behind the network whose features it reads.
 
-    Images ``(N, 3, H, W)`` to scores ``(N, K)`` or, if the probe tells outliers, ``(N, K + 1)`` with p-values.
+    Images ``(N, C, H, W)`` to ``scores`` ``(N, K)`` and, if the probe tells outliers, their p-values ``ood`` ``(N, 1)``.
     """
 
     def __init__(self, probe: Probe, file: Path, weights: str | Path | None, device: str) -> None:
@@ -117,12 +98,12 @@ class ProbeNet(nn.Module):
         sha256 = bytearray.fromhex(file_sha256(file))
         self.register_buffer("identity", torch.frombuffer(sha256, dtype=torch.uint8).float())
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         features = {name: value.cpu().numpy() for name, value in self.extractor.forward(x).items()}
-        columns = [self.probe.scores(features).reshape(len(x), -1)]
+        found = {_COLUMN: torch.from_numpy(self.probe.scores(features).reshape(len(x), -1))}
         if (ood := self.probe.p_values(features)) is not None:
-            columns.append(ood[:, None].astype(np.float32))
-        return torch.from_numpy(np.concatenate(columns, axis=1))
+            found[_OOD] = torch.from_numpy(ood[:, None].astype(np.float32))
+        return found
 
 
 def predict(
@@ -169,13 +150,13 @@ def predict(
         out.mkdir(parents=True, exist_ok=True)
     try:
         result = extract(
-            images, out / _SCORES, model=scorer, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
+            images, out / _SCORES, model=scorer.net, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
             precision=precision, overwrite=overwrite, **reading,
         )  # fmt: skip
     except UnknownRange as error:
         if Path(model).exists():
             raise UsageError(
-                f"{error}. But {model!r} learnt from images of range {scorer.pixel_rule.range!r}: convert them to that kind, or"
+                f"{error}. But {model!r} learnt from images of range {scorer.net.pixel_rule.range!r}: convert them to that kind, or"
                 " make it again with a range that counts for both"
             ) from error
         raise
@@ -191,8 +172,10 @@ def _open_scorer(model: str, weights: str | Path | None, device: str, pixels: Pi
             raise UsageError(f"probe {model!r} records ranges and channels: leave out the options for them")
         probe = load_probe(file)
         net = ProbeNet(probe, file, weights, device)
-        facts = (list(probe.classes), probe.task, net.extractor.preprocessing, probe.certainty)
-        scorer = Scorer(str(Path(model).resolve()), net, *facts)
+        tells_outliers = probe.certainty is not None and probe.certainty.outliers is not None
+        channels = {_COLUMN: max(1, len(probe.classes))} | ({_OOD: 1} if tells_outliers else {})
+        columns = ColumnsNet(str(Path(model).resolve()), net, channels, net.extractor.preprocessing)
+        scorer = Scorer(columns, list(probe.classes), probe.task, probe.certainty)
         return scorer, net.extractor.decoder, "fp32"  # the probe's extractor has its recorded precision inside
     network = load_network(model, weights, head=True)
     if not network.num_classes:
@@ -202,7 +185,9 @@ def _open_scorer(model: str, weights: str | Path | None, device: str, pixels: Pi
     if network.run and pixels is not None:
         raise UsageError(f"run {model!r} records ranges and channels: leave out the options for them")
     preprocessing = Preprocessing.for_model(network.model, pixels=pixels)
-    return Scorer(name, network.model, classes, network.task, preprocessing), "pillow", "fp32"
+    outputs = {_COLUMN: 1 if network.task == "regression" else len(classes)}
+    net = ColumnsNet(name, network.model, outputs, preprocessing)
+    return Scorer(net, classes, network.task), "pillow", "fp32"
 
 
 def _write_table(

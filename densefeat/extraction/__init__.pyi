@@ -1,10 +1,12 @@
 from .arguments import RunOptions, check_arguments
 from .batches import Decoding, decode_batches, embed_batches
+from .columns_net import ColumnsNet
 from .job import extract
 from .measured import load_channel_stats
 from .settings import ExtractResult
 
 __all__ = [
+    "ColumnsNet",
     "Decoding",
     "ExtractResult",
     "RunOptions",

@@ -1,11 +1,13 @@
 from .engines.openvino.engine import find_openvino_obstacle, get_openvino_core
 from .engines.triton.engine import count_traffic
 from .extractor import FeatureExtractor
+from .grid import GridRule
 from .pooling import Pool, parse_pools
 from .taps import Tap, find_taps, list_taps
 
 __all__ = [
     "FeatureExtractor",
+    "GridRule",
     "Pool",
     "Tap",
     "count_traffic",

@@ -1,5 +1,6 @@
 """From a network and images to named features, in one pass for all blocks."""
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from densefeat.features.engines.engine import BlockOutput, Engine, EngineSpec
 from densefeat.features.engines.foldable import NotFoldable
 from densefeat.features.engines.snapshot import Snapshot
 from densefeat.features.forward import eval_mode, full_float32, run_network
+from densefeat.features.grid import GridRule
 from densefeat.features.pooling import Pool, parse_pools
 from densefeat.features.taps import Tap, find_taps
 from densefeat.images import MEMORY, ChannelStats, Geometry, ImageLike, PixelRule, Preprocessing, check_decoder, open_image
@@ -27,6 +29,7 @@ from densefeat.store import column_name
 
 _PRECISIONS = ("fp32", "bf16")
 _BATCH_SIZE = 32  # images prepared at a time inside one call
+_MAPS = parse_pools("none")
 _CPU_CHUNK = 8  # images a pass on the CPU: larger maps leave its caches, and glibc maps fresh pages for each
 
 
@@ -99,6 +102,7 @@ class FeatureExtractor:
         self._requested_backend = backend
         self.backend = choose_backend(backend, self.model, self._engine_spec())
         self._cached_engine: CachedEngine | None = None
+        self._grid_extractor: FeatureExtractor | None = None
 
     def __call__(
         self,
@@ -129,6 +133,50 @@ class FeatureExtractor:
             for batch in self._batches(images)
         ]
         return _concat_features(parts)
+
+    def grid(
+        self,
+        images: torch.Tensor | ImageLike | Sequence[ImageLike],
+        blocks: Sequence[int] = (2, 3),
+        stride: int = 8,
+        *,
+        average: bool = False,
+        normalize: bool = False,
+        dims: int | None = None,
+        output_device: str | torch.device = "cpu",
+    ) -> torch.Tensor:
+        """Compute the features of some blocks at every position of one grid: float32 ``(N, D, h, w)``.
+
+        Args:
+            images: As of :meth:`__call__`.
+            blocks: Block numbers, whatever the extractor's own ``blocks``; the pass ends after the last of them.
+            stride, average, normalize, dims: See :class:`densefeat.features.GridRule`, which also says what a position stands
+                for.
+            output_device: Device of the result, which is the only thing that grows with the number of images.
+
+        Raises as :meth:`__call__` does, UsageError also for blocks, a stride or dims that have no meaning.
+        """
+        rule = GridRule(tuple(blocks), stride, average, normalize, dims)
+        parts = [self.forward_grid(batch, rule).to(output_device) for batch in self._batches(images)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def forward_grid(self, x: torch.Tensor, rule: GridRule) -> torch.Tensor:
+        """Turn prepared images ``(N, C, H, W)`` into a float32 grid ``(N, D, h, w)`` on the extractor's device."""
+        maps = self._with_blocks(rule.blocks).forward(x, _MAPS)
+        return rule.combine(list(maps.values()), *x.shape[2:])
+
+    def _with_blocks(self, blocks: Sequence[int]) -> "FeatureExtractor":
+        """Return this extractor or, for other blocks, a copy that shares its network; the last copy is kept."""
+        taps = find_taps(self.model, blocks, self.tap)
+        if taps == self.taps:
+            return self
+        if self._grid_extractor is None or self._grid_extractor.taps != taps:
+            self._grid_extractor = copy.copy(self)
+            self._grid_extractor.taps = taps
+            self._grid_extractor.backend = choose_backend(
+                self._requested_backend, self.model, self._grid_extractor._engine_spec()
+            )
+        return self._grid_extractor
 
     def _batches(self, images: Any) -> Iterator[torch.Tensor]:
         """Split any accepted kind of images into normalised batches."""
@@ -268,7 +316,7 @@ class FeatureExtractor:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the engine, whose threads belong to this process; a copy builds one for itself."""
-        return self.__dict__ | {"_cached_engine": None}
+        return self.__dict__ | {"_cached_engine": None, "_grid_extractor": None}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,43 @@
+"""What another network computes, as columns that an extraction writes and resumes like any features."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from densefeat.images import Preprocessing
+
+
+class ColumnsNet(nn.Module):
+    """A network whose outputs look like the feature maps of a timm model.
+
+    Args:
+        recorded_name: The model's name in the store.
+        network: Turns images ``(N, C, H, W)`` into vectors ``(N, K)`` or maps ``(N, K, h, w)`` by name, or into those of a single
+            column. The tensors of a module identify it in the store, so that what another computes is not continued.
+        channels: K by name, in the order of the columns.
+        preprocessing: Of the images. An extraction with ``pool="none"`` keeps maps; vectors are maps of one position.
+    """
+
+    def __init__(
+        self,
+        recorded_name: str,
+        network: Callable[[torch.Tensor], Mapping[str, torch.Tensor] | torch.Tensor],
+        channels: Mapping[str, int],
+        preprocessing: Preprocessing,
+    ) -> None:
+        super().__init__()
+        self.recorded_name, self.network = recorded_name, network
+        facts = preprocessing.to_json()
+        size = facts.pop("size")
+        self.pixel_rule, self.in_chans = preprocessing.pixels, preprocessing.pixels.in_chans
+        self.pretrained_cfg = facts | {"input_size": (self.in_chans, size, size)}
+        self.feature_info = [{"num_chs": count, "reduction": size, "module": name} for name, count in channels.items()]
+        for name in channels:
+            self.add_module(name, nn.Identity())  # where the extraction's hooks read
+
+    def forward(self, x: torch.Tensor) -> None:
+        found = self.network(x)
+        for entry in self.feature_info:
+            values = found if isinstance(found, torch.Tensor) else found[entry["module"]]
+            self.get_submodule(entry["module"])(values if values.ndim == 4 else values[:, :, None, None])
