@@ -15,14 +15,14 @@ LEVELS = [
     {"base"},
     {"nets", "images"},
     {"store", "heads"},
-    {"loading", "labels"},
+    {"loading", "labels", "overlay"},
     {"features", "certainty"},
     {"extraction", "search"},
     {"probing"},
     {"training", "sklearn"},
     {"finetuning"},
     {"sgd_probe", "evaluation"},
-    {"report", "map", "export", "bench"},
+    {"report", "map", "export", "bench", "explaining", "anomaly", "segmentation"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted((ROOT / "densefeat").rglob("*.py"))

@@ -36,7 +36,7 @@ from .ownership import (
 )
 from .pages import Chart, ImageCard, Section, Table, render_page, render_template, save_page
 from .parquet_pages import ColumnChunk, read_chunks, read_pages
-from .pictures import check_picture, render_picture, save_picture
+from .pictures import check_picture, render_picture, save_picture, save_png
 from .progress import RateColumn, progress_bar
 from .ranks import Ranks
 from .rendezvous import enter_after_rank_0, open_shared_store
@@ -107,6 +107,7 @@ __all__ = [
     "save_json",
     "save_page",
     "save_picture",
+    "save_png",
     "save_tensors",
     "set_aside",
     "shorten_text",

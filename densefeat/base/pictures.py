@@ -1,4 +1,4 @@
-"""Matplotlib figures saved as files: the same bytes for the same figure."""
+"""Figures and images saved as files: the same bytes for the same content."""
 
 import io
 import warnings
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from densefeat.base.files import atomic_file
 from densefeat.base.ownership import MARK, Recognizer, is_picture
@@ -34,6 +36,14 @@ def save_picture(figure: Figure, path: Path, is_ours: Recognizer | None = is_pic
     with atomic_file(path, is_ours) as beside:
         beside.write_bytes(content)
     return content
+
+
+def save_png(image: Image.Image, path: Path, is_ours: Recognizer | None = is_picture) -> None:
+    """Save an image as PNG, whole or not at all. ``is_ours`` and errors: as of :func:`save_picture`."""
+    info = PngInfo()
+    info.add_text("Software", MARK)
+    with atomic_file(path, is_ours) as beside:
+        image.save(beside, "PNG", pnginfo=info)
 
 
 def render_picture(figure: Figure, suffix: str) -> bytes:

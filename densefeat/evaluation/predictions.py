@@ -156,8 +156,8 @@ def predict(
     except UnknownRange as error:
         if Path(model).exists():
             raise UsageError(
-                f"{error}. But {model!r} learnt from images of range {scorer.net.pixel_rule.range!r}: convert them to that kind, or"
-                " make it again with a range that counts for both"
+                f"{error}. But {model!r} learnt from images of range {scorer.net.pixel_rule.range!r}: convert them to that"
+                " kind, or make it again with a range that counts for both"
             ) from error
         raise
     store = open_store(result.path)
@@ -171,12 +171,12 @@ def _open_scorer(model: str, weights: str | Path | None, device: str, pixels: Pi
         if pixels is not None:
             raise UsageError(f"probe {model!r} records ranges and channels: leave out the options for them")
         probe = load_probe(file)
-        net = ProbeNet(probe, file, weights, device)
+        behind = ProbeNet(probe, file, weights, device)
         tells_outliers = probe.certainty is not None and probe.certainty.outliers is not None
         channels = {_COLUMN: max(1, len(probe.classes))} | ({_OOD: 1} if tells_outliers else {})
-        columns = ColumnsNet(str(Path(model).resolve()), net, channels, net.extractor.preprocessing)
-        scorer = Scorer(columns, list(probe.classes), probe.task, probe.certainty)
-        return scorer, net.extractor.decoder, "fp32"  # the probe's extractor has its recorded precision inside
+        net = ColumnsNet(str(Path(model).resolve()), behind, channels, behind.extractor.preprocessing)
+        scorer = Scorer(net, list(probe.classes), probe.task, probe.certainty)
+        return scorer, behind.extractor.decoder, "fp32"  # the probe's extractor has its recorded precision inside
     network = load_network(model, weights, head=True)
     if not network.num_classes:
         raise UsageError(f"model {model!r} has no classifier: fine-tune it, or give a probe")

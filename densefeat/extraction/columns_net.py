@@ -13,8 +13,8 @@ class ColumnsNet(nn.Module):
 
     Args:
         recorded_name: The model's name in the store.
-        network: Turns images ``(N, C, H, W)`` into vectors ``(N, K)`` or maps ``(N, K, h, w)`` by name, or into those of a single
-            column. The tensors of a module identify it in the store, so that what another computes is not continued.
+        network: Turns images ``(N, C, H, W)`` into vectors ``(N, K)`` or maps ``(N, K, h, w)`` by name; or, for one column,
+            into these alone. The tensors of a module identify it in the store, so that what another computes is not continued.
         channels: K by name, in the order of the columns.
         preprocessing: Of the images. An extraction with ``pool="none"`` keeps maps; vectors are maps of one position.
     """

@@ -1,9 +1,9 @@
 """Maps of several blocks brought to one grid of positions, with a vector of features at each: the machinery of dense tasks.
 
-Position ``(i, j)`` of a grid of stride s stands for the square of pixels from row i·s and column j·s on, s pixels a side, of the
-image that the network reads: its centre is at ``((i + 0.5)·s, (j + 0.5)·s)``. A block whose map is coarser is interpolated
-between its positions (bilinearly, by their centres), one whose map is finer is averaged with the weights of that interpolation.
-What a position *sees* is larger than its square: the receptive field of its block, see :class:`densefeat.report.Field`.
+Position ``(i, j)`` of a grid of stride s stands for a square of s pixels a side, from row i·s and column j·s on, of the image
+that the network reads: its centre is at ``((i + 0.5)·s, (j + 0.5)·s)``. A block whose map is coarser is interpolated between
+its positions (bilinearly, by their centres), one whose map is finer is averaged with the weights of that interpolation. What a
+position *sees* is larger than its square: the receptive field of its block, see :class:`densefeat.report.Field`.
 """
 
 from collections.abc import Sequence

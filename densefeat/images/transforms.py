@@ -138,6 +138,10 @@ class Preprocessing:
         tensor_steps = [v2.Resize(s.size, s.interpolation) if isinstance(s, Resize) else s for s in steps.transforms]
         return Geometry(steps, Compose(tensor_steps))
 
+    def see_whole(self) -> "Preprocessing":
+        """Return the same for whole images: the square holds all of the image, stretched, and nothing is cropped."""
+        return replace(self, crop_pct=1.0, crop_mode="squash")
+
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """Convert uint8 ``(N, 3, H, W)``, or float32 ``(N, C, H, W)``, to normalised float32, on the device of the pixels."""
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)

@@ -24,7 +24,15 @@ from .reader import Store, is_store, open_store
 from .redoing import can_redo, redo_parts
 from .replacing import finish_replacement
 from .stamps import RecordedStamps, read_stamps, write_stamps
-from .thumbnails import Decodable, make_file_thumbnail, make_pictures, make_thumbnails, shrink_image
+from .thumbnails import (
+    Decodable,
+    encode_thumbnail,
+    make_file_thumbnail,
+    make_pictures,
+    make_thumbnails,
+    read_pictures,
+    shrink_image,
+)
 from .verifying import Damage, verify_store
 from .writer import DTYPES, EmbeddingWriter, make_embedding_schema
 
@@ -59,6 +67,7 @@ __all__ = [
     "convert",
     "count_failures",
     "describe_store",
+    "encode_thumbnail",
     "failures_file",
     "find_damaged_parts",
     "find_known_paths",
@@ -81,6 +90,7 @@ __all__ = [
     "read_failures",
     "read_manifest",
     "read_paths",
+    "read_pictures",
     "read_record",
     "read_records",
     "read_stamps",

@@ -82,23 +82,37 @@ def make_pictures(
     progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[dict[ImageEntry, _Picture], str | None]:
     """Do as :func:`make_thumbnails`, with another function that makes an entry's picture; several images at a time."""
-    options = provenance.get("input_options") or {}
     if images is None:
-        return {}, _ask_for_images(provenance.get("images"), options)
-    distinct = set(entries)
+        return {}, _ask_for_images(provenance.get("images"), provenance.get("input_options") or {})
     pictures: dict[ImageEntry, _Picture] = {}
     try:
-        source = _open_images(str(images), {entry.path for entry in distinct}, options.get("image_column"))
-        rule = _read_rule(provenance)
-        items = _find_items(source, distinct, provenance, rule)
-        with ThreadPoolExecutor() as pool:
-            while batch := list(islice(items, _BATCH)):
-                made = pool.map(MEMORY.hold()(make), (item for _, item in batch))
-                pictures |= {entry: picture for (entry, _), picture in zip(batch, made, strict=True) if picture is not None}
-                progress(len(batch))
+        for entry, picture in read_pictures(provenance, entries, images, make):
+            if picture is not None:
+                pictures[entry] = picture
+            progress(1)
     except DensefeatError as error:
         return pictures, str(error)
     return pictures, None
+
+
+def read_pictures(
+    provenance: dict[str, Any],
+    entries: Iterable[ImageEntry],
+    images: str | Path,
+    make: Callable[[Decodable], _Picture],
+) -> Iterator[tuple[ImageEntry, _Picture]]:
+    """Yield the entries whose image is there, each with what ``make`` makes of it, in the order of the images.
+
+    Several images are made at a time. Raises UsageError where ``images`` cannot be opened, and what ``make`` raises.
+    """
+    options = provenance.get("input_options") or {}
+    distinct = set(entries)
+    source = _open_images(str(images), {entry.path for entry in distinct}, options.get("image_column"))
+    items = _find_items(source, distinct, provenance, _read_rule(provenance))
+    with ThreadPoolExecutor() as pool:
+        while batch := list(islice(items, _BATCH)):
+            made = pool.map(MEMORY.hold()(make), (item for _, item in batch))
+            yield from zip((entry for entry, _ in batch), made, strict=True)
 
 
 def _ask_for_images(recorded: Any, options: dict[str, Any]) -> str:
@@ -150,7 +164,7 @@ def _make_thumbnail(item: Decodable) -> str | None:
     """Return a data URI; None if the image cannot be decoded, for whatever reason: the page shows the others."""
     try:
         decoded = item.decode()
-        return None if decoded is None else _encode_thumbnail(decoded.pixels)
+        return None if decoded is None else encode_thumbnail(decoded.pixels)
     except Exception:
         return None
 
@@ -158,15 +172,15 @@ def _make_thumbnail(item: Decodable) -> str | None:
 def make_file_thumbnail(path: str, provenance: dict[str, Any]) -> str | None:
     """Return the data URI of an image file's thumbnail, by the pixel rule of a store; None if it cannot be decoded."""
     try:
-        return _encode_thumbnail(open_image(path, "pillow", _read_rule(provenance)))
+        return encode_thumbnail(open_image(path, "pillow", _read_rule(provenance)))
     except DensefeatError:
         return None
 
 
-def _encode_thumbnail(pixels: Image.Image | torch.Tensor) -> str:
-    """Return RGB pixels as the data URI of a JPEG of at most ``_EDGE`` pixels a side."""
+def encode_thumbnail(pixels: Image.Image | torch.Tensor, edge: int = _EDGE) -> str:
+    """Return what :func:`shrink_image` takes as the data URI of a JPEG of at most ``edge`` pixels a side."""
     file = io.BytesIO()
-    shrink_image(pixels, _EDGE).save(file, "JPEG", quality=_QUALITY)
+    shrink_image(pixels, edge).save(file, "JPEG", quality=_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 

@@ -91,3 +91,13 @@ def test_borders_have_the_mean_colour_of_the_weights(photographs: list[Image.Ima
     own = replace(Preprocessing.for_model(model, 64), crop_mode="border", mean=mean)
     config = resolve_model_data_config(model) | {"input_size": (3, 64, 64), "crop_mode": "border", "mean": mean}
     assert torch.equal(own.normalize(own.geometry()(photographs[4])[None])[0], create_transform(**config)(photographs[4]))
+
+
+def test_the_whole_image_is_seen_stretched() -> None:
+    preprocessing = Preprocessing.for_model(timm.create_model("densefeat_densenet121")).see_whole()
+    image = Image.new("RGB", (900, 300), (0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 90, 300))  # the left tenth
+    for pixels in (image, pil_to_tensor(image)):
+        seen = preprocessing.geometry()(pixels)
+        assert seen.shape == (3, 224, 224)
+        assert 21 < float(seen[0, 112].float().sum()) / 255 < 24

@@ -1,0 +1,14 @@
+from .drawing import enlarge_maps, lay_classes, lay_heat, make_palette
+from .files import name_files, save_overlays
+from .views import view_input, view_whole
+
+__all__ = [
+    "enlarge_maps",
+    "lay_classes",
+    "lay_heat",
+    "make_palette",
+    "name_files",
+    "save_overlays",
+    "view_input",
+    "view_whole",
+]

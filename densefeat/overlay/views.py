@@ -1,0 +1,34 @@
+"""An image as people see it, whole, or as the network read it, cropped."""
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+
+from densefeat.images import Preprocessing
+from densefeat.store import Decodable, shrink_image
+
+_LARGEST = 2**15  # pixels a side
+
+
+def view_whole(item: Decodable, edge: int = _LARGEST) -> Image.Image | None:
+    """Return an image or tile as RGB, of at most ``edge`` pixels a side; None for a tile without content.
+
+    Raises DecodeError for one that cannot be read.
+    """
+    decoded = item.decode()
+    return None if decoded is None else shrink_image(decoded.pixels, edge)
+
+
+def view_input(preprocessing: Preprocessing) -> Callable[[Decodable], Image.Image | None]:
+    """Return a function like :func:`view_whole` that shows what the network reads: ``size`` pixels a side, cropped."""
+    geometry = preprocessing.geometry()
+
+    def view(item: Decodable) -> Image.Image | None:
+        decoded = item.decode()
+        if decoded is None:
+            return None
+        pixels: torch.Tensor = geometry(decoded.pixels)
+        return shrink_image(pixels, preprocessing.size)
+
+    return view
