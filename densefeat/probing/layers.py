@@ -12,7 +12,7 @@ of their row in a fit with a group lasso; a share of them is kept, and a head is
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,14 @@ from densefeat.probing.layer_selection import (
     sum_by_layer,
 )
 from densefeat.probing.layers_head import LayersHead, normalize_layers
-from densefeat.probing.logreg import FEW, fit_logreg
+from densefeat.probing.logreg import FEW, C, fit_logreg
 from densefeat.probing.matrices import move_validation_last
 from densefeat.probing.metrics import MAIN
 from densefeat.probing.protocols import GRIDS, ProbeFit, check_rows
 from densefeat.probing.ridge import fit_ridge
 
 LAYERS = "layers"  # the protocol, and its candidate
+TRIAL_C = C[::4]  # of heads that only compare penalties and shares: the head on the features that win has all values
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def choose_base(task: Task) -> str:
 
 def count_layer_settings(task: Task) -> int:
     """Count the steps of :func:`fit_layers`, of which ``advance`` is told."""
-    return (len(PENALTIES) * len(SHARES) + 1) * len(GRIDS[choose_base(task)]) + RESAMPLES
+    final = len(GRIDS[choose_base(task)])
+    return len(PENALTIES) * len(SHARES) * (final if task == "regression" else len(TRIAL_C)) + final + RESAMPLES
 
 
 def fit_layers(
@@ -114,7 +116,9 @@ def fit_layers(
     normalize_layers(x, widths)
     fitting = encode_targets(targets.take(np.arange(train)))
     best, tried = _choose_trial(_try_settings(x, fitting, targets, train, count), targets.task, len(x) - train)
-    linear, _ = _fit_kept(x, best.kept, targets, train, count)
+    linear, choice = _fit_kept(x, best.kept, targets, train, count)
+    place, best = tried.index(best.describe()), replace(best, choice=choice)
+    tried[place] = best.describe()
     stability = measure_stability(x[:train], fitting, groups[:train], best.relevance, best.kept, widths, seed, count)
     advance(total - done)
 
@@ -132,24 +136,24 @@ def fit_layers(
 
 
 def _try_settings(x: np.ndarray, fitting: np.ndarray, targets: Targets, train: int, advance: Advance) -> Iterator[_Trial]:
-    """Yield a trial for each penalty and share that keep other features than the share before."""
+    """Yield a trial for each penalty and share that keep features which none before has kept."""
+    seen = set[bytes]()
     for relevance in fit_penalties(x[:train], fitting):
-        before = 0
         for share in SHARES:
             kept = keep_features(relevance.relevance, max(1, round(share * x.shape[1])))
-            if len(kept) > before:
-                yield _Trial(relevance, share, kept, _fit_kept(x, kept, targets, train, advance, refit=False)[1])
-            before = len(kept)
+            if (identity := kept.tobytes()) not in seen:
+                seen.add(identity)
+                yield _Trial(relevance, share, kept, _fit_kept(x, kept, targets, train, advance, trial=True)[1])
 
 
 def _fit_kept(
-    x: np.ndarray, kept: np.ndarray, targets: Targets, train: int, advance: Advance, refit: bool = True
+    x: np.ndarray, kept: np.ndarray, targets: Targets, train: int, advance: Advance, trial: bool = False
 ) -> tuple[LinearHead, Choice]:
-    """Fit the head on some features, of which a copy is made."""
+    """Fit the head on some features, of which a copy is made. ``trial``: to the training rows alone, for fewer settings."""
     some = np.ascontiguousarray(x[:, kept])
     if targets.task == "regression":
-        return fit_ridge(some, targets, train, advance, refit)
-    return fit_logreg(some, targets, train, False, advance, refit)
+        return fit_ridge(some, targets, train, advance, refit=not trial)
+    return fit_logreg(some, targets, train, False, advance, refit=not trial, values=TRIAL_C if trial else C)
 
 
 def _choose_trial(trials: Iterator[_Trial], task: Task, val_rows: int) -> tuple[_Trial, list[dict[str, float | int]]]:

@@ -36,6 +36,9 @@ def describe_layers(task: Task, layers: Sequence[Layer]) -> dict[str, Any]:
     return {
         "name": LAYERS,
         "grid": {"penalty": list(PENALTIES), "share": list(SHARES), **base["grid"]},
+        "trials": "penalty and share: by heads with every fourth C; then all of them"
+        if "C" in base["grid"]
+        else "all settings",
         "criterion": base["criterion"],
         "objective": "relevance: squared errors of targets 1 and -1 (numbers: as they are) / 2n + penalty * sum of the norms of"
         f" the features' rows; penalties are shares of the largest useful one; features divided by the norm of their layer."

@@ -7,7 +7,7 @@ scikit-learn's LogisticRegressionCV at the same accuracy (measured by ``benchmar
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,9 +33,17 @@ _Gradient = Callable[[np.ndarray], np.ndarray]
 
 
 def fit_logreg(
-    x: np.ndarray, targets: Targets, train: int, standardize: bool, advance: Advance, refit: bool = True
+    x: np.ndarray,
+    targets: Targets,
+    train: int,
+    standardize: bool,
+    advance: Advance,
+    refit: bool = True,
+    values: Sequence[float] = C,
 ) -> tuple[LinearHead, Choice]:
-    """Fit the first ``train`` rows for every C, choose one on the others, the validation rows; then fit all rows if ``refit``.
+    """Fit the first ``train`` rows for each of ``values`` of C, ascending, and choose one on the others, the validation rows.
+
+    Then fit all rows if ``refit``.
 
     ``x``: float32 ``(n, D)``, overwritten. With fewer than ``FEW`` validation rows C is chosen by log loss alone: accuracy
     takes few values then, and chance decides where the highest is.
@@ -52,7 +60,7 @@ def fit_logreg(
     def scores(weights: np.ndarray) -> np.ndarray:
         return partial.linear(weights).scores(axes.x[train:])
 
-    choice, solution = choose_setting("C", _sweep(partial), scores, val, advance, by_loss=len(val) < FEW)
+    choice, solution = choose_setting("C", _sweep(partial, values), scores, val, advance, by_loss=len(val) < FEW)
     if not refit:
         return _to_features(partial.linear(solution), axes, mean, scale), choice
     loss = _LogLoss(axes.x, axes.variance, targets)
@@ -62,11 +70,11 @@ def fit_logreg(
     return _to_features(loss.linear(weights), axes, mean, scale), choice
 
 
-def _sweep(loss: "_LogLoss") -> Iterator[tuple[float, np.ndarray]]:
-    """Yield C and the weights for it, from the smallest C to the largest."""
+def _sweep(loss: "_LogLoss", values: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield C and the weights for it, for each of the values."""
     curvature = _Curvature(loss.curvature)
     before = weights = loss.start
-    for c in C:
+    for c in values:
         ahead = 2 * weights - before
         before, weights = weights, loss.minimum(c, ahead, curvature)
         yield c, weights

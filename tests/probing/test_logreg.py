@@ -30,7 +30,7 @@ def test_every_fit_of_the_sweep(rows: int, features: int, classes: int) -> None:
     x, targets = make_data("single", rows, features, classes)
     axes = _rotate_to_axes(x.copy())
     loss = _LogLoss(axes.x, axes.variance, targets)
-    for place, (c, weights) in enumerate(_sweep(loss)):
+    for place, (c, weights) in enumerate(_sweep(loss, logreg.C)):
         if place % 4 == 0 and c < 1e4:
             logits = fit_sklearn(x, targets.values, c).decision_function(x)
             theirs = logits if classes > 2 else np.stack([-logits, logits], 1) / 2
