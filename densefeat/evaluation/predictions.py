@@ -26,7 +26,7 @@ from densefeat.certainty import Certainty
 from densefeat.errors import UnknownRange, UsageError
 from densefeat.extraction import ColumnsNet, extract
 from densefeat.images import PixelRule, Preprocessing
-from densefeat.labels import Task
+from densefeat.labels import SEPARATOR, Task
 from densefeat.loading import load_network
 from densefeat.nets import file_sha256
 from densefeat.probing import (
@@ -146,6 +146,11 @@ def predict(
     refuse_stranger(out / _TABLE, _is_own_table)
     scorer, decoder, precision = _open_scorer(model, weights, device, pixels)
     check_promises(scorer.certainty, risk, level)
+    if level is not None and (unclear := [name for name in scorer.classes if SEPARATOR in name]):
+        raise UsageError(
+            f"class {unclear[0]!r} has a {SEPARATOR}, which stands between the classes of a set in {_TABLE}: rename the class,"
+            " or call Probe.predict, whose sets are lists"
+        )
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     try:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from densefeat import UsageError, WeightsError
 from densefeat.evaluation.predictions import predict
 from densefeat.finetuning.setup import finetune
 from densefeat.probing.job import probe
+from densefeat.probing.probe_file import save_probe
 from support.helpers import BUNDLED
 from support.runs import tiny_finetuning, write_classes
 
@@ -149,6 +151,13 @@ def test_promises_that_cannot_be_made(made_probe: tuple[Path, Path], run: Path, 
         with pytest.raises(UsageError, match=message):
             predict(str(path), images, tmp_path / "out", device="cpu", **options)
         assert not (tmp_path / "out").exists()
+
+
+def test_sets_of_classes_whose_names_cannot_be_told_apart(made_probe: tuple[Path, Path], tmp_path: Path) -> None:
+    made = densefeat.load_probe(made_probe[0])
+    save_probe(tmp_path / "probe.safetensors", replace(made, classes=("a", "a|b", "b")))
+    with pytest.raises(UsageError, match=r"class 'a\|b' has a \|, which stands between the classes of a set"):
+        predict(str(tmp_path / "probe.safetensors"), made_probe[1], tmp_path / "out", device="cpu", level=0.9)
 
 
 def test_a_table_of_an_earlier_version_is_replaced(made_probe: tuple[Path, Path], tmp_path: Path) -> None:
