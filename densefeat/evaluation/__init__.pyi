@@ -1,13 +1,19 @@
 from .accuracy import Evaluation, evaluate, load_eval_images, open_for_network
 from .class_order import read_classes
-from .predictions import Predicted, predict
+from .predictions import Predicted, ProbeNet, Scorer, extract_columns, open_scorer, predict
+from .tables import RecordedTable
 
 __all__ = [
     "Evaluation",
     "Predicted",
+    "ProbeNet",
+    "RecordedTable",
+    "Scorer",
     "evaluate",
+    "extract_columns",
     "load_eval_images",
     "open_for_network",
+    "open_scorer",
     "predict",
     "read_classes",
 ]

@@ -1,6 +1,5 @@
 """Predictions of a trained network or a probe: a store of scores, and a table for people."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,19 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from densefeat.base import (
-    atomic_file,
-    check_output_name,
-    has_kind,
-    output_errors,
-    parse_json,
-    refuse_links,
-    refuse_stranger,
-    write_csv,
-)
+from densefeat.base import check_output_name, output_errors, refuse_links
 from densefeat.certainty import Certainty
 from densefeat.errors import UnknownRange, UsageError
-from densefeat.extraction import ColumnsNet, extract
+from densefeat.evaluation.tables import RecordedTable
+from densefeat.extraction import ColumnsNet, ExtractResult, extract
 from densefeat.images import PixelRule, Preprocessing
 from densefeat.labels import SEPARATOR, Task
 from densefeat.loading import load_network
@@ -37,7 +28,7 @@ from densefeat.probing import (
     make_predictions,
     tabulate_answers,
 )
-from densefeat.store import Layout, Store, check_store_folder, is_store, open_store
+from densefeat.store import Layout, Store, check_store_folder, open_store
 
 _SCORES, _TABLE = "scores", "predictions.csv"
 _RECORD = ".predictions.json"  # which tables densefeat wrote: one that the user has changed since is the user's
@@ -142,9 +133,9 @@ def predict(
         raise UsageError(f"output {str(out)!r} holds other files than predictions: name another folder")
     refuse_links([out / _SCORES])
     check_store_folder(Layout(out / _SCORES))
-    refuse_stranger(out / _RECORD, has_kind(_KIND))  # which the next line reads
-    refuse_stranger(out / _TABLE, _is_own_table)
-    scorer, decoder, precision = _open_scorer(model, weights, device, pixels)
+    table = RecordedTable(out / _TABLE, _HEADER, out / _SCORES, out / _RECORD, _KIND)
+    table.refuse_strangers()
+    scorer, decoder, precision = open_scorer(model, weights, device, pixels)
     check_promises(scorer.certainty, risk, level)
     if level is not None and (unclear := [name for name in scorer.classes if SEPARATOR in name]):
         raise UsageError(
@@ -153,24 +144,28 @@ def predict(
         )
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+    result = extract_columns(
+        model, scorer.net, images, out / _SCORES, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
+        precision=precision, overwrite=overwrite, **reading,
+    )  # fmt: skip
+    counts, answered = _write_table(table, open_store(result.path), scorer, risk, level)
+    return Predicted(table.path, result.path, result.rows, result.failures, result.failures_path, counts, answered)
+
+
+def extract_columns(model: str, net: ColumnsNet, images: str | Path, out: Path, **options: Any) -> ExtractResult:
+    """Write what a model computes of images to a store. ``model``: as the user named it; ``options``: of an extraction."""
     try:
-        result = extract(
-            images, out / _SCORES, model=scorer.net, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
-            precision=precision, overwrite=overwrite, **reading,
-        )  # fmt: skip
+        return extract(images, out, model=net, **options)
     except UnknownRange as error:
         if Path(model).exists():
             raise UsageError(
-                f"{error}. But {model!r} learnt from images of range {scorer.net.pixel_rule.range!r}: convert them to that"
+                f"{error}. But {model!r} learnt from images of range {net.pixel_rule.range!r}: convert them to that"
                 " kind, or make it again with a range that counts for both"
             ) from error
         raise
-    store = open_store(result.path)
-    counts, answered = _write_table(out / _TABLE, store, scorer, risk, level)
-    return Predicted(out / _TABLE, result.path, result.rows, result.failures, result.failures_path, counts, answered)
 
 
-def _open_scorer(model: str, weights: str | Path | None, device: str, pixels: PixelRule | None) -> tuple[Scorer, str, str]:
+def open_scorer(model: str, weights: str | Path | None, device: str, pixels: PixelRule | None) -> tuple[Scorer, str, str]:
     """Return the scorer of a model, and the decoder and precision to extract with."""
     if (file := find_probe_file(model)) is not None:
         if pixels is not None:
@@ -196,7 +191,7 @@ def _open_scorer(model: str, weights: str | Path | None, device: str, pixels: Pi
 
 
 def _write_table(
-    path: Path, store: Store, scorer: Scorer, risk: float | None, level: float | None
+    table: RecordedTable, store: Store, scorer: Scorer, risk: float | None, level: float | None
 ) -> tuple[dict[str, int], int | None]:  # fmt: skip
     """Write the predictions of a store's scores as CSV.
 
@@ -220,34 +215,9 @@ def _write_table(
 
     known = np.empty(0) if _OOD in store.schema.names else None
     header = [*copied, *tabulate(np.empty((0, scorer.outputs), np.float32), known)]
-    with atomic_file(path, _is_own_table) as beside, output_errors(path):
-        with open(beside, "w", encoding="utf-8", newline="") as file:
-            write_csv(file, header, list_rows(), repr(str(path)))
-        _record_table(path, beside)
+    table.write(header, list_rows())
     by_class = {} if scorer.task == "regression" else dict(counts.most_common())
     return by_class, None if risk is None else given["yes"]
-
-
-def _is_own_table(path: Path) -> bool:
-    """Recognize the table beside a store of scores, unless it was changed since; earlier versions kept no record of it."""
-    with open(path, "rb") as file:
-        if not (_HEADER.fullmatch(file.readline(100)) and is_store(path.parent / _SCORES)):
-            return False
-    recorded = _read_record(path.parent / _RECORD)
-    return not recorded or file_sha256(path) in recorded
-
-
-def _read_record(path: Path) -> list[str]:
-    known = parse_json(path.read_bytes()).get("sha256") if path.is_file() else None
-    return known if isinstance(known, list) else []
-
-
-def _record_table(path: Path, beside: Path) -> None:
-    """Record the table that is about to replace ``path``, and the one there, which stays if the process ends before that."""
-    record = path.parent / _RECORD
-    known = [file_sha256(file) for file in (beside, path) if file.is_file()]
-    with atomic_file(record, has_kind(_KIND)) as beside_record:
-        beside_record.write_text(json.dumps({"kind": _KIND, "sha256": known}) + "\n", encoding="utf-8")
 
 
 def _read_scores(store: Store, names: list[str]) -> Iterator[tuple[list[list[Any]], np.ndarray, np.ndarray | None]]:

@@ -7,11 +7,11 @@ from .fitting import LinearHead, choose_setting, encode_targets
 from .job import Probed, extract_images, label_options, probe, source_options
 from .knn import LEAST_SHARE, KnnHead
 from .layer_selection import keep_features, mark_kept
-from .layers_head import LayersHead, normalize_layers
+from .layers_head import LayersHead, normalize_layers, scale_layers
 from .logreg import NEVER
 from .metrics import MAIN, compute_metrics
 from .page import candidate_table, few_shot_table
-from .predictions import predict_labels
+from .predictions import predict_labels, rate_mistakes
 from .probe_file import FILE, Probe, find_probe_file, load_probe
 from .protocols import LOWEST_LOSS, Head, ProbeFit, fit_head
 from .relevance import find_largest_penalty, fit_group_lasso, measure_moments, measure_relevance
@@ -68,7 +68,9 @@ __all__ = [
     "pool_maps",
     "predict_labels",
     "probe",
+    "rate_mistakes",
     "read_finished",
+    "scale_layers",
     "select_candidate",
     "source_options",
     "tabulate_answers",

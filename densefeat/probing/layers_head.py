@@ -40,9 +40,13 @@ class LayersHead:
 
 def normalize_layers(x: np.ndarray, widths: Sequence[int]) -> None:
     """Divide float32 ``(n, D)`` features in place by the norm of their layer in each row; a layer of zeros stays as it is."""
-    sizes = np.asarray(widths)
-    starts = np.cumsum(sizes) - sizes
     for piece in row_pieces(x):
-        norms = np.sqrt(np.add.reduceat(np.square(x[piece], dtype=np.float64), starts, axis=1))
-        scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
-        x[piece] *= np.repeat(scale, sizes, axis=1)
+        x[piece] *= scale_layers(x[piece], widths)
+
+
+def scale_layers(x: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+    """Compute what :func:`normalize_layers` multiplies ``(n, D)`` features by, float64 ``(n, D)``: 0 for a layer of zeros."""
+    sizes = np.asarray(widths)
+    norms = np.sqrt(np.add.reduceat(np.square(x, dtype=np.float64), np.cumsum(sizes) - sizes, axis=1))
+    scale = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
+    return np.repeat(scale, sizes, axis=1)

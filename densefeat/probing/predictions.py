@@ -70,19 +70,22 @@ def list_confusions(targets: Targets, scores: np.ndarray) -> list[dict[str, Any]
 
 
 def worst_mistakes(targets: Targets, scores: np.ndarray, count: int) -> np.ndarray:
-    """Return positions of the worst mistakes, the worst first, at most ``count``.
+    """Return positions of the worst mistakes, the worst first, at most ``count``. See :func:`rate_mistakes`."""
+    badness = rate_mistakes(targets, scores)
+    order = np.argsort(-badness, kind="stable")
+    return order[: min(count, int(np.count_nonzero(badness >= 0)))]
 
-    single: wrong classes of the highest probability; regression: the largest errors; multi: the largest mean logistic loss
-    among rows with a wrong label.
+
+def rate_mistakes(targets: Targets, scores: np.ndarray) -> np.ndarray:
+    """Rate how bad each mistake is, float64 ``(n,)``; -1 for what is right.
+
+    single: the probability of the wrong class; regression: the error; multi: the mean logistic loss, if a label is wrong.
     """
     if targets.task == "regression":
         badness = np.abs(scores - targets.values)
-        wrong = badness > 0
-    elif targets.task == "single":
-        wrong = ~judge_answers(targets, scores)
+        return np.where(badness > 0, badness, -1.0)
+    if targets.task == "single":
         badness = predict_labels("single", targets.classes, scores)[1]
     else:
-        wrong = ~judge_answers(targets, scores)
         badness = np.logaddexp(0, np.where(targets.values, -scores, scores)).mean(1)
-    order = np.argsort(-np.where(wrong, badness, -1.0), kind="stable")
-    return order[: min(count, int(np.count_nonzero(wrong)))]
+    return np.where(judge_answers(targets, scores), -1.0, badness)

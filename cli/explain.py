@@ -1,0 +1,65 @@
+"""``densefeat explain``."""
+
+from typing import Any
+
+import click
+
+from densefeat import explaining, store
+from densefeat_cli.options import (
+    base_option,
+    device_option,
+    epilog,
+    follow_links_option,
+    images_option,
+    label_column_option,
+    model_argument,
+    out_option,
+    overwrite_option,
+    pixel_options,
+    threads_option,
+    weights_option,
+)
+from densefeat_cli.output import print_line
+
+_MAX_FAILURES = 3  # with a line each
+
+
+@click.command(epilog=epilog("explain probe/ --images photos/ --labels folder --out explained/"))
+@model_argument
+@images_option()
+@out_option("Folder to write: maps/, pictures/, explained.csv and index.html.")
+@click.option("--class", "classes", metavar="NAME", multiple=True, help="Another class to show the evidence for; repeatable.")
+@click.option("--labels", type=click.Choice(["folder"]), help="folder: class/image.jpg gives the label class, for the worst"
+              " mistakes; tables and lists have their own.")  # fmt: skip
+@label_column_option()
+@base_option
+@weights_option
+@device_option
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Images a pass.")
+@threads_option
+@overwrite_option
+@follow_links_option
+@pixel_options
+def explain_command(**options: Any) -> None:
+    """Show where in images the evidence for a class is, as a probe or a fine-tuned network (MODEL) scores them.
+
+    A linear score is a sum over positions and blocks: the maps are that sum, and add up to the score. For other heads they are
+    Grad-CAM of the last block, an approximation. The page has the worst mistakes or, without labels, the least sure answers.
+
+    An image that cannot be read has an entry in OUT/maps/failures.parquet instead. After an interruption the same command
+    resumes.
+    """
+    result = explaining.explain(**options)
+    if not result.rows:
+        raise click.ClickException(f"none of {result.failures} images could be read: see {result.failures_path}")
+    for failure in store.open_store(result.store).failures[:_MAX_FAILURES]:
+        print_line(f"not read: {failure.path}: {failure.reason}", err=True)
+    for name, reason in list(result.not_drawn.items())[:_MAX_FAILURES]:
+        print_line(f"not drawn: {name}: {reason}", err=True)
+    if result.exact:
+        print_line(f"evidence: the maps and the bias add up to the scores, within {result.gap:.1e}")
+    else:
+        print_line("Grad-CAM of the last block: an approximation; the maps do not add up to the scores")
+    failures = f", {result.failures} failures ({result.failures_path})" if result.failures else ""
+    wrong = "" if result.mistakes is None else f", {result.mistakes} wrong"
+    print_line(f"wrote {result.page}: {result.rows} images{wrong}{failures}; maps in {result.store}")

@@ -1,0 +1,6 @@
+from .job import Explained, explain
+
+__all__ = [
+    "Explained",
+    "explain",
+]

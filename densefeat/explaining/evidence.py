@@ -1,0 +1,193 @@
+"""Scores of linear heads as the sums that they are: over positions of maps, channels and blocks.
+
+A linear head on averaged maps scores a class k by ``b_k + Σ_c w_kc · mean_p x_cp``, which is a sum over positions p of
+``Σ_c w_kc x_cp / (h·w)``: the *evidence* for k at p. Other heads of probes are sums over positions, too, given what they
+compute of an image as a whole: the length by which ``layers`` divides, the attention by which ``attentive`` weighs positions.
+No gradient is taken, and nothing is lost: evidence and bias add up to the score.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from densefeat.errors import UsageError
+from densefeat.evaluation import ProbeNet
+from densefeat.features import parse_pools
+from densefeat.images import Preprocessing
+from densefeat.probing import AttentiveHead, KnnHead, LayersHead, LinearHead, scale_layers
+from densefeat.store import find_source
+
+SCORES, EVIDENCE = "scores", "evidence"  # columns
+_MAPS = parse_pools("none")
+_LEAST = 1e-6  # what gem takes smaller features for
+
+
+class Explainer(Protocol):
+    """A network that computes scores of images ``(N, K)`` and maps ``(N, P, h, w)``: of the predicted class, then named ones.
+
+    ``maps``: names of the maps, that of all evidence first. ``bias``: float ``(K,)``, what is added to the sums of the
+    evidence; None for maps that do not add up to scores. ``named``: numbers of classes, int64.
+    """
+
+    maps: Sequence[str]
+    bias: np.ndarray | None
+    named: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> dict[str, torch.Tensor]: ...
+
+
+class ProbeEvidence(nn.Module):
+    """The evidence of a probe: a map for each of its blocks, and their sum on the grid of the finest one.
+
+    ``named``: numbers of classes. Raises UsageError for a probe by nearest neighbours.
+    """
+
+    def __init__(self, behind: ProbeNet, named: Sequence[int]) -> None:
+        super().__init__()
+        self.behind = behind
+        probe = behind.probe
+        if isinstance(probe.head, KnnHead):
+            raise UsageError(
+                f"probe {str(probe.path)!r} lets training images vote: its scores are no sums over an image; fit one with"
+                " another --protocol, such as logreg"
+            )
+        self.head: LinearHead | LayersHead | AttentiveHead = probe.head
+        self.register_buffer("named", torch.tensor(named, dtype=torch.int64))  # which identifies the store, too
+        unknown = f"probe {str(probe.path)!r} does not record the blocks of its features: probe a store of densefeat extract"
+        self.sources = [find_source(probe.provenance, column, unknown) for column in probe.columns]
+        self.blocks = list(dict.fromkeys(source.block for source in self.sources))
+        self.names = {block: f"{EVIDENCE}_{block.replace('.', '_')}" for block in self.blocks}
+        self.maps = [EVIDENCE, *self.names.values()] if len(self.blocks) > 1 else [EVIDENCE]
+        self.bias = self.head.bias
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Turn images ``(N, C, H, W)`` into scores and maps; UsageError where features are not those that were probed."""
+        by_block = self.behind.extractor.forward(x, _MAPS)
+        columns = [by_block[source.block] for source in self.sources]
+        pools = [next(iter(parse_pools(source.pool or "avg").values())) for source in self.sources]
+        pooled = [pool(column).cpu().numpy() for pool, column in zip(pools, columns, strict=True)]
+        scores = self.behind.probe.scores(dict(zip(self.behind.probe.columns, pooled, strict=True)))
+        scores = torch.from_numpy(scores.reshape(len(x), -1))
+        chosen = choose_classes(scores, self.named)
+        parts: dict[str, torch.Tensor] = {}
+        for source, evidence in zip(self.sources, self._weigh(columns, pooled, chosen), strict=True):
+            parts[source.block] = parts[source.block] + evidence if source.block in parts else evidence
+        shape = max((part.shape[2:] for part in parts.values()), key=lambda shape: shape[0] * shape[1])
+        total = torch.stack([spread_maps(part, shape) for part in parts.values()]).sum(0)
+        found = {SCORES: scores, EVIDENCE: total}
+        return found | ({self.names[block]: part for block, part in parts.items()} if len(parts) > 1 else {})
+
+    def _weigh(self, columns: list[torch.Tensor], pooled: list[np.ndarray], chosen: torch.Tensor) -> list[torch.Tensor]:
+        """Return the evidence of each column, ``(N, P, h, w)``, for classes ``(N, P)``."""
+        if isinstance(self.head, AttentiveHead):
+            return _weigh_attended(self.head, columns, chosen)
+        weight = self.head.weight
+        if isinstance(self.head, LayersHead):
+            weight = np.zeros((len(weight), sum(self.head.widths)), np.float32)
+            weight[:, self.head.kept] = self.head.weight
+        rows = torch.from_numpy(weight)[chosen.cpu()]  # (N, P, D)
+        if isinstance(self.head, LayersHead):
+            x = np.concatenate([part.reshape(len(part), -1) for part in pooled], axis=1)
+            rows = rows * torch.from_numpy(scale_layers(x, self.head.widths).astype(np.float32))[:, None]
+        found, start = [], 0
+        for source, column, vectors in zip(self.sources, columns, pooled, strict=True):
+            stop = start + vectors[0].size
+            shares = split_pooled(column, source.pool or "avg")
+            places = rows[:, :, start:stop].to(column.device)
+            if vectors.ndim == 4:  # features of positions, each with its own weights
+                found.append(torch.einsum("npchw,nchw->nphw", places.unflatten(2, column.shape[1:]), shares))
+            else:
+                found.append(torch.einsum("npc,nchw->nphw", places, shares))
+            start = stop
+        return found
+
+
+def _weigh_attended(head: AttentiveHead, columns: list[torch.Tensor], chosen: torch.Tensor) -> list[torch.Tensor]:
+    """Return the evidence of each column: positions' values, weighed by the attention that the head pays to them."""
+    found, start = [], 0
+    for column, query, value in zip(columns, head.queries, head.values, strict=True):
+        queries, count, size = torch.from_numpy(query).to(column.device), *value.shape[:2]
+        weight = torch.from_numpy(head.weight[:, start : start + count * size])[chosen.cpu()].unflatten(2, (count, size))
+        read = torch.einsum("npmd,mdc->npmc", weight, torch.from_numpy(value)).to(column.device)
+        x = column.flatten(2)
+        attention = (queries @ x).softmax(2)  # (N, M, positions)
+        evidence = (torch.einsum("npmc,ncs->npms", read, x) * attention[:, None]).sum(2)
+        found.append(evidence.unflatten(2, column.shape[2:]))
+        start += count * size
+    return found
+
+
+class NetworkEvidence(nn.Module):
+    """The evidence of a network's own linear classifier on its averaged last map. ``named``: numbers of classes."""
+
+    def __init__(self, network: nn.Module, named: Sequence[int]) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.register_buffer("named", torch.tensor(named, dtype=torch.int64))
+        self.maps = [EVIDENCE]
+        bias = self.network.get_classifier().bias
+        self.bias = np.zeros(self.network.num_classes, np.float32) if bias is None else bias.detach().cpu().numpy()
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = self.network.forward_features(x)
+        scores = self.network.forward_head(maps)
+        weight = self.network.get_classifier().weight[choose_classes(scores, self.named)]
+        return {SCORES: scores, EVIDENCE: torch.einsum("npc,nchw->nphw", weight, maps) / maps[0, 0].numel()}
+
+
+def averages_maps(network: nn.Module, preprocessing: Preprocessing) -> bool:
+    """Tell whether a network's logits are a linear classifier's on its averaged last map, by trying it on noise."""
+    if not (hasattr(network, "forward_features") and hasattr(network, "get_classifier")):
+        return False
+    own: Any = network
+    classifier = own.get_classifier()
+    x = torch.randn(preprocessing.make_blank(1).shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = own.forward_features(x)
+        if not isinstance(classifier, nn.Linear) or maps.ndim != 4 or maps.shape[1] != classifier.in_features:
+            return False
+        logits = network(x)
+        return torch.allclose(classifier(maps.mean((2, 3))), logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
+
+
+def choose_classes(scores: torch.Tensor, named: Any) -> torch.Tensor:
+    """Return the class of the highest score of each row, then the named ones: int64 ``(N, 1 + len(named))``."""
+    return torch.cat([scores.argmax(1, keepdim=True), named.to(scores.device).expand(len(scores), -1)], dim=1)
+
+
+def split_pooled(maps: torch.Tensor, pool: str) -> torch.Tensor:
+    """Divide pooled features among positions: ``(N, C, h, w)`` like the maps, whose sum over positions is what the pool gives.
+
+    ``avg``: each position's part of the mean. ``max``: the largest, at its positions. ``gem:P``: by shares in the sum of P-th
+    powers, which is feature times gradient, since this mean is homogeneous. ``none``: the maps themselves.
+    """
+    name, _, power = pool.partition(":")
+    if name == "max":
+        largest = maps.amax((2, 3), keepdim=True)
+        places = (maps == largest).float()
+        return largest * places / places.sum((2, 3), keepdim=True)
+    if name == "gem":
+        powers = maps.clamp(min=_LEAST).double().pow(float(power or 3))
+        mean = powers.mean((2, 3), keepdim=True).pow(1 / float(power or 3))
+        return (mean * powers / powers.sum((2, 3), keepdim=True)).float()
+    return maps if name == "none" else maps / maps[0, 0].numel()
+
+
+def spread_maps(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Bring maps ``(…, h, w)`` to a finer grid ``(…, *shape)`` of the same sums.
+
+    The transpose of averaging (bilinear, by the centres of positions): what a position has goes to the finer ones around it,
+    with the weights by which their mean would be taken.
+    """
+    for axis, size in zip((-2, -1), shape, strict=True):
+        if maps.shape[axis] != size:
+            identity = torch.eye(size, device=maps.device)[None, None]
+            weights = functional.interpolate(
+                identity, (maps.shape[axis], size), mode="bilinear", align_corners=False, antialias=True
+            )
+            maps = (maps.transpose(axis, -1) @ weights[0, 0]).transpose(axis, -1)
+    return maps

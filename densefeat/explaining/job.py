@@ -1,0 +1,232 @@
+"""The job of ``densefeat explain``: maps of evidence as a store, pictures of them, a table, and a page."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densefeat.base import (
+    check_output_name,
+    has_kind,
+    is_page,
+    output_errors,
+    progress_bar,
+    refuse_links,
+    refuse_stranger,
+    render_page,
+    save_json,
+    save_page,
+)
+from densefeat.errors import UsageError
+from densefeat.evaluation import ProbeNet, RecordedTable, Scorer, extract_columns, open_scorer
+from densefeat.explaining.evidence import SCORES, Explainer, NetworkEvidence, ProbeEvidence, averages_maps
+from densefeat.explaining.grad_cam import GradCam
+from densefeat.explaining.pictures import ExplainedRow, enlarge_input, make_drawing, make_section
+from densefeat.explaining.table import ExplainedTable
+from densefeat.extraction import ColumnsNet
+from densefeat.images import PixelRule, Preprocessing
+from densefeat.overlay import name_files, save_overlays, view_input
+from densefeat.store import ImageEntry, Layout, Store, check_store_folder, open_store, read_entries
+
+_MAPS, _PICTURES, _TABLE, _RECORD, _PAGE = "maps", "pictures", "explained.csv", "explained.json", "index.html"
+_KIND, _TABLE_KIND = "densefeat explanations", "densefeat table of explanations"
+_HEADER = re.compile(rb"path(,page)?(,x,y)?(,label)?,predicted,probability(,explained)?,score(,bias(,evidence\w*)+)?\r?\n")
+_SHOWN = 60  # images on the page
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What :func:`explain` wrote.
+
+    ``store``: scores and maps, a row an image. ``pictures``: a PNG a row. ``table``: a CSV with a line an image. ``page``: the
+    worst mistakes, or the least sure answers. ``record``: a JSON file that says what the maps are, with the bias of each class.
+    ``exact``: the maps add up to the scores; else they are Grad-CAM's. ``gap``: the largest difference between a score and the
+    sum of bias and evidence, over all rows and explained classes. ``mistakes``: answers that differ from their labels, None
+    without labels. ``not_drawn``: pictures that could not be made, each with the reason.
+    """
+
+    page: Path
+    table: Path
+    record: Path
+    store: Path
+    pictures: Path
+    rows: int
+    failures: int
+    failures_path: Path
+    exact: bool
+    gap: float | None
+    mistakes: int | None = None
+    not_drawn: dict[str, str] = field(default_factory=dict)
+
+
+def explain(
+    model: str,
+    images: str | Path,
+    out: str | Path,
+    *,
+    classes: Sequence[str] = (),
+    weights: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int | str = 32,
+    workers: int | None = None,
+    overwrite: bool = False,
+    pixels: PixelRule | None = None,
+    **reading: Any,
+) -> Explained:
+    """Show where in each image the evidence for the predicted class is; the same call resumes.
+
+    A linear score is a sum over positions, blocks and channels. For probes (all but those by nearest neighbours) and for
+    networks with a linear classifier on their averaged last map, ``maps/`` holds that sum by position: ``evidence``, float32
+    ``(P, h, w)``, of the predicted class, then of ``classes``; of several labels, of the one with the highest score; of
+    numbers, of the value. For a probe of several blocks there is ``evidence_BLOCK`` of each, too. The sum of a map and the bias
+    (in ``explained.json``) is the score. For other heads the column is ``grad_cam``, an approximation.
+
+    Args:
+        model: The folder of a run or of a probe, a probe's file, or a model name of timm with published weights.
+        images, batch_size, workers, reading: As in :func:`densefeat.extract`; with labels the page has the worst mistakes.
+        out: A folder: the store ``maps/``, ``pictures/``, ``explained.csv``, ``explained.json`` and the page ``index.html``.
+        classes: Further classes whose evidence is shown.
+        overwrite: Start over if ``out`` has explanations of another model, of other images or classes.
+        weights, pixels: As in :func:`densefeat.evaluation.predict`.
+
+    Raises as :func:`densefeat.extract` does; UsageError also for an unknown class, and a probe by nearest neighbours.
+    """
+    check_output_name(out)
+    out = Path(out)
+    table = RecordedTable(out / _TABLE, _HEADER, out / _MAPS, out / f".{_RECORD}", _TABLE_KIND)
+    _refuse_strangers(out, table)
+    scorer, decoder, precision = open_scorer(model, weights, device, pixels)
+    named = _find_classes(scorer, classes)
+    explainer = _make_explainer(scorer, named)
+    channels = {SCORES: scorer.outputs} | dict.fromkeys(explainer.maps, 1 + len(named))
+    preprocessing = Preprocessing.for_model(scorer.net)
+    net = ColumnsNet(scorer.net.recorded_name, explainer, channels, preprocessing)
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    result = extract_columns(
+        model, net, images, out / _MAPS, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
+        precision=precision, overwrite=overwrite, pool="none", **reading,
+    )  # fmt: skip
+    store = open_store(result.path)
+    told = ExplainedTable(store, scorer, explainer)
+    table.write(told.header, told.list_rows())
+    exact = explainer.bias is not None
+    gap = told.gap if exact else None
+    names = [scorer.classes[number] for number in named]
+    save_json(out / _RECORD, _KIND, _describe(store, scorer, explainer, names, gap))
+    shapes = {name: store.shapes[name] for name in explainer.maps} if len(store) else {}
+    not_drawn = {}
+    if shapes:
+        view, draw = view_input(enlarge_input(preprocessing)), make_drawing(shapes, exact)
+        not_drawn = save_overlays(store, images, out / _PICTURES, list(shapes), view, draw)
+    _write_page(out, told, names)
+    mistakes = told.order()[1] if told.labelled else None
+    return Explained(
+        out / _PAGE, table.path, out / _RECORD, result.path, out / _PICTURES, result.rows, result.failures,
+        result.failures_path, exact, gap, mistakes, not_drawn,
+    )  # fmt: skip
+
+
+def _refuse_strangers(out: Path, table: RecordedTable) -> None:
+    """Raise an error, before anything is computed, where something else has the name of an output."""
+    own = (_MAPS, _PICTURES, _TABLE, _RECORD, _PAGE)
+    if out.is_dir() and any(entry.name not in own and entry.name[0] != "." for entry in out.iterdir()):
+        raise UsageError(f"output {str(out)!r} holds other files than explanations: name another folder")
+    refuse_links([out / _MAPS, out / _PICTURES])
+    check_store_folder(Layout(out / _MAPS))
+    table.refuse_strangers()
+    refuse_stranger(out / _RECORD, has_kind(_KIND))
+    refuse_stranger(out / _PAGE, is_page)
+
+
+def _find_classes(scorer: Scorer, names: Sequence[str]) -> list[int]:
+    """Return the numbers of classes, each once. Raises UsageError for one that the model does not know."""
+    if names and not scorer.classes:
+        raise UsageError(f"class {names[0]!r}: this model predicts numbers; its evidence is that of the value")
+    for name in names:
+        if name not in scorer.classes:
+            close = difflib.get_close_matches(name, scorer.classes, n=3, cutoff=0.5) or scorer.classes[:5]
+            more = ", …" if len(close) < len(scorer.classes) else ""
+            raise UsageError(f"class {name!r} is none of the model's {len(scorer.classes)}: {', '.join(close)}{more}")
+    return [scorer.classes.index(name) for name in dict.fromkeys(names)]
+
+
+def _make_explainer(scorer: Scorer, named: Sequence[int]) -> Explainer:
+    behind = scorer.net.network
+    if isinstance(behind, ProbeNet):
+        return ProbeEvidence(behind, named)
+    if averages_maps(behind, Preprocessing.for_model(scorer.net)):
+        return NetworkEvidence(behind, named)
+    return GradCam(behind, named)
+
+
+def _describe(store: Store, scorer: Scorer, explainer: Explainer, names: list[str], gap: float | None) -> dict[str, Any]:
+    """Describe the maps, so that their sums can be compared with scores: what is added, and in which order classes are."""
+    return {
+        "model": scorer.net.recorded_name,
+        "method": "Grad-CAM" if explainer.bias is None else "evidence",
+        "maps": list(explainer.maps),
+        "explained": ["the value" if scorer.task == "regression" else "the predicted class", *names],
+        "classes": scorer.classes,
+        "bias": None if explainer.bias is None else [float(value) for value in explainer.bias],
+        "rows": len(store),
+        "largest_difference": gap,
+    }
+
+
+def _write_page(out: Path, told: ExplainedTable, names: list[str]) -> None:
+    order, mistakes = told.order()
+    shown = order[:_SHOWN]
+    entries = list(read_entries(told.store, np.arange(len(told.store))).values()) if len(told.store) else []
+    files = name_files(entries)
+    sections = []
+    with progress_bar("page", len(shown)) as advance:
+        for row in shown.tolist():
+            sections.append(make_section(_tell_row(told, row, entries[row], names), out / _PICTURES / files[row]))
+            advance(1)
+    chosen = "the least sure first"
+    if told.labelled:
+        chosen = f"{mistakes:,} wrong of {told.labelled:,} with labels: the worst first, then {chosen}"
+    elif told.scorer.task == "regression":
+        chosen = "in the order of the input"
+    title = f"{'Grad-CAM' if told.explainer.bias is None else 'Evidence'} of {Path(told.scorer.net.recorded_name).name}"
+    notes = [*_describe_maps(told), f"{len(shown):,} of {len(entries):,} images, {chosen}."]
+    save_page(out / _PAGE, render_page(title, notes, sections, side_by_side=True))
+
+
+def _describe_maps(told: ExplainedTable) -> list[str]:
+    if told.explainer.bias is None:
+        return [
+            "Grad-CAM of the last block: an approximation by the gradient of the score, which does not add up to it. Yellow is"
+            " for the class; the scale is each picture's own."
+        ]
+    kind = {"single": "the predicted class", "multi": "the label with the highest score", "regression": "the value"}
+    grids = " Each block's evidence is shown on the grid of the finest block." if len(told.explainer.maps) > 1 else ""
+    return [
+        f"The score of {kind[told.scorer.task]} is a bias and the sum of its evidence over the positions of the image, no"
+        f" approximation. Red is for it, blue against it; the scale is each picture's own.{grids}",
+        f"Over all images, scores and these sums differ by at most {told.gap:.1e}.",
+    ]
+
+
+def _tell_row(told: ExplainedTable, row: int, entry: ImageEntry, names: list[str]) -> ExplainedRow:
+    (predicted, probability), bias = told.answers[row], told.explainer.bias
+    classes = [told.scorer.classes[told.chosen[row][0]] if told.scorer.classes else "the value", *names]
+    title = predicted
+    if told.scorer.task == "single":
+        title += f" · {100 * float(probability):.0f} %"
+    title += "" if entry.label is None else f" · label {entry.label}"
+    if bias is None:
+        scores = ", ".join(f"{name} {score:.4g}" for name, score in zip(classes, told.scores[row], strict=True))
+        return ExplainedRow(entry, title, f"Score: {scores}.", classes, {"Grad-CAM": ()})
+    total = [
+        f"{name} {score:.4g} = bias {bias[number]:.4g} + evidence {evidence:.4g}"
+        for name, number, score, evidence in zip(classes, told.chosen[row], told.scores[row], told.sums[row][0], strict=True)
+    ]
+    headings = [name.removeprefix("evidence_") if name != "evidence" else "all" for name in told.explainer.maps]
+    sums = dict(zip(headings, told.sums[row].tolist(), strict=True))
+    return ExplainedRow(entry, title, "; ".join(total) + ".", classes, sums)

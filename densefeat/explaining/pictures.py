@@ -1,0 +1,80 @@
+"""Evidence laid over images: a picture for each row, and the page of the most telling ones."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from densefeat.base import ImageCard, Section
+from densefeat.explaining.evidence import spread_maps
+from densefeat.images import Preprocessing
+from densefeat.overlay import lay_heat
+from densefeat.store import ImageEntry, encode_thumbnail
+
+_EDGE = 224  # pixels of a panel, at least
+_TOP = 99.0  # the percentile of a picture's largest map at which colours end
+
+
+@dataclass(frozen=True)
+class ExplainedRow:
+    """An image as the page tells of it. ``sums``: of each map, by its name, for each explained class."""
+
+    entry: ImageEntry
+    title: str
+    text: str
+    classes: Sequence[str]
+    sums: Mapping[str, Sequence[float]]
+
+
+def enlarge_input(preprocessing: Preprocessing) -> Preprocessing:
+    """Return the same crop in a resolution that people can see."""
+    return replace(preprocessing, size=preprocessing.size * math.ceil(_EDGE / preprocessing.size))
+
+
+def make_drawing(shapes: Mapping[str, tuple[int, ...]], signed: bool) -> Callable[..., Image.Image]:
+    """Return the function that draws a row: a line of panels for each class, of the image, all evidence and that of each block.
+
+    ``shapes``: ``(P, h, w)`` of the maps by name, that of all evidence first. A picture's panels share one scale, and their
+    maps one grid, on which those of the blocks add up to that of all. ``signed``: red is for a class, blue against it.
+    """
+    first = next(iter(shapes))
+
+    def draw(image: Image.Image, values: Mapping[str, np.ndarray]) -> Image.Image:
+        maps = {name: torch.from_numpy(values[name].reshape(shape)).float() for name, shape in shapes.items()}
+        grid = [spread_maps(each, shapes[first][1:]).numpy() for each in maps.values()]
+        high = float(np.percentile(np.abs(grid[0]), _TOP if signed else 100))
+        low = -high if signed else 0.0
+        edge = image.width
+        sheet = Image.new("RGB", (edge * (1 + len(grid)), edge * len(grid[0])))
+        for line in range(len(grid[0])):
+            panels = [image, *(lay_heat(image, each[line], low, high, signed) for each in grid)]
+            for place, panel in enumerate(panels):
+                sheet.paste(panel, (edge * place, edge * line))
+        return sheet
+
+    return draw
+
+
+def make_section(row: ExplainedRow, picture: Path) -> Section:
+    """Tell of an image. ``picture``: what :func:`make_drawing` drew; without it boxes are grey."""
+    sheet = Image.open(picture) if picture.is_file() else None
+    cards = []
+    for line, name in enumerate(row.classes):
+        if not line:
+            place = {key: value for key, value in vars(row.entry).items() if key != "path"}
+            cards.append(ImageCard("image", row.entry.path, picture=_cut(sheet, len(row.classes), 0, 0), **place))
+        for column, (title, sums) in enumerate(row.sums.items(), 1):
+            panel = _cut(sheet, len(row.classes), column, line)
+            cards.append(ImageCard(title, f"for {name}", remark=f" {sums[line]:+.3g}" if len(sums) else "", picture=panel))
+    return Section(row.title, cards, row.text)
+
+
+def _cut(sheet: Image.Image | None, lines: int, column: int, line: int) -> str | None:
+    if sheet is None:
+        return None
+    edge = sheet.height // lines
+    return encode_thumbnail(sheet.crop((edge * column, edge * line, edge * (column + 1), edge * (line + 1))))
