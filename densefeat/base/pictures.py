@@ -17,6 +17,7 @@ _METADATA = {  # the mark by which a picture is recognized; without a date, whic
     ".png": {"Software": MARK},
     ".svg": {"Date": None, "Creator": MARK},
 }
+_QUICK = 1  # of zlib: a quarter of the time, and of photographs 10 % more bytes
 
 
 def check_picture(path: Path) -> None:
@@ -43,7 +44,7 @@ def save_png(image: Image.Image, path: Path, is_ours: Recognizer | None = is_pic
     info = PngInfo()
     info.add_text("Software", MARK)
     with atomic_file(path, is_ours) as beside:
-        image.save(beside, "PNG", pnginfo=info)
+        image.save(beside, "PNG", pnginfo=info, compress_level=_QUICK)
 
 
 def render_picture(figure: Figure, suffix: str) -> bytes:

@@ -44,6 +44,7 @@ class GradCam(nn.Module):
         try:
             with torch.enable_grad():  # from the last map on: nothing before it asks for gradients
                 scores = self.network(x)
+                wanted = scores.gather(1, choose_classes(scores.detach(), self.named)).sum(0).unbind()
         finally:
             handle.remove()
         (maps,) = kept
@@ -52,7 +53,6 @@ class GradCam(nn.Module):
             raise UsageError(
                 f"{self.last} of {type(self.network).__name__} is no map (N, {self.channels}, h, w): its shape is {shape}"
             )
-        wanted = scores.gather(1, choose_classes(scores.detach(), self.named)).sum(0)
         cams = [_weigh(maps, *torch.autograd.grad(score, maps, retain_graph=True)) for score in wanted]
         return {SCORES: scores.detach(), GRAD_CAM: torch.stack(cams, dim=1)}
 

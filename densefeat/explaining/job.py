@@ -193,7 +193,7 @@ def _write_page(out: Path, told: ExplainedTable, names: list[str]) -> None:
         chosen = f"{mistakes:,} wrong of {told.labelled:,} with labels: the worst first, then {chosen}"
     elif told.scorer.task == "regression":
         chosen = "in the order of the input"
-    title = f"{'Grad-CAM' if told.explainer.bias is None else 'Evidence'} of {Path(told.scorer.net.recorded_name).name}"
+    title = f"{'Grad-CAM' if told.explainer.bias is None else 'Evidence'}: {Path(told.scorer.net.recorded_name).name}"
     notes = [*_describe_maps(told), f"{len(shown):,} of {len(entries):,} images, {chosen}."]
     save_page(out / _PAGE, render_page(title, notes, sections, side_by_side=True))
 
