@@ -7,7 +7,7 @@ No gradient is taken, and nothing is lost: evidence and bias add up to the score
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,43 +26,45 @@ _MAPS = parse_pools("none")
 _LEAST = 1e-6  # what gem takes smaller features for
 
 
-class Explainer(Protocol):
+class Explainer(nn.Module):
     """A network that computes scores of images ``(N, K)`` and maps ``(N, P, h, w)``: of the predicted class, then named ones.
 
-    ``maps``: names of the maps, that of all evidence first. ``bias``: float ``(K,)``, what is added to the sums of the
-    evidence; None for maps that do not add up to scores. ``named``: numbers of classes, int64.
+    ``named``: numbers of classes. ``maps``: names of the maps, that of all evidence first. ``bias``: float ``(K,)``, what is
+    added to the sums of the evidence; None for maps that do not add up to scores.
     """
 
-    maps: Sequence[str]
-    bias: np.ndarray | None
     named: torch.Tensor
 
-    def __call__(self, x: torch.Tensor) -> dict[str, torch.Tensor]: ...
+    def __init__(self, named: Sequence[int], maps: Sequence[str], bias: np.ndarray | None) -> None:
+        super().__init__()
+        self.register_buffer("named", torch.tensor(named, dtype=torch.int64))  # which identifies the store, too
+        self.maps, self.bias = maps, bias
+
+    def choose_classes(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the class of the highest score of each row, then the named ones: int64 ``(N, P)``."""
+        named = self.named.to(scores.device).expand(len(scores), -1)
+        return torch.cat([scores.argmax(1, keepdim=True), named], dim=1)
 
 
-class ProbeEvidence(nn.Module):
+class ProbeEvidence(Explainer):
     """The evidence of a probe: a map for each of its blocks, and their sum on the grid of the finest one.
 
     ``named``: numbers of classes. Raises UsageError for a probe by nearest neighbours.
     """
 
     def __init__(self, behind: ProbeNet, named: Sequence[int]) -> None:
-        super().__init__()
-        self.behind = behind
         probe = behind.probe
         if isinstance(probe.head, KnnHead):
             raise UsageError(
                 f"probe {str(probe.path)!r} lets training images vote: its scores are no sums over an image; fit one with"
                 " another --protocol, such as logreg"
             )
-        self.head: LinearHead | LayersHead | AttentiveHead = probe.head
-        self.register_buffer("named", torch.tensor(named, dtype=torch.int64))  # which identifies the store, too
         unknown = f"probe {str(probe.path)!r} does not record the blocks of its features: probe a store of densefeat extract"
-        self.sources = [find_source(probe.provenance, column, unknown) for column in probe.columns]
-        self.blocks = list(dict.fromkeys(source.block for source in self.sources))
-        self.names = {block: f"{EVIDENCE}_{block.replace('.', '_')}" for block in self.blocks}
-        self.maps = [EVIDENCE, *self.names.values()] if len(self.blocks) > 1 else [EVIDENCE]
-        self.bias = self.head.bias
+        sources = [find_source(probe.provenance, column, unknown) for column in probe.columns]
+        names = {source.block: f"{EVIDENCE}_{source.block.replace('.', '_')}" for source in sources}
+        super().__init__(named, [EVIDENCE, *names.values()] if len(names) > 1 else [EVIDENCE], probe.head.bias)
+        self.behind, self.sources, self.names = behind, sources, names
+        self.head: LinearHead | LayersHead | AttentiveHead = probe.head
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Turn images ``(N, C, H, W)`` into scores and maps; UsageError where features are not those that were probed."""
@@ -70,16 +72,16 @@ class ProbeEvidence(nn.Module):
         columns = [by_block[source.block] for source in self.sources]
         pools = [next(iter(parse_pools(source.pool or "avg").values())) for source in self.sources]
         pooled = [pool(column).cpu().numpy() for pool, column in zip(pools, columns, strict=True)]
-        scores = self.behind.probe.scores(dict(zip(self.behind.probe.columns, pooled, strict=True)))
-        scores = torch.from_numpy(scores.reshape(len(x), -1))
-        chosen = choose_classes(scores, self.named)
+        own = self.behind.probe.scores(dict(zip(self.behind.probe.columns, pooled, strict=True)))
+        scores = torch.from_numpy(own.reshape(len(x), -1))
+        chosen = self.choose_classes(scores)
         parts: dict[str, torch.Tensor] = {}
         for source, evidence in zip(self.sources, self._weigh(columns, pooled, chosen), strict=True):
             parts[source.block] = parts[source.block] + evidence if source.block in parts else evidence
         shape = max((part.shape[2:] for part in parts.values()), key=lambda shape: shape[0] * shape[1])
         total = torch.stack([spread_maps(part, shape) for part in parts.values()]).sum(0)
-        found = {SCORES: scores, EVIDENCE: total}
-        return found | ({self.names[block]: part for block, part in parts.items()} if len(parts) > 1 else {})
+        by_name = {self.names[block]: part for block, part in parts.items()} if len(parts) > 1 else {}
+        return {SCORES: scores, EVIDENCE: total, **by_name}
 
     def _weigh(self, columns: list[torch.Tensor], pooled: list[np.ndarray], chosen: torch.Tensor) -> list[torch.Tensor]:
         """Return the evidence of each column, ``(N, P, h, w)``, for classes ``(N, P)``."""
@@ -96,7 +98,7 @@ class ProbeEvidence(nn.Module):
         found, start = [], 0
         for source, column, vectors in zip(self.sources, columns, pooled, strict=True):
             stop = start + vectors[0].size
-            shares = split_pooled(column, source.pool or "avg")
+            shares = _split_pooled(column, source.pool or "avg")
             places = rows[:, :, start:stop].to(column.device)
             if vectors.ndim == 4:  # features of positions, each with its own weights
                 found.append(torch.einsum("npchw,nchw->nphw", places.unflatten(2, column.shape[1:]), shares))
@@ -121,45 +123,36 @@ def _weigh_attended(head: AttentiveHead, columns: list[torch.Tensor], chosen: to
     return found
 
 
-class NetworkEvidence(nn.Module):
+class NetworkEvidence(Explainer):
     """The evidence of a network's own linear classifier on its averaged last map. ``named``: numbers of classes."""
 
-    def __init__(self, network: nn.Module, named: Sequence[int]) -> None:
-        super().__init__()
-        self.network: Any = network
-        self.register_buffer("named", torch.tensor(named, dtype=torch.int64))
-        self.maps = [EVIDENCE]
-        bias = self.network.get_classifier().bias
-        self.bias = np.zeros(self.network.num_classes, np.float32) if bias is None else bias.detach().cpu().numpy()
+    def __init__(self, network: Any, named: Sequence[int]) -> None:
+        bias = network.get_classifier().bias
+        super().__init__(named, [EVIDENCE], np.zeros(network.num_classes) if bias is None else bias.detach().cpu().numpy())
+        self.network = network
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = self.network.forward_features(x)
         scores = self.network.forward_head(maps)
-        weight = self.network.get_classifier().weight[choose_classes(scores, self.named)]
+        weight = self.network.get_classifier().weight[self.choose_classes(scores)]
         return {SCORES: scores, EVIDENCE: torch.einsum("npc,nchw->nphw", weight, maps) / maps[0, 0].numel()}
 
 
-def averages_maps(network: nn.Module, preprocessing: Preprocessing) -> bool:
+def averages_maps(network: Any, preprocessing: Preprocessing) -> bool:
     """Tell whether a network's logits are a linear classifier's on its averaged last map, by trying it on noise."""
     if not (hasattr(network, "forward_features") and hasattr(network, "get_classifier")):
         return False
-    own: Any = network
-    classifier = own.get_classifier()
+    classifier = network.get_classifier()
     x = torch.randn(preprocessing.make_blank(1).shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        maps = own.forward_features(x)
+        maps = network.forward_features(x)
         if not isinstance(classifier, nn.Linear) or maps.ndim != 4 or maps.shape[1] != classifier.in_features:
             return False
         logits = network(x)
         return torch.allclose(classifier(maps.mean((2, 3))), logits, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
 
 
-def choose_classes(scores: torch.Tensor, named: Any) -> torch.Tensor:
-    """Return the class of the highest score of each row, then the named ones: int64 ``(N, 1 + len(named))``."""
-    return torch.cat([scores.argmax(1, keepdim=True), named.to(scores.device).expand(len(scores), -1)], dim=1)
-
-
-def split_pooled(maps: torch.Tensor, pool: str) -> torch.Tensor:
+def _split_pooled(maps: torch.Tensor, pool: str) -> torch.Tensor:
     """Divide pooled features among positions: ``(N, C, h, w)`` like the maps, whose sum over positions is what the pool gives.
 
     ``avg``: each position's part of the mean. ``max``: the largest, at its positions. ``gem:P``: by shares in the sum of P-th

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from densefeat.errors import UsageError
-from densefeat.explaining.evidence import SCORES, choose_classes
+from densefeat.explaining.evidence import SCORES, Explainer
 from densefeat.features import list_taps
 from densefeat.heads import HeadedNet
 
 GRAD_CAM = "grad_cam"  # the column
 
 
-class GradCam(nn.Module):
+class GradCam(Explainer):
     """Grad-CAM of a network's last block. ``named``: numbers of classes.
 
     The channels of the map are weighed by the mean of the score's gradient over positions, added, and cut at 0. It is an
@@ -23,15 +23,13 @@ class GradCam(nn.Module):
     Source: Selvaraju et al., "Grad-CAM" (arXiv 1610.02391), section 3. Raises UsageError for a network without maps.
     """
 
-    def __init__(self, network: nn.Module, named: Sequence[int]) -> None:
-        super().__init__()
+    def __init__(self, network: Any, named: Sequence[int]) -> None:
+        super().__init__(named, [GRAD_CAM], None)
         self.network = network.requires_grad_(False)
-        self.register_buffer("named", torch.tensor(named, dtype=torch.int64))
         backbone: Any = network.backbone if isinstance(network, HeadedNet) else network
         last = list_taps(backbone, "norm")[-1].module
         self.last = last if backbone is network else f"backbone.{last}"
         self.channels = backbone.feature_info[-1]["num_chs"]
-        self.maps, self.bias = [GRAD_CAM], None
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         kept: list[torch.Tensor] = []
@@ -44,7 +42,7 @@ class GradCam(nn.Module):
         try:
             with torch.enable_grad():  # from the last map on: nothing before it asks for gradients
                 scores = self.network(x)
-                wanted = scores.gather(1, choose_classes(scores.detach(), self.named)).sum(0).unbind()
+                wanted = scores.gather(1, self.choose_classes(scores.detach())).sum(0).unbind()
         finally:
             handle.remove()
         (maps,) = kept

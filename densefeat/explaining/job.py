@@ -156,7 +156,7 @@ def _find_classes(scorer: Scorer, names: Sequence[str]) -> list[int]:
 
 
 def _make_explainer(scorer: Scorer, named: Sequence[int]) -> Explainer:
-    behind = scorer.net.network
+    behind: Any = scorer.net.network
     if isinstance(behind, ProbeNet):
         return ProbeEvidence(behind, named)
     if averages_maps(behind, Preprocessing.for_model(scorer.net)):

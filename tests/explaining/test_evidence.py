@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import densefeat
 from densefeat.errors import UsageError
 from densefeat.explaining import explain
-from densefeat.explaining.evidence import averages_maps, split_pooled, spread_maps
+from densefeat.explaining.evidence import averages_maps, _split_pooled, spread_maps
 from densefeat.features import parse_pools
 from densefeat.finetuning import finetune
 from densefeat.images import Preprocessing
@@ -145,13 +145,13 @@ def test_shares_add_up_to_the_pooled_features(pool: str) -> None:
     maps[0, 0] = 0  # ties
     maps[1, 1, :2] = 7
     pooled = next(iter(parse_pools(pool).values()))(maps)
-    torch.testing.assert_close(split_pooled(maps, pool).sum((2, 3)), pooled, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(_split_pooled(maps, pool).sum((2, 3)), pooled, atol=1e-6, rtol=1e-5)
 
 
 def test_shares_of_the_largest_are_at_its_place() -> None:
     maps = torch.tensor([[[[1.0, 3.0], [3.0, 2.0]], [[-1.0, -2.0], [-3.0, -4.0]]]])
     expected = torch.tensor([[[[0.0, 1.5], [1.5, 0.0]], [[-1.0, 0.0], [0.0, 0.0]]]])
-    assert torch.equal(split_pooled(maps, "max"), expected)
+    assert torch.equal(_split_pooled(maps, "max"), expected)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 8), (13, 9), (32, 56), (4, 5)])

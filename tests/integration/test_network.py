@@ -58,6 +58,7 @@ COMMANDS = [
     ["map", "store", "--images", "photos", "--out", "map.html"],
     ["probe", "store", "--images", "photos", "--protocol", "knn", "--out", "probe"],
     ["predict", "--model", "probe", "--images", "photos", "--out", "predictions", *CPU],
+    ["explain", BUNDLED, "--images", "photos", "--out", "explained", *CPU],
     ["report", "reuse", BUNDLED, "--out", "reuse.png"],
     ["report", "model", BUNDLED, "--out", "model.html"],
     ["export", BUNDLED, "--to", "safetensors", "--out", "net.safetensors"],

@@ -46,6 +46,9 @@ COMMANDS = {
     "probe --images {photos} --out p --protocol attentive {net}": [f"p/{name}" for name in (*PROBE_FILES, "features")],
     "predict --model {probe} --images {photos} --out o": ["o/predictions.csv", "o/scores"],
     "predict --model {probe} --images {photos} --out o --overwrite": ["o/predictions.csv", "o/scores"],
+    "explain {model} --images {photos} --out x --device cpu": [
+        f"x/{name}" for name in ("explained.csv", "explained.json", "index.html", "maps", "pictures", "pictures/ant/0.png")
+    ],
     "map {store} --out m.html": ["m.html", "m.parquet"],
     "search {store} --key 0.jpg --html s.html": ["s.html"],
     "look {image} --picture l.png": ["l.png"],
