@@ -5,8 +5,8 @@
 
 DATA has clothing-train.parquet and clothing-test.parquet, or other tables of that layout (--train, --test). The network is
 the bundled one, 32×32; two heads are fitted by logistic regression, on the last block and on all. Pixels are taken in the order
-of a map, the most evident first, 1/16 of them at a time. Deletion blurs them, insertion puts them back into a blurred image; the
-area under the probability of the class that was predicted for the whole image should be small for deletion, large for insertion
+of a map, the most evident first, 1/16 of them at a time. Deletion blurs them, insertion puts them back into a blurred image;
+the area under the probability of the class predicted for the whole image should be small for deletion, large for insertion
 (Petsiuk et al., "RISE", arXiv 1806.07421, section 4.1). Without pytorch-grad-cam its rows are left out.
 """
 

@@ -100,6 +100,7 @@ OUTPUTS = [  # of every command that writes
     ["bench", "--out"],
     ["convert", "store", "--to", "npy", "--out"],
     ["evaluate", "net", "--data", "photos", "--json"],
+    ["explain", "net", "--images", "photos", "--out"],
     ["export", "net", "--to", "hub-folder", "--out"],
     ["extract", "--images", "photos", "--out"],
     ["finetune", "--data", "photos", "--out"],

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import densefeat
 from densefeat.errors import UsageError
 from densefeat.explaining import explain
-from densefeat.explaining.evidence import averages_maps, _split_pooled, spread_maps
+from densefeat.explaining.evidence import _split_pooled, averages_maps, spread_maps
 from densefeat.features import parse_pools
 from densefeat.finetuning import finetune
 from densefeat.images import Preprocessing

@@ -255,6 +255,18 @@ def test_certainty(tmp_path: Path, bare: None) -> None:
     assert all(0 <= row["all"] <= 1 for row in rows)
 
 
+def test_evidence(tmp_path: Path) -> None:
+    write_table(tmp_path / "train.parquet", 60, classes=3, size=32, seed=1)
+    write_table(tmp_path / "test.parquet", 6, classes=3, size=32, seed=2)
+    rows = run_report(
+        tmp_path, "evidence.py", "--data", tmp_path, "--train", "train.parquet", "--test", "test.parquet", "--images", 4
+    )["deletion and insertion"]
+    assert [(row["head"], row["order"]) for row in rows if row["order"] != "Grad-CAM"] == [
+        ("last block", "random"), ("last block", "evidence"), ("all blocks", "random"), ("all blocks", "evidence"),
+    ]  # fmt: skip
+    assert all(0 <= row[kind] <= 1 for row in rows for kind in ("deletion", "insertion"))
+
+
 def test_no_script_is_left_out() -> None:
     tested = set(re.findall(r"\"(\w+)\.py\"", Path(__file__).read_text()))
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == tested
