@@ -30,7 +30,7 @@ from densefeat.explaining.table import ExplainedTable
 from densefeat.extraction import ColumnsNet
 from densefeat.images import PixelRule, Preprocessing
 from densefeat.overlay import name_files, save_overlays, view_input
-from densefeat.store import ImageEntry, Layout, Store, check_store_folder, open_store, read_entries
+from densefeat.store import ImageEntry, Layout, Store, check_store_folder, is_store, open_store, read_entries
 
 _MAPS, _PICTURES, _TABLE, _RECORD, _PAGE = "maps", "pictures", "explained.csv", "explained.json", "index.html"
 _KIND, _TABLE_KIND = "densefeat explanations", "densefeat table of explanations"
@@ -138,6 +138,8 @@ def _refuse_strangers(out: Path, table: RecordedTable) -> None:
         raise UsageError(f"output {str(out)!r} holds other files than explanations: name another folder")
     refuse_links([out / _MAPS, out / _PICTURES])
     check_store_folder(Layout(out / _MAPS))
+    if (pictures := out / _PICTURES).exists() and not is_store(out / _MAPS):  # which is there before pictures are
+        raise UsageError(f"output {str(pictures)!r} exists and was not written by this command: move it away")
     table.refuse_strangers()
     refuse_stranger(out / _RECORD, has_kind(_KIND))
     refuse_stranger(out / _PAGE, is_page)

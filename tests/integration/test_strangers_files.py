@@ -47,7 +47,7 @@ COMMANDS = {
     "predict --model {probe} --images {photos} --out o": ["o/predictions.csv", "o/scores"],
     "predict --model {probe} --images {photos} --out o --overwrite": ["o/predictions.csv", "o/scores"],
     "explain {model} --images {photos} --out x --device cpu": [
-        f"x/{name}" for name in ("explained.csv", "explained.json", "index.html", "maps", "pictures", "pictures/ant/0.png")
+        f"x/{name}" for name in ("explained.csv", "explained.json", "index.html", "maps", "pictures")
     ],
     "map {store} --out m.html": ["m.html", "m.parquet"],
     "search {store} --key 0.jpg --html s.html": ["s.html"],
