@@ -172,7 +172,9 @@ def test_wrong_use(place: Path, tmp_path: Path, options: dict[str, Any], message
     assert not (tmp_path / "out/explained.csv").exists()
 
 
-@pytest.mark.parametrize("name", ["mine.txt", "explained.csv", "explained.json", "index.html", "maps", "pictures", ".explained.json"])
+@pytest.mark.parametrize(
+    "name", ["mine.txt", "explained.csv", "explained.json", "index.html", "maps", "pictures", ".explained.json"]
+)
 def test_strangers_stay(place: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("years of work")
