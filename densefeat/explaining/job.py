@@ -30,7 +30,7 @@ from densefeat.explaining.table import ExplainedTable
 from densefeat.extraction import ColumnsNet
 from densefeat.images import PixelRule, Preprocessing
 from densefeat.overlay import name_files, save_overlays, view_input
-from densefeat.store import ImageEntry, Layout, Store, check_store_folder, is_store, open_store, read_entries
+from densefeat.store import ImageEntry, Layout, check_store_folder, is_store, open_store, read_entries
 
 _MAPS, _PICTURES, _TABLE, _RECORD, _PAGE = "maps", "pictures", "explained.csv", "explained.json", "index.html"
 _KIND, _TABLE_KIND = "densefeat explanations", "densefeat table of explanations"
@@ -114,21 +114,21 @@ def explain(
     store = open_store(result.path)
     told = ExplainedTable(store, scorer, explainer)
     table.write(told.header, told.list_rows())
-    exact = explainer.bias is not None
-    gap = told.gap if exact else None
     names = [scorer.classes[number] for number in named]
-    save_json(out / _RECORD, _KIND, _describe(store, scorer, explainer, names, gap))
-    shapes = {name: store.shapes[name] for name in explainer.maps} if len(store) else {}
-    not_drawn = {}
-    if shapes:
-        view, draw = view_input(enlarge_input(preprocessing)), make_drawing(shapes, exact)
-        not_drawn = save_overlays(store, images, out / _PICTURES, list(shapes), view, draw)
+    save_json(out / _RECORD, _KIND, _describe(told, names))
+    not_drawn = _draw_pictures(told, images, out / _PICTURES, preprocessing) if len(store) else {}
     _write_page(out, told, names)
     mistakes = told.order()[1] if told.labelled else None
     return Explained(
         out / _PAGE, table.path, out / _RECORD, result.path, out / _PICTURES, result.rows, result.failures,
-        result.failures_path, exact, gap, mistakes, not_drawn,
+        result.failures_path, explainer.bias is not None, told.gap, mistakes, not_drawn,
     )  # fmt: skip
+
+
+def _draw_pictures(told: ExplainedTable, images: str | Path, folder: Path, preprocessing: Preprocessing) -> dict[str, str]:
+    shapes = {name: told.store.shapes[name] for name in told.explainer.maps}
+    view, draw = view_input(enlarge_input(preprocessing)), make_drawing(shapes, signed=told.explainer.bias is not None)
+    return save_overlays(told.store, images, folder, list(shapes), view, draw)
 
 
 def _refuse_strangers(out: Path, table: RecordedTable) -> None:
@@ -166,17 +166,18 @@ def _make_explainer(scorer: Scorer, named: Sequence[int]) -> Explainer:
     return GradCam(behind, named)
 
 
-def _describe(store: Store, scorer: Scorer, explainer: Explainer, names: list[str], gap: float | None) -> dict[str, Any]:
+def _describe(told: ExplainedTable, names: list[str]) -> dict[str, Any]:
     """Describe the maps, so that their sums can be compared with scores: what is added, and in which order classes are."""
+    scorer, bias = told.scorer, told.explainer.bias
     return {
         "model": scorer.net.recorded_name,
-        "method": "Grad-CAM" if explainer.bias is None else "evidence",
-        "maps": list(explainer.maps),
+        "method": "Grad-CAM" if bias is None else "evidence",
+        "maps": list(told.explainer.maps),
         "explained": ["the value" if scorer.task == "regression" else "the predicted class", *names],
         "classes": scorer.classes,
-        "bias": None if explainer.bias is None else [float(value) for value in explainer.bias],
-        "rows": len(store),
-        "largest_difference": gap,
+        "bias": None if bias is None else [float(value) for value in bias],
+        "rows": len(told.store),
+        "largest_difference": told.gap,
     }
 
 
@@ -211,7 +212,7 @@ def _describe_maps(told: ExplainedTable) -> list[str]:
     return [
         f"The score of {kind[told.scorer.task]} is a bias and the sum of its evidence over the positions of the image, no"
         f" approximation. Red is for it, blue against it; the scale is each picture's own.{grids}",
-        f"Over all images, scores and these sums differ by at most {told.gap:.1e}.",
+        *([] if told.gap is None else [f"Over all images, scores and these sums differ by at most {told.gap:.1e}."]),
     ]
 
 

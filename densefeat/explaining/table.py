@@ -21,7 +21,7 @@ class ExplainedTable:
 
     ``answers``: predicted class and probability as text. ``chosen``: classes ``(P,)`` that are explained. ``scores``: theirs.
     ``sums``: of each map ``(M, P)``, where maps add up. ``badness``: of a mistake, -1 of a right answer, NaN without a label.
-    ``sureness``: larger is surer. ``gap``: the largest difference between a score and its bias and evidence.
+    ``sureness``: larger is surer. ``gap``: the largest difference between a score and its bias and evidence; None: no sums.
     """
 
     store: Store
@@ -33,7 +33,7 @@ class ExplainedTable:
     sums: list[np.ndarray] = field(default_factory=list)
     badness: list[float] = field(default_factory=list)
     sureness: list[float] = field(default_factory=list)
-    gap: float = 0.0
+    gap: float | None = None
 
     @property
     def header(self) -> list[str]:
@@ -54,7 +54,7 @@ class ExplainedTable:
             sums = np.stack([_sum_maps(values[name], chosen.shape[1]) for name in maps], 1) if maps else None
             if sums is not None and self.explainer.bias is not None:
                 differences = np.abs(self.explainer.bias[chosen] + sums[:, 0] - explained)
-                self.gap = max(self.gap, float(differences.max(initial=0)))
+                self.gap = max(self.gap or 0.0, float(differences.max(initial=0)))
                 self.sums.extend(sums)
             self.chosen.extend(chosen)
             self.scores.extend(explained)

@@ -41,6 +41,15 @@ def test_labels_of_folders(place: Path, tmp_path: Path) -> None:
     assert densefeat.open_store(tmp_path / "o/maps").labels.tolist()[0] == "class 0"
 
 
+def test_no_image_can_be_read(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/0.png").write_bytes(b"no image")
+    done = run_command("explain", BUNDLED, "--images", tmp_path / "images", "--device", "cpu", "--out", tmp_path / "o")
+    failures = tmp_path / "o/maps/failures.parquet"
+    assert (done.exit_code, done.stderr) == (1, f"densefeat: none of 1 images could be read: see {failures}\n")
+    assert "0 of 0 images" in (tmp_path / "o/index.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
