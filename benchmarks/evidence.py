@@ -5,7 +5,7 @@
 
 DATA has clothing-train.parquet and clothing-test.parquet, or other tables of that layout (--train, --test). The network is
 the bundled one, 32×32; two heads are fitted by logistic regression, on the last block and on all. Pixels are taken in the order
-of a map, the most evident first, 1/16 of them at a time. Deletion blurs them, insertion puts them back into a blurred image;
+of a map, the most evident first, 1/8 of them at a time. Deletion blurs them, insertion puts them back into a blurred image;
 the area under the probability of the class predicted for the whole image should be small for deletion, large for insertion
 (Petsiuk et al., "RISE", arXiv 1806.07421, section 4.1). Without pytorch-grad-cam its rows are left out.
 """
@@ -36,10 +36,10 @@ from densefeat.overlay import enlarge_maps
 from densefeat.probing import Probe, fit_head
 from densefeat.probing.probe_file import save_probe
 
-MODEL, STEPS = "densefeat_densenet_bc100_k12", 16
+MODEL, STEPS = "densefeat_densenet_bc100_k12", 8
 BLUR = [11, 5.0]  # pixels: the kernel, and its standard deviation
 COLUMNS = (
-    "head=head: | order=order: | deletion=deletion:.3f | ±=deletion error:.3f | insertion=insertion:.3f"
+    "order=order: | deletion=deletion:.3f | ±=deletion error:.3f | insertion=insertion:.3f"
     " | ±=insertion error:.3f | insertion - deletion=difference:.3f"
 )
 Score = Callable[[torch.Tensor], np.ndarray]
@@ -72,17 +72,15 @@ class ProbedNet(nn.Module):
         return self.head(torch.cat([kept[name].mean((2, 3)) for name in self.modules_read], dim=1))
 
 
-def fit_probe(table: Path, blocks: Any, folder: Path) -> Probe:
-    """Fit a head on a table's images, with a temperature from the fifth of them that was held out to choose the penalty."""
-    store = densefeat.open_store(densefeat.extract(table, folder / "store", MODEL, blocks=blocks, device="cpu").path)
+def fit_probe(store: densefeat.Store, columns: tuple[str, ...], file: Path) -> Probe:
+    """Fit a head on columns of a store, with a temperature from the fifth of it that was held out to choose the penalty."""
     classes = tuple(sorted(set(store.labels.tolist())))
     targets = Targets("single", classes, np.array([classes.index(label) for label in store.labels], np.int64))
     val = hold_out(targets, 0.2, 0)
-    columns = tuple(store.shapes)
     fit = fit_head("logreg", np.concatenate([store[name] for name in columns], axis=1), targets, val)
     certainty = fit_certainty(targets.take(val), fit.val_scores)
-    save_probe(folder / "probe.safetensors", Probe("single", classes, columns, store.provenance, fit.head, certainty=certainty))
-    return densefeat.load_probe(folder / "probe.safetensors")
+    save_probe(file, Probe("single", classes, columns, store.provenance, fit.head, certainty=certainty))
+    return densefeat.load_probe(file)
 
 
 def order_by_grad_cam(probe: Probe, x: torch.Tensor, chosen: np.ndarray) -> np.ndarray:
@@ -113,30 +111,26 @@ def measure_areas(score: Score, x: torch.Tensor, maps: np.ndarray, chosen: np.nd
     return areas
 
 
-def compare(train: Path, test: Path, blocks: Any, images: int) -> list[dict[str, float]]:
-    """Measure all orders for a head on some blocks."""
-    with tempfile.TemporaryDirectory() as folder:
-        probe = fit_probe(train, blocks, Path(folder))
-        out = Path(folder) / "explained"
-        store = densefeat.open_store(explain(str(probe.path), test, out, device="cpu").store)
-        evidence = store["evidence"].reshape(len(store), *store.shapes["evidence"])[:images, 0]
-        x = read_inputs(probe, test, images)
-        extractor = probe.extractor(device="cpu")
+def compare(probe: Probe, test: Path, out: Path) -> list[dict[str, Any]]:
+    """Measure all orders for a head."""
+    store = densefeat.open_store(explain(str(probe.path), test, out, device="cpu").store)
+    evidence = store["evidence"].reshape(len(store), *store.shapes["evidence"])[:, 0]
+    x, chosen = read_inputs(probe, test), store["scores"].argmax(1)
+    extractor = probe.extractor(device="cpu")
 
-        def score(pixels: torch.Tensor) -> np.ndarray:
-            features = {name: value.numpy() for name, value in extractor.forward(pixels).items()}
-            return softmax(probe.certainty.calibrate(probe.scores(features)).astype(np.float64), axis=1)
+    def score(pixels: torch.Tensor) -> np.ndarray:
+        features = {name: value.numpy() for name, value in extractor.forward(pixels).items()}
+        return softmax(probe.certainty.calibrate(probe.scores(features)).astype(np.float64), axis=1)
 
-        chosen = store["scores"][:images].argmax(1)
-        orders = {"random": np.random.default_rng(0).normal(size=x[:, 0].shape), "evidence": evidence}
-        if importlib.util.find_spec("pytorch_grad_cam"):
-            orders["Grad-CAM"] = order_by_grad_cam(probe, x, chosen)
-        return [summarize(name, measure_areas(score, x, maps, chosen)) for name, maps in orders.items()]
+    orders = {"random": np.random.default_rng(0).normal(size=x[:, 0].shape), "evidence": evidence}
+    if importlib.util.find_spec("pytorch_grad_cam"):
+        orders["Grad-CAM"] = order_by_grad_cam(probe, x, chosen)
+    return [summarize(name, measure_areas(score, x, maps, chosen)) for name, maps in orders.items()]
 
 
-def read_inputs(probe: Probe, table: Path, images: int) -> torch.Tensor:
-    """Return the first images of a table as the network reads them, ``(n, 3, 32, 32)``."""
-    encoded = pq.read_table(table, columns=["image"]).slice(0, images)["image"].to_pylist()
+def read_inputs(probe: Probe, table: Path) -> torch.Tensor:
+    """Return the images of a table as the network reads them, ``(n, 3, 32, 32)``."""
+    encoded = pq.read_table(table, columns=["image"])["image"].to_pylist()
     return probe.extractor(device="cpu").prepare([Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in encoded])
 
 
@@ -157,10 +151,13 @@ def summarize(name: str, areas: dict[str, np.ndarray]) -> dict[str, Any]:
 def main(data: Path, train: str, test: str, images: int, file: Path | None) -> None:
     """Measure and print."""
     report = Report("areas under the probability of the predicted class; ±: standard error over images", file)
-    rows = []
-    for head, blocks in (("last block", 3), ("all blocks", "all")):
-        rows += [{"head": head} | row for row in compare(data / train, data / test, blocks, images)]
-    report.add("deletion and insertion", rows, COLUMNS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pq.write_table(pq.read_table(data / test).slice(0, images), folder / "test.parquet")
+        store = densefeat.open_store(densefeat.extract(data / train, folder / "store", MODEL, device="cpu").path)
+        for head, columns in (("last block", tuple(store.shapes)[-1:]), ("all blocks", tuple(store.shapes))):
+            probe = fit_probe(store, columns, folder / f"{head}.safetensors")
+            report.add(f"a linear head on the {head}", compare(probe, folder / "test.parquet", folder / head), COLUMNS)
 
 
 if __name__ == "__main__":

@@ -258,13 +258,12 @@ def test_certainty(tmp_path: Path, bare: None) -> None:
 def test_evidence(tmp_path: Path) -> None:
     write_table(tmp_path / "train.parquet", 60, classes=3, size=32, seed=1)
     write_table(tmp_path / "test.parquet", 6, classes=3, size=32, seed=2)
-    rows = run_report(
-        tmp_path, "evidence.py", "--data", tmp_path, "--train", "train.parquet", "--test", "test.parquet", "--images", 4
-    )["deletion and insertion"]
-    assert [(row["head"], row["order"]) for row in rows if row["order"] != "Grad-CAM"] == [
-        ("last block", "random"), ("last block", "evidence"), ("all blocks", "random"), ("all blocks", "evidence"),
-    ]  # fmt: skip
-    assert all(0 <= row[kind] <= 1 for row in rows for kind in ("deletion", "insertion"))
+    options = ("--data", tmp_path, "--train", "train.parquet", "--test", "test.parquet", "--images", 4)
+    report = run_report(tmp_path, "evidence.py", *options)
+    for head in ("last block", "all blocks"):
+        rows = report[f"a linear head on the {head}"]
+        assert [row["order"] for row in rows if row["order"] != "Grad-CAM"] == ["random", "evidence"]
+        assert all(0 <= row[kind] <= 1 for row in rows for kind in ("deletion", "insertion"))
 
 
 def test_no_script_is_left_out() -> None:
