@@ -12,8 +12,8 @@ from densefeat_cli.options import epilog
 from densefeat_cli.output import print_note
 
 _COMMANDS = (
-    "bench", "convert", "evaluate", "explain", "export", "extract", "finetune", "info", "look", "map", "models", "predict",
-    "probe", "recipes", "report", "search", "train", "verify", "weights",
+    "anomaly", "bench", "convert", "evaluate", "explain", "export", "extract", "finetune", "info", "look", "map", "models",
+    "predict", "probe", "recipes", "report", "search", "segment", "train", "verify", "weights",
 )  # fmt: skip
 
 

@@ -1,0 +1,137 @@
+"""``densefeat anomaly``."""
+
+import re
+from typing import Any
+
+import click
+
+from densefeat import anomaly, store
+from densefeat_cli.options import (
+    PATH_TYPE,
+    device_option,
+    epilog,
+    follow_links_option,
+    image_size_option,
+    images_option,
+    model_option,
+    out_option,
+    overwrite_option,
+    pixel_options,
+    threads_option,
+    weights_option,
+)
+from densefeat_cli.output import format_bytes, print_facts, print_line
+
+_MAX_FAILURES = 3  # with a line each
+_KINDS = ("image_auroc", "AUROC of images"), ("pixel_auroc", "AUROC of pixels"), ("pro", "PRO (to 30 %)")
+_batch_option = click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images a pass.")
+
+
+class _Share(click.ParamType):
+    """A share, as ``1%`` or ``0.01``."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(%?)", value.strip())
+        if match is None:
+            self.fail(f"{value!r} is no share: give one such as 1% or 0.01", param, ctx)
+        return float(match[1]) / (100 if match[2] else 1)
+
+
+@click.group(epilog=epilog("anomaly fit --images good/ --out detector/"))
+def anomaly_command() -> None:
+    """Find what is unlike good images, and where in an image it is: learnt from good images alone."""
+
+
+@anomaly_command.command(epilog=epilog("anomaly fit --images good/ --out detector/ --false-alarms 1%"))
+@images_option(description="Good images alone: all that `densefeat extract` reads.")
+@out_option("Folder to write: detector.safetensors, and the features that it is made of.")
+@click.option("--method", type=click.Choice(["patchcore", "padim"]), default="patchcore", show_default=True,
+              help="patchcore: a memory of good features; padim: a Gaussian at each place, faster, for images that show the"
+              " same thing at the same place.")  # fmt: skip
+@click.option("--false-alarms", type=_Share(), default="5%", show_default=True, metavar="SHARE",
+              help="Of good images, how many may be called anomalous.")  # fmt: skip
+@model_option(default="densefeat_densenet121")
+@weights_option
+@image_size_option
+@pixel_options
+@device_option
+@_batch_option
+@threads_option
+@overwrite_option
+@follow_links_option
+def fit(**options: Any) -> None:
+    """Learn what good images are like.
+
+    A fifth of the images is held out, or as many as the false alarms take: they set the threshold. An image that cannot be read
+    has an entry in OUT/features/failures.parquet. After an interruption the same command resumes.
+    """
+    fitted = anomaly.fit_detector(**options)
+    detector, alarms = fitted.detector, fitted.detector.alarms
+    _print_failures(fitted.store, fitted.failures, fitted.failures_path)
+    low, high = (100 * end for end in alarms.interval)
+    height, width = detector.shape
+    print_facts(
+        [
+            ("learnt from", f"{detector.learnt:,} images, {len(alarms.held_out):,} more held out"),
+            (
+                "detector",
+                f"{detector.method}, {height}×{width} positions, {format_bytes(detector.size)}{_count_bank(detector)}",
+            ),
+            (
+                "threshold",
+                f"{alarms.threshold:.6g}: {100 * alarms.expected_rate:.2g} % false alarms expected (95 % interval"
+                f" {low:.2g} to {high:.2g} %)",
+            ),
+            ("time", f"{1000 * fitted.seconds:,.0f} ms an image, once it is decoded"),
+        ]
+    )
+    print_line(f"wrote: {fitted.path}", err=True)
+
+
+def _count_bank(detector: Any) -> str:
+    return f", a bank of {len(detector.normal.features):,} features" if detector.method == "patchcore" else ""
+
+
+@anomaly_command.command(epilog=epilog("anomaly score --model detector/ --images new/ --out scores/"))
+@click.option("--model", type=PATH_TYPE, required=True, help="Folder of `densefeat anomaly fit --out`, or the file in it.")
+@images_option()
+@out_option("Folder to write: anomalies.csv, index.html, a PNG an image in heat/, and all scores and maps.")
+@click.option("--masks", type=PATH_TYPE, help="Folder with a mask for each image of a defect, for AUROC and PRO: KIND/NAME.png"
+              " or KIND/NAME_mask.png for KIND/NAME.jpg; images in a folder good/ need none.")  # fmt: skip
+@weights_option
+@device_option
+@_batch_option
+@threads_option
+@overwrite_option
+@follow_links_option
+def score(**options: Any) -> None:
+    """Score images with a detector: how unlike good images each is, where, and whether it is called anomalous.
+
+    One line an image in anomalies.csv, in the order of the input. The p-value is the share of held-out good images that are no
+    more usual. An image that cannot be read has an entry in OUT/scores/failures.parquet. After an interruption the same command
+    resumes.
+    """
+    scored = anomaly.score_images(**options)
+    _print_failures(scored.store, scored.failures, scored.failures_path)
+    if not scored.rows:
+        raise click.ClickException(f"none of {scored.failures} images could be read: see {scored.failures_path}")
+    if scored.metrics:
+        print_facts([(title, f"{100 * scored.metrics[name]:.2f} %") for name, title in _KINDS])
+    for picture, reason in list(scored.pictures_missing.items())[:_MAX_FAILURES]:
+        print_line(f"not drawn: {picture}: {reason}", err=True)
+    failures = f", {scored.failures} failures ({scored.failures_path})" if scored.failures else ""
+    print_line(
+        f"wrote {scored.table}: {scored.rows:,} rows, {scored.anomalous:,} anomalous{failures}; worst first in {scored.page}"
+    )
+
+
+def _print_failures(path: Any, count: int, failures_path: Any) -> None:
+    if not count:
+        return
+    for failure in store.open_store(path).failures[:_MAX_FAILURES]:
+        print_line(f"not read: {failure.path}: {failure.reason}", err=True)
+    print_line(f"{count:,} images could not be read: {failures_path}", err=True)

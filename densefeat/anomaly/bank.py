@@ -1,0 +1,104 @@
+"""PatchCore: a memory bank of features of good images, and how far from it the positions of another image are.
+
+Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022, arXiv 2106.08265.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+_NEIGHBOURS = 9  # b of the paper's equation 7
+_QUERIES = 512  # compared with the bank at a time: 20 MB for a bank of 10,000
+_CONSIDERED = 1024  # points that may be chosen next
+_SAME = 1e-6  # of the largest squared distance: what is nearer differs by rounding alone
+
+
+@dataclass(frozen=True)
+class MemoryBank:
+    """Features of positions of good images: float16 ``(M, D)``, no two the same."""
+
+    features: np.ndarray
+
+    @cached_property
+    def _center(self) -> torch.Tensor:
+        """The mean of the bank, which is taken off everything: squares of what is far from 0 lose digits."""
+        return torch.from_numpy(self.features.astype(np.float32).mean(0))
+
+    @cached_property
+    def _bank(self) -> torch.Tensor:
+        return torch.from_numpy(self.features.astype(np.float32)) - self._center
+
+    @cached_property
+    def _half_squares(self) -> torch.Tensor:
+        return self._bank.square().sum(1) / 2
+
+    def measure(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Measure grids, float32 ``(N, D, h, w)``: scores of the images ``(N,)`` and distances of positions ``(N, h, w)``.
+
+        A distance is the Euclidean one to the nearest feature of the bank. The score is the largest of an image, weighted by
+        how usual that nearest feature is within the bank (section 3.3, equation 7).
+        """
+        count, dims, height, width = grid.shape
+        queries = grid.permute(0, 2, 3, 1).reshape(-1, dims) - self._center
+        nearest = torch.cat([self._compare(piece).argmin(1) for piece in queries.split(_QUERIES)])
+        distances = (queries - self._bank[nearest]).norm(dim=1).view(count, height * width)
+        rows = distances.argmax(1) + torch.arange(count) * height * width
+        scores = self._weigh(queries[rows], nearest[rows]) * distances.amax(1)
+        return scores, distances.view(count, height, width)
+
+    def _compare(self, queries: torch.Tensor) -> torch.Tensor:
+        """Return half of the squared distances ``(n, M)``, less half of the queries' own squares: the order is the same."""
+        return torch.addmm(self._half_squares, queries, self._bank.T, alpha=-1)
+
+    def _weigh(self, queries: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
+        """Compute the weights ``(n,)`` of queries ``(n, D)`` whose nearest features have these rows in the bank.
+
+        ``1 - exp(d*) / sum(exp(d))`` over the distances d to the 9 features around the nearest one, itself among them.
+        """
+        around = self._compare(self._bank[nearest])
+        around.scatter_(1, nearest[:, None], -torch.inf)
+        rows = around.topk(min(_NEIGHBOURS, len(self._bank)), largest=False).indices
+        distances = (queries[:, None] - self._bank[rows]).norm(dim=2)
+        return 1 - torch.softmax(distances, 1)[:, 0]  # the first is the nearest itself
+
+
+def choose_coreset(points: np.ndarray, count: int, advance: Callable[[int], None] = lambda _: None) -> np.ndarray:
+    """Choose points that are near to all others, one after the other the farthest from those before: int64 ``(count,)``.
+
+    Greedy k-centre (section 3.2, algorithm 1), from the point that is the farthest from the mean. Distances to the chosen only
+    shrink, so earlier ones are upper bounds, and only points with the largest bounds are compared again: the choice is the
+    same. ``points``: float32 ``(n, d)``. Fewer rows are returned where all other points are copies of chosen ones.
+    """
+    centred = torch.from_numpy(points - points.mean(0))
+    squares = centred.square().sum(1)
+    least = _SAME * float(squares.max())
+    chosen = [int(squares.argmax())]
+    bounds = torch.addmv(squares, centred, centred[chosen[0]], alpha=-2).add_(squares[chosen[0]])
+    bounds[chosen[0]] = -1  # rounding does not choose it again
+    compared = torch.ones(len(points), dtype=torch.int64)  # with how many of the chosen
+    advance(1)
+    while len(chosen) < min(count, len(points)):
+        values, rows = bounds.topk(min(_CONSIDERED + 1, len(points)))
+        rest = float(values[-1]) if len(values) > _CONSIDERED else -1.0  # no other point is farther
+        rows = rows[:_CONSIDERED]
+        near, lengths = centred[rows], squares[rows]
+        centers = torch.tensor(chosen[int(compared[rows].min()) :], dtype=torch.int64)
+        distances = bounds[rows]
+        if len(centers):
+            found = torch.addmm(squares[centers], near, centred[centers].T, alpha=-2).amin(1).add_(lengths)
+            distances = torch.where(distances < 0, distances, torch.minimum(distances, found))
+        before = len(chosen)
+        while len(chosen) < count and float(farthest := distances.max()) > least and farthest >= rest:
+            place = int(distances.argmax())
+            chosen.append(int(rows[place]))
+            found = torch.addmv(lengths, near, near[place], alpha=-2).add_(lengths[place])
+            distances = torch.where(distances < 0, distances, torch.minimum(distances, found))
+            distances[place] = -1
+        bounds[rows], compared[rows] = distances, len(chosen)
+        advance(len(chosen) - before)
+        if max(float(distances.max()), rest) <= least:
+            break
+    return np.array(chosen, np.int64)

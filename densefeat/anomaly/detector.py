@@ -1,0 +1,193 @@
+"""A detector of anomalies as one safetensors file, with everything needed to use it, and without pickle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import nn
+
+from densefeat.anomaly.alarms import Alarms, check_rate
+from densefeat.anomaly.bank import MemoryBank
+from densefeat.anomaly.gaussians import PositionGaussians
+from densefeat.base import atomic_file, check_tensors, describe_error, is_number, parse_json, save_tensors
+from densefeat.errors import DensefeatError, WeightsError
+from densefeat.features import FeatureExtractor, GridRule
+from densefeat.images import Preprocessing
+from densefeat.search import rebuild_extractor
+
+FILE = "detector.safetensors"
+_VERSION = 1
+_METADATA_KEY = "densefeat_detector"
+_MAX_METADATA = 2**24  # characters of JSON
+_KINDS: dict[str, type[MemoryBank] | type[PositionGaussians]] = {"patchcore": MemoryBank, "padim": PositionGaussians}
+METHODS = tuple(_KINDS)
+
+
+@dataclass(frozen=True)
+class Detector:
+    """What good images are like, and from which score on an image is anomalous.
+
+    ``normal``: measures grids of features. ``rule``: how they are made, ``shape``: their height and width. ``provenance``: of
+    the network, as in a store's manifest. ``learnt``: the number of images learnt from.
+    """
+
+    normal: MemoryBank | PositionGaussians
+    alarms: Alarms
+    rule: GridRule
+    shape: tuple[int, int]
+    provenance: dict[str, Any]
+    learnt: int
+    path: Path | None = None
+
+    @property
+    def method(self) -> str:
+        """``"patchcore"`` or ``"padim"``."""
+        return next(name for name, kind in _KINDS.items() if isinstance(self.normal, kind))
+
+    @property
+    def size(self) -> int:
+        """The bytes of its arrays, beside the network."""
+        return sum(array.nbytes for array in vars(self.normal).values() if isinstance(array, np.ndarray))
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the square that the network reads."""
+        size: int = self.provenance["preprocessing"]["size"]
+        return size
+
+    def measure(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Measure grids ``(N, D, h, w)``: float32 scores ``(N,)`` and distances of positions ``(N, h, w)``.
+
+        Features are rounded to float16 first, as those that were learnt from.
+        """
+        return self.normal.measure(grid.cpu().half().float())
+
+    def extractor(self, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
+        """Load the network that makes the features, with the recorded preprocessing.
+
+        ``weights``: a checkpoint, if the recorded one has been moved; it must be the same file.
+        Raises UsageError or WeightsError as :func:`densefeat.search.rebuild_extractor`.
+        """
+        subject = f"detector {str(self.path)!r}" if self.path else "this detector"
+        return rebuild_extractor(self.provenance, self.provenance["blocks"], subject, weights, device, "fit it again")
+
+
+class GridNet(nn.Module):
+    """A network whose output is the grid of a rule: images ``(N, C, H, W)`` to float32 ``(N, D, h, w)``."""
+
+    def __init__(self, extractor: FeatureExtractor, rule: GridRule) -> None:
+        super().__init__()
+        self.extractor, self.rule = extractor, rule
+        self.model = extractor.model
+        # a store is identified by the tensors of its network: this one makes the stores of two rules differ
+        self.register_buffer("identity", torch.tensor(list(json.dumps(rule.to_json()).encode()), dtype=torch.float32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.extractor.forward_grid(x, self.rule)
+
+
+def save_detector(path: Path, detector: Detector) -> None:
+    """Write a detector, whole or not at all. Raises OutputError if it cannot be written."""
+    metadata = {
+        "version": _VERSION,
+        "method": detector.method,
+        "rate": detector.alarms.rate,
+        "rule": detector.rule.to_json(),
+        "shape": list(detector.shape),
+        "provenance": detector.provenance,
+        "learnt": detector.learnt,
+    }
+    arrays = {name: value for name, value in vars(detector.normal).items() if isinstance(value, np.ndarray)}
+    arrays["held_out"] = detector.alarms.held_out
+    tensors = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    with atomic_file(path, is_detector_file) as beside:
+        save_tensors(save_file, tensors, beside, {_METADATA_KEY: json.dumps(metadata, ensure_ascii=False)})
+
+
+def find_detector_file(path: str | Path) -> Path:
+    """Return the file of a detector that the user named, or whose folder, whether it is there or not."""
+    path = Path(path)
+    return path / FILE if path.is_dir() else path
+
+
+def is_detector_file(path: Path) -> bool:
+    """Recognize the file of a detector, of any version."""
+    try:
+        with safe_open(path, "np") as file:
+            return _METADATA_KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def load_detector(path: str | Path) -> Detector:
+    """Load a detector from its file, or from the folder that ``densefeat anomaly fit --out`` wrote.
+
+    Raises WeightsError for a file that is missing, damaged, of a newer version, or no detector.
+    """
+    path = find_detector_file(path)
+    subject = f"detector {str(path)!r}"
+    if not path.is_file():
+        raise WeightsError(f"{subject}: no such file; give the folder of `densefeat anomaly fit --out`, or the {FILE} in it")
+    try:
+        check_tensors(path, subject)
+        with safe_open(path, "np") as file:
+            text = (file.metadata() or {}).get(_METADATA_KEY)
+            if text is None or len(text) > _MAX_METADATA:
+                raise WeightsError(f"{subject}: not a detector of densefeat")
+            metadata = parse_json(text)
+            version = metadata["version"]
+            if type(version) is not int or version > _VERSION:
+                raise WeightsError(f"{subject}: its version is {version}, this one reads up to {_VERSION}: update densefeat")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        return _parse_detector(metadata, tensors, path)
+    except DensefeatError:
+        raise
+    except Exception as error:  # a damaged file can make the readers raise anything
+        reason = describe_error(error)
+        raise WeightsError(f"{subject}: damaged, or no detector ({type(error).__name__}: {reason})") from error
+
+
+def _parse_detector(metadata: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Detector:
+    """Raise ValueError, TypeError, KeyError or UsageError if anything is not as :func:`save_detector` writes it."""
+    subject, provenance = f"detector {str(path)!r}", metadata["provenance"]
+    rule = GridRule.from_json(metadata["rule"], subject)
+    size = Preprocessing.from_json(provenance["preprocessing"], subject).size
+    shape = rule.find_shape(size, size)
+    if metadata["shape"] != list(shape):
+        raise ValueError(f"a grid of shape {metadata['shape']} for images of {size} pixels and a stride of {rule.stride}")
+    held_out, rate, learnt = tensors.pop("held_out"), metadata["rate"], metadata["learnt"]
+    if not is_number(rate) or type(learnt) is not int:
+        raise ValueError(f"a rate of {rate!r}, {learnt!r} images")
+    check_rate(rate)
+    _check_numbers("held_out", held_out, np.float32, (held_out.size,))
+    if (np.diff(held_out) < 0).any() or rate * (held_out.size + 1) < 1 - 1e-6:
+        raise ValueError(f"{held_out.size} held-out scores, in order or not, for a rate of {rate:g}")
+    if metadata["method"] == "patchcore":
+        features = tensors["features"]
+        _check_numbers("features", features, np.float16, (len(features), features.shape[-1]))
+        _check_dims(rule, features.shape[1])
+        return Detector(MemoryBank(features), Alarms(held_out, rate), rule, shape, provenance, learnt, path)
+    if metadata["method"] != "padim":
+        raise ValueError(f"a method {metadata['method']!r}")
+    mean, whitening = tensors["mean"], tensors["whitening"]
+    dims = mean.shape[-1]
+    _check_numbers("mean", mean, np.float32, (*shape, dims))
+    _check_numbers("whitening", whitening, np.float32, (*shape, dims, dims))
+    return Detector(PositionGaussians(mean, whitening), Alarms(held_out, rate), rule, shape, provenance, learnt, path)
+
+
+def _check_dims(rule: GridRule, dims: int) -> None:
+    if rule.dims is not None and rule.dims != dims:
+        raise ValueError(f"{dims} numbers a position, of a projection to {rule.dims}")
+
+
+def _check_numbers(name: str, values: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
+    if values.dtype != dtype or values.shape != shape or not values.size:
+        raise ValueError(f"{name} is {values.dtype} of shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(values))} numbers of {name} are NaN or infinite")

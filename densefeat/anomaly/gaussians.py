@@ -1,0 +1,61 @@
+"""PaDiM: a Gaussian of good images at each position, and Mahalanobis distances to it.
+
+Defard et al., "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization", 2020, arXiv 2011.08785.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+_DIMS = 100  # of the paper, which takes so many features at random; here they are the first of a random projection
+_REGULARIZATION = 0.01  # added to variances (section 3.1)
+
+
+@dataclass(frozen=True)
+class PositionGaussians:
+    """A Gaussian at each position. ``mean``: float32 ``(h, w, d)``; ``whitening``: float32 ``(h, w, d, d)``.
+
+    The Mahalanobis distance of features ``x`` at a position is the length of ``(x - mean) @ whitening``. They are the first d
+    of a grid's.
+    """
+
+    mean: np.ndarray
+    whitening: np.ndarray
+
+    def measure(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Measure grids, float32 ``(N, D, h, w)``: scores of the images ``(N,)`` and distances of positions ``(N, h, w)``.
+
+        The score of an image is its largest distance.
+        """
+        dims = self.mean.shape[2]
+        values = grid[:, :dims].permute(2, 3, 0, 1) - torch.from_numpy(self.mean)[:, :, None]  # (h, w, N, d)
+        distances = (values @ torch.from_numpy(self.whitening)).norm(dim=3).permute(2, 0, 1)
+        return distances.amax((1, 2)), distances
+
+
+class GaussianSums:
+    """Sums over grids that are read one after the other, from which the Gaussians are made."""
+
+    def __init__(self, dims: int, height: int, width: int) -> None:
+        self.dims = min(dims, _DIMS)
+        self.count = 0
+        self.total = torch.zeros(height, width, self.dims, dtype=torch.float64)
+        self.square = torch.zeros(height, width, self.dims, self.dims, dtype=torch.float64)
+
+    def add(self, grid: torch.Tensor) -> None:
+        """Add grids ``(N, D, h, w)``."""
+        values = grid[:, : self.dims].permute(2, 3, 0, 1).double()
+        self.count += values.shape[2]
+        self.total += values.sum(2)
+        self.square += values.transpose(2, 3) @ values
+
+    def finish(self) -> PositionGaussians:
+        """Compute means and whitening, of two images at least."""
+        mean = self.total / self.count
+        covariance = (self.square - self.count * mean[..., :, None] * mean[..., None, :]) / (self.count - 1)
+        covariance.diagonal(dim1=2, dim2=3).add_(_REGULARIZATION)
+        factor = torch.linalg.cholesky(covariance)
+        identity = torch.eye(self.dims, dtype=torch.float64).expand_as(factor)
+        whitening = torch.linalg.solve_triangular(factor, identity, upper=False).transpose(2, 3)
+        return PositionGaussians(mean.float().numpy(), whitening.float().contiguous().numpy())

@@ -1,0 +1,215 @@
+"""The job of ``densefeat anomaly score``: how unlike good images are new ones, and where.
+
+Scores and maps are the columns of a store, which an extraction writes and resumes; all else is made of that store at its end.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from densefeat.anomaly.alarms import ANOMALOUS, GOOD
+from densefeat.anomaly.detector import Detector, find_detector_file, load_detector
+from densefeat.anomaly.page import write_page
+from densefeat.anomaly.pixel_metrics import PixelMetrics, match_masks, read_mask, shrink_mask
+from densefeat.base import (
+    atomic_file,
+    check_output_name,
+    has_header,
+    has_kind,
+    is_page,
+    output_errors,
+    progress_bar,
+    refuse_links,
+    refuse_stranger,
+    save_json,
+    write_csv,
+)
+from densefeat.errors import UsageError
+from densefeat.extraction import ColumnsNet, extract
+from densefeat.nets import file_sha256
+from densefeat.overlay import enlarge_maps, lay_heat, save_overlays, view_whole
+from densefeat.store import Layout, Store, check_store_folder, open_store
+
+_SCORES, _TABLE, _HEAT, _PAGE, _RESULTS = "scores", "anomalies.csv", "heat", "index.html", "results.json"
+_HEADER = ("path", "score", "p_value", "verdict")
+_KIND = "densefeat anomaly scores"
+_SCORE, _MAP = "score", "map"  # in the store
+_ROWS = 64  # maps read at a time
+_EDGE = 1024  # pixels of a picture's longer side, at most
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The files that :func:`score_images` wrote, and what they say.
+
+    ``table``: a CSV with ``path``, ``score``, ``p_value`` and ``verdict``, one row an image, in the order of the input.
+    ``store``: scores and maps. ``metrics``: ``image_auroc``, ``pixel_auroc`` and ``pro``, from 0 to 1; empty without masks.
+    """
+
+    table: Path
+    store: Path
+    page: Path
+    rows: int
+    anomalous: int
+    failures: int
+    failures_path: Path
+    metrics: dict[str, float]
+    pictures_missing: dict[str, str]
+
+
+class _DetectorNet(nn.Module):
+    """A detector behind its network: images ``(N, C, H, W)`` to ``score`` ``(N, 1)`` and ``map`` ``(N, 1, h, w)``."""
+
+    def __init__(self, detector: Detector, file: Path, weights: str | Path | None, device: str) -> None:
+        super().__init__()
+        self.extractor, self.detector = detector.extractor(weights, device), detector
+        self.model = self.extractor.model
+        # a store is identified by the tensors of its network: this one makes the stores of two detectors differ
+        self.register_buffer("identity", torch.frombuffer(bytearray.fromhex(file_sha256(file)), dtype=torch.uint8).float())
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        scores, maps = self.detector.measure(self.extractor.forward_grid(x, self.detector.rule))
+        return {_SCORE: scores[:, None], _MAP: maps[:, None]}
+
+
+def score_images(
+    model: str | Path,
+    images: str | Path,
+    out: str | Path,
+    *,
+    masks: str | Path | None = None,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int | str = 8,
+    workers: int | None = None,
+    overwrite: bool = False,
+    follow_links: bool = False,
+) -> Scored:
+    """Score every image, in the order of the input, and draw where it is unlike good ones; the same call resumes.
+
+    Args:
+        model: The folder of a detector, or its file.
+        images: As in :func:`densefeat.extract`; one that cannot be read is a failure beside the rows.
+        out: A folder: ``scores/`` is a store with the columns ``score`` and ``map``; ``anomalies.csv``, ``results.json``,
+            ``heat/`` with a PNG an image and ``index.html``, worst first, are made at the end.
+        masks: A folder of masks, as :func:`match_masks` finds them: metrics are computed. Pixels are those of the square that
+            the network reads, for which masks take the nearest pixel.
+        weights: The new place of the network's weights.
+        overwrite: Start over if ``out`` has scores by another detector, or of other images.
+
+    Raises as :func:`densefeat.extract` does; UsageError also for masks that do not fit the images, WeightsError for a file that
+    is no detector.
+    """
+    check_output_name(out)
+    out = Path(out)
+    _check_folder(out)
+    file = find_detector_file(model)
+    detector = load_detector(file)
+    if masks is not None and not Path(masks).is_dir():
+        raise UsageError(f"masks {str(masks)!r}: no such folder")
+    behind = _DetectorNet(detector, file, weights, device)
+    channels = {_SCORE: 1, _MAP: 1}
+    net = ColumnsNet(str(file.resolve()), behind, channels, behind.extractor.preprocessing)
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    result = extract(
+        images, out / _SCORES, model=net, pool="none", device=device, batch_size=batch_size, workers=workers,
+        decoder=behind.extractor.decoder, overwrite=overwrite, follow_links=follow_links,
+    )  # fmt: skip
+    store = open_store(result.path)
+    scores = store[_SCORE][:, 0] if len(store) else np.empty(0, np.float32)
+    bad = detector.alarms.judge(scores)
+    metrics = {} if masks is None else _measure(store, scores, detector, masks)
+    _write_table(out / _TABLE, store, scores, bad, detector)
+    missing = _draw_heat(store, images, out / _HEAT, detector)
+    write_page(out / _PAGE, store, images, scores, detector, metrics, partial(_draw, detector))
+    facts = {"rows": len(store), "failures": result.failures, "anomalous": int(bad.sum()), **metrics}
+    alarms = detector.alarms
+    told = {"threshold": alarms.threshold, "rate": alarms.rate, "rate_interval": list(alarms.interval)}
+    save_json(out / _RESULTS, _KIND, facts | told)
+    return Scored(
+        out / _TABLE, result.path, out / _PAGE, len(store), int(bad.sum()), result.failures, result.failures_path, metrics,
+        missing,
+    )  # fmt: skip
+
+
+def _check_folder(out: Path) -> None:
+    names = (_SCORES, _TABLE, _HEAT, _PAGE, _RESULTS)
+    if out.is_dir() and any(entry.name not in names and entry.name[0] != "." for entry in out.iterdir()):
+        raise UsageError(f"output {str(out)!r} holds other files than scores: name another folder")
+    refuse_links([out / _SCORES, out / _HEAT])
+    check_store_folder(Layout(out / _SCORES))
+    for name, is_ours in ((_TABLE, has_header(_HEADER)), (_PAGE, is_page), (_RESULTS, has_kind(_KIND))):
+        refuse_stranger(out / name, is_ours)
+    if (out / _HEAT).exists() and not (out / _HEAT).is_dir():
+        raise UsageError(f"output {str(out / _HEAT)!r} is a file: name another folder")
+
+
+def _measure(store: Store, scores: np.ndarray, detector: Detector, folder: str | Path) -> dict[str, float]:
+    """Compute AUROC of images and pixels, and PRO."""
+    files = match_masks(store.keys.tolist(), folder)
+    size = detector.image_size
+    widths, heights = store["width"], store["height"]
+    bad = np.zeros(len(store), bool)
+    low, high = np.inf, -np.inf
+    for _, values in store.batches(_MAP):
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+    pixels = PixelMetrics(low, high)
+    with progress_bar("comparing with masks", len(store)) as advance:
+        for row, values in _read_maps(store):
+            mask = np.zeros((size, size), bool)
+            if (file := files[row]) is not None:
+                whole = read_mask(file, int(widths[row]), int(heights[row]))
+                bad[row] = whole.any()
+                mask = shrink_mask(whole, size)
+            pixels.add(_smooth(detector, values), mask)
+            advance(1)
+    if bad.all() or not bad.any():
+        raise UsageError(f"masks {str(folder)!r}: {'all' if bad.all() else 'none'} of the images have defects: both are needed")
+    return {"image_auroc": float(roc_auc_score(bad, scores)), "pixel_auroc": pixels.auroc(), "pro": pixels.pro()}
+
+
+def _read_maps(store: Store) -> Iterator[tuple[int, np.ndarray]]:
+    shape = store.shapes[_MAP][1:]
+    for start, values in store.batches(_MAP, _ROWS):
+        for number, flat in enumerate(values):
+            yield start + number, flat.reshape(shape)
+
+
+def _smooth(detector: Detector, values: np.ndarray) -> np.ndarray:
+    """Bring a map ``(h, w)`` to the network's pixels and blur it: by half of the stride, as the paper's 4 pixels at 8."""
+    size = detector.image_size
+    return gaussian_filter(enlarge_maps(values[None], size, size)[0], detector.rule.stride / 2)
+
+
+def _draw(detector: Detector, image: Image.Image, values: dict[str, np.ndarray]) -> Image.Image:
+    """Lay a map over its image. The scale is the same for all: from half of the usual score of a good image, black."""
+    usual, threshold = float(np.median(detector.alarms.held_out)), detector.alarms.threshold
+    smooth = _smooth(detector, values[_MAP].reshape(detector.shape))
+    return lay_heat(image, smooth, usual / 2, 1.5 * threshold)
+
+
+def _draw_heat(store: Store, images: str | Path, folder: Path, detector: Detector) -> dict[str, str]:
+    if not len(store):
+        return {}
+    return save_overlays(store, images, folder, [_MAP], partial(view_whole, edge=_EDGE), partial(_draw, detector))
+
+
+def _write_table(path: Path, store: Store, scores: np.ndarray, bad: np.ndarray, detector: Detector) -> None:
+    verdicts = np.where(bad, ANOMALOUS, GOOD).tolist()
+    cells = zip(store["path"], scores.tolist(), detector.alarms.p_values(scores).tolist(), verdicts, strict=True)
+    rows = ((path, f"{score:.6g}", f"{p_value:.6g}", verdict) for path, score, p_value, verdict in cells)
+    with (
+        atomic_file(path, has_header(_HEADER)) as beside,
+        output_errors(path),
+        open(beside, "w", encoding="utf-8", newline="") as file,
+    ):
+        write_csv(file, _HEADER, rows, repr(str(path)))
