@@ -1,0 +1,137 @@
+"""How well and how fast are anomalies found, beside anomalib's PatchCore on the same network, blocks and images?
+
+    python benchmarks/anomaly.py --data tiles --peer venv-anomalib/bin/python
+
+DATA has ``train/good``, ``test/KIND`` and ``masks/KIND``. PEER is a Python that has densefeat's dependencies and anomalib; without
+it the table has no such rows. Times are the processor's, for images that are prepared, of all threads together.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from densefeat import FeatureExtractor, open_store
+from densefeat.anomaly import PixelMetrics, fit_detector, load_detector, match_masks, read_mask, score_images, shrink_mask
+from densefeat.bench import Report, benchmark_options
+
+BATCH = 8
+PEER = """
+import sys, time
+import numpy as np, torch
+from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+import densefeat  # registers the network with timm
+
+images, out, name, share = sys.argv[1:]
+arrays = np.load(images)
+model = PatchcoreModel(layers=[2, 3], backbone=name, pre_trained=True)
+started = time.process_time()
+model.train()
+model.feature_extractor.eval()
+with torch.no_grad():
+    for batch in torch.from_numpy(arrays["train"]).split(8):
+        model(batch)
+    model.subsample_embedding(float(share))
+fit, scores, maps, times = time.process_time() - started, [], [], []
+model.eval()
+with torch.no_grad():
+    for batch in torch.from_numpy(arrays["test"]).split(8):
+        started = time.process_time()
+        found = model(batch)
+        times.append((time.process_time() - started) / len(batch))
+        scores.append(found.pred_score.numpy())
+        maps.append(found.anomaly_map[:, 0].numpy().astype(np.float32))
+bank = len(model.memory_bank)
+np.savez(out, scores=np.concatenate(scores), maps=np.concatenate(maps), seconds=np.median(times), fit=fit, bank=bank)
+"""
+
+
+def judge_peer(found: Any, masks: list[np.ndarray]) -> dict[str, float]:
+    """Compute what :func:`densefeat.anomaly.score_images` computes, of another program's scores and maps."""
+    bad = np.array([mask.any() for mask in masks])
+    pixels = PixelMetrics(float(found["maps"].min()), float(found["maps"].max()))
+    for values, mask in zip(found["maps"], masks, strict=True):
+        pixels.add(values, mask)
+    auroc = float(roc_auc_score(bad, found["scores"]))
+    return {"image_auroc": auroc, "pixel_auroc": pixels.auroc(), "pro": pixels.pro()}
+
+
+def measure_own(method: str, model: str, size: int, train: Path, data: Path, root: Path, x: torch.Tensor) -> dict[str, Any]:
+    started = time.process_time()
+    fitted = fit_detector(train, root / method, model=model, method=method, image_size=size, device="cpu")
+    fit = time.process_time() - started
+    scored = score_images(fitted.path, data / "test", root / f"{method}-scores", masks=data / "masks", device="cpu")
+    detector = load_detector(fitted.path)
+    extractor = detector.extractor(device="cpu")
+    seconds = median_seconds(lambda batch: detector.measure(extractor.forward_grid(batch, detector.rule)), x)
+    bank = len(detector.normal.features) if method == "patchcore" else 0
+    return {"arm": f"densefeat {method}", **scored.metrics, "seconds": seconds, "fit": fit, "bank": bank, "size": detector.size}
+
+
+def median_seconds(work: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
+    times = []
+    for batch in x.split(BATCH):
+        started = time.process_time()
+        work(batch)
+        times.append((time.process_time() - started) / len(batch))
+    return float(np.median(times))
+
+
+@click.command()
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--model", default="densefeat_densenet_bc100_k12", show_default=True)
+@click.option("--size", default=64, show_default=True, help="Pixels of the square input.")
+@click.option("--images", type=click.IntRange(40), default=120, show_default=True, help="Good images to learn from.")
+@click.option("--peer", type=click.Path(exists=True, dir_okay=False), help="A Python with anomalib.")
+@click.option("--share", default=0.02, show_default=True, help="Of the positions, in anomalib's bank.")
+@benchmark_options()
+def main(data: Path, model: str, size: int, images: int, peer: str | None, share: float, file: Path | None) -> None:
+    """Measure and print."""
+    extractor = FeatureExtractor(model, device="cpu", image_size=size)
+    extractor.preprocessing = extractor.preprocessing.see_whole()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        train = sorted((data / "train/good").iterdir())[:images]
+        (root / "train.txt").write_text("\n".join(str(path.resolve()) for path in train))
+        tests = sorted(path for path in (data / "test").rglob("*") if path.is_file())
+        x = extractor.prepare(tests)
+        rows = [measure_own(method, model, size, root / "train.txt", data, root, x) for method in ("patchcore", "padim")]
+        if peer is not None:
+            store = open_store(root / "patchcore-scores/scores")
+            files = match_masks(store.keys.tolist(), data / "masks")
+            sides = zip(files, store["width"].tolist(), store["height"].tolist(), strict=True)
+            masks = [
+                np.zeros((size, size), bool) if mask is None else shrink_mask(read_mask(mask, width, height), size)
+                for mask, width, height in sides
+            ]
+            assert store.keys.tolist() == [path.relative_to(data / "test").as_posix() for path in tests]
+            np.savez(root / "images.npz", train=extractor.prepare(train).numpy(), test=x.numpy())
+            place = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+            command = [peer, "-W", "ignore", "-c", PEER, root / "images.npz", root / "peer.npz", model, str(share)]
+            subprocess.run(command, env=place, check=True, stdout=sys.stderr)
+            found = np.load(root / "peer.npz")
+            bank = int(found["bank"])
+            rows.append({"arm": "anomalib PatchCore", **judge_peer(found, masks), "seconds": float(found["seconds"]),
+                         "fit": float(found["fit"]), "bank": bank, "size": 4 * 642 * bank})  # fmt: skip
+    for row in rows:
+        row |= {"rate": 1 / row["seconds"], "ratio": rows[-1]["seconds"] / row["seconds"], "megabytes": row["size"] / 1e6}
+        row |= {name: 100 * row[name] for name in ("image_auroc", "pixel_auroc", "pro")}
+    report = Report(f"anomalies: {model}, blocks 2 and 3, {size}×{size}, {len(train)} good images, {len(tests)} to score", file)
+    columns = (
+        "arm=arm | AUROC images=image_auroc:.2f | AUROC pixels=pixel_auroc:.2f | PRO=pro:.2f | images/s=rate:.2f"
+        " | ratio=ratio:.2f | fit, s=fit:.1f | bank=bank:,d | MB=megabytes:.1f"
+    )
+    report.add("found", rows, columns)
+
+
+if __name__ == "__main__":
+    main()
