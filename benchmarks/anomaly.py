@@ -2,11 +2,12 @@
 
     python benchmarks/anomaly.py --data tiles --peer venv-anomalib/bin/python
 
-DATA has ``train/good``, ``test/KIND`` and ``masks/KIND``. PEER is a Python that has densefeat's dependencies and anomalib; without
-it the table has no such rows. Times are the processor's, for images that are prepared, of all threads together.
+DATA has ``train/good``, ``test/KIND`` and ``masks/KIND``. PEER is a Python that has densefeat's dependencies and anomalib;
+without it the table has no such row. Times are the processor's, for images that are prepared, of all threads together.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -101,10 +102,12 @@ def main(data: Path, model: str, size: int, images: int, peer: str | None, share
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         train = sorted((data / "train/good").iterdir())[:images]
-        (root / "train.txt").write_text("\n".join(str(path.resolve()) for path in train))
+        (root / "good").mkdir()
+        for path in train:
+            shutil.copy(path, root / "good")
         tests = sorted(path for path in (data / "test").rglob("*") if path.is_file())
         x = extractor.prepare(tests)
-        rows = [measure_own(method, model, size, root / "train.txt", data, root, x) for method in ("patchcore", "padim")]
+        rows = [measure_own(method, model, size, root / "good", data, root, x) for method in ("patchcore", "padim")]
         if peer is not None:
             store = open_store(root / "patchcore-scores/scores")
             files = match_masks(store.keys.tolist(), data / "masks")

@@ -15,7 +15,7 @@ from densefeat.anomaly.alarms import Alarms, check_rate
 from densefeat.anomaly.bank import MemoryBank
 from densefeat.anomaly.gaussians import PositionGaussians
 from densefeat.base import atomic_file, check_tensors, describe_error, is_number, parse_json, save_tensors
-from densefeat.errors import DensefeatError, WeightsError
+from densefeat.errors import WeightsError
 from densefeat.features import FeatureExtractor, GridRule
 from densefeat.images import Preprocessing
 from densefeat.search import rebuild_extractor
@@ -145,7 +145,7 @@ def load_detector(path: str | Path) -> Detector:
                 raise WeightsError(f"{subject}: its version is {version}, this one reads up to {_VERSION}: update densefeat")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         return _parse_detector(metadata, tensors, path)
-    except DensefeatError:
+    except WeightsError:
         raise
     except Exception as error:  # a damaged file can make the readers raise anything
         reason = describe_error(error)

@@ -1,7 +1,6 @@
 """The scores of images as one HTML page, the least usual image first."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,13 @@ from PIL import Image
 
 from densefeat.anomaly.detector import Detector
 from densefeat.base import ImageCard, Section, Table, is_page, render_page, save_page
-from densefeat.store import Decodable, Store, encode_thumbnail, make_pictures, read_entries, shrink_image
+from densefeat.errors import DecodeError
+from densefeat.overlay import view_whole
+from densefeat.store import Decodable, Store, encode_thumbnail, make_pictures, read_entries
 
 _CARDS = 100
 _EDGE = 200  # pixels of an image and of its heat map
+_GAP = 4
 _TITLES = {"image_auroc": "AUROC of images", "pixel_auroc": "AUROC of pixels", "pro": "PRO up to 30 % false pixels"}
 
 Draw = Callable[[Image.Image, dict[str, np.ndarray]], Image.Image]
@@ -36,11 +38,12 @@ def write_page(
     worst = np.argsort(-scores, kind="stable")[:_CARDS]
     bad, p_values = alarms.judge(scores[worst]), alarms.p_values(scores[worst])
     entries = read_entries(store, worst)
+    views, problem = make_pictures(store.provenance, entries.values(), images, _view)
     pictures = {}
-    for row in worst.tolist():
-        values = {"map": store.read("map", row, row + 1)[0]}
-        found, _ = make_pictures(store.provenance, [entries[row]], images, partial(_put_beside, draw, values))
-        pictures |= found
+    for row, entry in entries.items():
+        if (image := views.get(entry)) is not None:
+            heat = draw(image, {"map": store.read("map", row, row + 1)[0]})
+            pictures[entry] = encode_thumbnail(_put_beside(image, heat), 2 * _EDGE + _GAP)
     cards = [
         ImageCard(
             f"{scores[row]:.4g}",
@@ -56,6 +59,7 @@ def write_page(
         f"By {len(alarms.held_out):,} held-out good images, {100 * alarms.expected_rate:.2g} % of good images are expected"
         f" above it (asked for: {100 * alarms.rate:g} %; 95 % interval {low:.2g} to {high:.2g} %).",
     ]
+    notes += [f"Images could not be shown: {problem}"] if problem else []
     sections = []
     if metrics:
         rows = [(_TITLES[name], f"{100 * value:.2f} %") for name, value in metrics.items()]
@@ -65,16 +69,15 @@ def write_page(
     save_page(path, render_page(f"Anomalies by {detector.provenance.get('model', 'a network')}", notes, sections), is_page)
 
 
-def _put_beside(draw: Draw, values: dict[str, np.ndarray], item: Decodable) -> str | None:
-    """Return an image and its heat map side by side as a data URI; None if it cannot be decoded."""
+def _view(item: Decodable) -> Image.Image | None:
     try:
-        decoded = item.decode()
-        if decoded is None:
-            return None
-        image = shrink_image(decoded.pixels, _EDGE)
-    except Exception:  # whatever the reason, the page shows the others
+        return view_whole(item, _EDGE)
+    except DecodeError:  # the page shows the others
         return None
-    both = Image.new("RGB", (2 * image.width, image.height))
+
+
+def _put_beside(image: Image.Image, heat: Image.Image) -> Image.Image:
+    both = Image.new("RGB", (2 * image.width + _GAP, image.height), "white")
     both.paste(image, (0, 0))
-    both.paste(draw(image, values), (image.width, 0))
-    return encode_thumbnail(both, 2 * _EDGE)
+    both.paste(heat, (image.width + _GAP, 0))
+    return both

@@ -191,8 +191,10 @@ def _smooth(detector: Detector, values: np.ndarray) -> np.ndarray:
 
 
 def _draw(detector: Detector, image: Image.Image, values: dict[str, np.ndarray]) -> Image.Image:
-    """Lay a map over its image. The scale is the same for all: black up to half of the median score of good images, yellow
-    from the threshold on."""
+    """Lay a map over its image.
+
+    The scale is the same for all: black up to half of the median score of good images, yellow from the threshold on.
+    """
     usual, threshold = float(np.median(detector.alarms.held_out)), detector.alarms.threshold
     smooth = _smooth(detector, values[_MAP].reshape(detector.shape))
     return lay_heat(image, smooth, usual / 2, threshold)
