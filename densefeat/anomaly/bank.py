@@ -31,10 +31,6 @@ class MemoryBank:
     def _bank(self) -> torch.Tensor:
         return torch.from_numpy(self.features.astype(np.float32)) - self._center
 
-    @cached_property
-    def _half_squares(self) -> torch.Tensor:
-        return self._bank.square().sum(1) / 2
-
     def measure(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Measure grids, float32 ``(N, D, h, w)``: scores of the images ``(N,)`` and distances of positions ``(N, h, w)``.
 
@@ -42,27 +38,30 @@ class MemoryBank:
         how usual that nearest feature is within the bank (section 3.3, equation 7).
         """
         count, dims, height, width = grid.shape
-        queries = grid.permute(0, 2, 3, 1).reshape(-1, dims) - self._center
-        nearest = torch.cat([self._compare(piece).argmin(1) for piece in queries.split(_QUERIES)])
-        distances = (queries - self._bank[nearest]).norm(dim=1).view(count, height * width)
-        rows = distances.argmax(1) + torch.arange(count) * height * width
-        scores = self._weigh(queries[rows], nearest[rows]) * distances.amax(1)
+        bank = self._bank.to(grid.device)
+        queries = grid.permute(0, 2, 3, 1).reshape(-1, dims) - self._center.to(grid.device)
+        nearest = torch.cat([_compare(piece, bank).argmin(1) for piece in queries.split(_QUERIES)])
+        distances = (queries - bank[nearest]).norm(dim=1).view(count, height * width)
+        rows = distances.argmax(1) + torch.arange(count, device=grid.device) * height * width
+        scores = _weigh(queries[rows], nearest[rows], bank) * distances.amax(1)
         return scores, distances.view(count, height, width)
 
-    def _compare(self, queries: torch.Tensor) -> torch.Tensor:
-        """Return half of the squared distances ``(n, M)``, less half of the queries' own squares: the order is the same."""
-        return torch.addmm(self._half_squares, queries, self._bank.T, alpha=-1)
 
-    def _weigh(self, queries: torch.Tensor, nearest: torch.Tensor) -> torch.Tensor:
-        """Compute the weights ``(n,)`` of queries ``(n, D)`` whose nearest features have these rows in the bank.
+def _compare(queries: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+    """Return half of the squared distances ``(n, M)``, less half of the queries' own squares: the order is the same."""
+    return torch.addmm(bank.square().sum(1) / 2, queries, bank.T, alpha=-1)
 
-        ``1 - exp(d*) / sum(exp(d))`` over the distances d to the 9 features around the nearest one, itself among them.
-        """
-        around = self._compare(self._bank[nearest])
-        around.scatter_(1, nearest[:, None], -torch.inf)
-        rows = around.topk(min(_NEIGHBOURS, len(self._bank)), largest=False).indices
-        distances = (queries[:, None] - self._bank[rows]).norm(dim=2)
-        return 1 - torch.softmax(distances, 1)[:, 0]  # the first is the nearest itself
+
+def _weigh(queries: torch.Tensor, nearest: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+    """Compute the weights ``(n,)`` of queries ``(n, D)`` whose nearest features have these rows in the bank.
+
+    ``1 - exp(d*) / sum(exp(d))`` over the distances d to the 9 features around the nearest one, itself among them.
+    """
+    around = _compare(bank[nearest], bank)
+    around.scatter_(1, nearest[:, None], -torch.inf)
+    rows = around.topk(min(_NEIGHBOURS, len(bank)), largest=False).indices
+    distances = (queries[:, None] - bank[rows]).norm(dim=2)
+    return 1 - torch.softmax(distances, 1)[:, 0]  # the first is the nearest itself
 
 
 def choose_coreset(points: np.ndarray, count: int, advance: Callable[[int], None] = lambda _: None) -> np.ndarray:

@@ -61,11 +61,11 @@ class Detector:
         return size
 
     def measure(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Measure grids ``(N, D, h, w)``: float32 scores ``(N,)`` and distances of positions ``(N, h, w)``.
+        """Measure grids ``(N, D, h, w)``, on their device: float32 scores ``(N,)`` and distances of positions ``(N, h, w)``.
 
         Features are rounded to float16 first, as those that were learnt from.
         """
-        return self.normal.measure(grid.cpu().half().float())
+        return self.normal.measure(grid.half().float())
 
     def extractor(self, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
         """Load the network that makes the features, with the recorded preprocessing.

@@ -87,7 +87,8 @@ def fit_detector(
     extractor.preprocessing = extractor.preprocessing.see_whole()
     rule, channels = _choose_rule(extractor)
     name = str(extractor.provenance["model"])
-    net = ColumnsNet(name, GridNet(extractor, rule), {_COLUMN: channels}, extractor.preprocessing)
+    network = GridNet(extractor, rule)
+    net = ColumnsNet(name, network, {_COLUMN: channels}, extractor.preprocessing)
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     result = extract(
@@ -102,7 +103,7 @@ def fit_detector(
     provenance = _describe_network(extractor, store)
     detector = Detector(normal, Alarms(scores, false_alarms), rule, shape, provenance, int((~held_out).sum()), out / FILE)
     save_detector(out / FILE, detector)
-    seconds = _time_image(net, detector)
+    seconds = _time_image(network, detector)
     return Fitted(out / FILE, detector, result.path, result.failures, result.failures_path, seconds)
 
 
@@ -195,13 +196,13 @@ def _score_rows(store: Store, chosen: np.ndarray, normal: MemoryBank | PositionG
     return np.sort(np.concatenate(scores))
 
 
-def _time_image(net: ColumnsNet, detector: Detector) -> float:
+def _time_image(network: GridNet, detector: Detector) -> float:
     """Measure the seconds an image of network and detector, on blank images, the better of two passes."""
     preprocessing = Preprocessing.from_json(detector.provenance["preprocessing"], "the detector")
     x = preprocessing.normalize(preprocessing.make_blank(_TIMED))
     times = []
     for _ in range(2):
         started = time.perf_counter()
-        detector.measure(net.network(x))
+        detector.measure(network(x))[0].cpu()
         times.append(time.perf_counter() - started)
     return min(times) / _TIMED

@@ -29,8 +29,9 @@ class PositionGaussians:
         The score of an image is its largest distance.
         """
         dims = self.mean.shape[2]
-        values = grid[:, :dims].permute(2, 3, 0, 1) - torch.from_numpy(self.mean)[:, :, None]  # (h, w, N, d)
-        distances = (values @ torch.from_numpy(self.whitening)).norm(dim=3).permute(2, 0, 1)
+        mean, whitening = (torch.from_numpy(array).to(grid.device) for array in (self.mean, self.whitening))
+        values = grid[:, :dims].permute(2, 3, 0, 1) - mean[:, :, None]  # (h, w, N, d)
+        distances = (values @ whitening).norm(dim=3).permute(2, 0, 1)
         return distances.amax((1, 2)), distances
 
 

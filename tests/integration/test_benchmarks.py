@@ -266,6 +266,19 @@ def test_evidence(tmp_path: Path) -> None:
         assert all(0 <= row[kind] <= 1 for row in rows for kind in ("deletion", "insertion"))
 
 
+def test_anomaly(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name, count in (("train/good", 40), ("test/good", 3), ("test/hole", 3), ("masks/hole", 3)):
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.zeros((36, 48), np.uint8) if "masks" in name else generator.integers(90, 160, (36, 48), np.uint8)
+            pixels[10:20, 10:24] = {"masks/hole": 255, "test/hole": 0}.get(name, pixels[10:20, 10:24])
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    rows = by_arm(run_report(tmp_path, "anomaly.py", "--data", tmp_path, "--size", 32, "--images", 40)["found"])
+    assert list(rows) == ["densefeat patchcore", "densefeat padim"]
+    assert all(row["image_auroc"] == 100 and row["rate"] > 0 for row in rows.values())
+
+
 def test_no_script_is_left_out() -> None:
     tested = set(re.findall(r"\"(\w+)\.py\"", Path(__file__).read_text()))
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == tested

@@ -59,6 +59,8 @@ COMMANDS = [
     ["probe", "store", "--images", "photos", "--protocol", "knn", "--out", "probe"],
     ["predict", "--model", "probe", "--images", "photos", "--out", "predictions", *CPU],
     ["explain", BUNDLED, "--images", "photos", "--out", "explained", *CPU],
+    ["anomaly", "fit", "--images", "photos", "--model", BUNDLED, "--false-alarms", "20%", "--out", "detector", *CPU],
+    ["anomaly", "score", "--model", "detector", "--images", "photos", "--out", "anomalies", *CPU],
     ["report", "reuse", BUNDLED, "--out", "reuse.png"],
     ["report", "model", BUNDLED, "--out", "model.html"],
     ["export", BUNDLED, "--to", "safetensors", "--out", "net.safetensors"],

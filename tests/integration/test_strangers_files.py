@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from densefeat.anomaly import fit_detector
 from densefeat.extraction import extract
 from densefeat.probing import probe
 from support.commands import run_command
@@ -48,6 +49,10 @@ COMMANDS = {
     "predict --model {probe} --images {photos} --out o --overwrite": ["o/predictions.csv", "o/scores"],
     "explain {model} --images {photos} --out x --device cpu": [
         f"x/{name}" for name in ("explained.csv", "explained.json", "index.html", "maps", "pictures")
+    ],
+    "anomaly fit --images {photos} --out a --false-alarms 10% {net}": ["a/detector.safetensors", "a/features"],
+    "anomaly score --model {detector} --images {photos} --out o": [
+        f"o/{name}" for name in ("anomalies.csv", "index.html", "results.json", "heat", "scores")
     ],
     "map {store} --out m.html": ["m.html", "m.parquet"],
     "search {store} --key 0.jpg --html s.html": ["s.html"],
@@ -87,6 +92,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
             Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"photos/{name}/{i}.png")
     store = write_class_store(folder / "store.parquet", 60)
     probe(store, folder / "probe", protocol="knn")
+    weights = write_tiny_weights(folder)
+    fit_detector(folder / "photos", folder / "detector", model=TINY, weights=weights, device="cpu", false_alarms=0.1)
     return {
         "{photos}": [str(folder / "photos")],
         "{net}": ["--model", TINY, "--weights", str(write_tiny_weights(folder)), "--device", "cpu"],
@@ -95,6 +102,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         "{tiny}": [TINY],
         "{store}": [str(store)],
         "{probe}": [str(folder / "probe")],
+        "{detector}": [str(folder / "detector")],
         "{model}": ["densefeat_densenet_bc100_k12"],
         "{recipe}": [str(FAST), *tiny_overrides(folder)],
     }
