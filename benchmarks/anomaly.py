@@ -23,9 +23,10 @@ from sklearn.metrics import roc_auc_score
 
 from densefeat import FeatureExtractor, open_store
 from densefeat.anomaly import PixelMetrics, fit_detector, load_detector, match_masks, read_mask, score_images, shrink_mask
+from densefeat.anomaly.alarms import choose_held_out
 from densefeat.bench import Report, benchmark_options
 
-BATCH = 8
+BATCH, RATE = 8, 0.05
 PEER = """
 import sys, time
 import numpy as np, torch
@@ -68,7 +69,7 @@ def judge_peer(found: Any, masks: list[np.ndarray]) -> dict[str, float]:
 
 def measure_own(method: str, model: str, size: int, train: Path, data: Path, root: Path, x: torch.Tensor) -> dict[str, Any]:
     started = time.process_time()
-    fitted = fit_detector(train, root / method, model=model, method=method, image_size=size, device="cpu")
+    fitted = fit_detector(train, root / method, model=model, method=method, image_size=size, device="cpu", false_alarms=RATE)
     fit = time.process_time() - started
     scored = score_images(fitted.path, data / "test", root / f"{method}-scores", masks=data / "masks", device="cpu")
     detector = load_detector(fitted.path)
@@ -91,7 +92,9 @@ def median_seconds(work: Callable[[torch.Tensor], Any], x: torch.Tensor) -> floa
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--model", default="densefeat_densenet_bc100_k12", show_default=True)
 @click.option("--size", default=64, show_default=True, help="Pixels of the square input.")
-@click.option("--images", type=click.IntRange(40), default=120, show_default=True, help="Good images to learn from.")
+@click.option(
+    "--images", type=click.IntRange(40), default=120, show_default=True, help="Good images; some of them are held out."
+)
 @click.option("--peer", type=click.Path(exists=True, dir_okay=False), help="A Python with anomalib.")
 @click.option("--share", default=0.02, show_default=True, help="Of the positions, in anomalib's bank.")
 @benchmark_options()
@@ -117,7 +120,8 @@ def main(data: Path, model: str, size: int, images: int, peer: str | None, share
                 for mask, width, height in sides
             ]
             assert store.keys.tolist() == [path.relative_to(data / "test").as_posix() for path in tests]
-            np.savez(root / "images.npz", train=extractor.prepare(train).numpy(), test=x.numpy())
+            learnt = np.array(train)[~choose_held_out(len(train), RATE)].tolist()  # the peer learns from the same
+            np.savez(root / "images.npz", train=extractor.prepare(learnt).numpy(), test=x.numpy())
             place = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
             command = [peer, "-W", "ignore", "-c", PEER, root / "images.npz", root / "peer.npz", model, str(share)]
             subprocess.run(command, env=place, check=True, stdout=sys.stderr)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 _NEIGHBOURS = 9  # b of the paper's equation 7
-_QUERIES = 512  # compared with the bank at a time: 20 MB for a bank of 10,000
+_QUERIES = 512  # compared with the bank at a time: 10 MB for a bank of 5,000
 _CONSIDERED = 1024  # points that may be chosen next
 _SAME = 1e-6  # of the largest squared distance: what is nearer differs by rounding alone
 

@@ -31,7 +31,7 @@ _POSITIONS = 28  # a side, about: the paper's, at 224 pixels
 _DIMS = 256  # of a position: 400 kB an image
 _PROJECTED = 128  # by which the coreset is chosen, as in the paper
 _CANDIDATES = 100_000  # positions that the coreset is chosen from, an equal number of each image
-_SHARE, _MAX_BANK = 0.1, 10_000  # of the candidates
+_SHARE, _MAX_BANK = 0.1, 5_000  # of the candidates
 _PIECE_BYTES = 64 * 2**20  # of grids in float32
 _TIMED = 4  # images
 

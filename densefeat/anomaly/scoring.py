@@ -36,7 +36,7 @@ from densefeat.errors import UsageError
 from densefeat.extraction import ColumnsNet, extract
 from densefeat.nets import file_sha256
 from densefeat.overlay import enlarge_maps, lay_heat, save_overlays, view_whole
-from densefeat.store import Layout, Store, check_store_folder, open_store
+from densefeat.store import Layout, Store, check_store_folder, is_store, open_store
 
 _SCORES, _TABLE, _HEAT, _PAGE, _RESULTS = "scores", "anomalies.csv", "heat", "index.html", "results.json"
 _HEADER = ("path", "score", "p_value", "verdict")
@@ -149,8 +149,8 @@ def _check_folder(out: Path) -> None:
     check_store_folder(Layout(out / _SCORES))
     for name, is_ours in ((_TABLE, has_header(_HEADER)), (_PAGE, is_page), (_RESULTS, has_kind(_KIND))):
         refuse_stranger(out / name, is_ours)
-    if (out / _HEAT).exists() and not (out / _HEAT).is_dir():
-        raise UsageError(f"output {str(out / _HEAT)!r} is a file: name another folder")
+    if (out / _HEAT).exists() and not ((out / _HEAT).is_dir() and is_store(out / _SCORES)):
+        raise UsageError(f"output {str(out / _HEAT)!r} exists and was not written by this command: name another folder")
 
 
 def _measure(store: Store, scores: np.ndarray, detector: Detector, folder: str | Path) -> dict[str, float]:
