@@ -1,14 +1,25 @@
 from .answers import Predictions, check_promises, make_predictions, tabulate_answers
 from .attentive import AttentiveHead, pool_maps
-from .candidates import ALL, ATTENTIVE, BlockFitter, Candidate, compare_candidates, select_candidate
+from .candidates import (
+    ALL,
+    ATTENTIVE,
+    BlockFitter,
+    Candidate,
+    Fitter,
+    compare_candidates,
+    count_settings,
+    fit_candidates,
+    select_candidate,
+)
 from .certainty import add_certainty
 from .data import FeatureColumns, ProbeData, load_data
 from .fitting import LinearHead, choose_setting, encode_targets
+from .head_file import describe_damage, pack_head, parse_head, parse_names, read_record
 from .job import Probed, extract_images, label_options, probe, source_options
-from .knn import LEAST_SHARE, KnnHead
+from .knn import LEAST_SHARE, KnnHead, fit_knn
 from .layer_selection import keep_features, mark_kept
 from .layers_head import LayersHead, normalize_layers, scale_layers
-from .logreg import NEVER
+from .logreg import NEVER, fit_logreg
 from .metrics import MAIN, compute_metrics
 from .page import candidate_table, few_shot_table
 from .predictions import predict_labels, rate_mistakes
@@ -32,6 +43,7 @@ __all__ = [
     "BlockFitter",
     "Candidate",
     "FeatureColumns",
+    "Fitter",
     "Head",
     "KnnHead",
     "LayersHead",
@@ -48,13 +60,18 @@ __all__ = [
     "choose_setting",
     "compare_candidates",
     "compute_metrics",
+    "count_settings",
+    "describe_damage",
     "encode_targets",
     "extract_images",
     "few_shot_table",
     "find_largest_penalty",
     "find_probe_file",
+    "fit_candidates",
     "fit_group_lasso",
     "fit_head",
+    "fit_knn",
+    "fit_logreg",
     "keep_features",
     "label_options",
     "load_data",
@@ -65,11 +82,15 @@ __all__ = [
     "measure_moments",
     "measure_relevance",
     "normalize_layers",
+    "pack_head",
+    "parse_head",
+    "parse_names",
     "pool_maps",
     "predict_labels",
     "probe",
     "rate_mistakes",
     "read_finished",
+    "read_record",
     "scale_layers",
     "select_candidate",
     "source_options",

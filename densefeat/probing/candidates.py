@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -55,6 +55,23 @@ class CandidateReport:
         return vars(self) | {"columns": list(self.columns)}
 
 
+_Fit = TypeVar("_Fit")
+_Fitted = TypeVar("_Fitted", covariant=True)
+
+
+class Fitter(Protocol[_Fit, _Fitted]):
+    """A way to fit heads on columns, to rate a fit on validation rows, and to make a candidate of it."""
+
+    @property
+    def widths(self) -> dict[str, int]: ...
+
+    def fit(self, names: tuple[str, ...]) -> _Fit: ...
+
+    def rate(self, fit: _Fit) -> float: ...
+
+    def candidate(self, name: str, names: tuple[str, ...], fit: _Fit) -> _Fitted: ...
+
+
 @dataclass(frozen=True)
 class BlockFitter:
     """The data and the protocol that all fits share, whatever their columns.
@@ -71,6 +88,11 @@ class BlockFitter:
     seed: int
     advance: Callable[[int], None]
     standardize: bool = False
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The number of features in each column."""
+        return self.columns.widths
 
     @property
     def fitting(self) -> np.ndarray:
@@ -101,13 +123,13 @@ class BlockFitter:
         return Candidate(name, names, self.columns.width(names), fit, self.test_scores(fit.head, names))
 
 
-def fit_candidates(fitter: BlockFitter) -> Iterator[Candidate]:
+def fit_candidates(fitter: Fitter[_Fit, _Fitted]) -> Iterator[_Fitted]:
     """Fit every column alone, then the best with those added one by one that raise the validation metric most, then all.
 
     Candidates that the caller drops are not kept in memory. Decisions use the validation rows alone: test rows are scored
     here, but how the scores compare with their labels is only reported.
     """
-    names = tuple(fitter.columns.widths)
+    names = tuple(fitter.widths)
     ratings = {}
     for name in names:
         fit = fitter.fit((name,))
@@ -116,7 +138,7 @@ def fit_candidates(fitter: BlockFitter) -> Iterator[Candidate]:
         del fit
     if len(names) == 1:
         return
-    added = [max(names, key=lambda name: (ratings[name], -fitter.columns.widths[name]))]
+    added = [max(names, key=lambda name: (ratings[name], -fitter.widths[name]))]
     while len(added) < len(names) - 1:
         name, columns, fit = _fit_best_addition(fitter, added)
         added.append(name)
@@ -125,13 +147,13 @@ def fit_candidates(fitter: BlockFitter) -> Iterator[Candidate]:
     yield fitter.candidate(ALL, names, fitter.fit(names))
 
 
-def _fit_best_addition(fitter: BlockFitter, added: list[str]) -> tuple[str, tuple[str, ...], ProbeFit]:
+def _fit_best_addition(fitter: Fitter[_Fit, Any], added: list[str]) -> tuple[str, tuple[str, ...], _Fit]:
     """Find the column that raises the validation metric most; a tie goes to fewer features, then to the first."""
-    best: tuple[tuple[float, int], str, tuple[str, ...], ProbeFit] | None = None
-    for name, width in fitter.columns.widths.items():
+    best: tuple[tuple[float, int], str, tuple[str, ...], _Fit] | None = None
+    for name, width in fitter.widths.items():
         if name in added:
             continue
-        columns = tuple(column for column in fitter.columns.widths if column in added or column == name)
+        columns = tuple(column for column in fitter.widths if column in added or column == name)
         fit = fitter.fit(columns)
         rating = (fitter.rate(fit), -width)
         if best is None or rating > best[0]:

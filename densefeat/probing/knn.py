@@ -104,8 +104,8 @@ def _normalize(x: np.ndarray) -> None:
         x[piece] /= np.where(length > 0, length, 1)
 
 
-def fit_knn(x: np.ndarray, targets: Targets, train: int, advance: Advance) -> tuple[KnnHead, Choice]:
-    """Choose k with votes of the first ``train`` rows for the other rows, the validation rows; then let all rows vote.
+def fit_knn(x: np.ndarray, targets: Targets, train: int, advance: Advance, refit: bool = True) -> tuple[KnnHead, Choice]:
+    """Choose k with votes of the first ``train`` rows for the others, the validation rows; then let all vote if ``refit``.
 
     ``x``: float32 ``(n, D)``, normalised in place and kept in the head.
     """
@@ -117,4 +117,6 @@ def fit_knn(x: np.ndarray, targets: Targets, train: int, advance: Advance) -> tu
         for k, pieces in zip(counts, scores, strict=True):
             pieces.append(_count_votes(near[:, :k], _vote_weights(similarity[:, :k]), voters))
     choice, _ = choose_setting("k", zip(counts, scores, strict=True), np.concatenate, val, advance)
+    if not refit:
+        x, targets = x[:train], voters
     return KnnHead(x, targets, int(choice.chosen["k"])), choice

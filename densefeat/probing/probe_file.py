@@ -11,16 +11,15 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from densefeat.base import atomic_file, check_tensors, describe_error, parse_json, save_tensors
+from densefeat.base import atomic_file, save_tensors
 from densefeat.certainty import Certainty
 from densefeat.errors import DensefeatError, UsageError, WeightsError
 from densefeat.features import FeatureExtractor
-from densefeat.labels import Targets, Task
+from densefeat.labels import Task
 from densefeat.probing.answers import Predictions, check_promises, make_predictions
 from densefeat.probing.attentive import AttentiveHead
 from densefeat.probing.certainty_file import pack_certainty, parse_certainty
-from densefeat.probing.fitting import LinearHead
-from densefeat.probing.knn import KnnHead
+from densefeat.probing.head_file import describe_damage, pack_head, parse_head, parse_names, read_record
 from densefeat.probing.layers_head import LayersHead
 from densefeat.probing.protocols import Head
 from densefeat.search import rebuild_extractor
@@ -28,9 +27,6 @@ from densefeat.search import rebuild_extractor
 FILE = "probe.safetensors"
 _VERSION = 1
 _METADATA_KEY = "densefeat_probe"
-_MAX_METADATA = 2**26  # characters of JSON
-_LINEAR, _NEIGHBOURS, _LAYERS, _ATTENTIVE = "linear", "neighbours", "layers", "attentive"
-_MAX_FEATURES = 2**31
 _RECORD = ("column", "layer"), ("features", "kept"), ("share", "relevance")  # of a layer: text, counts, shares
 _INTERVALS = ("share_interval", "relevance_interval")
 _TASKS = ("single", "multi", "regression")
@@ -148,7 +144,6 @@ class Probe:
 
 def save_probe(path: Path, probe: Probe) -> None:
     """Write a probe atomically. Raises OutputError if it cannot be written."""
-    head = probe.head
     metadata: dict[str, Any] = {
         "version": _VERSION,
         "task": probe.task,
@@ -157,21 +152,8 @@ def save_probe(path: Path, probe: Probe) -> None:
         "told": probe.told,
         "provenance": probe.provenance,
     }
-    if isinstance(head, LinearHead):
-        tensors = {"weight": head.weight, "bias": head.bias}
-        metadata |= {"head": _LINEAR, "squeeze": head.squeeze}
-    elif isinstance(head, LayersHead):
-        tensors = {"weight": head.weight, "bias": head.bias, "kept": head.kept, "widths": np.array(head.widths, np.int64)}
-        metadata |= {"head": _LAYERS, "squeeze": head.squeeze}
-    elif isinstance(head, AttentiveHead):
-        tensors = {"weight": head.weight, "bias": head.bias}
-        for place, (queries, values) in enumerate(zip(head.queries, head.values, strict=True)):
-            tensors |= {f"queries.{place}": queries, f"values.{place}": values}
-        metadata |= {"head": _ATTENTIVE}
-    else:
-        values = head.targets.values
-        tensors = {"features": head.features, "values": values.astype(np.uint8) if values.dtype == bool else values}
-        metadata |= {"head": _NEIGHBOURS, "k": head.k, "temperature": head.temperature}
+    tensors, facts = pack_head(probe.head)
+    metadata |= facts
     if probe.certainty is not None:
         more, metadata["certainty"] = pack_certainty(probe.certainty)
         tensors |= more
@@ -207,45 +189,25 @@ def load_probe(path: str | Path) -> Probe:
     subject = f"probe {str(path)!r}"
     if not path.is_file():
         raise WeightsError(f"{subject}: no such file; give the folder of `densefeat probe --out`, or the {FILE} in it")
+    metadata, tensors = read_record(path, subject, _METADATA_KEY, _VERSION, "a probe")
     try:
-        check_tensors(path, subject)
-        with safe_open(path, "np") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY)
-            if text is None or len(text) > _MAX_METADATA:
-                raise WeightsError(f"{subject}: not a probe of densefeat")
-            metadata = parse_json(text)
-            version = metadata["version"]
-            if not isinstance(version, int) or version > _VERSION:
-                raise WeightsError(f"{subject}: its version is {version}, this one reads up to {_VERSION}: update densefeat")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         return _parse_probe(metadata, tensors, path)
     except DensefeatError:
         raise
-    except Exception as error:  # a damaged file can make the readers raise anything
-        reason = describe_error(error)
-        raise WeightsError(f"{subject}: damaged, or not a probe ({type(error).__name__}: {reason})") from error
+    except Exception as error:
+        raise describe_damage(subject, "a probe", error) from error
 
 
 def _parse_probe(metadata: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Probe:
     """Raise ValueError, TypeError or KeyError if anything is not as :func:`save_probe` writes it."""
-    task, classes = metadata["task"], _parse_names(metadata["classes"])
-    columns = _parse_names(metadata["columns"])
+    task, classes = metadata["task"], parse_names(metadata["classes"])
+    columns = parse_names(metadata["columns"])
     if task not in _TASKS or not columns or (task == "regression") != (not classes) or len(classes) == 1:
         raise ValueError(f"task {task!r} of {len(classes)} classes, {len(columns)} columns")
     for name in ("provenance", "told"):
         if not isinstance(metadata[name], dict):
             raise TypeError(f"{name} is not an object")
-    head: Head
-    if metadata["head"] == _LINEAR:
-        head = _parse_linear(tensors, len(classes), metadata["squeeze"])
-    elif metadata["head"] == _LAYERS:
-        head = _parse_layers(tensors, len(classes), metadata["squeeze"])
-    elif metadata["head"] == _NEIGHBOURS:
-        head = _parse_neighbours(tensors, task, classes, metadata["k"], metadata["temperature"])
-    elif metadata["head"] == _ATTENTIVE:
-        head = _parse_attentive(tensors, len(classes), len(columns))
-    else:
-        raise ValueError(f"a head of kind {metadata['head']!r}")
+    head = parse_head(metadata, tensors, task, classes, len(columns))
     certainty = None
     if metadata.get("certainty") is not None:  # earlier versions have none
         certainty = parse_certainty(tensors, metadata["certainty"], task)
@@ -275,74 +237,3 @@ def _check_record(record: dict[str, Any]) -> dict[str, Any]:
     if not all(type(share) is float and 0 <= share <= 1 for share in (*shares, *ends)) or len(ends) not in (0, 4):
         raise ValueError(f"shares of layer {record['layer']!r}")
     return {name: record[name] for name in (*(name for group in _RECORD for name in group), *_INTERVALS)}
-
-
-def _parse_names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value) or len(set(value)) < len(value):
-        raise ValueError("names that are not text, or repeated")
-    return tuple(value)
-
-
-def _parse_linear(tensors: dict[str, np.ndarray], classes: int, squeeze: Any) -> LinearHead:
-    weight, bias = tensors["weight"], tensors["bias"]
-    outputs = classes or 1
-    if weight.dtype != np.float32 or bias.dtype != np.float32 or squeeze is not (classes == 0):
-        raise ValueError(f"weight {weight.dtype}, bias {bias.dtype}")
-    if weight.ndim != 2 or weight.shape[0] != outputs or not weight.shape[1] or bias.shape != (outputs,):
-        raise ValueError(f"weight {weight.shape} and bias {bias.shape} for {outputs} outputs")
-    _check_numbers(weight, bias)
-    return LinearHead(weight, bias, squeeze)
-
-
-def _parse_layers(tensors: dict[str, np.ndarray], classes: int, squeeze: Any) -> LayersHead:
-    linear = _parse_linear(tensors, classes, squeeze)
-    widths, kept = tensors["widths"], tensors["kept"]
-    if any(array.dtype != np.int64 or array.ndim != 1 or not len(array) for array in (widths, kept)):
-        raise ValueError(f"layer widths {widths.dtype} {widths.shape}, kept features {kept.dtype} {kept.shape}")
-    sizes = tuple(widths.tolist())
-    if min(sizes) < 1 or sum(sizes) > _MAX_FEATURES or len(kept) != linear.weight.shape[1]:
-        raise ValueError(f"{len(kept)} kept features of {sum(sizes)} in layers of {min(sizes)} and more")
-    if kept[0] < 0 or kept[-1] >= sum(sizes) or (kept[1:] <= kept[:-1]).any():
-        raise ValueError(f"kept features that are not ascending positions below {sum(sizes)}")
-    return LayersHead(sizes, kept, linear.weight, linear.bias, linear.squeeze)
-
-
-def _parse_neighbours(
-    tensors: dict[str, np.ndarray], task: Task, classes: tuple[str, ...], k: Any, temperature: Any
-) -> KnnHead:
-    features, values = tensors["features"], tensors["values"]
-    shape = (len(features), len(classes)) if task == "multi" else (len(features),)
-    kind = {"single": np.int64, "multi": np.uint8, "regression": np.float64}[task]
-    if features.dtype not in (np.float16, np.float32) or features.ndim != 2 or values.dtype != kind or values.shape != shape:
-        raise ValueError(f"features {features.dtype} {features.shape} with values {values.dtype} {values.shape}")
-    if task == "single" and len(values) and not 0 <= values.min() <= values.max() < len(classes):
-        raise ValueError(f"a class {values.min()} or {values.max()} of {len(classes)}")
-    if type(k) is not int or not 1 <= k <= len(features) or type(temperature) is not float or not temperature > 0:
-        raise ValueError(f"k {k!r} of {len(features)} rows, temperature {temperature!r}")
-    _check_numbers(features, values)
-    return KnnHead(features, Targets(task, classes, values.astype(bool) if task == "multi" else values), k, temperature)
-
-
-def _parse_attentive(tensors: dict[str, np.ndarray], classes: int, columns: int) -> AttentiveHead:
-    if not classes:
-        raise ValueError("an attentive head for numbers")
-    queries = tuple(tensors[f"queries.{place}"] for place in range(columns))
-    values = tuple(tensors[f"values.{place}"] for place in range(columns))
-    for place, (query, value) in enumerate(zip(queries, values, strict=True)):
-        fits = query.ndim == 2 and value.ndim == 3 and query.shape == (value.shape[0], value.shape[2]) and value.size
-        if query.dtype != np.float32 or value.dtype != np.float32 or not fits:
-            raise ValueError(f"queries {query.dtype} {query.shape} and values {value.dtype} {value.shape} of column {place}")
-        if query.shape[0] > query.shape[1]:  # the weights over positions would need more memory than the maps
-            raise ValueError(f"{query.shape[0]:,} queries of {query.shape[1]:,} channels of column {place}")
-    size = sum(value.shape[0] * value.shape[1] for value in values)
-    linear = _parse_linear(tensors, classes, squeeze=False)
-    if linear.weight.shape[1] != size:
-        raise ValueError(f"weight {linear.weight.shape} for {size} pooled values")
-    _check_numbers(*queries, *values)
-    return AttentiveHead(queries, values, linear.weight, linear.bias)
-
-
-def _check_numbers(*arrays: np.ndarray) -> None:
-    for values in arrays:
-        if not np.isfinite(values).all():
-            raise ValueError(f"{np.count_nonzero(~np.isfinite(values))} numbers are NaN or infinite")

@@ -1,0 +1,115 @@
+"""``densefeat segment``."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from densefeat import segmentation, store
+from densefeat_cli.options import (
+    PATH_TYPE,
+    ImageInput,
+    device_option,
+    epilog,
+    follow_links_option,
+    image_size_option,
+    images_option,
+    model_option,
+    out_option,
+    overwrite_option,
+    pixel_options,
+    threads_option,
+    weights_option,
+)
+from densefeat_cli.output import print_line, print_note, print_table
+
+_MAX_CLASSES = 30  # in tables
+_MAX_FAILURES = 3  # with a line each
+_EXAMPLES = (
+    "segment probe --images photos/ --masks masks/ --out segmenter/",
+    "segment predict --model segmenter/ --images new/ --out predicted/",
+)
+_batch_option = click.option("--batch-size", type=int, default=32, show_default=True, help="Images a pass.")
+
+
+@click.group(epilog=epilog(*_EXAMPLES))
+def segment_command() -> None:
+    """Learn the class of each pixel from a few dozen masks, and predict masks."""
+
+
+@segment_command.command(epilog=epilog(_EXAMPLES[0]))
+@images_option()
+@click.option("--masks", type=PATH_TYPE, required=True, help="Folder of PNGs of class numbers (palette or grey), one an image,"
+              " by its path or name.")  # fmt: skip
+@out_option("Folder to write: results, page, segmenter, features.")
+@click.option("--classes", type=PATH_TYPE, metavar="FILE", help='Names: a line each from class 0, a JSON list, or a JSON object'
+              ' {"0": "name"}.  [default: the numbers in masks]')  # fmt: skip
+@click.option("--ignore", type=int, metavar="N", help="Number of pixels without a class, such as 255.")
+@click.option("--test-images", type=ImageInput(), help="Images to test on.  [default: a fifth of the images]")
+@click.option("--test-masks", type=PATH_TYPE, help="Their masks.")
+@click.option("--protocol", type=click.Choice(["logreg", "knn"]), default="logreg", show_default=True,
+              help="logreg: a linear map; knn: votes of the nearest positions.")  # fmt: skip
+@click.option("--stride", type=int, default=4, show_default=True, metavar="PIXELS",
+              help="Of the network's input, between positions that get a class.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@model_option("densefeat_densenet121")
+@weights_option
+@image_size_option
+@pixel_options
+@device_option
+@_batch_option
+@threads_option
+def probe(**options: Any) -> None:
+    """Find which block's features tell the classes of pixels: fit heads on positions of annotated images.
+
+    A head for each block, for the best blocks together, and for all: selected on validation images, reported on test images as
+    mean IoU. OUT gets results.json, index.html and segmenter.safetensors. After an interruption the same command resumes.
+    """
+    probed = segmentation.probe_masks(**options)
+    results = probed.results
+    for note in results["notes"]:
+        print_note(note)
+    if probed.failures:
+        print_note(f"{probed.failures:,} images could not be read: see failures.parquet in {probed.path / 'features'}")
+    table = segmentation.segment_table(results)
+    print_table(table.headings, table.rows, right=table.headings[1:], bold=table.bold_rows)
+    print_line()
+    table = segmentation.class_table(results)
+    print_table(table.headings, table.rows[:_MAX_CLASSES], right=table.headings[1:])
+    if (more := len(table.rows) - _MAX_CLASSES) > 0:
+        print_line(f"… {more} more in results.json")
+    print_line()
+    counts = ", ".join(f"{count:,} {part}" for part, count in results["images"].items())
+    print_line(f"best: {results['best']} (by the validation images); images: {counts}; brackets: 95 % intervals")
+    print_line(f"{'already there' if probed.done_before else 'wrote'}: {probed.path / 'index.html'}", err=True)
+
+
+@segment_command.command(epilog=epilog(_EXAMPLES[1]))
+@click.option("--model", type=PATH_TYPE, required=True, help="Folder of densefeat segment probe, or its segmenter.safetensors.")
+@images_option()
+@out_option("Folder to write: masks, overlays, shares.csv, and all scores.")
+@weights_option
+@device_option
+@_batch_option
+@threads_option
+@overwrite_option
+@follow_links_option
+def predict(model: Path, **options: Any) -> None:
+    """Predict the class of every pixel: a PNG with a palette for each image, and one laid over it.
+
+    An image that cannot be read has an entry in OUT/logits/failures.parquet instead. After an interruption the same command
+    resumes.
+    """
+    result = segmentation.predict_masks(model, **options)
+    if not result.rows:
+        raise click.ClickException(f"none of {result.failures} images could be read: see {result.failures_path}")
+    rows = sorted(result.shares.items(), key=lambda pair: -pair[1])
+    print_table(
+        ["class", "pixels, %"], [[name, f"{100 * share:.2f}"] for name, share in rows[:_MAX_CLASSES]], right=["pixels, %"]
+    )
+    for failure in store.open_store(result.path / "logits").failures[:_MAX_FAILURES]:
+        print_line(f"not read: {failure.path}: {failure.reason}", err=True)
+    for name, reason in list(result.undrawn.items())[:_MAX_FAILURES]:
+        print_line(f"not drawn: {name}: {reason}", err=True)
+    failures = f", {result.failures} failures ({result.failures_path})" if result.failures else ""
+    print_line(f"wrote {result.path / 'masks'}, {result.path / 'overlays'}, {result.table}: {result.rows} rows{failures}")

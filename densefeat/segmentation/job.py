@@ -1,0 +1,262 @@
+"""The job of ``densefeat segment probe``: from images and masks to heads on every block's positions, and the report on them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densefeat.base import (
+    add_checksum,
+    atomic_file,
+    check_checksum,
+    check_output_name,
+    has_kind,
+    output_errors,
+    parse_json,
+    recognize_none,
+    refuse_links,
+    refuse_stranger,
+)
+from densefeat.errors import UsageError, WeightsError
+from densefeat.extraction import ColumnsNet, extract
+from densefeat.features import FeatureExtractor
+from densefeat.images import PixelRule, Preprocessing, open_source, printable_keys
+from densefeat.labels import PARTS, TEST, split_sha256
+from densefeat.probing import to_json
+from densefeat.segmentation.data import Annotation, DenseData, assign_parts, join_stores, read_annotations
+from densefeat.segmentation.fitting import PROTOCOLS, DenseCandidate, PositionSample, fit_all
+from densefeat.segmentation.grid_net import BlockGrid, GridNet, find_shape, plan_grids
+from densefeat.segmentation.masks import MaskFiles, find_masks, read_names
+from densefeat.segmentation.page import PAGE, write_page
+from densefeat.segmentation.segmenter import FILE, Segmenter, is_segmenter_file, load_segmenter, save_segmenter
+from densefeat.store import Store, open_store
+from densefeat.version import __version__
+
+_RESULTS, _FEATURES, _TEST_FEATURES = "results.json", "features", "test-features"
+_KIND = "densefeat segment probe"
+_FILES = (_RESULTS, PAGE, FILE)
+_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A finished probe of positions. ``results``: the content of ``results.json`` in ``path``; ``failures``: unread images."""
+
+    path: Path
+    results: dict[str, Any]
+    failures: int
+    done_before: bool = False
+
+
+def probe_masks(
+    images: str | Path,
+    masks: str | Path,
+    out: str | Path,
+    *,
+    classes: str | Path | None = None,
+    ignore: int | None = None,
+    test_images: str | Path | None = None,
+    test_masks: str | Path | None = None,
+    protocol: str = "logreg",
+    stride: int = _STRIDE,
+    seed: int = 0,
+    model: str = "densefeat_densenet121",
+    weights: str | Path | None = None,
+    image_size: int | None = None,
+    pixels: PixelRule | None = None,
+    device: str = "auto",
+    batch_size: int | str = 32,
+    workers: int | None = None,
+) -> Segmented:
+    """Fit heads that tell the class of each position of images, on every block alone and together, and measure their masks.
+
+    The same call resumes after an interruption. Heads and settings are selected on validation images; test images report.
+
+    Args:
+        images: As in :func:`densefeat.extract`; all of each is seen, stretched to a square.
+        masks: A folder with a PNG of class numbers for each annotated image, by the image's relative path or name.
+        out: The folder to write. If it holds the finished results of the same call, nothing is done.
+        classes: A file of names, see :func:`densefeat.segmentation.masks.read_names`; None: the numbers that occur.
+        ignore: The number of pixels that have no class, such as 255.
+        test_images, test_masks: To test on; None: 20 % of the images.
+        protocol: ``"logreg"``, a linear map of each position's features; or ``"knn"``, votes of the nearest positions.
+        stride: Pixels of the network's input between positions.
+        seed: For the split, the sample of positions, and the intervals.
+        model, weights, image_size, pixels, device, batch_size, workers: As in :func:`densefeat.extract`.
+
+    Raises:
+        UsageError: No masks for the images; masks in colours, of other sizes or with other numbers; or ``out`` holds something
+            else. Errors of :func:`densefeat.extract`.
+    """
+    out = Path(out)
+    _check_arguments(out, protocol, ignore, test_images, test_masks)
+    extractor = FeatureExtractor(
+        model, pool="none", weights=weights, device=device, image_size=image_size, pixels=pixels, decoder="torchvision"
+    )
+    extractor.preprocessing = extractor.preprocessing.see_whole()
+    grids = plan_grids(extractor, stride)
+    shape = find_shape(grids, extractor.preprocessing.size)
+    names = None if classes is None else read_names(Path(classes))
+    places = [(images, masks)] + ([] if test_images is None else [(test_images, str(test_masks))])
+    found = [_find_masks(*place) for place in places]
+    table, annotations, masks_sha256, notes = read_annotations([each.by_key for each in found], names, ignore, shape)
+    notes = [note for each in found for note in each.notes] + notes
+
+    settings = {"device": device, "batch_size": batch_size, "workers": workers}
+    stores = _extract_stores([place for place, _ in places], out, extractor, grids, settings)
+    unread = sum(len(store.failures) for store in stores)
+    annotations, more = assign_parts(join_stores(annotations, stores), len(table.names), seed)
+    notes += more + _note_absent(annotations, table.names)
+    data = DenseData(stores, annotations, table, {grid.column: grid.channels for grid in grids}, shape, seed)
+    request = {
+        "kind": _KIND,
+        "protocol": protocol,
+        "stride": stride,
+        "seed": seed,
+        "classes": {str(value): name for value, name in zip(table.values, table.names, strict=True)},
+        "ignored": ignore,
+        "masks_sha256": masks_sha256,
+        "split_sha256": split_sha256([each.key for each in annotations], _list_parts(annotations)),
+        "provenance": _describe_features(extractor, stores[0]),
+    }
+    if (results := _read_finished(out, to_json(request))) is not None:
+        return Segmented(out, results, unread, done_before=True)
+    best, reports, sample = fit_all(protocol, data)
+    results = to_json(request | _summarize(data, best, reports, sample, notes))
+    return Segmented(out, _write(out, data, best, grids, results, [place for place, _ in places]), unread)
+
+
+def _check_arguments(
+    out: Path, protocol: str, ignore: int | None, test_images: str | Path | None, test_masks: str | Path | None
+) -> None:
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+    if (test_images is None) != (test_masks is None):
+        raise UsageError("test images and test masks: give both, or none")
+    if ignore is not None and not 0 <= ignore < 2**16:
+        raise UsageError(f"number {ignore} to ignore: masks have 0 to 65535")
+    check_output_name(out)
+    _check_folder(out)
+
+
+def _check_folder(out: Path) -> None:
+    """Raise UsageError if a folder holds anything but a segment probe, finished or not; OutputError if it cannot be made."""
+    with output_errors(out):
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"output {str(out)!r} is a file: choose a folder")
+        entries = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".") if out.exists() else []
+    if others := [name for name in entries if name not in (*_FILES, _FEATURES, _TEST_FEATURES)]:
+        raise UsageError(
+            f"output {str(out)!r} holds something other than a segment probe ({others[0]!r}): choose another --out"
+        )
+    refuse_links([out / _FEATURES, out / _TEST_FEATURES])
+    begun = is_segmenter_file(out / FILE) or has_kind(_KIND)(out / _RESULTS)
+    for name in _FILES:
+        refuse_stranger(out / name, None if begun else recognize_none)
+
+
+def _find_masks(images: str | Path, masks: str | Path) -> MaskFiles:
+    return find_masks(printable_keys(open_source(images).keys()).to_pylist(), Path(masks))
+
+
+def _extract_stores(
+    images: Sequence[str | Path], out: Path, extractor: FeatureExtractor, grids: Sequence[BlockGrid], settings: dict[str, Any]
+) -> list[Store]:
+    """Extract the blocks' maps to stores in ``out``, unless that is done already. Test images are converted as the first."""
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    network, channels = GridNet(extractor, grids), {grid.column: grid.channels for grid in grids}
+    stores: list[Store] = []
+    for place, name in zip(images, (_FEATURES, _TEST_FEATURES), strict=False):
+        if stores:
+            extractor.preprocessing = Preprocessing.from_json(stores[0].provenance["preprocessing"], str(stores[0].path))
+        net = ColumnsNet(str(extractor.provenance["model"]), network, channels, extractor.preprocessing)
+        extract(place, out / name, net, pool="none", dtype="float16", decoder=extractor.decoder, **settings)
+        stores.append(open_store(out / name))
+    return stores
+
+
+def _describe_features(extractor: FeatureExtractor, store: Store) -> dict[str, Any]:
+    """Return what :func:`densefeat.search.rebuild_extractor` needs to make the same maps, before they become grids."""
+    weights = extractor.provenance["weights"] | {"sha256": extractor.weights_sha256}
+    return {
+        "densefeat": __version__,
+        **extractor.provenance,
+        "weights": weights,
+        "images": store.provenance["images"],
+        "preprocessing": store.provenance["preprocessing"],
+        "decoder": extractor.decoder,
+        "blocks": [tap.name for tap in extractor.taps],
+        "tap": extractor.tap,
+        "pool": ["none"],
+        "precision": extractor.precision,
+    }
+
+
+def _note_absent(annotations: Sequence[Annotation], names: Sequence[str]) -> list[str]:
+    """Say which classes are no position of any image to learn from."""
+    present = {int(code) for each in annotations if each.part != TEST for code in set(each.labels.ravel().tolist())}
+    absent = [name for code, name in enumerate(names) if code not in present]
+    return [f"no position to learn from has the class {', '.join(map(repr, absent))}"] if absent else []
+
+
+def _list_parts(annotations: Sequence[Annotation]) -> Any:
+    import numpy as np
+
+    return np.array([each.part for each in annotations], np.int8)
+
+
+def _summarize(
+    data: DenseData, best: DenseCandidate, reports: list[dict[str, Any]], sample: PositionSample, notes: list[str]
+) -> dict[str, Any]:
+    return {
+        "images": {name: len(data.select(part)) for part, name in enumerate(PARTS)},
+        "positions": {"train": sample.train, "val": len(sample.targets) - sample.train, "grid": data.shape},
+        "notes": notes,
+        "candidates": reports,
+        "best": best.name,
+    }
+
+
+def _write(
+    out: Path,
+    data: DenseData,
+    best: DenseCandidate,
+    grids: Sequence[BlockGrid],
+    results: dict[str, Any],
+    images: Sequence[str | Path],
+) -> dict[str, Any]:
+    """Write all files, each atomically and ``results.json`` last; return the content of that."""
+    results = add_checksum(results)
+    report = next(report for report in results["candidates"] if report["name"] == best.name)
+    told = {name: results[name] for name in ("protocol", "seed", "split_sha256", "images")} | report
+    own = tuple(grid for grid in grids if grid.column in best.columns)
+    segmenter = Segmenter(
+        data.table.values, data.table.names, own, best.fit.head, best.fit.log_prior, results["provenance"], told
+    )
+    save_segmenter(out / FILE, segmenter)
+    write_page(out / PAGE, data, best, results, images)
+    with atomic_file(out / _RESULTS) as beside:
+        beside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
+    return results
+
+
+def _read_finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the results in ``out`` if it holds all files of the same request; None if some are missing or damaged.
+
+    Raises UsageError for those of another request, WeightsError for damaged results.
+    """
+    if not (out / _RESULTS).exists():
+        return None
+    results = parse_json((out / _RESULTS).read_text(encoding="utf-8"))
+    check_checksum(results, f"results {str(out / _RESULTS)!r}")
+    if differing := [name for name, value in request.items() if results.get(name) != value]:
+        raise UsageError(
+            f"output {str(out)!r} holds another segment probe ({', '.join(differing)} differ): choose another --out"
+        )
+    try:
+        load_segmenter(out / FILE)
+    except WeightsError:
+        return None
+    return results if (out / PAGE).exists() else None

@@ -1,0 +1,161 @@
+"""The report of a segment probe as one HTML page, and its tables as text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+from PIL import Image
+
+from densefeat.base import Chart, ImageCard, Section, Table, check_target, printable, render_page, save_page, shorten_text
+from densefeat.errors import DensefeatError
+from densefeat.labels import TEST
+from densefeat.overlay import lay_classes, make_palette, view_whole
+from densefeat.segmentation.data import Annotation, DenseData
+from densefeat.segmentation.fitting import DenseCandidate
+from densefeat.segmentation.grid_net import add_prior, choose_classes, score_positions
+from densefeat.segmentation.masks import IGNORED
+from densefeat.segmentation.scores import compute_mean_iou
+from densefeat.store import ImageEntry, encode_thumbnail, read_entries, read_pictures
+
+PAGE = "index.html"
+_IMAGES = 24  # of the test images, with two pictures each
+_EDGE = 320  # pixels
+_LINE = 22  # pixels of the legend
+
+
+def segment_table(results: dict[str, Any]) -> Table:
+    """List for each candidate its features, settings, and mean IoU of validation and test images with an interval."""
+    candidates = results["candidates"]
+    rows = [
+        [
+            candidate["name"],
+            f"{candidate['features']:,}",
+            ", ".join(f"{name} {value:.3g}" for name, value in candidate["chosen"].items()),
+            _format_share(candidate["val"]["mean_iou"]),
+            _format_interval(candidate["test"]["mean_iou"], candidate["intervals"]["mean_iou"]),
+            _format_interval(candidate["test"]["pixel_accuracy"], candidate["intervals"]["pixel_accuracy"]),
+        ]
+        for candidate in candidates
+    ]
+    best = [number for number, candidate in enumerate(candidates) if candidate["name"] == results["best"]]
+    headings = ["candidate", "features", "setting", "val mean IoU, %", "mean IoU, %", "pixels right, %"]
+    return Table(headings, rows, bold_rows=best)
+
+
+def class_table(results: dict[str, Any]) -> Table:
+    """List each class's number in masks, and its IoU on the test images, by the best candidate, with an interval."""
+    best = next(candidate for candidate in results["candidates"] if candidate["name"] == results["best"])
+    rows = [
+        [name, value, _format_interval(iou, ends)]
+        for (value, name), iou, ends in zip(
+            results["classes"].items(), best["test"]["iou"], best["intervals"]["iou"], strict=True
+        )
+    ]
+    return Table(["class", "number", "IoU, %"], rows)
+
+
+def _format_share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _format_interval(value: float | None, ends: Sequence[float] | None) -> str:
+    if value is None or ends is None:
+        return _format_share(value)
+    return f"{_format_share(value)} ({_format_share(ends[0])}–{_format_share(ends[1])})"
+
+
+def write_page(
+    path: Path, data: DenseData, best: DenseCandidate, results: dict[str, Any], images: Sequence[str | Path]
+) -> None:  # fmt: skip
+    """Write the report, atomically. ``images``: where those of each store are. Raises OutputError if it cannot be written."""
+    check_target(path)
+    cards, problem = _show_worst(data, best, images)
+    counts = ", ".join(f"{count:,} {part}" for part, count in results["images"].items())
+    notes = [
+        f"{results['protocol']}, seed {results['seed']}; images: {counts}; split {results['split_sha256'][:12]}",
+        "Blocks and settings were chosen on the validation images alone; brackets are 95 % bootstrap intervals over the test"
+        " images. IoU is measured at the images' own resolution.",
+        *results["notes"],
+        *([f"Images could not be shown: {problem}"] if problem else []),
+    ]
+    sections = [
+        Section("Candidates", [segment_table(results)]),
+        Section(f"Classes, by {best.name}", [class_table(results), _draw_legend(data.table.names)]),
+        Section("Test images with the lowest mean IoU: the masks, and what is predicted", cards),
+    ]
+    title = f"Segment probe of {results['provenance'].get('model', 'features')}: {best.name}"
+    save_page(path, render_page(title, notes, sections), is_ours=None)
+
+
+def _draw_legend(names: Sequence[str]) -> Chart:
+    lines = [
+        f'<rect x="0" y="{_LINE * number + 3}" width="16" height="16" stroke="#666" fill="{_name_colour(number, colour)}"/>'
+        f'<text x="24" y="{_LINE * number + 16}">{escape(shorten_text(printable(name)))}</text>'
+        for number, (name, colour) in enumerate(zip(names, make_palette(len(names)).tolist(), strict=True))
+    ]
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="220" height="{_LINE * len(names)}"'
+    svg += f' font-family="system-ui, sans-serif" font-size="14">{"".join(lines)}</svg>'
+    return Chart("Colours", svg.encode(), "The colour of each class")
+
+
+def _name_colour(number: int, colour: Sequence[int]) -> str:
+    """Name the colour of a class; pixels of the first are left as they are."""
+    return "#{:02x}{:02x}{:02x}".format(*colour) if number else "none"
+
+
+def _show_worst(
+    data: DenseData, best: DenseCandidate, images: Sequence[str | Path]
+) -> tuple[list[ImageCard], str | None]:  # fmt: skip
+    """Make two cards for each of the worst test images, and say why images are missing, or None."""
+    tested = data.select(TEST)
+    ratings = compute_mean_iou(best.counts)
+    order = [int(place) for place in np.argsort(ratings, kind="stable") if not np.isnan(ratings[place])][:_IMAGES]
+    chosen = {(tested[place].source, tested[place].row): place for place in order}
+    scores = {
+        chosen[each.source, each.row]: add_prior(
+            best.fit.head, score_positions(best.fit.head, maps, data.shape), best.fit.log_prior
+        )
+        for each, maps in data.read_maps(TEST, best.columns)
+        if (each.source, each.row) in chosen
+    }
+    pictures: dict[int, Image.Image] = {}
+    problem = None
+    for source, store in enumerate(data.stores):
+        rows = np.array([tested[place].row for place in order if tested[place].source == source], np.int64)
+        try:
+            entries = {entry: row for row, entry in read_entries(store, rows).items()}
+            for entry, picture in read_pictures(store.provenance, entries, images[source], _view):
+                if picture is not None:
+                    pictures[chosen[source, entries[entry]]] = picture
+        except DensefeatError as error:
+            problem = str(error)
+    cards = [
+        card for place in order for card in _make_cards(data, tested[place], ratings[place], scores[place], pictures.get(place))
+    ]
+    return cards, problem
+
+
+def _view(item: Any) -> Image.Image | None:
+    """Return a small picture; None if the image cannot be decoded: the page shows the others."""
+    try:
+        return view_whole(item, _EDGE)
+    except DensefeatError:
+        return None
+
+
+def _make_cards(
+    data: DenseData, each: Annotation, rating: float, scores: np.ndarray, picture: Image.Image | None
+) -> list[ImageCard]:
+    entry = ImageEntry(each.key)
+    titles = ("mask", f"predicted, {_format_share(float(rating))} %")
+    if picture is None:
+        return [ImageCard(title, entry.path) for title in titles]
+    truth = Image.fromarray(each.read(data.table)).resize(picture.size, Image.Resampling.NEAREST)
+    masks = (np.asarray(truth), choose_classes(scores, picture.height, picture.width))
+    palette = make_palette(IGNORED + 1)
+    drawn = [lay_classes(picture, np.where(mask == IGNORED, 0, mask), palette) for mask in masks]
+    return [
+        ImageCard(title, entry.path, picture=encode_thumbnail(image, _EDGE)) for title, image in zip(titles, drawn, strict=True)
+    ]

@@ -1,0 +1,76 @@
+"""Intersection over union, with intervals over images."""
+
+from typing import Any
+
+import numpy as np
+
+from densefeat.segmentation.masks import IGNORED
+
+_RESAMPLES = 1000
+_PERCENTILES = (2.5, 97.5)
+
+
+def count_overlaps(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """Count the pixels of each class in both masks, in the prediction and in the truth, int64 ``(3, classes)``.
+
+    ``predicted``, ``truth``: uint8 ``(H, W)``; pixels whose truth is IGNORED do not count.
+    """
+    known = truth != IGNORED
+    predicted, truth = predicted[known], truth[known]
+    both = predicted[predicted == truth]
+    return np.stack([np.bincount(values, minlength=classes) for values in (both, predicted, truth)])
+
+
+def compute_iou(counts: np.ndarray) -> np.ndarray:
+    """Compute the intersection over union of each class, float64 ``(…, classes)``; NaN for one that is in neither mask.
+
+    ``counts``: of :func:`count_overlaps`, summed over images, ``(…, 3, classes)``.
+    """
+    both, predicted, truth = np.moveaxis(counts.astype(np.float64), -2, 0)
+    union = predicted + truth - both
+    return np.divide(both, union, out=np.full_like(both, np.nan), where=union > 0)
+
+
+def compute_mean_iou(counts: np.ndarray) -> np.ndarray:
+    """Average :func:`compute_iou` over the classes that are defined, float64 ``(…)``; NaN where none is."""
+    values = compute_iou(counts)
+    defined = ~np.isnan(values)
+    total = np.where(defined, values, 0).sum(-1)
+    return np.divide(total, defined.sum(-1), out=np.full_like(total, np.nan), where=defined.any(-1))
+
+
+def _measure_all(counts: np.ndarray) -> dict[str, np.ndarray]:
+    truth = counts[..., 2, :].sum(-1).astype(np.float64)
+    accuracy = np.divide(counts[..., 0, :].sum(-1), truth, out=np.full_like(truth, np.nan), where=truth > 0)
+    return {"mean_iou": compute_mean_iou(counts), "iou": compute_iou(counts), "pixel_accuracy": accuracy}
+
+
+def measure(counts: np.ndarray, seed: int) -> dict[str, Any]:
+    """Measure predictions of n images: ``mean_iou``, ``iou`` of each class and ``pixel_accuracy``, over all their pixels.
+
+    ``counts``: int64 ``(n, 3, classes)``, of each image. Returns the ``values`` and ``intervals``: 2.5 and 97.5 % of 1000
+    resamples of the images, drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section
+    13.3); the pixels of an image are alike, and are not drawn by themselves. A class that is absent from a resample is left out
+    of it. None stands for what is undefined.
+    """
+    generator = np.random.default_rng(seed)
+    flat = counts.reshape(len(counts), -1)
+    resamples = np.empty((_RESAMPLES, flat.shape[1]), np.int64)
+    for number in range(_RESAMPLES):
+        resamples[number] = np.bincount(generator.integers(0, len(flat), len(flat)), minlength=len(flat)) @ flat
+    values = _measure_all(counts.sum(0))
+    spread = _measure_all(resamples.reshape(_RESAMPLES, *counts.shape[1:]))
+    intervals = {name: _find_ends(each) for name, each in spread.items()}
+    return {"values": {name: _to_list(each) for name, each in values.items()}, "intervals": intervals}
+
+
+def _find_ends(values: np.ndarray) -> Any:
+    """Return the ends of an interval, or of one for each column; None where all are NaN."""
+    if values.ndim == 2:
+        return [_find_ends(column) for column in values.T]
+    defined = values[~np.isnan(values)]
+    return [float(end) for end in np.percentile(defined, _PERCENTILES)] if len(defined) else None
+
+
+def _to_list(values: np.ndarray) -> Any:
+    return [_to_list(each) for each in values] if values.ndim else None if np.isnan(values) else float(values)
