@@ -79,7 +79,7 @@ def read_annotations(
 
 
 def join_stores(annotations: Sequence[Annotation], stores: Sequence[Store]) -> list[Annotation]:
-    """Find the rows of annotated images, and put them in this order; one that could not be read has none, and is left out.
+    """Find the rows of annotated images; one that could not be read has none, and is left out.
 
     Raises UsageError for a mask that is not as large as its image.
     """
@@ -98,17 +98,19 @@ def join_stores(annotations: Sequence[Annotation], stores: Sequence[Store]) -> l
                 f" {size[0]}×{size[1]} (upright): they must be of one size"
             )
         joined.append(replace(each, row=row))
-    return sorted(joined, key=lambda each: (each.source, each.row))
+    return joined
 
 
 def assign_parts(annotations: Sequence[Annotation], classes: int, seed: int) -> tuple[list[Annotation], list[str]]:
     """Assign each image to a part: by the second source, by folders called train, val and test, or drawn.
 
+    Returns them in the order of sources and rows; what is drawn depends on keys and masks alone.
     Drawn: 20 % of the images are for testing and a quarter of the others for validation, so that each class is on all sides
     where enough images have it. Raises UsageError for too few images.
     """
     if len(annotations) < 3:
         raise UsageError(f"{len(annotations)} annotated images cannot be split into {', '.join(PARTS)}: give at least 3")
+    annotations = sorted(annotations, key=lambda each: (each.source, each.key))
     presence = np.stack([count_classes([each.labels], classes) > 0 for each in annotations])
     targets = Targets("multi", tuple(map(str, range(classes))), presence)
     parts = np.where([each.source == 1 for each in annotations], TEST, TRAIN).astype(np.int8)
@@ -127,7 +129,8 @@ def assign_parts(annotations: Sequence[Annotation], classes: int, seed: int) -> 
         if len(rest) < 2:
             raise UsageError(f"{len(rest)} annotated images to learn from: give at least 2")
         parts[rest[hold_out(targets.take(rest), _VAL_SHARE, seed + 1)]] = VAL
-    return [replace(each, part=int(part)) for each, part in zip(annotations, parts, strict=True)], notes
+    assigned = [replace(each, part=int(part)) for each, part in zip(annotations, parts, strict=True)]
+    return sorted(assigned, key=lambda each: (each.source, each.row)), notes
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,8 @@ def read_sample(data: DenseData) -> PositionSample:
 def _compare_shares(natural: np.ndarray, labels: np.ndarray) -> np.ndarray:
     sampled = np.bincount(labels, minlength=len(natural))
     both = (natural > 0) & (sampled > 0)
-    shares = [counts / max(1, counts.sum()) for counts in (natural, sampled)]
-    return np.log(np.divide(*shares, out=np.ones(len(natural)), where=both)).astype(np.float32)
+    ratio = np.divide(natural / max(1, natural.sum()), sampled / max(1, sampled.sum()), out=np.ones(len(natural)), where=both)
+    return np.log(ratio).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -6,22 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from densefeat.base import (
     add_checksum,
     atomic_file,
     check_checksum,
     check_output_name,
+    has_header,
     has_kind,
     output_errors,
     parse_json,
     recognize_none,
     refuse_links,
     refuse_stranger,
+    write_csv,
 )
 from densefeat.errors import UsageError, WeightsError
 from densefeat.extraction import ColumnsNet, extract
 from densefeat.features import FeatureExtractor
-from densefeat.images import PixelRule, Preprocessing, open_source, printable_keys
+from densefeat.images import PixelRule, Preprocessing, is_image_folder, open_source, printable_keys
 from densefeat.labels import PARTS, TEST, split_sha256
 from densefeat.probing import to_json
 from densefeat.segmentation.data import Annotation, DenseData, assign_parts, join_stores, read_annotations
@@ -104,7 +108,7 @@ def probe_masks(
     notes = [note for each in found for note in each.notes] + notes
 
     settings = {"device": device, "batch_size": batch_size, "workers": workers}
-    stores = _extract_stores([place for place, _ in places], out, extractor, grids, settings)
+    stores = _extract_stores([place for place, _ in places], found, out, extractor, grids, settings)
     unread = sum(len(store.failures) for store in stores)
     annotations, more = assign_parts(join_stores(annotations, stores), len(table.names), seed)
     notes += more + _note_absent(annotations, table.names)
@@ -161,20 +165,43 @@ def _find_masks(images: str | Path, masks: str | Path) -> MaskFiles:
 
 
 def _extract_stores(
-    images: Sequence[str | Path], out: Path, extractor: FeatureExtractor, grids: Sequence[BlockGrid], settings: dict[str, Any]
+    images: Sequence[str | Path],
+    masks: Sequence[MaskFiles],
+    out: Path,
+    extractor: FeatureExtractor,
+    grids: Sequence[BlockGrid],
+    settings: dict[str, Any],
 ) -> list[Store]:
-    """Extract the blocks' maps to stores in ``out``, unless that is done already. Test images are converted as the first."""
+    """Extract the blocks' maps to stores in ``out``, but for what is done already. Test images are converted as the first."""
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     network, channels = GridNet(extractor, grids), {grid.column: grid.channels for grid in grids}
     stores: list[Store] = []
-    for place, name in zip(images, (_FEATURES, _TEST_FEATURES), strict=False):
+    for place, found, name in zip(images, masks, (_FEATURES, _TEST_FEATURES), strict=False):
         if stores:
             extractor.preprocessing = Preprocessing.from_json(stores[0].provenance["preprocessing"], str(stores[0].path))
         net = ColumnsNet(str(extractor.provenance["model"]), network, channels, extractor.preprocessing)
-        extract(place, out / name, net, pool="none", dtype="float16", decoder=extractor.decoder, **settings)
+        source, base = _list_annotated(place, found, out / f".{name}.csv")
+        decoder = extractor.decoder
+        extract(source, out / name, net, pool="none", dtype="float16", decoder=decoder, base=base, update=True, **settings)
         stores.append(open_store(out / name))
     return stores
+
+
+def _list_annotated(images: str | Path, masks: MaskFiles, path: Path) -> tuple[str | Path, str | Path | None]:
+    """Write a list of those images in a folder that have masks; return what to extract, and its base.
+
+    Masks may be added later: the same command then extracts their images, too.
+    """
+    if masks.whole or not is_image_folder(images):
+        return images, None
+    with (
+        atomic_file(path, has_header(["path"])) as beside,
+        output_errors(path),
+        open(beside, "w", encoding="utf-8", newline="") as file,
+    ):
+        write_csv(file, ["path"], ((key,) for key in masks.by_key), repr(str(path)))
+    return path, images
 
 
 def _describe_features(extractor: FeatureExtractor, store: Store) -> dict[str, Any]:
@@ -201,9 +228,7 @@ def _note_absent(annotations: Sequence[Annotation], names: Sequence[str]) -> lis
     return [f"no position to learn from has the class {', '.join(map(repr, absent))}"] if absent else []
 
 
-def _list_parts(annotations: Sequence[Annotation]) -> Any:
-    import numpy as np
-
+def _list_parts(annotations: Sequence[Annotation]) -> np.ndarray:
     return np.array([each.part for each in annotations], np.int8)
 
 

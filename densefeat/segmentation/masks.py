@@ -55,9 +55,13 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """Masks by the keys of their images, and what people should know about those that have no partner."""
+    """Masks by the keys of their images, and what people should know about those that have no partner.
+
+    ``whole``: every image has a mask.
+    """
 
     by_key: dict[str, Path]
+    whole: bool
     notes: list[str] = field(default_factory=list)
 
 
@@ -133,7 +137,7 @@ def find_masks(keys: Sequence[str], folder: Path) -> MaskFiles:
     notes = [f"{len(lone):,} of {len(keys):,} images have no mask and are left out, {lone[0]!r} first"] if lone else []
     notes += [f"{len(spare):,} masks have no image, {str(spare[0])!r} first"] if spare else []
     by_key = {images[stem][0]: masks[stem][0] for stem in common}
-    return MaskFiles({key: by_key[key] for key in keys if key in by_key}, notes)
+    return MaskFiles({key: by_key[key] for key in keys if key in by_key}, not lone, notes)
 
 
 def _index(paths: Mapping[str, str | Path], whole: bool) -> dict[str, list]:

@@ -17,7 +17,7 @@ from densefeat.segmentation.fitting import DenseCandidate
 from densefeat.segmentation.grid_net import add_prior, choose_classes, score_positions
 from densefeat.segmentation.masks import IGNORED
 from densefeat.segmentation.scores import compute_mean_iou
-from densefeat.store import ImageEntry, encode_thumbnail, read_entries, read_pictures
+from densefeat.store import encode_thumbnail, read_entries, read_pictures
 
 PAGE = "index.html"
 _IMAGES = 24  # of the test images, with two pictures each
@@ -71,22 +71,23 @@ def write_page(
 ) -> None:  # fmt: skip
     """Write the report, atomically. ``images``: where those of each store are. Raises OutputError if it cannot be written."""
     check_target(path)
-    cards, problem = _show_worst(data, best, images)
+    pictures, problem = _show_worst(data, best, images)
     counts = ", ".join(f"{count:,} {part}" for part, count in results["images"].items())
     notes = [
         f"{results['protocol']}, seed {results['seed']}; images: {counts}; split {results['split_sha256'][:12]}",
         "Blocks and settings were chosen on the validation images alone; brackets are 95 % bootstrap intervals over the test"
         " images. IoU is measured at the images' own resolution.",
+        "Below are the test images with the lowest mean IoU: their masks, and what is predicted.",
         *results["notes"],
         *([f"Images could not be shown: {problem}"] if problem else []),
     ]
     sections = [
         Section("Candidates", [segment_table(results)]),
         Section(f"Classes, by {best.name}", [class_table(results), _draw_legend(data.table.names)]),
-        Section("Test images with the lowest mean IoU: the masks, and what is predicted", cards),
+        *pictures,
     ]
     title = f"Segment probe of {results['provenance'].get('model', 'features')}: {best.name}"
-    save_page(path, render_page(title, notes, sections), is_ours=None)
+    save_page(path, render_page(title, notes, sections, side_by_side=True), is_ours=None)
 
 
 def _draw_legend(names: Sequence[str]) -> Chart:
@@ -107,8 +108,8 @@ def _name_colour(number: int, colour: Sequence[int]) -> str:
 
 def _show_worst(
     data: DenseData, best: DenseCandidate, images: Sequence[str | Path]
-) -> tuple[list[ImageCard], str | None]:  # fmt: skip
-    """Make two cards for each of the worst test images, and say why images are missing, or None."""
+) -> tuple[list[Section], str | None]:  # fmt: skip
+    """Make a section for each of the worst test images, and say why images are missing, or None."""
     tested = data.select(TEST)
     ratings = compute_mean_iou(best.counts)
     order = [int(place) for place in np.argsort(ratings, kind="stable") if not np.isnan(ratings[place])][:_IMAGES]
@@ -131,10 +132,14 @@ def _show_worst(
                     pictures[chosen[source, entries[entry]]] = picture
         except DensefeatError as error:
             problem = str(error)
-    cards = [
-        card for place in order for card in _make_cards(data, tested[place], ratings[place], scores[place], pictures.get(place))
+    sections = [
+        Section(
+            f"{shorten_text(tested[place].key)}: {_format_share(float(ratings[place]))} %",
+            _make_cards(data, tested[place], scores[place], pictures.get(place)),
+        )
+        for place in order
     ]
-    return cards, problem
+    return sections, problem
 
 
 def _view(item: Any) -> Image.Image | None:
@@ -145,17 +150,14 @@ def _view(item: Any) -> Image.Image | None:
         return None
 
 
-def _make_cards(
-    data: DenseData, each: Annotation, rating: float, scores: np.ndarray, picture: Image.Image | None
-) -> list[ImageCard]:
-    entry = ImageEntry(each.key)
-    titles = ("mask", f"predicted, {_format_share(float(rating))} %")
+def _make_cards(data: DenseData, each: Annotation, scores: np.ndarray, picture: Image.Image | None) -> list[ImageCard]:
+    titles = ("mask", "predicted")
     if picture is None:
-        return [ImageCard(title, entry.path) for title in titles]
+        return [ImageCard(title, each.key) for title in titles]
     truth = Image.fromarray(each.read(data.table)).resize(picture.size, Image.Resampling.NEAREST)
     masks = (np.asarray(truth), choose_classes(scores, picture.height, picture.width))
     palette = make_palette(IGNORED + 1)
     drawn = [lay_classes(picture, np.where(mask == IGNORED, 0, mask), palette) for mask in masks]
     return [
-        ImageCard(title, entry.path, picture=encode_thumbnail(image, _EDGE)) for title, image in zip(titles, drawn, strict=True)
+        ImageCard(title, each.key, picture=encode_thumbnail(image, _EDGE)) for title, image in zip(titles, drawn, strict=True)
     ]
