@@ -17,7 +17,9 @@ from densefeat.store import Store
 
 _TEST_SHARE = 0.2  # of all images
 _VAL_SHARE = 0.25  # of the images that are not for testing
-_TRAIN_POSITIONS, _VAL_POSITIONS = 20_000, 5_000
+_MAX_POSITIONS = 50_000  # to fit on
+_SAMPLE_BYTES = 2**28  # of their features, as float32
+_VAL_POSITIONS = 0.25  # as a share of them
 
 
 @dataclass(frozen=True)
@@ -164,5 +166,6 @@ class DenseData:
 
     def draw(self, part: int) -> list[np.ndarray]:
         """Draw positions of a part's images, balanced by class: for each image, in order, positions in its flat grid."""
-        most = _TRAIN_POSITIONS if part == TRAIN else _VAL_POSITIONS
+        most = min(_MAX_POSITIONS, _SAMPLE_BYTES // (4 * sum(self.widths.values())))
+        most = most if part == TRAIN else int(_VAL_POSITIONS * most)
         return draw_positions([each.labels for each in self.select(part)], len(self.table.names), most, self.seed)

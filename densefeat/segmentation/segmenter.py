@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from densefeat.base import atomic_file, save_tensors
-from densefeat.errors import DensefeatError, WeightsError
+from densefeat.errors import WeightsError
 from densefeat.features import FeatureExtractor, GridRule
 from densefeat.nets import file_sha256
 from densefeat.probing import (
@@ -128,9 +128,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
     metadata, tensors = read_record(path, subject, _KEY, _VERSION, _KIND)
     try:
         return _parse_segmenter(metadata, tensors, path)
-    except DensefeatError:
-        raise
-    except Exception as error:
+    except Exception as error:  # what is damaged can raise anything
         raise describe_damage(subject, _KIND, error) from error
 
 

@@ -24,7 +24,7 @@ SIDE, STRIDE = 48, 4
 def probed(tmp_path_factory: pytest.TempPathFactory) -> Segmented:
     folder = tmp_path_factory.mktemp("fits")
     write_textures(folder, 8)
-    return probe_textures(folder, folder / "out")
+    return probe_textures(folder, folder / "out", protocol="logreg")
 
 
 def hook_features(image: Path) -> np.ndarray:
