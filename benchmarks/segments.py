@@ -76,8 +76,8 @@ class Hooked:
 def compare_with_scikit_learn(hooked: Hooked, data: DenseData, c: float, prior: float) -> tuple[dict[str, Any], float]:
     """Fit all blocks' features at the probe's positions, by its C, and measure the masks of the test images."""
     started = time.process_time()
-    sample = read_sample(data)  # for the classes and the shares alone
-    order, labels = data.draw(TRAIN), sample.targets.values[: sample.train]
+    sample = read_sample("logreg", data)  # for the positions, classes and shares alone
+    labels = sample.targets.values[: sample.train]
 
     def embed(each: Annotation) -> np.ndarray:
         with torch.no_grad():
@@ -85,7 +85,7 @@ def compare_with_scikit_learn(hooked: Hooked, data: DenseData, c: float, prior: 
         grids = [functional.interpolate(one, data.shape, mode="bilinear", antialias=True) for one in maps]
         return torch.cat(grids, 1)[0].flatten(1).T.numpy()
 
-    x = np.concatenate([embed(each)[rows] for each, rows in zip(data.select(TRAIN), order, strict=True)])
+    x = np.concatenate([embed(each)[rows] for each, rows in zip(data.select(TRAIN), sample.rows, strict=True)])
     model = LogisticRegression(C=c, tol=1e-5, max_iter=5000).fit(x, labels)
     offset = prior * (sample.log_prior[1] - sample.log_prior[0])
     counts, truths, found = [], [], []

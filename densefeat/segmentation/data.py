@@ -17,9 +17,6 @@ from densefeat.store import Store
 
 _TEST_SHARE = 0.2  # of all images
 _VAL_SHARE = 0.25  # of the images that are not for testing
-_MAX_POSITIONS = 50_000  # to fit on
-_SAMPLE_BYTES = 2**28  # of their features, as float32
-_VAL_POSITIONS = 0.25  # as a share of them
 
 
 @dataclass(frozen=True)
@@ -164,8 +161,6 @@ class DenseData:
                         yield wanted[row], [column[row - first] for column in columns]
                 first += len(batch)
 
-    def draw(self, part: int) -> list[np.ndarray]:
+    def draw(self, part: int, most: int) -> list[np.ndarray]:
         """Draw positions of a part's images, balanced by class: for each image, in order, positions in its flat grid."""
-        most = min(_MAX_POSITIONS, _SAMPLE_BYTES // (4 * sum(self.widths.values())))
-        most = most if part == TRAIN else int(_VAL_POSITIONS * most)
         return draw_positions([each.labels for each in self.select(part)], len(self.table.names), most, self.seed)

@@ -20,7 +20,9 @@ from densefeat.segmentation.grid_net import add_prior, choose_classes, score_pos
 from densefeat.segmentation.positions import count_classes
 from densefeat.segmentation.scores import compute_mean_iou, count_overlaps, measure
 
-PROTOCOLS = ("logreg", "knn")
+PROTOCOLS = {"logreg": 50_000, "knn": 10_000}  # with the most training positions: each votes for every position of an image
+_SAMPLE_BYTES = 2**28  # of features of training positions, as float32
+_VAL_SHARE = 0.25  # validation positions for each training position
 _STRENGTHS = (0.0, 0.5, 1.0)  # of the classes' shares
 
 
@@ -64,20 +66,22 @@ class DenseCandidate:
 class PositionSample:
     """Positions to fit on, the first ``train`` of them for training, the others to choose the setting on.
 
-    ``features``: float16 ``(n, C)`` by column; ``log_prior``: float32 ``(K,)``, the logarithm of each class's share among all
-    training positions over its share in the sample.
+    ``rows``: of each training image, in order, the positions in its flat grid. ``features``: float16 ``(n, C)`` by column;
+    ``log_prior``: float32 ``(K,)``, the logarithm of each class's share among all training positions over that in the sample.
     """
 
+    rows: list[np.ndarray]
     features: dict[str, np.ndarray]
     targets: Targets
     train: int
     log_prior: np.ndarray
 
 
-def read_sample(data: DenseData) -> PositionSample:
+def read_sample(protocol: str, data: DenseData) -> PositionSample:
     """Read the features of drawn positions, at the resolution of the grid. Raises UsageError as fits do."""
     names, classes = list(data.widths), len(data.table.names)
-    drawn = {part: data.draw(part) for part in (TRAIN, VAL)}
+    most = min(PROTOCOLS[protocol], _SAMPLE_BYTES // (4 * sum(data.widths.values())))
+    drawn = {part: data.draw(part, int(share * most)) for part, share in ((TRAIN, 1.0), (VAL, _VAL_SHARE))}
     sizes = {part: sum(map(len, rows)) for part, rows in drawn.items()}
     features = {name: np.empty((sum(sizes.values()), width), np.float16) for name, width in data.widths.items()}
     labels = np.empty(sum(sizes.values()), np.int64)
@@ -92,7 +96,7 @@ def read_sample(data: DenseData) -> PositionSample:
                 advance(1)
     targets = Targets("single", data.table.names, labels)
     natural = count_classes([each.labels for each in data.select(TRAIN)], classes)
-    return PositionSample(features, targets, sizes[TRAIN], _compare_shares(natural, labels[: sizes[TRAIN]]))
+    return PositionSample(drawn[TRAIN], features, targets, sizes[TRAIN], _compare_shares(natural, labels[: sizes[TRAIN]]))
 
 
 def _compare_shares(natural: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -172,7 +176,7 @@ def select_candidate(candidates: Iterable[DenseCandidate], seed: int) -> tuple[D
 
 def fit_all(protocol: str, data: DenseData) -> tuple[DenseCandidate, list[dict[str, Any]], PositionSample]:
     """Fit, choose and measure every candidate on annotated images."""
-    sample = read_sample(data)
+    sample = read_sample(protocol, data)
     with progress_bar("fitting", count_settings(protocol, len(data.widths)), "settings") as advance:
         fitter = DenseFitter(protocol, data, sample, advance)
         return *select_candidate(fit_candidates(fitter), data.seed), sample
