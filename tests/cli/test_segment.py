@@ -1,0 +1,57 @@
+"""``densefeat segment``: what it prints, and its exit codes."""
+
+from pathlib import Path
+
+import pytest
+
+from support.commands import run_command
+from support.segments import write_textures
+from support.tiny_net import TINY, write_tiny_weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("segment")
+    write_textures(folder, 6)
+    write_tiny_weights(folder)
+    (folder / "names.txt").write_text("noise\nstripes\n")
+    return folder
+
+
+PROBE = f"segment probe --images images --masks masks --out out --classes names.txt --model {TINY} --weights tiny.safetensors"
+
+
+def test_probe_and_predict(folder: Path) -> None:
+    (folder / "masks/0.png").rename(folder / "masks/10.png")
+    command = [*PROBE.split(), "--image-size", "48", "--ignore", "255", "--device", "cpu", "--protocol", "knn"]
+    done = run_command(*command, cwd=folder, check=True)
+    (folder / "masks/10.png").rename(folder / "masks/0.png")
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:2] == ["candidate", "features"]
+    assert any(line.startswith("stripes") for line in lines)
+    assert "(by the validation images); images: 3 train, 1 val, 1 test" in done.stdout
+    assert "1 of 6 images have no mask" in done.stderr
+    assert done.stderr.endswith("wrote: out/index.html\n")
+    done = run_command(
+        "segment", "predict", "--model", "out", "--images", "images", "--out", "o", "--device", "cpu", cwd=folder
+    )
+    assert done.exit_code == 0, done.stderr
+    assert {line.split()[0] for line in done.stdout.splitlines()} == {"class", "noise", "stripes", "wrote"}
+    assert len(list((folder / "o/masks").glob("*.png"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "text"),
+    [
+        (f"{PROBE} --image-size 48", 2, "number 255"),
+        (f"{PROBE} --ignore 255 --test-images images", 2, "give both"),
+        (f"{PROBE} --ignore 70000", 2, "0 to 65535"),
+        (PROBE.replace("--masks masks", "--masks nowhere"), 2, "nowhere"),
+        (PROBE.replace("--images images", "--images nowhere"), 2, "nowhere"),
+        ("segment predict --model images --images images --out p", 1, "no such file; give the folder"),
+    ],
+)
+def test_errors_are_one_line(folder: Path, tmp_path: Path, command: str, code: int, text: str) -> None:
+    done = run_command(*command.replace("--out out", f"--out {tmp_path}/new").split(), cwd=folder)
+    assert (done.exit_code, text in done.stderr) == (code, True), done.stderr
+    assert not (tmp_path / "new").exists()
