@@ -26,7 +26,7 @@ from densefeat.images import Preprocessing
 from densefeat.labels import TEST, TRAIN, VAL
 from densefeat.segmentation import probe_masks
 from densefeat.segmentation.data import Annotation, DenseData, assign_parts, join_stores, read_annotations
-from densefeat.segmentation.fitting import read_sample
+from densefeat.segmentation.fitting import _read_sample
 from densefeat.segmentation.masks import IGNORED, find_masks
 from densefeat.segmentation.scores import count_overlaps, measure
 from densefeat.store import open_store
@@ -76,7 +76,7 @@ class Hooked:
 def compare_with_scikit_learn(hooked: Hooked, data: DenseData, c: float, prior: float) -> tuple[dict[str, Any], float]:
     """Fit all blocks' features at the probe's positions, by its C, and measure the masks of the test images."""
     started = time.process_time()
-    sample = read_sample("logreg", data)  # for the positions, classes and shares alone
+    sample = _read_sample("logreg", data)  # for the positions, classes and shares alone
     labels = sample.targets.values[: sample.train]
 
     def embed(each: Annotation) -> np.ndarray:

@@ -77,7 +77,7 @@ class PositionSample:
     log_prior: np.ndarray
 
 
-def read_sample(protocol: str, data: DenseData) -> PositionSample:
+def _read_sample(protocol: str, data: DenseData) -> PositionSample:
     """Read the features of drawn positions, at the resolution of the grid. Raises UsageError as fits do."""
     names, classes = list(data.widths), len(data.table.names)
     most = min(PROTOCOLS[protocol], _SAMPLE_BYTES // (4 * sum(data.widths.values())))
@@ -159,7 +159,7 @@ class DenseFitter:
         return count_overlaps(predicted, truth, len(self.data.table.names))
 
 
-def select_candidate(candidates: Iterable[DenseCandidate], seed: int) -> tuple[DenseCandidate, list[dict[str, Any]]]:
+def _select_candidate(candidates: Iterable[DenseCandidate], seed: int) -> tuple[DenseCandidate, list[dict[str, Any]]]:
     """Choose the candidate of the highest mean IoU on the validation images, among equals of the fewest features.
 
     Returns it, and the reports on all of them; heads of others are dropped.
@@ -176,7 +176,7 @@ def select_candidate(candidates: Iterable[DenseCandidate], seed: int) -> tuple[D
 
 def fit_all(protocol: str, data: DenseData) -> tuple[DenseCandidate, list[dict[str, Any]], PositionSample]:
     """Fit, choose and measure every candidate on annotated images."""
-    sample = read_sample(protocol, data)
+    sample = _read_sample(protocol, data)
     with progress_bar("fitting", count_settings(protocol, len(data.widths)), "settings") as advance:
         fitter = DenseFitter(protocol, data, sample, advance)
-        return *select_candidate(fit_candidates(fitter), data.seed), sample
+        return *_select_candidate(fit_candidates(fitter), data.seed), sample

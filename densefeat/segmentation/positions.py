@@ -53,13 +53,13 @@ def draw_positions(labels: Sequence[np.ndarray], classes: int, most: int, seed: 
     image = np.repeat(np.arange(len(labels)), [each.size for each in labels])
     first = np.cumsum([0, *(each.size for each in labels)])
     generator = np.random.default_rng(seed)
-    quotas = share_out(count_classes(labels, classes), most)
+    quotas = _share_out(count_classes(labels, classes), most)
     drawn = [generator.permutation(np.flatnonzero(flat == code))[:quota] for code, quota in enumerate(quotas.tolist())]
     rows = np.sort(np.concatenate(drawn))
     return [rows[image[rows] == number] - first[number] for number in range(len(labels))]
 
 
-def share_out(counts: np.ndarray, most: int) -> np.ndarray:
+def _share_out(counts: np.ndarray, most: int) -> np.ndarray:
     """Divide ``most`` among classes as equally as their ``counts`` allow, int64 of the same shape."""
     quotas, left = np.zeros_like(counts), most
     for place, code in enumerate(np.argsort(counts, kind="stable")):

@@ -21,7 +21,7 @@ def count_overlaps(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np
     return np.stack([np.bincount(values, minlength=classes) for values in (both, predicted, truth)])
 
 
-def compute_iou(counts: np.ndarray) -> np.ndarray:
+def _compute_iou(counts: np.ndarray) -> np.ndarray:
     """Compute the intersection over union of each class, float64 ``(…, classes)``; NaN for one that is in neither mask.
 
     ``counts``: of :func:`count_overlaps`, summed over images, ``(…, 3, classes)``.
@@ -32,8 +32,8 @@ def compute_iou(counts: np.ndarray) -> np.ndarray:
 
 
 def compute_mean_iou(counts: np.ndarray) -> np.ndarray:
-    """Average :func:`compute_iou` over the classes that are defined, float64 ``(…)``; NaN where none is."""
-    values = compute_iou(counts)
+    """Average :func:`_compute_iou` over the classes that are defined, float64 ``(…)``; NaN where none is."""
+    values = _compute_iou(counts)
     defined = ~np.isnan(values)
     total = np.where(defined, values, 0).sum(-1)
     return np.divide(total, defined.sum(-1), out=np.full_like(total, np.nan), where=defined.any(-1))
@@ -42,7 +42,7 @@ def compute_mean_iou(counts: np.ndarray) -> np.ndarray:
 def _measure_all(counts: np.ndarray) -> dict[str, np.ndarray]:
     truth = counts[..., 2, :].sum(-1).astype(np.float64)
     accuracy = np.divide(counts[..., 0, :].sum(-1), truth, out=np.full_like(truth, np.nan), where=truth > 0)
-    return {"mean_iou": compute_mean_iou(counts), "iou": compute_iou(counts), "pixel_accuracy": accuracy}
+    return {"mean_iou": compute_mean_iou(counts), "iou": _compute_iou(counts), "pixel_accuracy": accuracy}
 
 
 def measure(counts: np.ndarray, seed: int) -> dict[str, Any]:

@@ -37,7 +37,8 @@ for arguments in json.load(sys.stdin):
 json.dump(results, sys.stdout)
 """
 COMMANDS = list(densefeat.list_commands(None))
-HELP = [[], *([name] for name in COMMANDS), ["recipes", "show"], ["recipes", "copy"], ["report", "reuse"], ["report", "model"]]
+HELP = [[], *([name] for name in COMMANDS), ["recipes", "show"], ["recipes", "copy"], ["report", "reuse"], ["report", "model"],
+        ["segment", "probe"], ["segment", "predict"]]  # fmt: skip
 ANSWERS = [
     ["info", "store"],
     ["info", "store", "--format", "json"],

@@ -16,6 +16,7 @@ from PIL import Image
 
 from support.helpers import BUNDLED
 from support.runs import write_table
+from support.segments import write_textures
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -277,6 +278,18 @@ def test_anomaly(tmp_path: Path) -> None:
     rows = by_arm(run_report(tmp_path, "anomaly.py", "--data", tmp_path, "--size", 32, "--images", 40)["found"])
     assert list(rows) == ["densefeat patchcore", "densefeat padim"]
     assert all(row["image_auroc"] == 100 and row["rate"] > 0 for row in rows.values())
+
+
+def test_segments(tmp_path: Path) -> None:
+    write_textures(tmp_path / "data", 8)
+    for path in (tmp_path / "data/masks").iterdir():  # whose top rows are 255
+        with Image.open(path) as mask:
+            Image.fromarray(np.asarray(mask) % 255).save(path)
+    options = ("--data", tmp_path / "data", "--out", tmp_path / "out", "--image-size", 32, "--epochs", 1)
+    rows = {row["way"]: row for row in run_report(tmp_path, "segments.py", *options)["masks"]}
+    assert {"logreg, block1", "logreg, all", "knn, all", "U-Net, epoch 1 of 1"} < rows.keys()
+    assert abs(rows["logreg, all"]["mean_iou"] - rows["scikit-learn, all, one C"]["mean_iou"]) < 3
+    assert all(0 <= row["low"] <= row["mean_iou"] <= row["high"] <= 100 for row in rows.values())
 
 
 def test_no_script_is_left_out() -> None:

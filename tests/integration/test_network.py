@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from densefeat.base.telemetry import _SWITCHES
 from densefeat_cli.main import densefeat
@@ -66,6 +68,8 @@ COMMANDS = [
     ["export", BUNDLED, "--to", "safetensors", "--out", "net.safetensors"],
     ["export", "probe", "--to", "torch-export", "--out", "probe.pt2"],
     ["weights", "convert", "net.safetensors", "--model", BUNDLED, "--out", "converted.safetensors"],
+    ["segment", "probe", "--images", "photos", "--masks", "masks", "--model", BUNDLED, "--protocol", "knn", "--out", "seg", *CPU],
+    ["segment", "predict", "--model", "seg", "--images", "photos", "--out", "painted", *CPU],
     ["look", "photos/class 0/000.png", "--model", BUNDLED, "--picture", "look.png"],
     ["finetune", "--data", "photos", "--model", BUNDLED, "--steps", "1", "--out", "run", "workers=0", "batch_size=8", *CPU],
 ]  # fmt: skip
@@ -103,9 +107,19 @@ def assert_silent(commands: list[list[str]], folder: Path) -> None:
     assert left <= {f".{kind}/{name}" for kind in ("cache", "config") for name in ("matplotlib", "torch", "huggingface")}
 
 
+def write_masks(photos: Path, masks: Path) -> None:
+    """Write a mask for each image: 1 in its brighter half."""
+    for path in photos.rglob("*.png"):
+        with Image.open(path) as image:
+            grey = np.asarray(image.convert("L"))
+        (masks / path.relative_to(photos)).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((grey > np.median(grey)).astype(np.uint8)).save(masks / path.relative_to(photos))
+
+
 @pytest.mark.slow
 def test_every_command(tmp_path: Path) -> None:
     write_classes(tmp_path / "photos", 6, classes=2, size=32)
+    write_masks(tmp_path / "photos", tmp_path / "masks")
     assert_silent(COMMANDS, tmp_path)
 
 

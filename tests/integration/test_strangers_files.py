@@ -14,6 +14,7 @@ from PIL import Image
 from densefeat.anomaly import fit_detector
 from densefeat.extraction import extract
 from densefeat.probing import probe
+from densefeat.segmentation import probe_masks
 from support.commands import run_command
 from support.probes import write_class_store
 from support.runs import FAST, tiny_overrides
@@ -54,6 +55,17 @@ COMMANDS = {
     "anomaly score --model {detector} --images {photos} --out o": [
         f"o/{name}" for name in ("anomalies.csv", "index.html", "results.json", "heat", "scores")
     ],
+    "segment probe --images {photos} --masks {masks} --out s --protocol knn {net}": [
+        f"s/{name}" for name in ("results.json", "index.html", "segmenter.safetensors", "features")
+    ],
+    "segment predict --model {segmenter} --images {photos} --out o": [
+        "o/shares.csv",
+        "o/logits",
+        "o/masks",
+        "o/overlays",
+        "o/masks/ant/0.png",
+        "o/overlays/bee/1.png",
+    ],
     "map {store} --out m.html": ["m.html", "m.parquet"],
     "search {store} --key 0.jpg --html s.html": ["s.html"],
     "look {image} --picture l.png": ["l.png"],
@@ -90,16 +102,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         (folder / "photos" / name).mkdir(parents=True)
         for i in range(12):
             Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"photos/{name}/{i}.png")
+            mask = folder / "masks" / name / f"{i}.png"
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 2, (32, 32), np.uint8)).save(mask)
     store = write_class_store(folder / "store.parquet", 60)
     probe(store, folder / "probe", protocol="knn")
-    weights = write_tiny_weights(folder)
-    fit_detector(folder / "photos", folder / "detector", model=TINY, weights=weights, device="cpu", false_alarms=0.1)
+    network = {"model": TINY, "weights": write_tiny_weights(folder), "device": "cpu"}
+    fit_detector(folder / "photos", folder / "detector", false_alarms=0.1, **network)
+    probe_masks(folder / "photos", folder / "masks", folder / "segmenter", protocol="knn", **network)
     return {
         "{photos}": [str(folder / "photos")],
         "{net}": ["--model", TINY, "--weights", str(write_tiny_weights(folder)), "--device", "cpu"],
         "{image}": [str(folder / "photos/ant/0.png")],
         "{weights}": [str(write_tiny_weights(folder))],
         "{tiny}": [TINY],
+        "{masks}": [str(folder / "masks")],
+        "{segmenter}": [str(folder / "segmenter")],
         "{store}": [str(store)],
         "{probe}": [str(folder / "probe")],
         "{detector}": [str(folder / "detector")],

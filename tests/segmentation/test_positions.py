@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from densefeat.segmentation.masks import IGNORED
-from densefeat.segmentation.positions import draw_positions, label_positions, share_out
+from densefeat.segmentation.positions import _share_out, draw_positions, label_positions
 
 I = IGNORED  # noqa: E741  as in the tables below
 
@@ -41,7 +41,7 @@ def test_ignored_pixels() -> None:
      ([100, 100, 100], 50, [16, 17, 17])],
 )  # fmt: skip
 def test_shares(counts: list[int], most: int, expected: list[int]) -> None:
-    assert share_out(np.array(counts), most).tolist() == expected
+    assert _share_out(np.array(counts), most).tolist() == expected
 
 
 def test_draws_are_balanced_and_repeatable() -> None:

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from densefeat.segmentation.masks import IGNORED
-from densefeat.segmentation.scores import compute_iou, compute_mean_iou, count_overlaps, measure
+from densefeat.segmentation.scores import _compute_iou, compute_mean_iou, count_overlaps, measure
 
 
 def draw_masks(count: int = 6, classes: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -35,7 +35,7 @@ def test_iou_equals_scikit_learns() -> None:
 
 def test_a_class_in_neither_mask_is_undefined_and_one_in_a_single_mask_is_zero() -> None:
     counts = count_overlaps(np.array([[0, 2]], np.uint8), np.array([[0, 0]], np.uint8), 4)
-    np.testing.assert_array_equal(compute_iou(counts), [0.5, np.nan, 0, np.nan])
+    np.testing.assert_array_equal(_compute_iou(counts), [0.5, np.nan, 0, np.nan])
     assert compute_mean_iou(counts) == 0.25
     nothing = count_overlaps(np.array([[0]], np.uint8), np.array([[IGNORED]], np.uint8), 2)
     assert np.isnan(compute_mean_iou(nothing))
