@@ -1,9 +1,10 @@
 from .drawing import enlarge_maps, lay_classes, lay_heat, make_palette
-from .files import name_files, save_overlays
+from .files import is_picture_folder, name_files, save_overlays
 from .views import view_input, view_whole
 
 __all__ = [
     "enlarge_maps",
+    "is_picture_folder",
     "lay_classes",
     "lay_heat",
     "make_palette",

@@ -1,10 +1,12 @@
 """A picture for each row of a store, in a folder that mirrors the images' own."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -24,7 +26,7 @@ from densefeat.base import (
 from densefeat.errors import DecodeError
 from densefeat.store import Decodable, ImageEntry, Store, read_entries, read_pictures
 
-_ROWS = 256  # read at a time
+_ROWS, _BYTES = 256, 2**26  # read at a time, at most
 _RECORD = ".pictures.json"  # which store's rows the pictures show
 _KIND = "densefeat pictures"
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"\\|?*\x7f]|^\.|[. ]$')  # in the name of a file or folder, on one system or another
@@ -58,8 +60,9 @@ def save_overlays(
     missing = [row for row, name in enumerate(names) if not (folder / name).exists()]
     failures: dict[str, str] = {}
     with progress_bar("drawing", len(missing)) as advance:
-        for start in range(0, len(missing), _ROWS):
-            rows = missing[start : start + _ROWS]
+        step = max(1, min(_ROWS, _BYTES // (4 * max(1, sum(math.prod(store.shapes[name]) for name in columns)))))
+        for _, group in groupby(missing, lambda row: row // step):
+            rows = list(group)
             by_entry = {entries[row]: row for row in rows}
             values = {name: store.read(name, rows[0], rows[-1] + 1) for name in columns}
             for entry, image in read_pictures(store.provenance, by_entry, images, partial(_view_or_tell, view)):
@@ -102,6 +105,11 @@ def _open_folder(folder: Path, names: Sequence[str], identity: str) -> None:
             (folder / name).unlink(missing_ok=True)
     with atomic_file(record, has_kind(_KIND)) as beside:
         beside.write_text(json.dumps({"kind": _KIND, "rows_of": identity}) + "\n", encoding="utf-8")
+
+
+def is_picture_folder(folder: Path) -> bool:
+    """Recognize a folder that :func:`save_overlays` has begun to fill, and one that holds no file."""
+    return has_kind(_KIND)(folder / _RECORD) or all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*"))
 
 
 def name_files(entries: Sequence[ImageEntry]) -> list[str]:

@@ -21,7 +21,7 @@ from densefeat.base import (
 )
 from densefeat.errors import UsageError
 from densefeat.extraction import ColumnsNet, extract
-from densefeat.overlay import lay_classes, make_palette, name_files, save_overlays, view_whole
+from densefeat.overlay import is_picture_folder, lay_classes, make_palette, name_files, save_overlays, view_whole
 from densefeat.segmentation.grid_net import choose_classes
 from densefeat.segmentation.masks import read_mask
 from densefeat.segmentation.segmenter import Segmenter, load_segmenter
@@ -101,6 +101,9 @@ def _check_folder(out: Path, segmenter: Segmenter) -> None:
     for name in (_MASKS, _OVERLAYS):
         if (out / name).exists() and not (out / name).is_dir():
             raise UsageError(f"output {str(out / name)!r} is a file, where a folder of pictures is to be: move it away")
+        if not is_picture_folder(out / name):
+            first = next(path for path in sorted((out / name).rglob("*")) if path.is_symlink() or not path.is_dir())
+            raise UsageError(f"output {str(first)!r} was not written by this command: move it away, or name another folder")
     refuse_stranger(out / _TABLE, has_header([_format_header(segmenter)]))
 
 
