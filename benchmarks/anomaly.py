@@ -22,9 +22,10 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from densefeat import FeatureExtractor, open_store
-from densefeat.anomaly import PixelMetrics, fit_detector, load_detector, match_masks, read_mask, score_images, shrink_mask
+from densefeat.anomaly import PixelMetrics, fit_detector, load_detector, match_masks, score_images, shrink_mask
 from densefeat.anomaly.alarms import choose_held_out
 from densefeat.bench import Report, benchmark_options
+from densefeat.labels import read_mask
 
 BATCH, RATE = 8, 0.05
 PEER = """
@@ -116,7 +117,7 @@ def main(data: Path, model: str, size: int, images: int, peer: str | None, share
             files = match_masks(store.keys.tolist(), data / "masks")
             sides = zip(files, store["width"].tolist(), store["height"].tolist(), strict=True)
             masks = [
-                np.zeros((size, size), bool) if mask is None else shrink_mask(read_mask(mask, width, height), size)
+                np.zeros((size, size), bool) if mask is None else shrink_mask(read_mask(mask, (width, height)) != 0, size)
                 for mask, width, height in sides
             ]
             assert store.keys.tolist() == [path.relative_to(data / "test").as_posix() for path in tests]

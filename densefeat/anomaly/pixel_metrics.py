@@ -12,14 +12,12 @@ from PIL import Image
 from scipy.ndimage import label
 
 from densefeat.anomaly.alarms import GOOD
-from densefeat.errors import DecodeError, UsageError
-from densefeat.images import open_image
+from densefeat.errors import UsageError
+from densefeat.labels import find_masks
 
 _BINS = 2**16
 _MOST_FALSE = 0.3  # the rate of false positive pixels up to which PRO is integrated
 _TOUCHING = np.ones((3, 3))  # pixels of a region touch, also by their corners
-_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # kinds that keep 0 as 0
-_ENDINGS = ("", "_mask")  # of a mask's name, behind its image's
 
 
 class PixelMetrics:
@@ -68,56 +66,18 @@ def _rates(counts: np.ndarray) -> np.ndarray:
 
 
 def match_masks(keys: Sequence[str], folder: str | Path) -> list[Path | None]:
-    """Find the mask of each image: ``DEFECT/NAME.png`` or ``DEFECT/NAME_mask.png`` for the key ``DEFECT/NAME.jpg``.
+    """Find the mask of each image, as :func:`densefeat.labels.find_masks` does; None: one without, in a folder ``good``.
 
-    None: an image without a mask, in a folder ``good``.
-
-    Raises:
-        UsageError: Other images without a mask, two masks for one image, or no mask at all.
+    Raises UsageError as that does, and for other images without a mask.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UsageError(f"masks {str(folder)!r}: no such folder")
-    known: dict[str, list[Path]] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in _SUFFIXES and file.is_file():
-            known.setdefault(file.relative_to(folder).with_suffix("").as_posix(), []).append(file)
-    masks: list[Path | None] = []
-    lost: list[str] = []
-    for key in keys:
-        image = PurePosixPath(key)
-        found = [file for ending in _ENDINGS for file in known.get(image.with_suffix("").as_posix() + ending, [])]
-        if len(found) > 1:
-            raise UsageError(f"masks {str(folder)!r}: {found[0].name!r} and {found[1].name!r} are both of {key!r}: keep one")
-        if not found and image.parent.name != GOOD:
-            lost.append(key)
-        masks.append(found[0] if found else None)
+    found = find_masks(keys, Path(folder)).by_key
+    lost = [key for key in keys if key not in found and PurePosixPath(key).parent.name != GOOD]
     if lost:
         raise UsageError(
             f"masks {str(folder)!r}: none for {len(lost):,} images, {lost[0]!r} first: a mask has its image's path and name,"
             " and ends in .png; images without a defect need none in a folder that is called good"
         )
-    if not any(masks):
-        raise UsageError(f"masks {str(folder)!r}: no image has one")
-    return masks
-
-
-def read_mask(path: Path, width: int, height: int) -> np.ndarray:
-    """Read a mask of an image of this size: bool ``(height, width)``, True where it is not black.
-
-    Raises UsageError for a file that cannot be read, or of another size.
-    """
-    try:
-        pixels = open_image(path, "pillow")
-    except DecodeError as error:
-        raise UsageError(f"mask {str(path)!r} cannot be read: {error}") from error
-    values = np.asarray(pixels) if isinstance(pixels, Image.Image) else pixels.numpy().transpose(1, 2, 0)
-    if values.shape[:2] != (height, width):
-        raise UsageError(
-            f"mask {str(path)!r} has {values.shape[1]}×{values.shape[0]} pixels, and its image {width}×{height}: make them the"
-            " same"
-        )
-    return (values != 0).any(2)
+    return [found.get(key) for key in keys]
 
 
 def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch import nn
 from densefeat.anomaly.alarms import ANOMALOUS, GOOD
 from densefeat.anomaly.detector import Detector, find_detector_file, load_detector
 from densefeat.anomaly.page import write_page
-from densefeat.anomaly.pixel_metrics import PixelMetrics, match_masks, read_mask, shrink_mask
+from densefeat.anomaly.pixel_metrics import PixelMetrics, match_masks, shrink_mask
 from densefeat.base import (
     atomic_file,
     check_output_name,
@@ -32,8 +32,9 @@ from densefeat.base import (
     save_json,
     write_csv,
 )
-from densefeat.errors import UsageError
+from densefeat.errors import DecodeError, UsageError
 from densefeat.extraction import ColumnsNet, extract
+from densefeat.labels import read_mask
 from densefeat.nets import file_sha256
 from densefeat.overlay import enlarge_maps, lay_heat, save_overlays, view_whole
 from densefeat.store import Layout, Store, check_store_folder, is_store, open_store
@@ -167,7 +168,7 @@ def _measure(store: Store, scores: np.ndarray, detector: Detector, folder: str |
         for row, values in _read_maps(store):
             mask = np.zeros((size, size), bool)
             if (file := files[row]) is not None:
-                whole = read_mask(file, int(widths[row]), int(heights[row]))
+                whole = _read_mask(file, int(widths[row]), int(heights[row]))
                 bad[row] = whole.any()
                 mask = shrink_mask(whole, size)
             pixels.add(_smooth(detector, values), mask)
@@ -175,6 +176,14 @@ def _measure(store: Store, scores: np.ndarray, detector: Detector, folder: str |
     if bad.all() or not bad.any():
         raise UsageError(f"masks {str(folder)!r}: {'all' if bad.all() else 'none'} of the images have defects: both are needed")
     return {"image_auroc": float(roc_auc_score(bad, scores)), "pixel_auroc": pixels.auroc(), "pro": pixels.pro()}
+
+
+def _read_mask(file: Path, width: int, height: int) -> np.ndarray:
+    """Read a mask as bool ``(height, width)``, True where it is not 0. Raises UsageError for one that does not fit."""
+    try:
+        return read_mask(file, (width, height)) != 0
+    except DecodeError as error:
+        raise UsageError(f"mask {str(file)!r} cannot be read: {error}") from error
 
 
 def _read_maps(store: Store) -> Iterator[tuple[int, np.ndarray]]:

@@ -13,6 +13,7 @@ from .labelled_rows import (
     read_text_column,
 )
 from .listing import ListedImages
+from .mask_files import MaskFiles, find_masks, read_mask
 from .splits import PARTS, TEST, TRAIN, VAL, hold_out, hold_out_validation, split_rows, split_sha256
 from .targets import (
     SEPARATOR,
@@ -41,6 +42,7 @@ __all__ = [
     "LabelledRows",
     "LabelledTable",
     "ListedImages",
+    "MaskFiles",
     "Targets",
     "Task",
     "absent_classes",
@@ -52,6 +54,7 @@ __all__ = [
     "encode_multi_labels",
     "find_image_folders",
     "find_label_depth",
+    "find_masks",
     "find_repeats",
     "format_remarks",
     "hold_out",
@@ -62,6 +65,7 @@ __all__ = [
     "lone_classes",
     "match_numbers",
     "parse_number",
+    "read_mask",
     "read_text_column",
     "sort_classes",
     "split_label",

@@ -10,8 +10,8 @@ import numpy as np
 from densefeat.base import progress_bar
 from densefeat.errors import DecodeError, UsageError
 from densefeat.images import SPLIT_NAMES
-from densefeat.labels import PARTS, TEST, TRAIN, VAL, Targets, hold_out
-from densefeat.segmentation.masks import ClassTable, make_table, read_mask
+from densefeat.labels import PARTS, TEST, TRAIN, VAL, Targets, hold_out, read_mask
+from densefeat.segmentation.masks import ClassTable, make_table
 from densefeat.segmentation.positions import count_classes, draw_positions, label_positions
 from densefeat.store import Store
 

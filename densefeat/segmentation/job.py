@@ -26,12 +26,12 @@ from densefeat.errors import UsageError, WeightsError
 from densefeat.extraction import ColumnsNet, extract
 from densefeat.features import FeatureExtractor
 from densefeat.images import PixelRule, Preprocessing, is_image_folder, open_source, printable_keys
-from densefeat.labels import PARTS, TEST, split_sha256
+from densefeat.labels import PARTS, TEST, MaskFiles, find_masks, split_sha256
 from densefeat.probing import to_json
 from densefeat.segmentation.data import Annotation, DenseData, assign_parts, join_stores, read_annotations
 from densefeat.segmentation.fitting import PROTOCOLS, DenseCandidate, PositionSample, fit_all
 from densefeat.segmentation.grid_net import BlockGrid, GridNet, find_shape, plan_grids
-from densefeat.segmentation.masks import MaskFiles, find_masks, read_names
+from densefeat.segmentation.masks import read_names
 from densefeat.segmentation.page import PAGE, write_page
 from densefeat.segmentation.segmenter import FILE, Segmenter, is_segmenter_file, load_segmenter, save_segmenter
 from densefeat.store import Store, open_store

@@ -21,9 +21,9 @@ from densefeat.base import (
 )
 from densefeat.errors import UsageError
 from densefeat.extraction import ColumnsNet, extract
+from densefeat.labels import read_mask
 from densefeat.overlay import is_picture_folder, lay_classes, make_palette, name_files, save_overlays, view_whole
 from densefeat.segmentation.grid_net import choose_classes
-from densefeat.segmentation.masks import read_mask
 from densefeat.segmentation.segmenter import Segmenter, load_segmenter
 from densefeat.store import Layout, Store, check_store_folder, open_store, read_entries
 
