@@ -2,28 +2,25 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import nn
 
 from densefeat.anomaly.alarms import Alarms, check_rate
 from densefeat.anomaly.bank import MemoryBank
 from densefeat.anomaly.gaussians import PositionGaussians
-from densefeat.base import atomic_file, check_tensors, describe_error, is_number, parse_json, save_tensors
+from densefeat.base import TensorFile, is_number
 from densefeat.errors import WeightsError
 from densefeat.features import FeatureExtractor, GridRule
 from densefeat.images import Preprocessing
 from densefeat.search import rebuild_extractor
 
 FILE = "detector.safetensors"
-_VERSION = 1
-_METADATA_KEY = "densefeat_detector"
-_MAX_METADATA = 2**24  # characters of JSON
+DETECTOR_FILE = TensorFile("densefeat_detector", 1, "a detector")
 _KINDS: dict[str, type[MemoryBank] | type[PositionGaussians]] = {"patchcore": MemoryBank, "padim": PositionGaussians}
 METHODS = tuple(_KINDS)
 
@@ -93,8 +90,7 @@ class GridNet(nn.Module):
 
 def save_detector(path: Path, detector: Detector) -> None:
     """Write a detector, whole or not at all. Raises OutputError if it cannot be written."""
-    metadata = {
-        "version": _VERSION,
+    facts = {
         "method": detector.method,
         "rate": detector.alarms.rate,
         "rule": detector.rule.to_json(),
@@ -103,25 +99,13 @@ def save_detector(path: Path, detector: Detector) -> None:
         "learnt": detector.learnt,
     }
     arrays = {name: value for name, value in vars(detector.normal).items() if isinstance(value, np.ndarray)}
-    arrays["held_out"] = detector.alarms.held_out
-    tensors = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    with atomic_file(path, is_detector_file) as beside:
-        save_tensors(save_file, tensors, beside, {_METADATA_KEY: json.dumps(metadata, ensure_ascii=False)})
+    DETECTOR_FILE.save(path, facts, arrays | {"held_out": detector.alarms.held_out}, DETECTOR_FILE.recognize)
 
 
 def find_detector_file(path: str | Path) -> Path:
     """Return the file of a detector that the user named, or whose folder, whether it is there or not."""
     path = Path(path)
     return path / FILE if path.is_dir() else path
-
-
-def is_detector_file(path: Path) -> bool:
-    """Recognize the file of a detector, of any version."""
-    try:
-        with safe_open(path, "np") as file:
-            return _METADATA_KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
 
 
 def load_detector(path: str | Path) -> Detector:
@@ -133,26 +117,10 @@ def load_detector(path: str | Path) -> Detector:
     subject = f"detector {str(path)!r}"
     if not path.is_file():
         raise WeightsError(f"{subject}: no such file; give the folder of `densefeat anomaly fit --out`, or the {FILE} in it")
-    try:
-        check_tensors(path, subject)
-        with safe_open(path, "np") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY)
-            if text is None or len(text) > _MAX_METADATA:
-                raise WeightsError(f"{subject}: not a detector of densefeat")
-            metadata = parse_json(text)
-            version = metadata["version"]
-            if type(version) is not int or version > _VERSION:
-                raise WeightsError(f"{subject}: its version is {version}, this one reads up to {_VERSION}: update densefeat")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        return _parse_detector(metadata, tensors, path)
-    except WeightsError:
-        raise
-    except Exception as error:  # a damaged file can make the readers raise anything
-        reason = describe_error(error)
-        raise WeightsError(f"{subject}: damaged, or no detector ({type(error).__name__}: {reason})") from error
+    return DETECTOR_FILE.load(path, subject, partial(_parse_detector, path))
 
 
-def _parse_detector(metadata: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Detector:
+def _parse_detector(path: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Detector:
     """Raise ValueError, TypeError, KeyError or UsageError if anything is not as :func:`save_detector` writes it."""
     subject, provenance = f"detector {str(path)!r}", metadata["provenance"]
     rule = GridRule.from_json(metadata["rule"], subject)

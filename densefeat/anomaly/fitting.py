@@ -15,7 +15,7 @@ import torch
 
 from densefeat.anomaly.alarms import Alarms, check_rate, choose_held_out
 from densefeat.anomaly.bank import MemoryBank, choose_coreset
-from densefeat.anomaly.detector import FILE, METHODS, Detector, GridNet, is_detector_file, save_detector
+from densefeat.anomaly.detector import DETECTOR_FILE, FILE, METHODS, Detector, GridNet, save_detector
 from densefeat.anomaly.gaussians import GaussianSums, PositionGaussians
 from densefeat.base import check_output_name, output_errors, progress_bar, refuse_links, refuse_stranger
 from densefeat.errors import UsageError
@@ -117,7 +117,7 @@ def _check_arguments(out: str | Path, method: str, false_alarms: float) -> Path:
         raise UsageError(f"output {str(out)!r} holds other files than a detector: name another folder")
     refuse_links([out / _FEATURES])
     check_store_folder(Layout(out / _FEATURES))
-    refuse_stranger(out / FILE, is_detector_file)
+    refuse_stranger(out / FILE, DETECTOR_FILE.recognize)
     return out
 
 

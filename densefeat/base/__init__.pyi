@@ -41,6 +41,7 @@ from .progress import RateColumn, progress_bar
 from .ranks import Ranks
 from .rendezvous import enter_after_rank_0, open_shared_store
 from .signals import PREEMPTION_SIGNALS, Interrupted, StopRequest, raise_on_sigterm, stop_on_signal
+from .tensor_files import TensorFile
 from .text import describe_error, printable, shorten_text
 from .yaml_text import MAX_YAML_BYTES, PlainLoader, read_yaml
 
@@ -61,6 +62,7 @@ __all__ = [
     "Section",
     "StopRequest",
     "Table",
+    "TensorFile",
     "add_checksum",
     "atomic_file",
     "atomic_folder",

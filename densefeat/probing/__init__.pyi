@@ -14,7 +14,7 @@ from .candidates import (
 from .certainty import add_certainty
 from .data import FeatureColumns, ProbeData, load_data
 from .fitting import LinearHead, choose_setting, encode_targets
-from .head_file import describe_damage, pack_head, parse_head, parse_names, read_record
+from .head_file import pack_head, parse_head, parse_names
 from .job import Probed, extract_images, label_options, probe, source_options
 from .knn import LEAST_SHARE, KnnHead, fit_knn
 from .layer_selection import keep_features, mark_kept
@@ -61,7 +61,6 @@ __all__ = [
     "compare_candidates",
     "compute_metrics",
     "count_settings",
-    "describe_damage",
     "encode_targets",
     "extract_images",
     "few_shot_table",
@@ -90,7 +89,6 @@ __all__ = [
     "probe",
     "rate_mistakes",
     "read_finished",
-    "read_record",
     "scale_layers",
     "select_candidate",
     "source_options",

@@ -1,13 +1,9 @@
-"""Heads in safetensors files: their tensors and metadata, and files of a mark, a version and a checksum."""
+"""Heads as tensors and facts, for files."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
-from densefeat.base import check_tensors, describe_error, parse_json
-from densefeat.errors import DensefeatError, WeightsError
 from densefeat.labels import Targets, Task
 from densefeat.probing.attentive import AttentiveHead
 from densefeat.probing.fitting import LinearHead
@@ -15,37 +11,8 @@ from densefeat.probing.knn import KnnHead
 from densefeat.probing.layers_head import LayersHead
 from densefeat.probing.protocols import Head
 
-_MAX_METADATA = 2**26  # characters of JSON
 _LINEAR, _NEIGHBOURS, _LAYERS, _ATTENTIVE = "linear", "neighbours", "layers", "attentive"
 _MAX_FEATURES = 2**31
-
-
-def read_record(path: Path, subject: str, key: str, version: int, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read the metadata and the tensors of a file that densefeat wrote.
-
-    ``key``: of the metadata in the file; ``version``: the newest that can be read; ``kind``: what it should be, such as "a
-    probe". Raises WeightsError, which begins with ``subject``, for a file that is damaged, newer, or something else.
-    """
-    try:
-        check_tensors(path, subject)
-        with safe_open(path, "np") as file:
-            text = (file.metadata() or {}).get(key)
-            if text is None or len(text) > _MAX_METADATA:
-                raise WeightsError(f"{subject}: not {kind} of densefeat")
-            metadata = parse_json(text)
-            found = metadata["version"]
-            if not isinstance(found, int) or found > version:
-                raise WeightsError(f"{subject}: its version is {found}, this one reads up to {version}: update densefeat")
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-    except DensefeatError:
-        raise
-    except Exception as error:  # a damaged file can make the readers raise anything
-        raise describe_damage(subject, kind, error) from error
-
-
-def describe_damage(subject: str, kind: str, error: Exception) -> WeightsError:
-    """Make the error for a file whose content is not as it was written."""
-    return WeightsError(f"{subject}: damaged, or not {kind} ({type(error).__name__}: {describe_error(error)})")
 
 
 def pack_head(head: Head) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

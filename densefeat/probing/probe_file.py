@@ -1,32 +1,29 @@
 """A fitted probe as one safetensors file, with everything needed to use it, and without pickle."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from densefeat.base import atomic_file, save_tensors
+from densefeat.base import TensorFile
 from densefeat.certainty import Certainty
-from densefeat.errors import DensefeatError, UsageError, WeightsError
+from densefeat.errors import UsageError, WeightsError
 from densefeat.features import FeatureExtractor
 from densefeat.labels import Task
 from densefeat.probing.answers import Predictions, check_promises, make_predictions
 from densefeat.probing.attentive import AttentiveHead
 from densefeat.probing.certainty_file import pack_certainty, parse_certainty
-from densefeat.probing.head_file import describe_damage, pack_head, parse_head, parse_names, read_record
+from densefeat.probing.head_file import pack_head, parse_head, parse_names
 from densefeat.probing.layers_head import LayersHead
 from densefeat.probing.protocols import Head
 from densefeat.search import rebuild_extractor
 
 FILE = "probe.safetensors"
-_VERSION = 1
-_METADATA_KEY = "densefeat_probe"
+PROBE_FILE = TensorFile("densefeat_probe", 1, "a probe")
 _RECORD = ("column", "layer"), ("features", "kept"), ("share", "relevance")  # of a layer: text, counts, shares
 _INTERVALS = ("share_interval", "relevance_interval")
 _TASKS = ("single", "multi", "regression")
@@ -144,23 +141,12 @@ class Probe:
 
 def save_probe(path: Path, probe: Probe) -> None:
     """Write a probe atomically. Raises OutputError if it cannot be written."""
-    metadata: dict[str, Any] = {
-        "version": _VERSION,
-        "task": probe.task,
-        "classes": probe.classes,
-        "columns": probe.columns,
-        "told": probe.told,
-        "provenance": probe.provenance,
-    }
     tensors, facts = pack_head(probe.head)
-    metadata |= facts
+    facts |= {name: getattr(probe, name) for name in ("task", "classes", "columns", "told", "provenance")}
     if probe.certainty is not None:
-        more, metadata["certainty"] = pack_certainty(probe.certainty)
+        more, facts["certainty"] = pack_certainty(probe.certainty)
         tensors |= more
-    text = json.dumps(metadata, ensure_ascii=False)
-    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    with atomic_file(path) as beside:
-        save_tensors(save_file, arrays, beside, {_METADATA_KEY: text})
+    PROBE_FILE.save(path, facts, tensors)
 
 
 def find_probe_file(path: str | Path) -> Path | None:
@@ -168,15 +154,6 @@ def find_probe_file(path: str | Path) -> Path | None:
     path = Path(path)
     file = path if path.is_file() else path / FILE
     return file if file.is_file() else None
-
-
-def is_probe_file(path: Path) -> bool:
-    """Recognize the file of a probe, of any version."""
-    try:
-        with safe_open(path, "np") as file:
-            return _METADATA_KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
 
 
 def load_probe(path: str | Path) -> Probe:
@@ -189,16 +166,10 @@ def load_probe(path: str | Path) -> Probe:
     subject = f"probe {str(path)!r}"
     if not path.is_file():
         raise WeightsError(f"{subject}: no such file; give the folder of `densefeat probe --out`, or the {FILE} in it")
-    metadata, tensors = read_record(path, subject, _METADATA_KEY, _VERSION, "a probe")
-    try:
-        return _parse_probe(metadata, tensors, path)
-    except DensefeatError:
-        raise
-    except Exception as error:
-        raise describe_damage(subject, "a probe", error) from error
+    return PROBE_FILE.load(path, subject, partial(_parse_probe, path))
 
 
-def _parse_probe(metadata: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Probe:
+def _parse_probe(path: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Probe:
     """Raise ValueError, TypeError or KeyError if anything is not as :func:`save_probe` writes it."""
     task, classes = metadata["task"], parse_names(metadata["classes"])
     columns = parse_names(metadata["columns"])

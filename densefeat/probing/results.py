@@ -33,7 +33,7 @@ from densefeat.probing.charts import draw_blocks, draw_confusion
 from densefeat.probing.layer_chart import draw_layers
 from densefeat.probing.page import write_page
 from densefeat.probing.predictions import MATRIX_CLASSES, list_confusions
-from densefeat.probing.probe_file import FILE, Probe, is_probe_file, load_probe, save_probe
+from densefeat.probing.probe_file import FILE, PROBE_FILE, Probe, load_probe, save_probe
 from densefeat.probing.reliability_chart import draw_reliability
 from densefeat.probing.request import ProbeRequest
 from densefeat.version import __version__
@@ -232,6 +232,6 @@ def check_folder(out: Path) -> None:
     if others := [name for name in names if name not in (*_FILES, FEATURES, TEST_FEATURES)]:
         raise UsageError(f"output {str(out)!r} holds something other than a probe ({others[0]!r}): choose another --out")
     refuse_links([out / name for name in (FEATURES, TEST_FEATURES, CHECKPOINTS)])
-    begun = is_probe_file(out / FILE) or has_kind(_KIND)(out / _RESULTS)
+    begun = PROBE_FILE.recognize(out / FILE) or has_kind(_KIND)(out / _RESULTS)
     for name in _FILES:
         refuse_stranger(out / name, None if begun else recognize_none)

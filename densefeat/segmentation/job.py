@@ -33,7 +33,7 @@ from densefeat.segmentation.fitting import PROTOCOLS, DenseCandidate, PositionSa
 from densefeat.segmentation.grid_net import BlockGrid, GridNet, find_shape, plan_grids
 from densefeat.segmentation.masks import read_names
 from densefeat.segmentation.page import PAGE, write_page
-from densefeat.segmentation.segmenter import FILE, Segmenter, is_segmenter_file, load_segmenter, save_segmenter
+from densefeat.segmentation.segmenter import FILE, SEGMENTER_FILE, Segmenter, load_segmenter, save_segmenter
 from densefeat.store import Store, open_store
 from densefeat.version import __version__
 
@@ -155,7 +155,7 @@ def _check_folder(out: Path) -> None:
             f"output {str(out)!r} holds something other than a segment probe ({others[0]!r}): choose another --out"
         )
     refuse_links([out / _FEATURES, out / _TEST_FEATURES])
-    begun = is_segmenter_file(out / FILE) or has_kind(_KIND)(out / _RESULTS)
+    begun = SEGMENTER_FILE.recognize(out / FILE) or has_kind(_KIND)(out / _RESULTS)
     for name in _FILES:
         refuse_stranger(out / name, None if begun else recognize_none)
 

@@ -1,17 +1,15 @@
 """A fitted head on positions as one safetensors file, with everything needed to predict masks, and without pickle."""
 
-import json
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch import nn
 
-from densefeat.base import atomic_file, save_tensors
+from densefeat.base import TensorFile
 from densefeat.errors import WeightsError
 from densefeat.features import FeatureExtractor, GridRule
 from densefeat.nets import file_sha256
@@ -19,20 +17,16 @@ from densefeat.probing import (
     Head,
     KnnHead,
     LinearHead,
-    describe_damage,
     pack_head,
     parse_head,
     parse_names,
-    read_record,
 )
 from densefeat.search import rebuild_extractor
 from densefeat.segmentation.grid_net import BlockGrid, GridNet, add_prior, find_shape, score_positions
 from densefeat.segmentation.masks import MAX_CLASSES
 
 FILE = "segmenter.safetensors"
-_KEY = "densefeat_segmenter"
-_KIND = "a segmenter"
-_VERSION = 1
+SEGMENTER_FILE = TensorFile("densefeat_segmenter", 1, "a segmenter")
 _PRIOR = "log_prior"
 _LARGEST = 6e4  # score, so that float16 can hold it
 _MAX_FEATURES = 2**31
@@ -92,27 +86,9 @@ class SegmenterNet(nn.Module):
 def save_segmenter(path: Path, segmenter: Segmenter) -> None:
     """Write a segmenter atomically. Raises OutputError if it cannot be written."""
     tensors, facts = pack_head(segmenter.head)
-    metadata = {
-        "version": _VERSION,
-        "values": segmenter.values,
-        "names": segmenter.names,
-        "grids": [asdict(grid) for grid in segmenter.grids],
-        "told": segmenter.told,
-        "provenance": segmenter.provenance,
-        **facts,
-    }
-    arrays = {name: np.ascontiguousarray(value) for name, value in (tensors | {_PRIOR: segmenter.log_prior}).items()}
-    with atomic_file(path) as beside:
-        save_tensors(save_file, arrays, beside, {_KEY: json.dumps(metadata, ensure_ascii=False)})
-
-
-def is_segmenter_file(path: Path) -> bool:
-    """Recognize the file of a segmenter, of any version."""
-    try:
-        with safe_open(path, "np") as file:
-            return _KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
+    facts |= {name: getattr(segmenter, name) for name in ("values", "names", "told", "provenance")}
+    facts |= {"grids": [asdict(grid) for grid in segmenter.grids]}
+    SEGMENTER_FILE.save(path, facts, tensors | {_PRIOR: segmenter.log_prior})
 
 
 def load_segmenter(path: str | Path) -> Segmenter:
@@ -125,14 +101,10 @@ def load_segmenter(path: str | Path) -> Segmenter:
     subject = f"segmenter {str(path)!r}"
     if not path.is_file():
         raise WeightsError(f"{subject}: no such file; give the folder of `densefeat segment probe --out`, or the {FILE} in it")
-    metadata, tensors = read_record(path, subject, _KEY, _VERSION, _KIND)
-    try:
-        return _parse_segmenter(metadata, tensors, path)
-    except Exception as error:  # what is damaged can raise anything
-        raise describe_damage(subject, _KIND, error) from error
+    return SEGMENTER_FILE.load(path, subject, partial(_parse_segmenter, path))
 
 
-def _parse_segmenter(metadata: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> Segmenter:
+def _parse_segmenter(path: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Segmenter:
     """Raise ValueError, TypeError or KeyError if anything is not as :func:`save_segmenter` writes it."""
     names, values, log_prior = parse_names(metadata["names"]), tuple(metadata["values"]), tensors[_PRIOR]
     if not 2 <= len(names) <= MAX_CLASSES or len(values) != len(names) or len(set(values)) < len(values):

@@ -102,7 +102,7 @@ def test_wrong_banks(provenance: dict[str, Any], tmp_path: Path, features: np.nd
     save_detector(tmp_path / "good.safetensors", good)
     load_detector(tmp_path / "good.safetensors")
     write(tmp_path / "d.safetensors", good, {}, {"features": features})
-    with pytest.raises(WeightsError, match="damaged, or no detector"):
+    with pytest.raises(WeightsError, match="damaged, or not a detector"):
         load_detector(tmp_path / "d.safetensors")
 
 

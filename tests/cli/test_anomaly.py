@@ -72,7 +72,7 @@ def test_scores(place: Path) -> None:
         (["fit", "--images", "nowhere", "--out", "o"], "images 'nowhere': no such folder"),
         (["fit", "--images", "good", "--out", "new"], "holds other files than a detector"),
         (["score", "--model", "good", "--images", "new", "--out", "o"], "detector 'good/detector.safetensors': no such file"),
-        (["score", "--model", "masks/hole/0_mask.png", "--images", "new", "--out", "o"], "damaged, or no detector"),
+        (["score", "--model", "masks/hole/0_mask.png", "--images", "new", "--out", "o"], "damaged, or not a detector"),
         (["score", "--model", "detector", "--images", "new", "--out", "o", "--masks", "no"], "masks 'no': no such folder"),
         (["score", "--model", "detector", "--images", "new", "--out", "detector"], "holds other files than scores"),
     ],

@@ -13,7 +13,7 @@ from densefeat.labels import Targets
 from densefeat.probing import KnnHead, LinearHead
 from densefeat.segmentation import Segmenter, load_segmenter
 from densefeat.segmentation.grid_net import BlockGrid
-from densefeat.segmentation.segmenter import _KEY, save_segmenter
+from densefeat.segmentation.segmenter import SEGMENTER_FILE, save_segmenter
 
 NEEDED = ("model", "weights", "blocks", "pool", "tap", "precision", "preprocessing")
 GRIDS = (BlockGrid("block1", "block1", 3, 4), BlockGrid("block2", "block2", 2, 8))
@@ -45,8 +45,8 @@ def rewrite(path: Path, metadata: dict[str, object], **arrays: np.ndarray) -> No
     from safetensors import safe_open
 
     with safe_open(path, "np") as file:
-        known = json.loads(file.metadata()[_KEY])
-    save_file(load_file(path) | arrays, path, {_KEY: json.dumps(known | metadata)})
+        known = json.loads(file.metadata()[SEGMENTER_FILE.key])
+    save_file(load_file(path) | arrays, path, {SEGMENTER_FILE.key: json.dumps(known | metadata)})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""Files of densefeat's own that hold tensors and facts: safetensors with JSON beside them, a mark, a version and a checksum."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from densefeat.base.checksums import check_tensors, save_tensors
+from densefeat.base.files import atomic_file
+from densefeat.base.json_text import parse_json
+from densefeat.base.ownership import Recognizer
+from densefeat.base.text import describe_error
+from densefeat.errors import WeightsError
+
+_Content = TypeVar("_Content")
+_MAX_METADATA = 2**26  # characters of JSON
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A kind of file. ``key``: the mark, under which its facts stand; ``version``: the newest; ``kind``: such as "a probe"."""
+
+    key: str
+    version: int
+    kind: str
+
+    def recognize(self, path: Path) -> bool:
+        """Recognize a file of this kind, of any version."""
+        try:
+            with safe_open(path, "np") as file:
+                return self.key in (file.metadata() or {})
+        except (OSError, SafetensorError):
+            return False
+
+    def save(
+        self, path: Path, facts: Mapping[str, Any], tensors: Mapping[str, np.ndarray], is_ours: Recognizer | None = None
+    ) -> None:
+        """Write facts, which can be JSON, and tensors, whole or not at all.
+
+        ``is_ours``: as of :func:`densefeat.base.files.atomic_file`. Raises OutputError if the file cannot be written.
+        """
+        text = json.dumps({"version": self.version, **facts}, ensure_ascii=False)
+        arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        with atomic_file(path, is_ours) as beside:
+            save_tensors(save_file, arrays, beside, {self.key: text})
+
+    def load(self, path: Path, subject: str, parse: Callable[[dict[str, Any], dict[str, np.ndarray]], _Content]) -> _Content:
+        """Read the facts and the tensors, and return what ``parse`` makes of them.
+
+        Raises WeightsError, which begins with ``subject``, for a file that is damaged, newer, or something else; whatever
+        ``parse`` raises counts as damage.
+        """
+        try:
+            check_tensors(path, subject)
+            with safe_open(path, "np") as file:
+                text = (file.metadata() or {}).get(self.key)
+                if text is None or len(text) > _MAX_METADATA:
+                    raise WeightsError(f"{subject}: not {self.kind} of densefeat")
+                facts = parse_json(text)
+                found = facts["version"]
+                if type(found) is not int or found > self.version:
+                    newest = f"this one reads up to {self.version}: update densefeat"
+                    raise WeightsError(f"{subject}: its version is {found}, {newest}")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+            return parse(facts, tensors)
+        except WeightsError:
+            raise
+        except Exception as error:  # a damaged file can make the readers raise anything
+            reason = describe_error(error)
+            raise WeightsError(f"{subject}: damaged, or not {self.kind} ({type(error).__name__}: {reason})") from error
