@@ -155,9 +155,9 @@ def main(data: Path, train: str, test: str, images: int, file: Path | None) -> N
         folder = Path(name)
         pq.write_table(pq.read_table(data / test).slice(0, images), folder / "test.parquet")
         store = densefeat.open_store(densefeat.extract(data / train, folder / "store", MODEL, device="cpu").path)
-        for head, columns in (("last block", tuple(store.shapes)[-1:]), ("all blocks", tuple(store.shapes))):
+        for head, columns in (("the last block", tuple(store.shapes)[-1:]), ("all blocks", tuple(store.shapes))):
             probe = fit_probe(store, columns, folder / f"{head}.safetensors")
-            report.add(f"a linear head on the {head}", compare(probe, folder / "test.parquet", folder / head), COLUMNS)
+            report.add(f"a linear head on {head}", compare(probe, folder / "test.parquet", folder / head), COLUMNS)
 
 
 if __name__ == "__main__":

@@ -261,8 +261,8 @@ def test_evidence(tmp_path: Path) -> None:
     write_table(tmp_path / "test.parquet", 6, classes=3, size=32, seed=2)
     options = ("--data", tmp_path, "--train", "train.parquet", "--test", "test.parquet", "--images", 4)
     report = run_report(tmp_path, "evidence.py", *options)
-    for head in ("last block", "all blocks"):
-        rows = report[f"a linear head on the {head}"]
+    for head in ("the last block", "all blocks"):
+        rows = report[f"a linear head on {head}"]
         assert [row["order"] for row in rows if row["order"] != "Grad-CAM"] == ["random", "evidence"]
         assert all(0 <= row[kind] <= 1 for row in rows for kind in ("deletion", "insertion"))
 
