@@ -34,6 +34,10 @@ from densefeat.store import open_store
 MODEL = "densefeat_densenet_bc100_k12"
 TAPS = ("features.transition1.act", "features.transition2.act", "features.act5")
 STRIDE, BATCH, RATE = 4, 8, 3e-4
+COLUMNS = (
+    "way=way: | val mean IoU, %=val:.1f | mean IoU, %=mean_iou:.1f | from=low:.1f | to=high:.1f"
+    " | class 0=iou 0:.1f | class 1=iou 1:.1f | pixels right, %=right:.1f | CPU minutes=minutes:.1f | =best:"
+)
 
 
 def probe(images: Path, masks: Path, out: Path, protocol: str, **settings: Any) -> tuple[dict[str, Any], float]:
@@ -196,20 +200,19 @@ def main(data: Path, out: Path, image_size: int, epochs: int, file: Path | None)
             rows.append(row | {"val": 100 * each["val"]["mean_iou"], "best": "best on val" if best else ""})
             if protocol == "logreg" and each["name"] == "all":
                 chosen = each["chosen"]
+    report.add("probes", rows, COLUMNS)
     split = open_data(masks, out / "logreg/features", image_size)
     hooked = Hooked(images, image_size)
     measured, minutes = compare_with_scikit_learn(hooked, split, chosen["C"], chosen["prior"])
-    rows.append(describe("scikit-learn, all, one C", measured["values"], measured["intervals"], minutes))
+    row = describe("scikit-learn, all, one C", measured["values"], measured["intervals"], minutes)
+    report.add("the same positions by scikit-learn", [row], COLUMNS)
     try:
         measured, minutes, at = train_unet(hooked, split, epochs)
     except ImportError:
         print("no U-Net: pip install segmentation-models-pytorch")
-    else:
-        rows.append(describe(f"U-Net, epoch {at} of {epochs}", measured["values"], measured["intervals"], minutes))
-    report.add(
-        "masks", rows, "way=way: | val mean IoU, %=val:.1f | mean IoU, %=mean_iou:.1f | from=low:.1f | to=high:.1f"
-        " | class 0=iou 0:.1f | class 1=iou 1:.1f | pixels right, %=right:.1f | CPU minutes=minutes:.1f | =best:",
-    )  # fmt: skip
+        return
+    row = describe(f"U-Net, epoch {at} of {epochs}", measured["values"], measured["intervals"], minutes)
+    report.add("all weights trained", [row], COLUMNS)
 
 
 if __name__ == "__main__":
