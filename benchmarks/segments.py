@@ -23,11 +23,11 @@ from torch.nn import functional
 
 from densefeat.bench import Report, benchmark_options
 from densefeat.images import Preprocessing
-from densefeat.labels import TEST, TRAIN, VAL
+from densefeat.labels import TEST, TRAIN, VAL, find_masks
 from densefeat.segmentation import probe_masks
 from densefeat.segmentation.data import Annotation, DenseData, assign_parts, join_stores, read_annotations
 from densefeat.segmentation.fitting import _read_sample
-from densefeat.segmentation.masks import IGNORED, find_masks
+from densefeat.segmentation.masks import IGNORED
 from densefeat.segmentation.scores import count_overlaps, measure
 from densefeat.store import open_store
 

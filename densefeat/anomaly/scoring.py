@@ -3,6 +3,7 @@
 Scores and maps are the columns of a store, which an extraction writes and resumes; all else is made of that store at its end.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,28 +21,23 @@ from densefeat.anomaly.detector import Detector, find_detector_file, load_detect
 from densefeat.anomaly.page import write_page
 from densefeat.anomaly.pixel_metrics import PixelMetrics, match_masks, shrink_mask
 from densefeat.base import (
-    atomic_file,
-    check_output_name,
-    has_header,
     has_kind,
     is_page,
-    output_errors,
     progress_bar,
-    refuse_links,
-    refuse_stranger,
     save_json,
-    write_csv,
 )
 from densefeat.errors import DecodeError, UsageError
+from densefeat.evaluation import ResultFolder
 from densefeat.extraction import ColumnsNet, extract
 from densefeat.labels import read_mask
 from densefeat.nets import file_sha256
 from densefeat.overlay import enlarge_maps, lay_heat, save_overlays, view_whole
-from densefeat.store import Layout, Store, check_store_folder, is_store, open_store
+from densefeat.store import Store, open_store
 
 _SCORES, _TABLE, _HEAT, _PAGE, _RESULTS = "scores", "anomalies.csv", "heat", "index.html", "results.json"
-_HEADER = ("path", "score", "p_value", "verdict")
-_KIND = "densefeat anomaly scores"
+_COLUMNS = ("path", "score", "p_value", "verdict")
+_HEADER = re.compile(",".join(_COLUMNS).encode() + rb"\r?\n")
+_KIND, _TABLE_KIND = "densefeat anomaly scores", "densefeat table of anomalies"
 _SCORE, _MAP = "score", "map"  # in the store
 _ROWS = 64  # maps read at a time
 _EDGE = 1024  # pixels of a picture's longer side, at most
@@ -109,9 +105,9 @@ def score_images(
     Raises as :func:`densefeat.extract` does; UsageError also for masks that do not fit the images, WeightsError for a file that
     is no detector.
     """
-    check_output_name(out)
-    out = Path(out)
-    _check_folder(out)
+    files = {_PAGE: is_page, _RESULTS: has_kind(_KIND)}
+    folder = ResultFolder(Path(out), "scores", _SCORES, _TABLE, _HEADER, _TABLE_KIND, files, (_HEAT,))
+    folder.refuse_strangers()
     file = find_detector_file(model)
     detector = load_detector(file)
     if masks is not None and not Path(masks).is_dir():
@@ -119,39 +115,26 @@ def score_images(
     behind = _DetectorNet(detector, file, weights, device)
     channels = {_SCORE: 1, _MAP: 1}
     net = ColumnsNet(str(file.resolve()), behind, channels, behind.extractor.preprocessing)
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    folder.make()
     result = extract(
-        images, out / _SCORES, model=net, pool="none", device=device, batch_size=batch_size, workers=workers,
+        images, folder.store, model=net, pool="none", device=device, batch_size=batch_size, workers=workers,
         decoder=behind.extractor.decoder, overwrite=overwrite, follow_links=follow_links,
     )  # fmt: skip
     store = open_store(result.path)
     scores = store[_SCORE][:, 0] if len(store) else np.empty(0, np.float32)
     bad = detector.alarms.judge(scores)
     metrics = {} if masks is None else _measure(store, scores, detector, masks)
-    _write_table(out / _TABLE, store, scores, bad, detector)
-    missing = _draw_heat(store, images, out / _HEAT, detector)
-    write_page(out / _PAGE, store, images, scores, detector, metrics, partial(_draw, detector))
+    _write_table(folder, store, scores, bad, detector)
+    missing = _draw_heat(store, images, folder.root / _HEAT, detector)
+    write_page(folder.root / _PAGE, store, images, scores, detector, metrics, partial(_draw, detector))
     facts = {"rows": len(store), "failures": result.failures, "anomalous": int(bad.sum()), **metrics}
     alarms = detector.alarms
     told = {"threshold": alarms.threshold, "rate": alarms.rate, "rate_interval": list(alarms.interval)}
-    save_json(out / _RESULTS, _KIND, facts | told)
+    save_json(folder.root / _RESULTS, _KIND, facts | told)
     return Scored(
-        out / _TABLE, result.path, out / _PAGE, len(store), int(bad.sum()), result.failures, result.failures_path, metrics,
-        missing,
+        folder.table, result.path, folder.root / _PAGE, len(store), int(bad.sum()), result.failures, result.failures_path,
+        metrics, missing,
     )  # fmt: skip
-
-
-def _check_folder(out: Path) -> None:
-    names = (_SCORES, _TABLE, _HEAT, _PAGE, _RESULTS)
-    if out.is_dir() and any(entry.name not in names and entry.name[0] != "." for entry in out.iterdir()):
-        raise UsageError(f"output {str(out)!r} holds other files than scores: name another folder")
-    refuse_links([out / _SCORES, out / _HEAT])
-    check_store_folder(Layout(out / _SCORES))
-    for name, is_ours in ((_TABLE, has_header(_HEADER)), (_PAGE, is_page), (_RESULTS, has_kind(_KIND))):
-        refuse_stranger(out / name, is_ours)
-    if (out / _HEAT).exists() and not ((out / _HEAT).is_dir() and is_store(out / _SCORES)):
-        raise UsageError(f"output {str(out / _HEAT)!r} exists and was not written by this command: name another folder")
 
 
 def _measure(store: Store, scores: np.ndarray, detector: Detector, folder: str | Path) -> dict[str, float]:
@@ -215,13 +198,8 @@ def _draw_heat(store: Store, images: str | Path, folder: Path, detector: Detecto
     return save_overlays(store, images, folder, [_MAP], partial(view_whole, edge=_EDGE), partial(_draw, detector))
 
 
-def _write_table(path: Path, store: Store, scores: np.ndarray, bad: np.ndarray, detector: Detector) -> None:
+def _write_table(folder: ResultFolder, store: Store, scores: np.ndarray, bad: np.ndarray, detector: Detector) -> None:
     verdicts = np.where(bad, ANOMALOUS, GOOD).tolist()
     cells = zip(store["path"], scores.tolist(), detector.alarms.p_values(scores).tolist(), verdicts, strict=True)
     rows = ((path, f"{score:.6g}", f"{p_value:.6g}", verdict) for path, score, p_value, verdict in cells)
-    with (
-        atomic_file(path, has_header(_HEADER)) as beside,
-        output_errors(path),
-        open(beside, "w", encoding="utf-8", newline="") as file,
-    ):
-        write_csv(file, _HEADER, rows, repr(str(path)))
+    folder.write_table(_COLUMNS, rows)

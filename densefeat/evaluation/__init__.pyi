@@ -1,13 +1,13 @@
 from .accuracy import Evaluation, evaluate, load_eval_images, open_for_network
 from .class_order import read_classes
 from .predictions import Predicted, ProbeNet, Scorer, extract_columns, open_scorer, predict
-from .tables import RecordedTable
+from .result_folder import ResultFolder
 
 __all__ = [
     "Evaluation",
     "Predicted",
     "ProbeNet",
-    "RecordedTable",
+    "ResultFolder",
     "Scorer",
     "evaluate",
     "extract_columns",

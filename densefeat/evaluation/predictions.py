@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from densefeat.base import check_output_name, output_errors, refuse_links
 from densefeat.certainty import Certainty
 from densefeat.errors import UnknownRange, UsageError
-from densefeat.evaluation.tables import RecordedTable
+from densefeat.evaluation.result_folder import ResultFolder
 from densefeat.extraction import ColumnsNet, ExtractResult, extract
 from densefeat.images import PixelRule, Preprocessing
 from densefeat.labels import SEPARATOR, Task
@@ -28,10 +27,9 @@ from densefeat.probing import (
     make_predictions,
     tabulate_answers,
 )
-from densefeat.store import Layout, Store, check_store_folder, open_store
+from densefeat.store import Store, open_store
 
 _SCORES, _TABLE = "scores", "predictions.csv"
-_RECORD = ".predictions.json"  # which tables densefeat wrote: one that the user has changed since is the user's
 _KIND = "densefeat predictions"
 # the last column of earlier versions was called score
 _HEADER = re.compile(rb"path(,page)?(,x,y)?(,label)?,predicted,(score|probability(,ood)?(,answered)?(,set|,low,high)?)\r?\n")
@@ -127,14 +125,8 @@ def predict(
 
     Raises as :func:`densefeat.extract` does; UsageError for an unknown model, WeightsError where its files do not fit.
     """
-    check_output_name(out)
-    out = Path(out)
-    if out.is_dir() and any(entry.name not in (_SCORES, _TABLE) and entry.name[0] != "." for entry in out.iterdir()):
-        raise UsageError(f"output {str(out)!r} holds other files than predictions: name another folder")
-    refuse_links([out / _SCORES])
-    check_store_folder(Layout(out / _SCORES))
-    table = RecordedTable(out / _TABLE, _HEADER, out / _SCORES, out / _RECORD, _KIND)
-    table.refuse_strangers()
+    folder = ResultFolder(Path(out), "predictions", _SCORES, _TABLE, _HEADER, _KIND)
+    folder.refuse_strangers()
     scorer, decoder, precision = open_scorer(model, weights, device, pixels)
     check_promises(scorer.certainty, risk, level)
     if level is not None and (unclear := [name for name in scorer.classes if SEPARATOR in name]):
@@ -142,14 +134,13 @@ def predict(
             f"class {unclear[0]!r} has a {SEPARATOR}, which stands between the classes of a set in {_TABLE}: rename the class,"
             " or call Probe.predict, whose sets are lists"
         )
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    folder.make()
     result = extract_columns(
-        model, scorer.net, images, out / _SCORES, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
+        model, scorer.net, images, folder.store, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
         precision=precision, overwrite=overwrite, **reading,
     )  # fmt: skip
-    counts, answered = _write_table(table, open_store(result.path), scorer, risk, level)
-    return Predicted(table.path, result.path, result.rows, result.failures, result.failures_path, counts, answered)
+    counts, answered = _write_table(folder, open_store(result.path), scorer, risk, level)
+    return Predicted(folder.table, result.path, result.rows, result.failures, result.failures_path, counts, answered)
 
 
 def extract_columns(model: str, net: ColumnsNet, images: str | Path, out: Path, **options: Any) -> ExtractResult:
@@ -191,7 +182,7 @@ def open_scorer(model: str, weights: str | Path | None, device: str, pixels: Pix
 
 
 def _write_table(
-    table: RecordedTable, store: Store, scorer: Scorer, risk: float | None, level: float | None
+    folder: ResultFolder, store: Store, scorer: Scorer, risk: float | None, level: float | None
 ) -> tuple[dict[str, int], int | None]:  # fmt: skip
     """Write the predictions of a store's scores as CSV.
 
@@ -215,7 +206,7 @@ def _write_table(
 
     known = np.empty(0) if _OOD in store.schema.names else None
     header = [*copied, *tabulate(np.empty((0, scorer.outputs), np.float32), known)]
-    table.write(header, list_rows())
+    folder.write_table(header, list_rows())
     by_class = {} if scorer.task == "regression" else dict(counts.most_common())
     return by_class, None if risk is None else given["yes"]
 

@@ -10,19 +10,15 @@ from typing import Any
 import numpy as np
 
 from densefeat.base import (
-    check_output_name,
     has_kind,
     is_page,
-    output_errors,
     progress_bar,
-    refuse_links,
-    refuse_stranger,
     render_page,
     save_json,
     save_page,
 )
 from densefeat.errors import UsageError
-from densefeat.evaluation import ProbeNet, RecordedTable, Scorer, extract_columns, open_scorer
+from densefeat.evaluation import ProbeNet, ResultFolder, Scorer, extract_columns, open_scorer
 from densefeat.explaining.evidence import SCORES, Explainer, NetworkEvidence, ProbeEvidence, averages_maps
 from densefeat.explaining.grad_cam import GradCam
 from densefeat.explaining.pictures import ExplainedRow, enlarge_input, make_drawing, make_section
@@ -30,7 +26,7 @@ from densefeat.explaining.table import ExplainedTable
 from densefeat.extraction import ColumnsNet
 from densefeat.images import PixelRule, Preprocessing
 from densefeat.overlay import name_files, save_overlays, view_input
-from densefeat.store import ImageEntry, Layout, check_store_folder, is_store, open_store, read_entries
+from densefeat.store import ImageEntry, open_store, read_entries
 
 _MAPS, _PICTURES, _TABLE, _RECORD, _PAGE = "maps", "pictures", "explained.csv", "explained.json", "index.html"
 _KIND, _TABLE_KIND = "densefeat explanations", "densefeat table of explanations"
@@ -95,33 +91,31 @@ def explain(
 
     Raises as :func:`densefeat.extract` does; UsageError also for an unknown class, and a probe by nearest neighbours.
     """
-    check_output_name(out)
-    out = Path(out)
-    table = RecordedTable(out / _TABLE, _HEADER, out / _MAPS, out / f".{_RECORD}", _TABLE_KIND)
-    _refuse_strangers(out, table)
+    files = {_RECORD: has_kind(_KIND), _PAGE: is_page}
+    folder = ResultFolder(Path(out), "explanations", _MAPS, _TABLE, _HEADER, _TABLE_KIND, files, (_PICTURES,))
+    folder.refuse_strangers()
     scorer, decoder, precision = open_scorer(model, weights, device, pixels)
     named = _find_classes(scorer, classes)
     explainer = _make_explainer(scorer, named)
     channels = {SCORES: scorer.outputs} | dict.fromkeys(explainer.maps, 1 + len(named))
     preprocessing = Preprocessing.for_model(scorer.net)
     net = ColumnsNet(scorer.net.recorded_name, explainer, channels, preprocessing)
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    folder.make()
     result = extract_columns(
-        model, net, images, out / _MAPS, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
+        model, net, images, folder.store, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
         precision=precision, overwrite=overwrite, pool="none", **reading,
     )  # fmt: skip
     store = open_store(result.path)
     told = ExplainedTable(store, scorer, explainer)
-    table.write(told.header, told.list_rows())
+    folder.write_table(told.header, told.list_rows())
     names = [scorer.classes[number] for number in named]
-    save_json(out / _RECORD, _KIND, _describe(told, names))
-    not_drawn = _draw_pictures(told, images, out / _PICTURES, preprocessing) if len(store) else {}
-    _write_page(out, told, names)
+    save_json(folder.root / _RECORD, _KIND, _describe(told, names))
+    not_drawn = _draw_pictures(told, images, folder.root / _PICTURES, preprocessing) if len(store) else {}
+    _write_page(folder.root, told, names)
     mistakes = told.order()[1] if told.labelled else None
     return Explained(
-        out / _PAGE, table.path, out / _RECORD, result.path, out / _PICTURES, result.rows, result.failures,
-        result.failures_path, explainer.bias is not None, told.gap, mistakes, not_drawn,
+        folder.root / _PAGE, folder.table, folder.root / _RECORD, result.path, folder.root / _PICTURES, result.rows,
+        result.failures, result.failures_path, explainer.bias is not None, told.gap, mistakes, not_drawn,
     )  # fmt: skip
 
 
@@ -129,20 +123,6 @@ def _draw_pictures(told: ExplainedTable, images: str | Path, folder: Path, prepr
     shapes = {name: told.store.shapes[name] for name in told.explainer.maps}
     view, draw = view_input(enlarge_input(preprocessing)), make_drawing(shapes, signed=told.explainer.bias is not None)
     return save_overlays(told.store, images, folder, list(shapes), view, draw)
-
-
-def _refuse_strangers(out: Path, table: RecordedTable) -> None:
-    """Raise an error, before anything is computed, where something else has the name of an output."""
-    own = (_MAPS, _PICTURES, _TABLE, _RECORD, _PAGE)
-    if out.is_dir() and any(entry.name not in own and entry.name[0] != "." for entry in out.iterdir()):
-        raise UsageError(f"output {str(out)!r} holds other files than explanations: name another folder")
-    refuse_links([out / _MAPS, out / _PICTURES])
-    check_store_folder(Layout(out / _MAPS))
-    if (pictures := out / _PICTURES).exists() and not is_store(out / _MAPS):  # which is there before pictures are
-        raise UsageError(f"output {str(pictures)!r} exists and was not written by this command: move it away")
-    table.refuse_strangers()
-    refuse_stranger(out / _RECORD, has_kind(_KIND))
-    refuse_stranger(out / _PAGE, is_page)
 
 
 def _find_classes(scorer: Scorer, names: Sequence[str]) -> list[int]:

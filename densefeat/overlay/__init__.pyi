@@ -1,10 +1,10 @@
 from .drawing import enlarge_maps, lay_classes, lay_heat, make_palette
-from .files import is_picture_folder, name_files, save_overlays
+from .files import find_stranger, name_files, save_overlays
 from .views import view_input, view_whole
 
 __all__ = [
     "enlarge_maps",
-    "is_picture_folder",
+    "find_stranger",
     "lay_classes",
     "lay_heat",
     "make_palette",

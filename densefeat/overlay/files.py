@@ -107,9 +107,16 @@ def _open_folder(folder: Path, names: Sequence[str], identity: str) -> None:
         beside.write_text(json.dumps({"kind": _KIND, "rows_of": identity}) + "\n", encoding="utf-8")
 
 
-def is_picture_folder(folder: Path) -> bool:
-    """Recognize a folder that :func:`save_overlays` has begun to fill, and one that holds no file."""
-    return has_kind(_KIND)(folder / _RECORD) or all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*"))
+def find_stranger(folder: Path) -> Path | None:
+    """Find what :func:`save_overlays` did not write in the place of its folder: a file, or one in a folder that it did not begin.
+
+    None: there is no folder yet, it holds no file, or it is known by its record.
+    """
+    if not folder.exists() or has_kind(_KIND)(folder / _RECORD):
+        return None
+    if not folder.is_dir():
+        return folder
+    return next((path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()), None)
 
 
 def name_files(entries: Sequence[ImageEntry]) -> list[str]:

@@ -1,6 +1,7 @@
 """Masks of new images by a segmenter: a store of scores, PNG files of class numbers, overlays, and a table."""
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +11,19 @@ import numpy as np
 from PIL import Image
 
 from densefeat.base import (
-    atomic_file,
-    check_output_name,
-    has_header,
-    output_errors,
     progress_bar,
-    refuse_links,
-    refuse_stranger,
     write_csv,
 )
-from densefeat.errors import UsageError
+from densefeat.evaluation import ResultFolder
 from densefeat.extraction import ColumnsNet, extract
 from densefeat.labels import read_mask
-from densefeat.overlay import is_picture_folder, lay_classes, make_palette, name_files, save_overlays, view_whole
+from densefeat.overlay import lay_classes, make_palette, name_files, save_overlays, view_whole
 from densefeat.segmentation.grid_net import choose_classes
 from densefeat.segmentation.segmenter import Segmenter, load_segmenter
-from densefeat.store import Layout, Store, check_store_folder, open_store, read_entries
+from densefeat.store import Store, open_store, read_entries
 
 _COLUMN = "logits"
+_KIND = "densefeat table of masks"
 _STORE, _MASKS, _OVERLAYS, _TABLE = "logits", "masks", "overlays", "shares.csv"
 _COLOURS = 256  # of a PNG's palette
 
@@ -70,47 +66,29 @@ def predict_masks(
     Masks hold the numbers that classes have in the masks learnt from: with a palette, or, of numbers beyond 255, grey of 16
     bits. Raises as :func:`densefeat.extract` does; WeightsError where the segmenter's file or its network do not fit.
     """
-    check_output_name(out)
-    out = Path(out)
     segmenter = load_segmenter(model)
-    _check_folder(out, segmenter)
+    folder = _open_folder(Path(out), segmenter)
     network = segmenter.network(weights, device)
     extractor = network.extractor
     net = ColumnsNet(str(Path(model).resolve()), network, {_COLUMN: len(segmenter.names)}, extractor.preprocessing)
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    folder.make()
     result = extract(
-        images, out / _STORE, net, pool="none", dtype="float16", device=device, batch_size=batch_size, workers=workers,
+        images, folder.store, net, pool="none", dtype="float16", device=device, batch_size=batch_size, workers=workers,
         decoder=extractor.decoder, overwrite=overwrite, **reading,
     )  # fmt: skip
     store = open_store(result.path)
-    undrawn = _draw(store, images, out, segmenter)
-    shares = _write_table(out / _TABLE, store, out / _MASKS, segmenter)
-    return Painted(out, out / _TABLE, result.rows, result.failures, result.failures_path, shares, undrawn)
+    undrawn = _draw(store, images, folder.root, segmenter)
+    shares = _write_table(folder, store, segmenter)
+    return Painted(folder.root, folder.table, result.rows, result.failures, result.failures_path, shares, undrawn)
 
 
-def _check_folder(out: Path, segmenter: Segmenter) -> None:
-    with output_errors(out):
-        if out.exists() and not out.is_dir():
-            raise UsageError(f"output {str(out)!r} is a file: choose a folder")
-        entries = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".") if out.exists() else []
-    if others := [name for name in entries if name not in (_STORE, _MASKS, _OVERLAYS, _TABLE)]:
-        raise UsageError(f"output {str(out)!r} holds other files than masks ({others[0]!r}): name another folder")
-    refuse_links([out / name for name in (_STORE, _MASKS, _OVERLAYS)])
-    check_store_folder(Layout(out / _STORE))
-    for name in (_MASKS, _OVERLAYS):
-        if (out / name).exists() and not (out / name).is_dir():
-            raise UsageError(f"output {str(out / name)!r} is a file, where a folder of pictures is to be: move it away")
-        if not is_picture_folder(out / name):
-            first = next(path for path in sorted((out / name).rglob("*")) if path.is_symlink() or not path.is_dir())
-            raise UsageError(f"output {str(first)!r} was not written by this command: move it away, or name another folder")
-    refuse_stranger(out / _TABLE, has_header([_format_header(segmenter)]))
-
-
-def _format_header(segmenter: Segmenter) -> str:
-    text = io.StringIO()
-    write_csv(text, ["path", *segmenter.names], [], "the header")
-    return text.getvalue().rstrip("\n")
+def _open_folder(out: Path, segmenter: Segmenter) -> ResultFolder:
+    header = io.StringIO()
+    write_csv(header, ["path", *segmenter.names], [], "the header")
+    line = re.compile(re.escape(header.getvalue().rstrip("\r\n").encode("utf-8", "backslashreplace")) + rb"\r?\n")
+    folder = ResultFolder(out, "masks", _STORE, _TABLE, line, _KIND, pictures=(_MASKS, _OVERLAYS))
+    folder.refuse_strangers()
+    return folder
 
 
 def _draw(store: Store, images: str | Path, out: Path, segmenter: Segmenter) -> dict[str, str]:
@@ -140,9 +118,9 @@ def _draw(store: Store, images: str | Path, out: Path, segmenter: Segmenter) -> 
     return undrawn | save_overlays(store, images, out / _OVERLAYS, [_COLUMN], view_whole, draw_overlay)
 
 
-def _write_table(path: Path, store: Store, masks: Path, segmenter: Segmenter) -> dict[str, float]:
+def _write_table(folder: ResultFolder, store: Store, segmenter: Segmenter) -> dict[str, float]:
     """Write the share of each class in the pixels of each mask; return their shares in the pixels of all masks."""
-    header = _format_header(segmenter)
+    masks = folder.root / _MASKS
     entries = list(read_entries(store, np.arange(len(store))).values())
     values, total = list(segmenter.values), np.zeros(len(segmenter.values), np.int64)
 
@@ -156,11 +134,6 @@ def _write_table(path: Path, store: Store, masks: Path, segmenter: Segmenter) ->
                 shares = [f"{share:.6g}" for share in counts / counts.sum()]
             yield entry.name, *shares
 
-    with (
-        atomic_file(path, has_header([header])) as beside,
-        output_errors(path),
-        open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-        progress_bar("counting pixels", len(entries)) as advance,
-    ):
-        write_csv(file, ["path", *segmenter.names], list_rows(advance), repr(str(path)))
+    with progress_bar("counting pixels", len(entries)) as advance:
+        folder.write_table(["path", *segmenter.names], list_rows(advance))
     return dict(zip(segmenter.names, (total / max(1, total.sum())).tolist(), strict=True))

@@ -86,7 +86,7 @@ def test_another_segmenter_is_not_continued(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [("thesis.tex", "mine", "holds other files than masks .'thesis.tex'"), ("shares.csv", "mine", "was not written by this"),
-     ("masks", "mine", "masks' is a file")],
+     ("masks", "mine", "masks' was not written by this command")],
 )  # fmt: skip
 def test_other_peoples_files(folder: Path, tmp_path: Path, name: str, content: str, match: str) -> None:
     (tmp_path / name).write_text(content)

@@ -1,0 +1,110 @@
+"""Folders of results: a store, and what is made of it for people, none of which replaces what is not densefeat's."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from densefeat.base import (
+    Recognizer,
+    atomic_file,
+    check_output_name,
+    has_kind,
+    output_errors,
+    parse_json,
+    refuse_links,
+    refuse_stranger,
+    write_csv,
+)
+from densefeat.errors import UsageError
+from densefeat.nets import file_sha256
+from densefeat.overlay import find_stranger
+from densefeat.store import Layout, check_store_folder, is_store
+
+_LONGEST_HEADER = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """A folder with a store, a CSV table of its rows and, beside that, other files and folders of pictures.
+
+    ``what``: the results, in messages. ``header``: what the table's first line looks like; it has a record, by which it is
+    known: one that the user has changed since is the user's. ``kind``: that of the record. ``files``: how each of the other
+    files is recognized, by name.
+    """
+
+    root: Path
+    what: str
+    store_name: str
+    table_name: str
+    header: re.Pattern[bytes]
+    kind: str
+    files: Mapping[str, Recognizer] = field(default_factory=dict)
+    pictures: Sequence[str] = ()
+
+    @property
+    def store(self) -> Path:
+        return self.root / self.store_name
+
+    @property
+    def table(self) -> Path:
+        return self.root / self.table_name
+
+    @property
+    def _record(self) -> Path:
+        return self.root / f".{self.table.stem}.json"
+
+    def refuse_strangers(self) -> None:
+        """Raise an error, before anything is computed, where something else has the name of an output, or is beside them.
+
+        Raises UsageError for what densefeat did not write, and links; OutputError as of a store's folder.
+        """
+        check_output_name(self.root)
+        if self.root.is_dir():
+            with output_errors(self.root):
+                known = {self.store_name, self.table_name, *self.files, *self.pictures}
+                others = sorted(entry.name for entry in self.root.iterdir() if entry.name not in known and entry.name[0] != ".")
+            if others:
+                raise UsageError(
+                    f"output {str(self.root)!r} holds other files than {self.what} ({others[0]!r}): name another folder"
+                )
+        refuse_links([self.store, *(self.root / name for name in self.pictures)])
+        check_store_folder(Layout(self.store))
+        refuse_stranger(self._record, has_kind(self.kind))  # which the next line reads
+        for name, is_ours in {self.table_name: self._is_own_table, **self.files}.items():
+            refuse_stranger(self.root / name, is_ours)
+        for name in self.pictures:
+            if (stranger := find_stranger(self.root / name)) is not None:
+                raise UsageError(f"output {str(stranger)!r} was not written by this command: move it away")
+
+    def make(self) -> None:
+        """Make the folder if it is not there. Raises OutputError."""
+        with output_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+
+    def write_table(self, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write the table, whole or not at all. Raises OutputError, and UsageError where somebody else's is there now."""
+        with atomic_file(self.table, self._is_own_table) as beside, output_errors(self.table):
+            with open(beside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                write_csv(file, header, rows, repr(str(self.table)))
+            self._keep_record(beside)
+
+    def _is_own_table(self, path: Path) -> bool:
+        """Recognize the table, unless it was changed since; earlier versions kept no record of it."""
+        with open(path, "rb") as file:
+            if not (self.header.fullmatch(file.readline(_LONGEST_HEADER)) and is_store(self.store)):
+                return False
+        recorded = self._read_record()
+        return not recorded or file_sha256(path) in recorded
+
+    def _read_record(self) -> list[str]:
+        known = parse_json(self._record.read_bytes()).get("sha256") if self._record.is_file() else None
+        return known if isinstance(known, list) else []
+
+    def _keep_record(self, beside: Path) -> None:
+        """Record the table that is about to replace another, and the one there, which stays if the process ends before that."""
+        known = [file_sha256(file) for file in (beside, self.table) if file.is_file()]
+        with atomic_file(self._record, has_kind(self.kind)) as beside_record:
+            beside_record.write_text(json.dumps({"kind": self.kind, "sha256": known}) + "\n", encoding="utf-8")
