@@ -108,7 +108,7 @@ def _open_folder(folder: Path, names: Sequence[str], identity: str) -> None:
 
 
 def find_stranger(folder: Path) -> Path | None:
-    """Find what :func:`save_overlays` did not write in the place of its folder: a file, or one in a folder that it did not begin.
+    """Find what :func:`save_overlays` did not write in the place of its folder: a file there, or within a folder not its own.
 
     None: there is no folder yet, it holds no file, or it is known by its record.
     """
