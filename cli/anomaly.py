@@ -43,17 +43,17 @@ class _Share(click.ParamType):
 
 @click.group(epilog=epilog("anomaly fit --images good/ --out detector/"))
 def anomaly_command() -> None:
-    """Find what is unlike good images, and where in an image it is: learnt from good images alone."""
+    """Find images that are unlike good ones, and where in the image the difference is. Learns from good images alone."""
 
 
 @anomaly_command.command(epilog=epilog("anomaly fit --images good/ --out detector/ --false-alarms 1%"))
 @images_option(description="Good images alone: all that `densefeat extract` reads.")
-@out_option("Folder to write: detector.safetensors, and the features that it is made of.")
+@out_option("Folder to write: detector.safetensors, and features/, which can be deleted at the end.")
 @click.option("--method", type=click.Choice(["patchcore", "padim"]), default="patchcore", show_default=True,
-              help="patchcore: a memory of good features; padim: a Gaussian at each place, faster, for images that show the"
-              " same thing at the same place.")  # fmt: skip
+              help="patchcore: distances to a memory bank of good features; padim: a Gaussian at each position, faster, for"
+              " images that show the same thing at the same place.")  # fmt: skip
 @click.option("--false-alarms", type=_Share(), default="5%", show_default=True, metavar="SHARE",
-              help="Of good images, how many may be called anomalous.")  # fmt: skip
+              help="Share of good images that may be called anomalous; 5% needs at least 38 images, 1% 198.")  # fmt: skip
 @model_option(default="densefeat_densenet121")
 @weights_option
 @image_size_option
@@ -64,10 +64,11 @@ def anomaly_command() -> None:
 @overwrite_option
 @follow_links_option
 def fit(**options: Any) -> None:
-    """Learn what good images are like.
+    """Learn what good images look like.
 
-    A fifth of the images is held out, or as many as the false alarms take: they set the threshold. An image that cannot be read
-    has an entry in OUT/features/failures.parquet. After an interruption the same command resumes.
+    A fifth of the images, or more for a low rate of false alarms, is held out and sets the threshold: the score above which an
+    image is called anomalous. Images are stretched to the network's square input. An image that cannot be read has an entry in
+    OUT/features/failures.parquet instead. After an interruption the same command resumes.
     """
     fitted = anomaly.fit_detector(**options)
     detector, alarms = fitted.detector, fitted.detector.alarms
@@ -99,8 +100,8 @@ def _count_bank(detector: Any) -> str:
 @anomaly_command.command(epilog=epilog("anomaly score --model detector/ --images new/ --out scores/"))
 @click.option("--model", type=PATH_TYPE, required=True, help="Folder of `densefeat anomaly fit --out`, or the file in it.")
 @images_option()
-@out_option("Folder to write: anomalies.csv, index.html, a PNG an image in heat/, and all scores and maps.")
-@click.option("--masks", type=PATH_TYPE, help="Folder with a mask for each image of a defect, for AUROC and PRO: KIND/NAME.png"
+@out_option("Folder to write: anomalies.csv, index.html, results.json, heat/ with a PNG an image, and scores/, a store.")
+@click.option("--masks", type=PATH_TYPE, help="Folder of masks of defects, to compute AUROC and PRO: KIND/NAME.png"
               " or KIND/NAME_mask.png for KIND/NAME.jpg; images in a folder good/ need none.")  # fmt: skip
 @weights_option
 @device_option
@@ -109,11 +110,11 @@ def _count_bank(detector: Any) -> str:
 @overwrite_option
 @follow_links_option
 def score(**options: Any) -> None:
-    """Score images with a detector: how unlike good images each is, where, and whether it is called anomalous.
+    """Score how anomalous images are, and where.
 
-    One line an image in anomalies.csv, in the order of the input. The p-value is the share of held-out good images that are no
-    more usual. An image that cannot be read has an entry in OUT/scores/failures.parquet. After an interruption the same command
-    resumes.
+    anomalies.csv has a line for each image, in the order of the input. A p-value of 0.01 means that at most 1 % of good images
+    score as high; an image is anomalous if its p-value is at most the --false-alarms of the detector. An image that cannot be
+    read has an entry in OUT/scores/failures.parquet instead. After an interruption the same command resumes.
     """
     scored = anomaly.score_images(**options)
     _print_failures(scored.store, scored.failures, scored.failures_path)

@@ -27,10 +27,10 @@ _MAX_FAILURES = 3  # with a line each
 @click.command(epilog=epilog("explain probe/ --images photos/ --labels folder --out explained/"))
 @model_argument
 @images_option()
-@out_option("Folder to write: maps/, pictures/, explained.csv and index.html.")
-@click.option("--class", "classes", metavar="NAME", multiple=True, help="Another class to show the evidence for; repeatable.")
-@click.option("--labels", type=click.Choice(["folder"]), help="folder: class/image.jpg gives the label class, for the worst"
-              " mistakes; tables and lists have their own.")  # fmt: skip
+@out_option("Folder to write: maps/, pictures/, explained.csv, explained.json and index.html.")
+@click.option("--class", "classes", metavar="NAME", multiple=True, help="Class to show besides the predicted one; repeatable.")
+@click.option("--labels", type=click.Choice(["folder"]), help="folder: an image class/image.jpg has the label class, so that"
+              " mistakes are known; tables and lists have their own labels.")  # fmt: skip
 @label_column_option()
 @base_option
 @weights_option
@@ -41,10 +41,11 @@ _MAX_FAILURES = 3  # with a line each
 @follow_links_option
 @pixel_options
 def explain_command(**options: Any) -> None:
-    """Show where in images the evidence for a class is, as a probe or a fine-tuned network (MODEL) scores them.
+    """Show where in images the evidence for a class is. MODEL: a probe, a training run, or the name of a network.
 
-    A linear score is a sum over positions and blocks: the maps are that sum, and add up to the score. For other heads they are
-    Grad-CAM of the last block, an approximation. The page has the worst mistakes or, without labels, the least sure answers.
+    The score of a linear head is a sum over positions and blocks: the maps are its terms, and add up to the score. For other
+    heads the maps are Grad-CAM of the last block, an approximation. The page has the worst mistakes or, without labels, the
+    least certain predictions.
 
     An image that cannot be read has an entry in OUT/maps/failures.parquet instead. After an interruption the same command
     resumes.

@@ -39,18 +39,18 @@ def segment_command() -> None:
 
 @segment_command.command(epilog=epilog(_EXAMPLES[0]))
 @images_option()
-@click.option("--masks", type=PATH_TYPE, required=True, help="Folder of PNGs of class numbers (palette or grey), one an image,"
-              " by its path or name.")  # fmt: skip
-@out_option("Folder to write: results, page, segmenter, features.")
-@click.option("--classes", type=PATH_TYPE, metavar="FILE", help='Names: a line each from class 0, a JSON list, or a JSON object'
+@click.option("--masks", type=PATH_TYPE, required=True, help="Folder of PNGs of class numbers (grey or palette), each with the"
+              " relative path or the name of its image, and its size.")  # fmt: skip
+@out_option("Folder to write: results.json, index.html, segmenter.safetensors and features/.")
+@click.option("--classes", type=PATH_TYPE, metavar="FILE", help='Class names: a line each from 0, a JSON list, or a JSON object'
               ' {"0": "name"}.  [default: the numbers in masks]')  # fmt: skip
-@click.option("--ignore", type=int, metavar="N", help="Number of pixels without a class, such as 255.")
-@click.option("--test-images", type=ImageInput(), help="Images to test on.  [default: a fifth of the images]")
-@click.option("--test-masks", type=PATH_TYPE, help="Their masks.")
+@click.option("--ignore", type=int, metavar="N", help="Class number of pixels to leave out, such as 255.")
+@click.option("--test-images", type=ImageInput(), help="Images to test on (with --test-masks).  [default: a fifth of all]")
+@click.option("--test-masks", type=PATH_TYPE, help="Masks of the test images.")
 @click.option("--protocol", type=click.Choice(["logreg", "knn"]), default="logreg", show_default=True,
-              help="logreg: a linear map; knn: votes of the nearest positions.")  # fmt: skip
+              help="logreg: logistic regression; knn: votes of the nearest positions.")  # fmt: skip
 @click.option("--stride", type=int, default=4, show_default=True, metavar="PIXELS",
-              help="Of the network's input, between positions that get a class.")  # fmt: skip
+              help="Pixels of the network's input between neighbouring positions.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @model_option("densefeat_densenet121")
 @weights_option
@@ -60,10 +60,11 @@ def segment_command() -> None:
 @_batch_option
 @threads_option
 def probe(**options: Any) -> None:
-    """Find which block's features tell the classes of pixels: fit heads on positions of annotated images.
+    """Find which blocks tell the classes of pixels apart.
 
-    A head for each block, for the best blocks together, and for all: selected on validation images, reported on test images as
-    mean IoU. OUT gets results.json, index.html and segmenter.safetensors. After an interruption the same command resumes.
+    Heads are fitted on the positions of images with masks: for each block, for the best blocks together, and for all. They are
+    selected on validation images, reported on test images as mean IoU. The best one is the segmenter that `densefeat segment
+    predict` applies. At least 3 images need masks. After an interruption the same command resumes.
     """
     probed = segmentation.probe_masks(**options)
     results = probed.results
@@ -87,7 +88,7 @@ def probe(**options: Any) -> None:
 @segment_command.command(epilog=epilog(_EXAMPLES[1]))
 @click.option("--model", type=PATH_TYPE, required=True, help="Folder of densefeat segment probe, or its segmenter.safetensors.")
 @images_option()
-@out_option("Folder to write: masks, overlays, shares.csv, and all scores.")
+@out_option("Folder to write: masks/, overlays/, shares.csv, and logits/, a store of all scores.")
 @weights_option
 @device_option
 @_batch_option
@@ -95,7 +96,9 @@ def probe(**options: Any) -> None:
 @overwrite_option
 @follow_links_option
 def predict(model: Path, **options: Any) -> None:
-    """Predict the class of every pixel: a PNG with a palette for each image, and one laid over it.
+    """Predict the class of every pixel.
+
+    For each image there is a mask, as a PNG of class numbers with a palette, and a picture of the mask laid over the image.
 
     An image that cannot be read has an entry in OUT/logits/failures.parquet instead. After an interruption the same command
     resumes.

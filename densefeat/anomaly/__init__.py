@@ -1,4 +1,4 @@
-"""Anomalies: what is unlike good images, learnt from good images alone, found at its place."""
+"""Anomalies: images that are unlike good ones, and where in the image; learnt from good images alone."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""From the scores of held-out good images to p-values, and to a threshold that gives few false alarms.
+"""P-values, and a threshold with a chosen rate of false alarms, from the scores of held-out good images.
 
-A conformal test (Bates et al., Annals of Statistics 2023, arXiv 2104.08279): what it says holds for images that are drawn as
-the held-out ones were, whatever the network and the score.
+A conformal test (Bates et al., Annals of Statistics 2023, arXiv 2104.08279): it holds for images from the same distribution as
+the held-out ones, whatever the network and the score.
 """
 
 import math
@@ -19,7 +19,7 @@ GOOD, ANOMALOUS = "good", "anomalous"
 
 @dataclass(frozen=True)
 class Alarms:
-    """Scores of good images that were not learnt from, float32 ``(n,)``, ascending, and the false-alarm rate asked for."""
+    """The scores of held-out good images, float32 ``(n,)``, ascending, and the false-alarm rate that was asked for."""
 
     held_out: np.ndarray
     rate: float
@@ -36,15 +36,15 @@ class Alarms:
 
     @property
     def expected_rate(self) -> float:
-        """The false-alarm rate that is expected, over draws of the held-out images: at most the one asked for."""
+        """The expected false-alarm rate, averaged over draws of the held-out images: at most the one asked for."""
         return self._rank / (len(self.held_out) + 1)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the rate that this threshold has on further good images.
+        """The 95 % interval of the false-alarm rate of this threshold on new good images.
 
-        The rate of a threshold at the k-th largest of n scores is distributed as Beta(k, n + 1 - k), whatever the scores'
-        distribution; with ties it is lower.
+        The rate of a threshold at the k-th largest of n scores has the distribution Beta(k, n + 1 - k), whatever the
+        distribution of the scores; with ties it is lower.
         """
         tail = (1 - _CONFIDENCE) / 2
         low, high = beta.ppf([tail, 1 - tail], self._rank, len(self.held_out) + 1 - self._rank)
@@ -53,7 +53,7 @@ class Alarms:
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """Turn scores ``(m,)`` into p-values: ``(1 + held-out scores at least as high) / (n + 1)``, float64 ``(m,)``.
 
-        Of good images, at most a share p has a p-value of p or less.
+        At most a share p of good images has a p-value of p or less.
         """
         higher = len(self.held_out) - np.searchsorted(self.held_out, scores.astype(np.float32), side="left")
         return (1 + higher) / (len(self.held_out) + 1)
@@ -64,15 +64,15 @@ class Alarms:
 
 
 def check_rate(rate: float) -> None:
-    """Raise UsageError for a false-alarm rate without a meaning."""
+    """Raise UsageError for a false-alarm rate that is not above 0 and at most 0.5."""
     if not 0 < rate <= 0.5:
         raise UsageError(f"a false-alarm rate of {100 * rate:g} %: give more than 0 and at most 50 %, such as 1%")
 
 
 def choose_held_out(count: int, rate: float, share: float = 0.2, seed: int = 0) -> np.ndarray:
-    """Choose which of some good images are held out: bool ``(count,)``, a fifth, or more where the rate takes more.
+    """Choose which good images are held out, bool ``(count,)``: ``share`` of them, or more where the rate needs more.
 
-    Raises UsageError where it would take more than half of them.
+    Raises UsageError where the rate needs more than half of them.
     """
     needed = math.ceil(1 / rate - _ROUNDING) - 1
     most = count // 2

@@ -1,4 +1,4 @@
-"""PatchCore: a memory bank of features of good images, and how far from it the positions of another image are.
+"""PatchCore: a memory bank of features of good images, and the distances of another image's positions to it.
 
 Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022, arXiv 2106.08265.
 """
@@ -32,10 +32,10 @@ class MemoryBank:
         return torch.from_numpy(self.features.astype(np.float32)) - self._center
 
     def measure(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Measure grids, float32 ``(N, D, h, w)``: scores of the images ``(N,)`` and distances of positions ``(N, h, w)``.
+        """Measure grids, float32 ``(N, D, h, w)``: return scores of images ``(N,)`` and distances of positions ``(N, h, w)``.
 
-        A distance is the Euclidean one to the nearest feature of the bank. The score is the largest of an image, weighted by
-        how usual that nearest feature is within the bank (section 3.3, equation 7).
+        A position's distance is the Euclidean distance to the nearest feature of the bank. An image's score is the largest of
+        these, weighted by how isolated that nearest feature is in the bank (section 3.3, equation 7).
         """
         count, dims, height, width = grid.shape
         bank = self._bank.to(grid.device)
@@ -65,11 +65,12 @@ def _weigh(queries: torch.Tensor, nearest: torch.Tensor, bank: torch.Tensor) -> 
 
 
 def choose_coreset(points: np.ndarray, count: int, advance: Callable[[int], None] = lambda _: None) -> np.ndarray:
-    """Choose points that are near to all others, one after the other the farthest from those before: int64 ``(count,)``.
+    """Choose rows of points so that every point is near a chosen one: int64 ``(count,)``, in the order of choice.
 
-    Greedy k-centre (section 3.2, algorithm 1), from the point that is the farthest from the mean. Distances to the chosen only
-    shrink, so earlier ones are upper bounds, and only points with the largest bounds are compared again: the choice is the
-    same. ``points``: float32 ``(n, d)``. Fewer rows are returned where all other points are copies of chosen ones.
+    Greedy k-centre (section 3.2, algorithm 1): the first is the point farthest from the mean, each next the one farthest from
+    those chosen. As points are chosen, the distance to the nearest one only shrinks, so earlier distances are upper bounds:
+    only the points with the largest bounds are compared again, and the choice is the same. ``points``: float32 ``(n, d)``.
+    Fewer rows are returned where all other points are copies of chosen ones.
     """
     centred = torch.from_numpy(points - points.mean(0))
     squares = centred.square().sum(1)

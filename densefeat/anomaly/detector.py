@@ -27,10 +27,11 @@ METHODS = tuple(_KINDS)
 
 @dataclass(frozen=True)
 class Detector:
-    """What good images are like, and from which score on an image is anomalous.
+    """A model of good images, and the score above which an image is anomalous.
 
-    ``normal``: measures grids of features. ``rule``: how they are made, ``shape``: their height and width. ``provenance``: of
-    the network, as in a store's manifest. ``learnt``: the number of images learnt from.
+    ``normal``: the model of good images, which measures grids of features. ``alarms``: the held-out scores, which give p-values
+    and the threshold. ``rule``: how grids are made; ``shape``: their height and width. ``provenance``: that of the network, as
+    in a store's manifest. ``learnt``: the number of images learnt from, without held-out ones.
     """
 
     normal: MemoryBank | PositionGaussians
@@ -48,7 +49,7 @@ class Detector:
 
     @property
     def size(self) -> int:
-        """The bytes of its arrays, beside the network."""
+        """The size of its arrays in bytes, without the network."""
         return sum(array.nbytes for array in vars(self.normal).values() if isinstance(array, np.ndarray))
 
     @property
@@ -58,16 +59,16 @@ class Detector:
         return size
 
     def measure(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Measure grids ``(N, D, h, w)``, on their device: float32 scores ``(N,)`` and distances of positions ``(N, h, w)``.
+        """Measure grids ``(N, D, h, w)`` on their device: return scores ``(N,)`` and distances of positions ``(N, h, w)``.
 
-        Features are rounded to float16 first, as those that were learnt from.
+        Both are float32. Features are rounded to float16 first, as those were that the detector has learnt from.
         """
         return self.normal.measure(grid.half().float())
 
     def extractor(self, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
-        """Load the network that makes the features, with the recorded preprocessing.
+        """Load the network that computes the features, with the recorded preprocessing.
 
-        ``weights``: a checkpoint, if the recorded one has been moved; it must be the same file.
+        ``weights``: the checkpoint file, if it has been moved; its content must be the same.
         Raises UsageError or WeightsError as :func:`densefeat.search.rebuild_extractor`.
         """
         subject = f"detector {str(self.path)!r}" if self.path else "this detector"
@@ -75,7 +76,7 @@ class Detector:
 
 
 class GridNet(nn.Module):
-    """A network whose output is the grid of a rule: images ``(N, C, H, W)`` to float32 ``(N, D, h, w)``."""
+    """A network that turns images ``(N, C, H, W)`` into the grid of a rule, float32 ``(N, D, h, w)``."""
 
     def __init__(self, extractor: FeatureExtractor, rule: GridRule) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ def save_detector(path: Path, detector: Detector) -> None:
 
 
 def find_detector_file(path: str | Path) -> Path:
-    """Return the file of a detector that the user named, or whose folder, whether it is there or not."""
+    """Return the detector file that the user named, directly or by its folder, whether it exists or not."""
     path = Path(path)
     return path / FILE if path.is_dir() else path
 

@@ -1,7 +1,7 @@
 """The job of ``densefeat anomaly fit``: from good images to a detector.
 
 Read from top to bottom: :func:`fit_detector` extracts a grid of features of each image to a store, holds some images out,
-learns from the others, scores the held-out ones, and writes the detector. What is in memory does not grow with the images.
+learns from the others, scores the held-out ones, and writes the detector. Memory does not grow with the number of images.
 """
 
 import time
@@ -38,7 +38,7 @@ _TIMED = 4  # images
 
 @dataclass(frozen=True)
 class Fitted:
-    """A detector that :func:`fit_detector` wrote. ``seconds``: the network's and the detector's for one image, decoded."""
+    """A detector that :func:`fit_detector` wrote. ``seconds``: measured time of network and detector for one decoded image."""
 
     path: Path
     detector: Detector
@@ -64,20 +64,20 @@ def fit_detector(
     pixels: PixelRule | None = None,
     follow_links: bool = False,
 ) -> Fitted:
-    """Learn what good images are like; the same call goes on after an interruption, and gives the same file.
+    """Learn what good images look like; the same call resumes after an interruption, and gives the same file.
 
     Args:
-        images: Good images alone, as in :func:`densefeat.extract`; each is stretched to the network's square, nothing is cut
-            off. One that cannot be read is a failure of the store, and nothing is learnt from it.
-        out: A folder: ``detector.safetensors``, and ``features/``, a store that is not needed any more then.
+        images: Good images alone, as in :func:`densefeat.extract`; each is stretched to the network's square input, nothing is
+            cut off. One that cannot be read is a failure in the store, and nothing is learnt from it.
+        out: A folder: ``detector.safetensors``, and ``features/``, a store that can be deleted afterwards.
         method: ``"patchcore"``, a memory bank of features, or ``"padim"``, a Gaussian at each position, for images that show
             the same thing at the same place.
-        false_alarms: The share of good images that may be called anomalous. A fifth of the images is held out for that, or as
-            many as the rate takes.
+        false_alarms: The share of good images that may be called anomalous, above 0 and at most 0.5. A fifth of the images is
+            held out to set the threshold, or more if the rate needs more; at least 38 images are needed for 0.05, 198 for 0.01.
         overwrite: Start over if ``out`` has features of other images, or of other settings.
         model, weights, image_size, device, pixels: As in :class:`densefeat.FeatureExtractor`.
 
-    Raises as :func:`densefeat.extract` does; UsageError also for too few images for this rate.
+    Raises as :func:`densefeat.extract` does; UsageError also where there are too few images for the rate.
     """
     out = _check_arguments(out, method, false_alarms)
     count = open_source(images, follow_links=follow_links).length

@@ -16,15 +16,15 @@ _REGULARIZATION = 0.01  # added to variances (section 3.1)
 class PositionGaussians:
     """A Gaussian at each position. ``mean``: float32 ``(h, w, d)``; ``whitening``: float32 ``(h, w, d, d)``.
 
-    The Mahalanobis distance of features ``x`` at a position is the length of ``(x - mean) @ whitening``. They are the first d
-    of a grid's.
+    The Mahalanobis distance of features ``x`` at a position is the length of ``(x - mean) @ whitening``. The features are the
+    first d of a grid.
     """
 
     mean: np.ndarray
     whitening: np.ndarray
 
     def measure(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Measure grids, float32 ``(N, D, h, w)``: scores of the images ``(N,)`` and distances of positions ``(N, h, w)``.
+        """Measure grids, float32 ``(N, D, h, w)``: return scores of images ``(N,)`` and distances of positions ``(N, h, w)``.
 
         The score of an image is its largest distance.
         """
@@ -36,7 +36,7 @@ class PositionGaussians:
 
 
 class GaussianSums:
-    """Sums over grids that are read one after the other, from which the Gaussians are made."""
+    """Running sums over grids, from which the Gaussians are made without keeping the grids."""
 
     def __init__(self, dims: int, height: int, width: int) -> None:
         self.dims = min(dims, _DIMS)
@@ -52,7 +52,7 @@ class GaussianSums:
         self.square += values.transpose(2, 3) @ values
 
     def finish(self) -> PositionGaussians:
-        """Compute means and whitening, of two images at least."""
+        """Compute the means and the whitening. At least two images must have been added."""
         mean = self.total / self.count
         covariance = (self.square - self.count * mean[..., :, None] * mean[..., None, :]) / (self.count - 1)
         covariance.diagonal(dim1=2, dim2=3).add_(_REGULARIZATION)

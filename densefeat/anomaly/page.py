@@ -1,4 +1,4 @@
-"""The scores of images as one HTML page, the least usual image first."""
+"""The scores of images as one HTML page, the highest score first."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def write_page(
     metrics: dict[str, float],
     draw: Draw,
 ) -> None:
-    """Write the page: a card for each of the 100 images of the highest scores, beside its heat map.
+    """Write the page: each of the 100 images with the highest scores, beside its heat map.
 
     ``scores``: float32 ``(rows,)`` of the store; ``draw``: lays the store's column ``map`` over an image. An image that is not
     there any more is a grey box. Raises OutputError where the page cannot be written.

@@ -1,7 +1,7 @@
-"""How well maps find the pixels of defects: AUROC of pixels, and overlap with each region of a defect (PRO).
+"""How well maps find the pixels of defects: AUROC of pixels, and per-region overlap (PRO).
 
 PRO: Bergmann et al., "Uninformed Students", CVPR 2020 (arXiv 1911.02357), section 4.2. Values are counted in fixed bins, so
-that memory does not grow with the images.
+that memory does not grow with the number of images.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _TOUCHING = np.ones((3, 3))  # pixels of a region touch, also by their corners
 
 
 class PixelMetrics:
-    """Counts of pixels by the value of a map, of all images added so far. ``low``, ``high``: the range of all maps."""
+    """Counts of pixels by map value, over all images added so far. ``low``, ``high``: the range of all maps' values."""
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, max(high, low + 1e-12)
@@ -42,12 +42,12 @@ class PixelMetrics:
         self.regions += count
 
     def auroc(self) -> float:
-        """Return the area under the ROC curve of pixels. Raises UsageError where all or none are of a defect."""
+        """Return the area under the ROC curve of pixels. Raises UsageError where all pixels are of defects, or none."""
         self._check()
         return float(np.trapezoid(_rates(self.bad), _rates(self.good)))
 
     def pro(self) -> float:
-        """Return the mean overlap with regions, over rates of false positive pixels up to 30 %, from 0 to 1."""
+        """Return PRO, from 0 to 1: the mean overlap with regions, averaged over false-positive rates up to 30 %."""
         self._check()
         false, overlap = _rates(self.good), _rates(self.overlap)
         within = false < _MOST_FALSE
@@ -66,9 +66,9 @@ def _rates(counts: np.ndarray) -> np.ndarray:
 
 
 def match_masks(keys: Sequence[str], folder: str | Path) -> list[Path | None]:
-    """Find the mask of each image, as :func:`densefeat.labels.find_masks` does; None: one without, in a folder ``good``.
+    """Find the mask of each image, as :func:`densefeat.labels.find_masks` does; None for an image without a mask.
 
-    Raises UsageError as that does, and for other images without a mask.
+    Raises UsageError as that does, and for images without a mask that are not in a folder ``good``.
     """
     found = find_masks(keys, Path(folder)).by_key
     lost = [key for key in keys if key not in found and PurePosixPath(key).parent.name != GOOD]
@@ -81,5 +81,5 @@ def match_masks(keys: Sequence[str], folder: str | Path) -> list[Path | None]:
 
 
 def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Bring a mask to ``(size, size)`` by taking for each pixel the nearest one."""
+    """Resize a mask to bool ``(size, size)``; each pixel takes the value of the nearest one."""
     return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)) > 0

@@ -1,6 +1,6 @@
-"""The job of ``densefeat anomaly score``: how unlike good images are new ones, and where.
+"""The job of ``densefeat anomaly score``: how unlike good images new ones are, and where.
 
-Scores and maps are the columns of a store, which an extraction writes and resumes; all else is made of that store at its end.
+Scores and maps are the columns of a store, which an extraction writes and resumes; all other files are made from the store.
 """
 
 import re
@@ -49,6 +49,7 @@ class Scored:
 
     ``table``: a CSV with ``path``, ``score``, ``p_value`` and ``verdict``, one row an image, in the order of the input.
     ``store``: scores and maps. ``metrics``: ``image_auroc``, ``pixel_auroc`` and ``pro``, from 0 to 1; empty without masks.
+    ``pictures_missing``: heat maps that could not be drawn, each with the reason.
     """
 
     table: Path
@@ -90,16 +91,16 @@ def score_images(
     overwrite: bool = False,
     follow_links: bool = False,
 ) -> Scored:
-    """Score every image, in the order of the input, and draw where it is unlike good ones; the same call resumes.
+    """Score every image, in the order of the input, and draw where it is unlike good images; the same call resumes.
 
     Args:
         model: The folder of a detector, or its file.
         images: As in :func:`densefeat.extract`; one that cannot be read is a failure beside the rows.
         out: A folder: ``scores/`` is a store with the columns ``score`` and ``map``; ``anomalies.csv``, ``results.json``,
-            ``heat/`` with a PNG an image and ``index.html``, worst first, are made at the end.
-        masks: A folder of masks, as :func:`match_masks` finds them: metrics are computed. Pixels are those of the square that
-            the network reads, for which masks take the nearest pixel.
-        weights: The new place of the network's weights.
+            ``heat/`` with a PNG an image and ``index.html``, highest score first, are made at the end.
+        masks: A folder of masks of defects, as :func:`match_masks` finds them, for the metrics. Pixels are those of the
+            network's square input, to which masks are resized by the nearest pixel.
+        weights: The file of the network's weights, if it has been moved.
         overwrite: Start over if ``out`` has scores by another detector, or of other images.
 
     Raises as :func:`densefeat.extract` does; UsageError also for masks that do not fit the images, WeightsError for a file that

@@ -1,4 +1,4 @@
-"""Files of densefeat's own that hold tensors and facts: safetensors with JSON beside them, a mark, a version and a checksum."""
+"""densefeat's own files of tensors and facts: safetensors with a version and a checksum, and facts as JSON in the metadata."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -23,7 +23,11 @@ _MAX_METADATA = 2**26  # characters of JSON
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A kind of file. ``key``: the mark, under which its facts stand; ``version``: the newest; ``kind``: such as "a probe"."""
+    """A kind of file, such as that of probes.
+
+    ``key``: that of the facts in the metadata, by which a file is recognized; ``version``: the newest version; ``kind``: its
+    name in messages, such as "a probe".
+    """
 
     key: str
     version: int
@@ -40,9 +44,9 @@ class TensorFile:
     def save(
         self, path: Path, facts: Mapping[str, Any], tensors: Mapping[str, np.ndarray], is_ours: Recognizer | None = None
     ) -> None:
-        """Write facts, which can be JSON, and tensors, whole or not at all.
+        """Write facts (JSON values) and tensors, whole or not at all.
 
-        ``is_ours``: as of :func:`densefeat.base.files.atomic_file`. Raises OutputError if the file cannot be written.
+        ``is_ours``: as for :func:`densefeat.base.files.atomic_file`. Raises OutputError if the file cannot be written.
         """
         text = json.dumps({"version": self.version, **facts}, ensure_ascii=False)
         arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
@@ -52,8 +56,8 @@ class TensorFile:
     def load(self, path: Path, subject: str, parse: Callable[[dict[str, Any], dict[str, np.ndarray]], _Content]) -> _Content:
         """Read the facts and the tensors, and return what ``parse`` makes of them.
 
-        Raises WeightsError, which begins with ``subject``, for a file that is damaged, newer, or something else; whatever
-        ``parse`` raises counts as damage.
+        Raises WeightsError, which begins with ``subject``, for a file that is damaged, of a newer version, or of another kind;
+        whatever ``parse`` raises counts as damage.
         """
         try:
             check_tensors(path, subject)

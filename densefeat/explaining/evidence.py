@@ -1,9 +1,9 @@
-"""Scores of linear heads as the sums that they are: over positions of maps, channels and blocks.
+"""Scores of linear heads, taken apart into the terms of their sum: over positions of maps, channels and blocks.
 
-A linear head on averaged maps scores a class k by ``b_k + Σ_c w_kc · mean_p x_cp``, which is a sum over positions p of
-``Σ_c w_kc x_cp / (h·w)``: the *evidence* for k at p. Other heads of probes are sums over positions, too, given what they
-compute of an image as a whole: the length by which ``layers`` divides, the attention by which ``attentive`` weighs positions.
-No gradient is taken, and nothing is lost: evidence and bias add up to the score.
+A linear head on averaged maps gives a class k the score ``b_k + Σ_c w_kc · mean_p x_cp``, which is ``b_k`` and a sum over
+positions p of ``Σ_c w_kc x_cp / (h·w)``: the *evidence* for k at p. The scores of most other heads of probes are sums over
+positions, too, if what they compute from the whole image is held fixed: the norm by which ``layers`` divides, the attention by
+which ``attentive`` weighs positions. No gradient is taken, and evidence and bias add up to the score.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ _LEAST = 1e-6  # what gem takes smaller features for
 
 
 class Explainer(nn.Module):
-    """A network that computes scores of images ``(N, K)`` and maps ``(N, P, h, w)``: of the predicted class, then named ones.
+    """A network that computes scores of images ``(N, K)`` and maps ``(N, P, h, w)`` of P classes, the predicted one first.
 
-    ``named``: numbers of classes. ``maps``: names of the maps, that of all evidence first. ``bias``: float ``(K,)``, what is
-    added to the sums of the evidence; None for maps that do not add up to scores.
+    ``named``: the numbers of the other classes. ``maps``: the names of the maps, that of all evidence first. ``bias``:
+    float ``(K,)``, added to the sum of the evidence to give the score; None for maps that do not add up to scores.
     """
 
     named: torch.Tensor
@@ -41,7 +41,7 @@ class Explainer(nn.Module):
         self.maps, self.bias = maps, bias
 
     def choose_classes(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return the class of the highest score of each row, then the named ones: int64 ``(N, P)``."""
+        """Return the classes to explain, int64 ``(N, P)``: of each row the one with the highest score, then the named ones."""
         named = self.named.to(scores.device).expand(len(scores), -1)
         return torch.cat([scores.argmax(1, keepdim=True), named], dim=1)
 
@@ -49,7 +49,7 @@ class Explainer(nn.Module):
 class ProbeEvidence(Explainer):
     """The evidence of a probe: a map for each of its blocks, and their sum on the grid of the finest one.
 
-    ``named``: numbers of classes. Raises UsageError for a probe by nearest neighbours.
+    ``named``: class numbers, see :class:`Explainer`. Raises UsageError for a probe by nearest neighbours.
     """
 
     def __init__(self, behind: ProbeNet, named: Sequence[int]) -> None:
@@ -67,7 +67,7 @@ class ProbeEvidence(Explainer):
         self.head: LinearHead | LayersHead | AttentiveHead = probe.head
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Turn images ``(N, C, H, W)`` into scores and maps; UsageError where features are not those that were probed."""
+        """Turn images ``(N, C, H, W)`` into scores and maps. Raises UsageError if the features are not the probe's."""
         by_block = self.behind.extractor.forward(x, _MAPS)
         columns = [by_block[source.block] for source in self.sources]
         pools = [next(iter(parse_pools(source.pool or "avg").values())) for source in self.sources]
@@ -124,7 +124,7 @@ def _weigh_attended(head: AttentiveHead, columns: list[torch.Tensor], chosen: to
 
 
 class NetworkEvidence(Explainer):
-    """The evidence of a network's own linear classifier on its averaged last map. ``named``: numbers of classes."""
+    """The evidence of a network's own linear classifier on its averaged last map. ``named``: see :class:`Explainer`."""
 
     def __init__(self, network: Any, named: Sequence[int]) -> None:
         bias = network.get_classifier().bias
@@ -139,7 +139,7 @@ class NetworkEvidence(Explainer):
 
 
 def averages_maps(network: Any, preprocessing: Preprocessing) -> bool:
-    """Tell whether a network's logits are a linear classifier's on its averaged last map, by trying it on noise."""
+    """Check on noise whether a network's logits are those of a linear classifier on its averaged last map."""
     if not (hasattr(network, "forward_features") and hasattr(network, "get_classifier")):
         return False
     classifier = network.get_classifier()
@@ -171,10 +171,10 @@ def _split_pooled(maps: torch.Tensor, pool: str) -> torch.Tensor:
 
 
 def spread_maps(maps: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Bring maps ``(…, h, w)`` to a finer grid ``(…, *shape)`` of the same sums.
+    """Spread maps ``(…, h, w)`` to a finer grid ``(…, *shape)`` without changing their sums.
 
-    The transpose of averaging (bilinear, by the centres of positions): what a position has goes to the finer ones around it,
-    with the weights by which their mean would be taken.
+    This is the transpose of bilinear averaging between grids: the value of a position is shared among the finer positions
+    around it, by the weights with which they would be averaged.
     """
     for axis, size in zip((-2, -1), shape, strict=True):
         if maps.shape[axis] != size:

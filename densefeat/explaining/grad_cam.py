@@ -1,4 +1,4 @@
-"""Grad-CAM: where a network's last map matters for a class, by its gradient; for heads whose scores are no sums."""
+"""Grad-CAM: where a network's last map matters for a class, by gradients; for heads whose scores are no sums over positions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,10 @@ GRAD_CAM = "grad_cam"  # the column
 
 
 class GradCam(Explainer):
-    """Grad-CAM of a network's last block. ``named``: numbers of classes.
+    """Grad-CAM of a network's last block. ``named``: class numbers, see :class:`Explainer`.
 
-    The channels of the map are weighed by the mean of the score's gradient over positions, added, and cut at 0. It is an
-    approximation: the maps do not add up to scores.
+    Each channel of the map is weighted by the gradient of the score, averaged over positions; the channels are added, and
+    negative values become 0. This is an approximation: the maps do not add up to scores.
 
     Source: Selvaraju et al., "Grad-CAM" (arXiv 1610.02391), section 3. Raises UsageError for a network without maps.
     """

@@ -36,13 +36,14 @@ _SHOWN = 60  # images on the page
 
 @dataclass(frozen=True)
 class Explained:
-    """What :func:`explain` wrote.
+    """The files that :func:`explain` wrote, and what they say.
 
-    ``store``: scores and maps, a row an image. ``pictures``: a PNG a row. ``table``: a CSV with a line an image. ``page``: the
-    worst mistakes, or the least sure answers. ``record``: a JSON file that says what the maps are, with the bias of each class.
-    ``exact``: the maps add up to the scores; else they are Grad-CAM's. ``gap``: the largest difference between a score and the
-    sum of bias and evidence, over all rows and explained classes. ``mistakes``: answers that differ from their labels, None
-    without labels. ``not_drawn``: pictures that could not be made, each with the reason.
+    ``store``: scores and maps, one row an image. ``pictures``: a folder with one PNG a row. ``table``: a CSV with one line an
+    image. ``page``: HTML, with the worst mistakes or the least certain predictions. ``record``: a JSON file that says what the
+    maps are, with the bias of each class. ``exact``: the maps add up to the scores; otherwise they are Grad-CAM's. ``gap``: the
+    largest difference between a score and the sum of bias and evidence, over all rows and explained classes. ``mistakes``: the
+    number of predictions that differ from their labels, None without labels. ``not_drawn``: pictures that could not be made,
+    each with the reason.
     """
 
     page: Path
@@ -75,21 +76,22 @@ def explain(
 ) -> Explained:
     """Show where in each image the evidence for the predicted class is; the same call resumes.
 
-    A linear score is a sum over positions, blocks and channels. For probes (all but those by nearest neighbours) and for
-    networks with a linear classifier on their averaged last map, ``maps/`` holds that sum by position: ``evidence``, float32
-    ``(P, h, w)``, of the predicted class, then of ``classes``; of several labels, of the one with the highest score; of
-    numbers, of the value. For a probe of several blocks there is ``evidence_BLOCK`` of each, too. The sum of a map and the bias
-    (in ``explained.json``) is the score. For other heads the column is ``grad_cam``, an approximation.
+    The score of a linear head is a sum over positions, blocks and channels. For probes (all but those by nearest neighbours)
+    and for networks with a linear classifier on their averaged last map, the store ``maps/`` holds the terms by position: its
+    column ``evidence``, float32 ``(P, h, w)``, has a map of the predicted class, then one of each of ``classes``. With several
+    labels the one with the highest score counts as predicted; in a regression, the value is explained. For a probe of several
+    blocks there is a column ``evidence_BLOCK`` of each, too. The sum of a map and the bias (in ``explained.json``) is the
+    score. For other heads the column is ``grad_cam``, an approximation.
 
     Args:
         model: The folder of a run or of a probe, a probe's file, or a model name of timm with published weights.
         images, batch_size, workers, reading: As in :func:`densefeat.extract`; with labels the page has the worst mistakes.
         out: A folder: the store ``maps/``, ``pictures/``, ``explained.csv``, ``explained.json`` and the page ``index.html``.
-        classes: Further classes whose evidence is shown.
+        classes: Names of further classes whose evidence is shown.
         overwrite: Start over if ``out`` has explanations of another model, of other images or classes.
         weights, pixels: As in :func:`densefeat.evaluation.predict`.
 
-    Raises as :func:`densefeat.extract` does; UsageError also for an unknown class, and a probe by nearest neighbours.
+    Raises as :func:`densefeat.extract` does; UsageError also for an unknown class, and for a probe by nearest neighbours.
     """
     files = {_RECORD: has_kind(_KIND), _PAGE: is_page}
     folder = ResultFolder(Path(out), "explanations", _MAPS, _TABLE, _HEADER, _TABLE_KIND, files, (_PICTURES,))

@@ -1,4 +1,4 @@
-"""Evidence laid over images: a picture for each row, and the page of the most telling ones."""
+"""Evidence laid over images: a picture for each row, and the sections of the page."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ _TOP = 99.0  # the percentile of a picture's largest map at which colours end
 
 @dataclass(frozen=True)
 class ExplainedRow:
-    """An image as the page tells of it. ``sums``: of each map, by its name, for each explained class."""
+    """An image on the page. ``sums``: the sum of each map, by the map's name, for each explained class."""
 
     entry: ImageEntry
     title: str
@@ -31,15 +31,15 @@ class ExplainedRow:
 
 
 def enlarge_input(preprocessing: Preprocessing) -> Preprocessing:
-    """Return the same crop in a resolution that people can see."""
+    """Return a preprocessing of the same crop, at a resolution of 224 pixels a side or more, for people to look at."""
     return replace(preprocessing, size=preprocessing.size * math.ceil(_EDGE / preprocessing.size))
 
 
 def make_drawing(shapes: Mapping[str, tuple[int, ...]], signed: bool) -> Callable[..., Image.Image]:
-    """Return the function that draws a row: a line of panels for each class, of the image, all evidence and that of each block.
+    """Return the function that draws a row: for each class a line of panels (the image, all evidence, that of each block).
 
-    ``shapes``: ``(P, h, w)`` of the maps by name, that of all evidence first. A picture's panels share one scale, and their
-    maps one grid, on which those of the blocks add up to that of all. ``signed``: red is for a class, blue against it.
+    ``shapes``: ``(P, h, w)`` of the maps by name, that of all evidence first. All panels of a picture share one colour scale,
+    and their maps one grid, on which those of the blocks add up to the first. ``signed``: red is for a class, blue against it.
     """
     first = next(iter(shapes))
 
@@ -60,7 +60,7 @@ def make_drawing(shapes: Mapping[str, tuple[int, ...]], signed: bool) -> Callabl
 
 
 def make_section(row: ExplainedRow, picture: Path) -> Section:
-    """Tell of an image. ``picture``: what :func:`make_drawing` drew; without it boxes are grey."""
+    """Make an image's section of the page. ``picture``: the file that :func:`make_drawing` drew; without it, boxes are grey."""
     sheet = Image.open(picture) if picture.is_file() else None
     cards = []
     for line, name in enumerate(row.classes):

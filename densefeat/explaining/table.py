@@ -1,4 +1,4 @@
-"""Sums of evidence beside scores and answers: the rows of the table, and what the page chooses from."""
+"""The table of scores, predictions and sums of evidence, and the order of rows on the page."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +17,12 @@ _COPIED = ("path", "page", "x", "y", "label")
 
 @dataclass
 class ExplainedTable:
-    """The rows of a store of explanations, read once, in order, by :meth:`list_rows`; then what is known of each.
+    """The rows of a store of explanations, read once, in order, by :meth:`list_rows`; the lists below then have an entry a row.
 
-    ``answers``: predicted class and probability as text. ``chosen``: classes ``(P,)`` that are explained. ``scores``: theirs.
-    ``sums``: of each map ``(M, P)``, where maps add up. ``badness``: of a mistake, -1 of a right answer, NaN without a label.
-    ``sureness``: larger is surer. ``gap``: the largest difference between a score and its bias and evidence; None: no sums.
+    ``answers``: predicted class and probability, as text. ``chosen``: the ``(P,)`` classes that are explained. ``scores``: the
+    scores of these. ``sums``: the sums of the maps, ``(M, P)``, if maps add up. ``badness``: how wrong a mistake is; -1 for a
+    right answer, NaN without a label. ``sureness``: how certain an answer is; larger is surer. ``gap``: the largest difference
+    between a score and the sum of bias and evidence; None if maps do not add up.
     """
 
     store: Store
@@ -42,7 +43,7 @@ class ExplainedTable:
         return [*names, "score", *([] if self.explainer.bias is None else ["bias", *self.explainer.maps])]
 
     def list_rows(self) -> Iterator[list[Any]]:
-        """Yield the cells of each row, and take down what the page needs."""
+        """Yield the cells of each row, and keep what the page needs."""
         copied = [name for name in _COPIED if name in self.store.schema.names]
         maps = [] if self.explainer.bias is None else list(self.explainer.maps)
         named = self.explainer.named.cpu().numpy()
@@ -90,7 +91,7 @@ class ExplainedTable:
         self.badness.extend(badness.tolist())
 
     def order(self) -> tuple[np.ndarray, int]:
-        """Return all rows, the worst mistakes first, after mistakes the least sure answers first; and how many mistakes."""
+        """Return all rows, mistakes first (the worst before others), then the least certain; and the number of mistakes."""
         badness = np.nan_to_num(np.array(self.badness), nan=-1.0)
         wrong = int(np.count_nonzero(badness >= 0))
         by_badness = np.argsort(-badness, kind="stable")[:wrong]
@@ -99,7 +100,7 @@ class ExplainedTable:
 
     @property
     def labelled(self) -> int:
-        """How many rows have a label that the model could predict."""
+        """The number of rows with a label that the model knows."""
         return int(np.count_nonzero(~np.isnan(self.badness)))
 
 

@@ -1,4 +1,4 @@
-"""What another network computes, as columns that an extraction writes and resumes like any features."""
+"""The outputs of any network as columns that an extraction writes and resumes like features."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,14 +9,15 @@ from densefeat.images import Preprocessing
 
 
 class ColumnsNet(nn.Module):
-    """A network whose outputs look like the feature maps of a timm model.
+    """A wrapper that makes a network's outputs look like the feature maps of a timm model.
 
     Args:
         recorded_name: The model's name in the store.
-        network: Turns images ``(N, C, H, W)`` into vectors ``(N, K)`` or maps ``(N, K, h, w)`` by name; or, for one column,
-            into these alone. The tensors of a module identify it in the store, so that what another computes is not continued.
-        channels: K by name, in the order of the columns.
-        preprocessing: Of the images. An extraction with ``pool="none"`` keeps maps; vectors are maps of one position.
+        network: Turns images ``(N, C, H, W)`` into vectors ``(N, K)`` or maps ``(N, K, h, w)``, by column name; or, if there is
+            one column, into that tensor. If it is a module, its tensors identify it in the store, so that a job with another
+            network does not resume there.
+        channels: K by column name, in the order of the columns.
+        preprocessing: That of the images. Extract with ``pool="none"`` to keep maps; vectors are maps of one position.
     """
 
     def __init__(

@@ -149,12 +149,12 @@ class FeatureExtractor:
 
         Args:
             images: As of :meth:`__call__`.
-            blocks: Block numbers, whatever the extractor's own ``blocks``; the pass ends after the last of them.
+            blocks: Block numbers, not limited to the extractor's own ``blocks``; the pass ends after the last of them.
             stride, average, normalize, dims: See :class:`densefeat.features.GridRule`, which also says what a position stands
                 for.
-            output_device: Device of the result, which is the only thing that grows with the number of images.
+            output_device: Device of the result, the only tensor that grows with the number of images.
 
-        Raises as :meth:`__call__` does, UsageError also for blocks, a stride or dims that have no meaning.
+        Raises as :meth:`__call__` does, UsageError also for blocks, a stride or dims that are out of range.
         """
         rule = GridRule(tuple(blocks), stride, average, normalize, dims)
         parts = [self.forward_grid(batch, rule).to(output_device) for batch in self._batches(images)]

@@ -1,9 +1,9 @@
-"""Maps of several blocks brought to one grid of positions, with a vector of features at each: the machinery of dense tasks.
+"""Maps of several blocks brought to one grid of positions, with a vector of features at each: what dense tasks are built on.
 
-Position ``(i, j)`` of a grid of stride s stands for a square of s pixels a side, from row i·s and column j·s on, of the image
-that the network reads: its centre is at ``((i + 0.5)·s, (j + 0.5)·s)``. A block whose map is coarser is interpolated between
-its positions (bilinearly, by their centres), one whose map is finer is averaged with the weights of that interpolation. What a
-position *sees* is larger than its square: the receptive field of its block, see :class:`densefeat.report.Field`.
+Position ``(i, j)`` of a grid with stride s stands for a square of s×s pixels of the network's input, which begins at row i·s
+and column j·s and has its centre at ``((i + 0.5)·s, (j + 0.5)·s)``. Maps that are coarser than the grid are interpolated
+between the centres of their positions (bilinearly); finer maps are averaged with the weights of that interpolation. A position
+*sees* more than its square: the receptive field of its block, see :class:`densefeat.report.Field`.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,11 @@ class GridRule:
         stride: Pixels of the network's input between neighbouring positions; ``h = ceil(H / stride)``.
         average: Replace each value of a map by the mean of the 3×3 values around it (at the border: of those there are), before
             maps are brought to the grid, as PatchCore does (Roth et al., arXiv 2106.08265, section 3.1).
-        normalize: Divide the channels of each block, at each position, by the length of their vector, so that no block
-            outweighs the others.
-        dims: Project the features of each position to so many numbers by a fixed matrix of random signs, which keeps distances
-            (Achlioptas, "Database-friendly random projections", 2003). None: keep all features.
+        normalize: Divide the vector of each block, at each position, by its L2 norm, so that no block outweighs the others.
+        dims: Project the features of each position to so many numbers by a fixed matrix of random signs, which nearly keeps
+            distances (Achlioptas, "Database-friendly random projections", 2003). None: keep all features.
 
-    Raises UsageError for a value that has no meaning.
+    Raises UsageError for a value out of range or of another type.
     """
 
     blocks: tuple[int, ...] = (2, 3)
@@ -58,17 +57,18 @@ class GridRule:
 
     @classmethod
     def from_json(cls, values: Any, owner: str) -> "GridRule":
-        """Make what :meth:`to_json` wrote. Raises UsageError, which begins with ``owner``, for anything else."""
+        """Restore a rule that :meth:`to_json` wrote. Raises UsageError, which begins with ``owner``, for anything else."""
         try:
             return cls(**values | {"blocks": tuple(values["blocks"])})
         except (TypeError, KeyError, UsageError) as error:
             raise UsageError(f"{owner} records no grid of features that can be made ({error})") from error
 
     def to_json(self) -> dict[str, Any]:
+        """Return the rule as JSON values, for :meth:`from_json`."""
         return asdict(self) | {"blocks": list(self.blocks)}
 
     def find_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Return the grid's height and width for images of so many pixels."""
+        """Return the grid's height and width for images of ``height`` × ``width`` pixels."""
         return -(-height // self.stride), -(-width // self.stride)
 
     def combine(self, maps: Sequence[torch.Tensor], height: int, width: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Masks: PNG files of the class of each pixel, and which image each mask is of."""
+"""Masks: PNG files with the class number of each pixel, and the image that each belongs to."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ _ENDING = "_mask"  # that masks' names may have behind those of their images
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """Masks by the keys of their images, and what people should know about those that have no partner.
+    """Mask files by the keys of their images. ``whole``: every image has a mask.
 
-    ``whole``: every image has a mask.
+    ``notes``: sentences on images without a mask and masks without an image.
     """
 
     by_key: dict[str, Path]
@@ -29,11 +29,11 @@ class MaskFiles:
 
 
 def find_masks(keys: Sequence[str], folder: Path) -> MaskFiles:
-    """Find the mask of each image: the PNG of the same relative path, whatever the image's suffix.
+    """Find the mask of each image: the PNG of the same relative path but for the suffix, or with ``_mask`` behind its name.
 
-    ``NAME_mask.png`` is a mask of ``NAME``, too. Where no path fits and the masks are in no folders, the name alone counts.
+    Where no path fits and the masks are in no sub-folders, the name alone counts.
 
-    Raises UsageError if there is none, or if two images have the same name but for their suffix.
+    Raises UsageError if no image has a mask, or if two images or two masks have one name but for the suffix.
     """
     if not folder.is_dir():
         raise UsageError(f"masks {str(folder)!r}: no such folder")
@@ -82,10 +82,10 @@ def _drop_suffix(text: str, whole: bool) -> str:
 
 
 def read_mask(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a mask's numbers, uint8 or int32 ``(H, W)``: a PNG in grey, of at most 16 bits, or with a palette.
+    """Read a mask's class numbers, uint8 or int32 ``(H, W)``, from a PNG in grey of at most 16 bits, or with a palette.
 
-    ``size``: width and height of the image. Raises DecodeError for a damaged file, UsageError for a mask in colours or of
-    another size.
+    ``size``: width and height of its image. Raises DecodeError for a damaged file or too many pixels, UsageError for a mask in
+    colours or of another size.
     """
     try:
         with warnings.catch_warnings(), Image.open(path, formats=("PNG",)) as image:

@@ -11,19 +11,19 @@ _STEPS = 256
 
 
 def enlarge_maps(maps: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Interpolate maps ``(K, h, w)``, of which each position stands for an equal part of the image, to float32 ``(K, H, W)``.
+    """Resize maps ``(K, h, w)``, whose positions stand for equal parts of an image, to float32 ``(K, height, width)``.
 
-    Bilinear between the centres of positions, as grids are made; smaller images are averages.
+    They are interpolated bilinearly between the centres of positions or, where they shrink, averaged, as grids are made.
     """
     values = torch.from_numpy(np.ascontiguousarray(maps, np.float32))[None]
     return functional.interpolate(values, (height, width), mode="bilinear", align_corners=False, antialias=True)[0].numpy()
 
 
 def lay_heat(image: Image.Image, values: np.ndarray, low: float, high: float, signed: bool = False) -> Image.Image:
-    """Colour an image, which turns grey, by numbers.
+    """Lay a heat map over an image, which is turned to grey.
 
-    ``values``: ``(h, w)``, over the whole image; ``low`` and what is below it is black, ``high`` and what is above it is
-    yellow. ``signed``: from blue at ``low`` over white in the middle to red at ``high``.
+    ``values``: ``(h, w)``, over the whole image. Colours run from black at ``low`` and below to yellow at ``high`` and above;
+    if ``signed``, from blue at ``low`` over white in the middle to red at ``high``.
     """
     large = enlarge_maps(values[None], image.height, image.width)[0]
     levels = np.clip((large - low) / max(high - low, 1e-12), 0, 1)

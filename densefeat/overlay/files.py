@@ -39,20 +39,22 @@ Draw = Callable[[Image.Image, dict[str, np.ndarray]], Image.Image]
 def save_overlays(
     store: Store, images: str | Path, folder: Path, columns: Sequence[str], view: View, draw: Draw
 ) -> dict[str, str]:  # fmt: skip
-    """Write a PNG for each row of a finished store; the same call goes on with those that are missing.
+    """Write a PNG for each row of a finished store; after an interruption the same call writes those that are missing.
 
     Args:
         images: Where the images are, as the store's job read them.
         folder: Made if it is not there; the pictures are named by :func:`name_files`.
-        columns: Of the store: ``draw`` gets the row's values, as numpy arrays of the column's shape.
-        view: What is drawn on: :func:`densefeat.overlay.view_whole`, or of :func:`densefeat.overlay.view_input`.
-        draw: Makes the picture.
+        columns: Columns of the store that ``draw`` needs.
+        view: Opens the image to draw on: :func:`densefeat.overlay.view_whole`, or what :func:`densefeat.overlay.view_input`
+            returns.
+        draw: Makes the picture from that image and the row's values by column: flat numpy arrays, as the store keeps them.
 
     Returns:
-        The pictures' paths within ``folder`` that were not made, each with the reason: images that are gone, or have changed.
+        The paths within ``folder`` of pictures that were not made, each with the reason: the image is gone or has changed.
 
     Raises:
-        UsageError: Something else has the name of a picture, or there is a link among the folders. OutputError: no place.
+        UsageError: A file that is no picture has a picture's name, or one of the folders is a link. OutputError: The disk is
+            full, or the folder cannot be written.
     """
     entries = list(read_entries(store, np.arange(len(store))).values())
     names = name_files(entries)
@@ -120,10 +122,10 @@ def find_stranger(folder: Path) -> Path | None:
 
 
 def name_files(entries: Sequence[ImageEntry]) -> list[str]:
-    """Choose a relative path for a PNG of each entry: ``a/b.jpg`` has ``a/b.png``, a tile of it ``a/b_512,0.png``.
+    """Choose a relative path for the PNG of each entry: ``a/b.png`` for ``a/b.jpg``, ``a/b_512,0.png`` for a tile of it.
 
-    Whatever keys say, the paths stay within their folder, and differ, also where upper and lower case count as the same: an
-    entry whose path another one has too, or that is no path of a file, has its row's number in front.
+    Whatever the keys are, the paths stay within their folder and differ from each other, even where upper and lower case count
+    as the same. Where two entries would have one path, or a key cannot be a file's path, the row's number is put in front.
     """
     names = [_name_file(entry) for entry in entries]
     taken = Counter(name.casefold() for name in names)

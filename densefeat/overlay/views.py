@@ -21,7 +21,7 @@ def view_whole(item: Decodable, edge: int = _LARGEST) -> Image.Image | None:
 
 
 def view_input(preprocessing: Preprocessing) -> Callable[[Decodable], Image.Image | None]:
-    """Return a function like :func:`view_whole` that shows what the network reads: ``size`` pixels a side, cropped."""
+    """Return a function like :func:`view_whole` that shows the network's input: a crop of ``size`` pixels a side."""
     geometry = preprocessing.geometry()
 
     def view(item: Decodable) -> Image.Image | None:

@@ -1,4 +1,4 @@
-"""Classes of pixels: a dense probe of every block, and masks predicted by it."""
+"""Classes of pixels: a dense linear or nearest-neighbour probe of every block, and masks predicted by it."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Annotated images: their masks, parts, the classes of their positions, and their features in stores."""
+"""Annotated images: their masks, their parts of the split, the classes of their positions, and their features in stores."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ _VAL_SHARE = 0.25  # of the images that are not for testing
 class Annotation:
     """An image with a mask. ``size``: its width and height; ``labels``: the classes of its positions, uint8 ``(h, w)``.
 
-    ``source``, ``row``: the store with its features, by number, and its row there; ``part``: as in ``densefeat.labels.PARTS``.
+    ``source``: the number of the store with its features, ``row``: its row there; ``part``: as in ``densefeat.labels.PARTS``.
     """
 
     key: str
@@ -35,7 +35,7 @@ class Annotation:
     part: int = TRAIN
 
     def read(self, table: ClassTable) -> np.ndarray:
-        """Read the mask as classes, uint8 ``(H, W)``. Raises UsageError where it is not what it was."""
+        """Read the mask as classes, uint8 ``(H, W)``. Raises UsageError if the file has changed."""
         try:
             return table.encode(read_mask(self.mask, self.size), self.mask)
         except DecodeError as error:
@@ -45,9 +45,10 @@ class Annotation:
 def read_annotations(
     masks: Sequence[dict[str, Path]], names: dict[int, str] | None, ignored: int | None, shape: tuple[int, int]
 ) -> tuple[ClassTable, list[Annotation], str, list[str]]:
-    """Read the masks of images to learn from and, if there are any, of test images, by the images' keys.
+    """Read masks: ``masks`` has the files by image key, of the images to learn from and, if given, of separate test images.
 
-    Returns the classes, the annotations, a SHA-256 of all masks, and notes: on masks that are damaged and left out.
+    ``names``: of classes, by number; ``ignored``: the number to leave out; ``shape``: of the grid of positions. Returns the
+    classes, the annotations, a SHA-256 of all masks, and notes, such as on damaged masks, which are left out.
     """
     files = [(source, key, path) for source, group in enumerate(masks) for key, path in group.items()]
     damaged: dict[str, str] = {}
@@ -78,7 +79,7 @@ def read_annotations(
 
 
 def join_stores(annotations: Sequence[Annotation], stores: Sequence[Store]) -> list[Annotation]:
-    """Find the rows of annotated images; one that could not be read has none, and is left out.
+    """Find the row of each annotated image in the stores. Images that could not be read have none, and are left out.
 
     Raises UsageError for a mask that is not as large as its image.
     """
@@ -101,11 +102,11 @@ def join_stores(annotations: Sequence[Annotation], stores: Sequence[Store]) -> l
 
 
 def assign_parts(annotations: Sequence[Annotation], classes: int, seed: int) -> tuple[list[Annotation], list[str]]:
-    """Assign each image to a part: by the second source, by folders called train, val and test, or drawn.
+    """Assign each image to a part: by separate test images, by folders called train, val and test, or at random.
 
-    Returns them in the order of sources and rows; what is drawn depends on keys and masks alone.
-    Drawn: 20 % of the images are for testing and a quarter of the others for validation, so that each class is on all sides
-    where enough images have it. Raises UsageError for too few images.
+    At random, 20 % of the images are for testing and a quarter of the others for validation, so that each class is in all
+    parts if enough images have it; the draw depends on keys, masks and seed alone. Returns the images in the order of sources
+    and rows, and notes. Raises UsageError for fewer than 3 images, or fewer than 2 to learn from.
     """
     if len(annotations) < 3:
         raise UsageError(f"{len(annotations)} annotated images cannot be split into {', '.join(PARTS)}: give at least 3")
@@ -134,7 +135,7 @@ def assign_parts(annotations: Sequence[Annotation], classes: int, seed: int) -> 
 
 @dataclass(frozen=True)
 class DenseData:
-    """Annotated images and their features. ``columns``: of the stores, with channels; ``shape``: of the grid of positions."""
+    """Annotated images and their features. ``widths``: channels by column of the stores; ``shape``: of the grid."""
 
     stores: Sequence[Store]
     annotations: Sequence[Annotation]
@@ -144,6 +145,7 @@ class DenseData:
     seed: int
 
     def select(self, part: int) -> list[Annotation]:
+        """Return the images of a part."""
         return [each for each in self.annotations if each.part == part]
 
     def read_maps(self, part: int, names: Sequence[str]) -> Iterator[tuple[Annotation, list[np.ndarray]]]:
@@ -162,5 +164,5 @@ class DenseData:
                 first += len(batch)
 
     def draw(self, part: int, most: int) -> list[np.ndarray]:
-        """Draw positions of a part's images, balanced by class: for each image, in order, positions in its flat grid."""
+        """Draw positions of a part's images, balanced by class: for each image, in order, indices in its flattened grid."""
         return draw_positions([each.labels for each in self.select(part)], len(self.table.names), most, self.seed)

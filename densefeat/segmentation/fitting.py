@@ -1,8 +1,9 @@
 """Heads on the positions of every block alone, of blocks added, and of all: fitted, chosen and measured.
 
-A head is fitted on training positions of which each class has as many as can be, which shifts all scores towards rare classes.
-How far they are shifted back, by the logarithm of the classes' shares among all positions over those in the sample (King and
-Zeng, Logistic Regression in Rare Events Data, 2001, section 4.1), is chosen on the validation images: not, half, or whole.
+A head is fitted on a sample of training positions with equal numbers of each class, as far as there are enough. This favours
+rare classes. The scores are corrected by the prior: the logarithm of each class's share among all positions over its share in
+the sample (King and Zeng, Logistic Regression in Rare Events Data, 2001, section 4.1). How much of it is added (none, half or
+all) is chosen on the validation images.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +29,7 @@ _STRENGTHS = (0.0, 0.5, 1.0)  # of the classes' shares
 
 @dataclass(frozen=True)
 class DenseFit:
-    """A head fitted on training positions. ``chosen``: its settings; ``val``: mean IoU of the validation images."""
+    """A head fitted on training positions. ``chosen``: its settings; ``val``: its mean IoU on the validation images."""
 
     head: Head
     log_prior: np.ndarray
@@ -64,9 +65,9 @@ class DenseCandidate:
 
 @dataclass(frozen=True)
 class PositionSample:
-    """Positions to fit on, the first ``train`` of them for training, the others to choose the setting on.
+    """Positions to fit on: the first ``train`` of them are for training, the others for choosing C or k.
 
-    ``rows``: of each training image, in order, the positions in its flat grid. ``features``: float16 ``(n, C)`` by column;
+    ``rows``: for each training image, in order, the indices in its flattened grid. ``features``: float16 ``(n, C)`` by column;
     ``log_prior``: float32 ``(K,)``, the logarithm of each class's share among all training positions over that in the sample.
     """
 
@@ -108,7 +109,7 @@ def _compare_shares(natural: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DenseFitter:
-    """The data and the protocol that all fits share: what :func:`densefeat.probing.fit_candidates` asks."""
+    """The data and the protocol that all fits share, with the methods that :func:`densefeat.probing.fit_candidates` calls."""
 
     protocol: str
     data: DenseData
@@ -120,7 +121,7 @@ class DenseFitter:
         return self.data.widths
 
     def fit(self, names: tuple[str, ...]) -> DenseFit:
-        """Fit training positions, choosing C or k by the accuracy on validation positions, and the prior on their images."""
+        """Fit training positions; choose C or k by the accuracy on validation positions, the prior on validation images."""
         sample = self.sample
         x = np.concatenate([sample.features[name] for name in names], axis=1, dtype=np.float32)
         head: Head
@@ -175,7 +176,7 @@ def _select_candidate(candidates: Iterable[DenseCandidate], seed: int) -> tuple[
 
 
 def fit_all(protocol: str, data: DenseData) -> tuple[DenseCandidate, list[dict[str, Any]], PositionSample]:
-    """Fit, choose and measure every candidate on annotated images."""
+    """Fit and measure every candidate, and choose the best. Returns it, all candidates as JSON, and the sample."""
     sample = _read_sample(protocol, data)
     with progress_bar("fitting", count_settings(protocol, len(data.widths)), "settings") as advance:
         fitter = DenseFitter(protocol, data, sample, advance)

@@ -18,7 +18,7 @@ _PASS_BYTES = 2**28  # of maps computed at a time
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """A block's part of a grid. ``column``: its name here; ``tap``: that of the network; ``channels``; ``stride``: in pixels.
+    """A block's part of a grid. ``column``: its name in stores; ``tap``: its name in the network; ``stride``: in pixels.
 
     A block whose map is coarser than the grid keeps its own stride: a linear head can be applied before the map is enlarged to
     the grid, with the same result.
@@ -68,7 +68,8 @@ class GridNet(nn.Module):
 def score_positions(head: Head, maps: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     """Score the positions of a grid by the blocks' maps of one image, ``(C, h, w)`` each: float32 ``(K, *shape)``.
 
-    A linear head scores each block's map as it is, and the scores are enlarged: interpolation is linear, too.
+    A linear head scores each block's map at its own resolution, and the scores are enlarged: the result is the same, since
+    interpolation is linear, too.
     """
     if isinstance(head, LinearHead):
         return _score_linear(head, maps, shape)
@@ -79,7 +80,7 @@ def score_positions(head: Head, maps: Sequence[np.ndarray], shape: tuple[int, in
 def add_prior(head: Head, scores: np.ndarray, log_prior: np.ndarray) -> np.ndarray:
     """Add the logarithm of each class's weight, ``(K,)``, to the scores of :func:`score_positions`.
 
-    Of a linear head the result is logits; of others it is shares of the votes, from 0 to 1, for when scores are interpolated,
+    For a linear head the result is logits. For others it is shares of votes, from 0 to 1: scores are interpolated later, where
     logarithms of shares near 0 would outweigh all others.
     """
     scores = scores + log_prior.astype(np.float32)[:, None, None]
@@ -103,7 +104,7 @@ def _score_linear(head: LinearHead, maps: Sequence[np.ndarray], shape: tuple[int
 def choose_classes(scores: np.ndarray, height: int, width: int) -> np.ndarray:
     """Choose the class of each pixel from the scores of a grid ``(K, h, w)``: uint8 ``(height, width)``.
 
-    Scores are interpolated, a class at a time, so that memory does not grow with K; among equals the first class is chosen.
+    Scores are interpolated, a class at a time, so that memory does not grow with K. Of equal scores the first class wins.
     """
     best = enlarge_maps(scores[:1], height, width)[0]
     chosen = np.zeros((height, width), np.uint8)

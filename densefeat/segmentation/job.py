@@ -45,7 +45,7 @@ _STRIDE = 4
 
 @dataclass(frozen=True)
 class Segmented:
-    """A finished probe of positions. ``results``: the content of ``results.json`` in ``path``; ``failures``: unread images."""
+    """A finished segment probe. ``results``: the content of ``path / "results.json"``; ``failures``: images not read."""
 
     path: Path
     results: dict[str, Any]
@@ -73,25 +73,27 @@ def probe_masks(
     batch_size: int | str = 32,
     workers: int | None = None,
 ) -> Segmented:
-    """Fit heads that tell the class of each position of images, on every block alone and together, and measure their masks.
+    """Fit heads that predict the class of each position, on every block alone and together, and measure the predicted masks.
 
-    The same call resumes after an interruption. Heads and settings are selected on validation images; test images report.
+    The same call resumes after an interruption. Heads and settings are selected on validation images, and reported on test
+    images. At least 3 images need masks.
 
     Args:
-        images: As in :func:`densefeat.extract`; all of each is seen, stretched to a square.
+        images: As in :func:`densefeat.extract`; each is stretched to a square as a whole.
         masks: A folder with a PNG of class numbers for each annotated image, by the image's relative path or name.
         out: The folder to write. If it holds the finished results of the same call, nothing is done.
-        classes: A file of names, see :func:`densefeat.segmentation.masks.read_names`; None: the numbers that occur.
-        ignore: The number of pixels that have no class, such as 255.
-        test_images, test_masks: To test on; None: 20 % of the images.
+        classes: A file of names: a line each from number 0, a JSON list, or a JSON object ``{"0": "name"}``; None: the numbers
+            that occur are the classes.
+        ignore: The class number of pixels to leave out, such as 255.
+        test_images, test_masks: Images to test on, with their masks; None: 20 % of ``images``.
         protocol: ``"logreg"``, a linear map of each position's features; or ``"knn"``, votes of the nearest positions.
-        stride: Pixels of the network's input between positions.
+        stride: Pixels of the network's input between neighbouring positions.
         seed: For the split, the sample of positions, and the intervals.
         model, weights, image_size, pixels, device, batch_size, workers: As in :func:`densefeat.extract`.
 
     Raises:
-        UsageError: No masks for the images; masks in colours, of other sizes or with other numbers; or ``out`` holds something
-            else. Errors of :func:`densefeat.extract`.
+        UsageError: No masks for the images; masks in colours, of another size than their image or with numbers that are no
+            class; or ``out`` holds something else. Errors of :func:`densefeat.extract`.
     """
     out = Path(out)
     _check_arguments(out, protocol, ignore, test_images, test_masks)

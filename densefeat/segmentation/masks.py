@@ -19,14 +19,14 @@ _SHOWN = 3  # names in messages
 
 @dataclass(frozen=True)
 class ClassTable:
-    """The K classes of masks. ``values``: their numbers in masks, ascending; ``ignored``: the number of pixels to leave out."""
+    """The K classes of masks. ``values``: their numbers in masks, ascending; ``ignored``: the number that is left out."""
 
     values: tuple[int, ...]
     names: tuple[str, ...]
     ignored: int | None = None
 
     def encode(self, values: np.ndarray, path: Path) -> np.ndarray:
-        """Turn a mask's numbers into positions in the table, uint8 of the same shape, with IGNORED for pixels to leave out.
+        """Turn a mask's numbers into indices of the table, uint8 of the same shape, with IGNORED for pixels to leave out.
 
         Raises UsageError, with the file, for a number that is no class.
         """

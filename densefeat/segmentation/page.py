@@ -26,7 +26,7 @@ _LINE = 22  # pixels of the legend
 
 
 def segment_table(results: dict[str, Any]) -> Table:
-    """List for each candidate its features, settings, and mean IoU of validation and test images with an interval."""
+    """List for each candidate features, settings, and mean IoU on validation images and, with intervals, on test images."""
     candidates = results["candidates"]
     rows = [
         [
@@ -69,7 +69,7 @@ def _format_interval(value: float | None, ends: Sequence[float] | None) -> str:
 def write_page(
     path: Path, data: DenseData, best: DenseCandidate, results: dict[str, Any], images: Sequence[str | Path]
 ) -> None:  # fmt: skip
-    """Write the report, atomically. ``images``: where those of each store are. Raises OutputError if it cannot be written."""
+    """Write the report, atomically. ``images``: the input of each store. Raises OutputError if it cannot be written."""
     check_target(path)
     pictures, problem = _show_worst(data, best, images)
     counts = ", ".join(f"{count:,} {part}" for part, count in results["images"].items())

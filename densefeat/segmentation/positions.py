@@ -1,4 +1,4 @@
-"""The positions of a grid: their classes by the masks, and the sample of them that heads are fitted on."""
+"""The positions of a grid: their classes, read off the masks, and the sample that heads are fitted on."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from densefeat.segmentation.masks import IGNORED
 
 
 def label_positions(codes: np.ndarray, shape: tuple[int, int], classes: int) -> np.ndarray:
-    """Give each position of a grid the class that most of its part of the image has.
+    """Give each position of a grid the class with the largest area in its part of the image.
 
     Args:
         codes: uint8 ``(H, W)``, classes from 0, and IGNORED.
-        shape: Of the grid, which divides the image into equal parts, whatever their sizes in pixels.
+        shape: The grid's height and width. It divides the image into equal parts, whose sides need not be whole pixels.
 
     Returns:
-        uint8 ``shape``: of two classes of equal size the first; IGNORED where more than half of the part is ignored.
+        uint8 ``shape``. Of two classes of equal area the first; IGNORED where more than half of the part is ignored.
     """
     rows, columns = (_overlap(parts, pixels) for parts, pixels in zip(shape, codes.shape, strict=True))
     largest = np.full(shape, -1, np.float32)
@@ -44,10 +44,10 @@ def count_classes(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
 
 
 def draw_positions(labels: Sequence[np.ndarray], classes: int, most: int, seed: int) -> list[np.ndarray]:
-    """Draw positions of several images, as many of each class as there are or an equal share of ``most``.
+    """Draw up to ``most`` positions of several images, the same number of each class or, of a rare class, all.
 
-    What a rare class leaves of its share goes to the others. Returns for each image the positions in its flattened grid,
-    ascending; the same for the same labels and seed.
+    What a rare class leaves of its share goes to the others. Returns for each image indices in its flattened grid, ascending;
+    the same labels and seed give the same draw.
     """
     flat = np.concatenate([each.ravel() for each in labels])
     image = np.repeat(np.arange(len(labels)), [each.size for each in labels])

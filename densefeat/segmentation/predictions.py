@@ -30,7 +30,10 @@ _COLOURS = 256  # of a PNG's palette
 
 @dataclass(frozen=True)
 class Painted:
-    """The files that :func:`predict_masks` wrote. ``shares``: of each class in all pixels, by name; ``undrawn``: reasons."""
+    """The files that :func:`predict_masks` wrote.
+
+    ``shares``: each class's share of all pixels, by name. ``undrawn``: pictures that were not drawn, each with the reason.
+    """
 
     path: Path
     table: Path
@@ -56,15 +59,16 @@ def predict_masks(
     """Predict a mask of every image, as large as the image; the same call resumes.
 
     Args:
-        model: The folder of a segment probe, or the segmenter in it.
-        images, batch_size, workers, reading: As in :func:`densefeat.extract`; one row an image, failures beside them.
+        model: The folder of a segment probe, or the file segmenter.safetensors in it.
+        images, batch_size, workers, reading: As in :func:`densefeat.extract`; images that cannot be read are failures in the
+            store.
         out: A folder: ``logits/`` is a store of scores ``(rows, K·h·w)``, float16; ``masks/`` and ``overlays/`` have a PNG for
-            each image, see :func:`densefeat.overlay.name_files`; ``shares.csv`` the share of each class in an image's pixels.
-        weights: The new place of the network's weights.
+            each image, see :func:`densefeat.overlay.name_files`; ``shares.csv`` has each class's share of an image's pixels.
+        weights: The file of the network's weights, if it has been moved.
         overwrite: Start over if ``out`` has masks by another segmenter, or of other images.
 
-    Masks hold the numbers that classes have in the masks learnt from: with a palette, or, of numbers beyond 255, grey of 16
-    bits. Raises as :func:`densefeat.extract` does; WeightsError where the segmenter's file or its network do not fit.
+    Masks hold the class numbers of the masks learnt from, with a palette or, if numbers go beyond 255, as 16-bit grey. Raises
+    as :func:`densefeat.extract` does; WeightsError if the segmenter's file cannot be used, or does not fit its network.
     """
     segmenter = load_segmenter(model)
     folder = _open_folder(Path(out), segmenter)

@@ -48,10 +48,10 @@ def _measure_all(counts: np.ndarray) -> dict[str, np.ndarray]:
 def measure(counts: np.ndarray, seed: int) -> dict[str, Any]:
     """Measure predictions of n images: ``mean_iou``, ``iou`` of each class and ``pixel_accuracy``, over all their pixels.
 
-    ``counts``: int64 ``(n, 3, classes)``, of each image. Returns the ``values`` and ``intervals``: 2.5 and 97.5 % of 1000
-    resamples of the images, drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section
-    13.3); the pixels of an image are alike, and are not drawn by themselves. A class that is absent from a resample is left out
-    of it. None stands for what is undefined.
+    ``counts``: int64 ``(n, 3, classes)``, the counts of each image. Returns the ``values`` and the ``intervals``: the
+    percentiles 2.5 and 97.5 over 1000 resamples of the images, drawn with replacement (Efron and Tibshirani, An Introduction to
+    the Bootstrap, 1993, section 13.3). Images are drawn rather than pixels, for the pixels of an image are alike. A class that
+    is absent from a resample is left out of it. None stands for what is undefined.
     """
     generator = np.random.default_rng(seed)
     flat = counts.reshape(len(counts), -1)

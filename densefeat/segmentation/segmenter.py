@@ -1,4 +1,4 @@
-"""A fitted head on positions as one safetensors file, with everything needed to predict masks, and without pickle."""
+"""A fitted head on positions as one safetensors file, with all that predicting masks needs but the network's weights."""
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -36,7 +36,7 @@ _MAX_FEATURES = 2**31
 class Segmenter:
     """A head on blocks' maps that scores the classes of every position of a grid.
 
-    ``values``: the classes' numbers in masks; ``names``: K of them. ``grids``: the blocks, in the order of the head's features.
+    ``values``, ``names``: of the K classes, in masks and in words. ``grids``: the blocks, in the order of the head's features.
     ``log_prior``: float32 ``(K,)``, added to scores, see :mod:`densefeat.segmentation.fitting`. ``provenance``: of the
     features, as in a store's manifest; ``told``: how the head was fitted, as JSON.
     """
@@ -51,12 +51,12 @@ class Segmenter:
     path: Path | None = None
 
     def network(self, weights: str | Path | None = None, device: str = "auto") -> "SegmenterNet":
-        """Load the network behind this segmenter; arguments and errors as of :meth:`densefeat.Probe.extractor`."""
+        """Load the network and put this segmenter on it; arguments and errors as of :meth:`densefeat.Probe.extractor`."""
         return SegmenterNet(self, weights, device)
 
 
 class SegmenterNet(nn.Module):
-    """Images ``(N, C, H, W)`` to the scores of a grid of positions ``(N, K, h, w)``, float32 on the CPU."""
+    """A network that turns images ``(N, C, H, W)`` into scores of positions ``(N, K, h, w)``, float32 on the CPU."""
 
     def __init__(self, segmenter: Segmenter, weights: str | Path | None, device: str) -> None:
         super().__init__()
