@@ -8,6 +8,7 @@ import click
 from densefeat import anomaly, store
 from densefeat_cli.options import (
     PATH_TYPE,
+    base_option,
     device_option,
     epilog,
     follow_links_option,
@@ -63,6 +64,7 @@ def anomaly_command() -> None:
 @threads_option
 @overwrite_option
 @follow_links_option
+@base_option
 def fit(**options: Any) -> None:
     """Learn what good images look like.
 
@@ -109,6 +111,7 @@ def _count_bank(detector: Any) -> str:
 @threads_option
 @overwrite_option
 @follow_links_option
+@base_option
 def score(**options: Any) -> None:
     """Score how anomalous images are, and where.
 
@@ -121,7 +124,9 @@ def score(**options: Any) -> None:
     if not scored.rows:
         raise click.ClickException(f"none of {scored.failures} images could be read: see {scored.failures_path}")
     if scored.metrics:
-        print_facts([(title, f"{100 * scored.metrics[name]:.2f} %") for name, title in _KINDS])
+        print_facts([(title, f"{100 * scored.metrics[name]:.2f} %") for name, title in _KINDS if name in scored.metrics])
+        if "image_auroc" not in scored.metrics:
+            print_line("no AUROC of images: that takes good images and images with defects", err=True)
     for picture, reason in list(scored.pictures_missing.items())[:_MAX_FAILURES]:
         print_line(f"not drawn: {picture}: {reason}", err=True)
     failures = f", {scored.failures} failures ({scored.failures_path})" if scored.failures else ""

@@ -79,7 +79,7 @@ def choose_held_out(count: int, rate: float, share: float = 0.2, seed: int = 0) 
     if needed > most:
         smallest = f"the smallest rate that {count} can give is {100 / (most + 1):.2g} %" if most else "these are too few"
         raise UsageError(
-            f"{count} good images are too few for a false-alarm rate of {100 * rate:g} %: that takes {needed} held-out images,"
+            f"too few good images ({count}) for a false-alarm rate of {100 * rate:g} %: that takes {needed} held-out images,"
             f" and as many to learn from, {2 * needed} in all; {smallest}"
         )
     chosen = np.random.default_rng(seed).permutation(count)[: max(needed, round(share * count), 1)]

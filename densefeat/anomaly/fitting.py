@@ -15,7 +15,7 @@ import torch
 
 from densefeat.anomaly.alarms import Alarms, check_rate, choose_held_out
 from densefeat.anomaly.bank import MemoryBank, choose_coreset
-from densefeat.anomaly.detector import DETECTOR_FILE, FILE, METHODS, Detector, GridNet, save_detector
+from densefeat.anomaly.detector import DETECTOR_FILE, FILE, METHODS, Detector, GridNet, load_detector, save_detector
 from densefeat.anomaly.gaussians import GaussianSums, PositionGaussians
 from densefeat.base import check_output_name, output_errors, progress_bar, refuse_links, refuse_stranger
 from densefeat.errors import UsageError
@@ -63,6 +63,7 @@ def fit_detector(
     overwrite: bool = False,
     pixels: PixelRule | None = None,
     follow_links: bool = False,
+    base: str | Path | None = None,
 ) -> Fitted:
     """Learn what good images look like; the same call resumes after an interruption, and gives the same file.
 
@@ -74,13 +75,14 @@ def fit_detector(
             the same thing at the same place.
         false_alarms: The share of good images that may be called anomalous, above 0 and at most 0.5. A fifth of the images is
             held out to set the threshold, or more if the rate needs more; at least 38 images are needed for 0.05, 198 for 0.01.
-        overwrite: Start over if ``out`` has features of other images, or of other settings.
+        overwrite: Start over if ``out`` has a detector, or features, of other images or settings.
+        base: The folder of a list's images.
         model, weights, image_size, device, pixels: As in :class:`densefeat.FeatureExtractor`.
 
     Raises as :func:`densefeat.extract` does; UsageError also where there are too few images for the rate.
     """
-    out = _check_arguments(out, method, false_alarms)
-    count = open_source(images, follow_links=follow_links).length
+    out = _check_arguments(out, method, false_alarms, overwrite)
+    count = open_source(images, base=base, follow_links=follow_links).length
     if count is not None:
         choose_held_out(count, false_alarms)  # too few are refused before the work
     extractor = FeatureExtractor(model, _BLOCKS, "none", weights=weights, device=device, image_size=image_size, pixels=pixels)
@@ -93,7 +95,7 @@ def fit_detector(
         out.mkdir(parents=True, exist_ok=True)
     result = extract(
         images, out / _FEATURES, model=net, pool="none", dtype="float16", device=device, batch_size=batch_size, workers=workers,
-        decoder=extractor.decoder, overwrite=overwrite, follow_links=follow_links,
+        decoder=extractor.decoder, overwrite=overwrite, follow_links=follow_links, base=base,
     )  # fmt: skip
     store = open_store(result.path)
     held_out = choose_held_out(len(store), false_alarms)
@@ -107,7 +109,7 @@ def fit_detector(
     return Fitted(out / FILE, detector, result.path, result.failures, result.failures_path, seconds)
 
 
-def _check_arguments(out: str | Path, method: str, false_alarms: float) -> Path:
+def _check_arguments(out: str | Path, method: str, false_alarms: float, overwrite: bool) -> Path:
     if method not in METHODS:
         raise UsageError(f"method {method!r}: choose one of {', '.join(METHODS)}")
     check_rate(false_alarms)
@@ -118,6 +120,13 @@ def _check_arguments(out: str | Path, method: str, false_alarms: float) -> Path:
     refuse_links([out / _FEATURES])
     check_store_folder(Layout(out / _FEATURES))
     refuse_stranger(out / FILE, DETECTOR_FILE.recognize)
+    if not overwrite and (out / FILE).exists():
+        found = load_detector(out / FILE)
+        if (found.method, found.alarms.rate) != (method, false_alarms):
+            raise UsageError(
+                f"output {str(out)!r} has a detector by {found.method} for {100 * found.alarms.rate:g} % of false alarms: name"
+                " another folder, or give --overwrite"
+            )
     return out
 
 

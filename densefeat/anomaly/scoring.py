@@ -29,7 +29,8 @@ from densefeat.base import (
 from densefeat.errors import DecodeError, UsageError
 from densefeat.evaluation import ResultFolder
 from densefeat.extraction import ColumnsNet, extract
-from densefeat.labels import read_mask
+from densefeat.images import open_source, printable_keys
+from densefeat.labels import find_masks, read_mask
 from densefeat.nets import file_sha256
 from densefeat.overlay import enlarge_maps, lay_heat, save_overlays, view_whole
 from densefeat.store import Store, open_store
@@ -48,7 +49,8 @@ class Scored:
     """The files that :func:`score_images` wrote, and what they say.
 
     ``table``: a CSV with ``path``, ``score``, ``p_value`` and ``verdict``, one row an image, in the order of the input.
-    ``store``: scores and maps. ``metrics``: ``image_auroc``, ``pixel_auroc`` and ``pro``, from 0 to 1; empty without masks.
+    ``store``: scores and maps. ``metrics``: ``image_auroc`` (if there are good images and others),
+    ``pixel_auroc`` and ``pro``, from 0 to 1; empty without masks.
     ``pictures_missing``: heat maps that could not be drawn, each with the reason.
     """
 
@@ -90,6 +92,7 @@ def score_images(
     workers: int | None = None,
     overwrite: bool = False,
     follow_links: bool = False,
+    base: str | Path | None = None,
 ) -> Scored:
     """Score every image, in the order of the input, and draw where it is unlike good images; the same call resumes.
 
@@ -102,6 +105,7 @@ def score_images(
             network's square input, to which masks are resized by the nearest pixel.
         weights: The file of the network's weights, if it has been moved.
         overwrite: Start over if ``out`` has scores by another detector, or of other images.
+        base: The folder of a list's images.
 
     Raises as :func:`densefeat.extract` does; UsageError also for masks that do not fit the images, WeightsError for a file that
     is no detector.
@@ -111,23 +115,24 @@ def score_images(
     folder.refuse_strangers()
     file = find_detector_file(model)
     detector = load_detector(file)
-    if masks is not None and not Path(masks).is_dir():
-        raise UsageError(f"masks {str(masks)!r}: no such folder")
+    if masks is not None and (source := open_source(images, base=base, follow_links=follow_links)).length is not None:
+        find_masks(printable_keys(source.keys()).to_pylist(), Path(masks))  # if none fits, it is said before the work
     behind = _DetectorNet(detector, file, weights, device)
     channels = {_SCORE: 1, _MAP: 1}
     net = ColumnsNet(str(file.resolve()), behind, channels, behind.extractor.preprocessing)
     folder.make()
     result = extract(
         images, folder.store, model=net, pool="none", device=device, batch_size=batch_size, workers=workers,
-        decoder=behind.extractor.decoder, overwrite=overwrite, follow_links=follow_links,
+        decoder=behind.extractor.decoder, overwrite=overwrite, follow_links=follow_links, base=base,
     )  # fmt: skip
     store = open_store(result.path)
     scores = store[_SCORE][:, 0] if len(store) else np.empty(0, np.float32)
     bad = detector.alarms.judge(scores)
-    metrics = {} if masks is None else _measure(store, scores, detector, masks)
+    shown = images if base is None else base  # where keys are paths
     _write_table(folder, store, scores, bad, detector)
-    missing = _draw_heat(store, images, folder.root / _HEAT, detector)
-    write_page(folder.root / _PAGE, store, images, scores, detector, metrics, partial(_draw, detector))
+    missing = _draw_heat(store, shown, folder.root / _HEAT, detector)
+    metrics = {} if masks is None or not len(store) else _measure(store, scores, detector, masks)
+    write_page(folder.root / _PAGE, store, shown, scores, detector, metrics, partial(_draw, detector))
     facts = {"rows": len(store), "failures": result.failures, "anomalous": int(bad.sum()), **metrics}
     alarms = detector.alarms
     told = {"threshold": alarms.threshold, "rate": alarms.rate, "rate_interval": list(alarms.interval)}
@@ -139,7 +144,7 @@ def score_images(
 
 
 def _measure(store: Store, scores: np.ndarray, detector: Detector, folder: str | Path) -> dict[str, float]:
-    """Compute AUROC of images and pixels, and PRO."""
+    """Compute AUROC of images, if some are good and some are not, AUROC of pixels, and PRO."""
     files = match_masks(store.keys.tolist(), folder)
     size = detector.image_size
     widths, heights = store["width"], store["height"]
@@ -157,9 +162,8 @@ def _measure(store: Store, scores: np.ndarray, detector: Detector, folder: str |
                 mask = shrink_mask(whole, size)
             pixels.add(_smooth(detector, values), mask)
             advance(1)
-    if bad.all() or not bad.any():
-        raise UsageError(f"masks {str(folder)!r}: {'all' if bad.all() else 'none'} of the images have defects: both are needed")
-    return {"image_auroc": float(roc_auc_score(bad, scores)), "pixel_auroc": pixels.auroc(), "pro": pixels.pro()}
+    of_images = {} if bad.all() or not bad.any() else {"image_auroc": float(roc_auc_score(bad, scores))}
+    return of_images | {"pixel_auroc": pixels.auroc(), "pro": pixels.pro()}
 
 
 def _read_mask(file: Path, width: int, height: int) -> np.ndarray:

@@ -55,11 +55,11 @@ def test_how_many_are_held_out(count: int, rate: float, held_out: int) -> None:
         (
             150,
             0.01,
-            r"150 good images are too few for a false-alarm rate of 1 %: that takes 99 held-out images, .* 198 in all; the smallest rate that 150 can give is 1.3 %",
+            r"too few good images .150. for a false-alarm rate of 1 %: that takes 99 held-out images, .* 198 in all; the smallest rate that 150 can give is 1.3 %",
         ),
-        (37, 0.05, "37 good images .* 38 in all"),
-        (1, 0.5, "1 good images .* these are too few"),
-        (0, 0.5, "0 good images"),
+        (37, 0.05, ".37. .* 38 in all"),
+        (1, 0.5, "good images .1. .* these are too few"),
+        (0, 0.5, "good images .0."),
     ],
 )
 def test_too_few(count: int, rate: float, message: str) -> None:

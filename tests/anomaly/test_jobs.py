@@ -122,7 +122,7 @@ def test_a_fit_goes_on_with_its_features(place: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"method": "magic"}, "method 'magic': choose one of patchcore, padim"),
-        ({"false_alarms": 0.01}, "50 good images are too few for a false-alarm rate of 1 %: that takes 99 held-out images"),
+        ({"false_alarms": 0.01}, "too few good images .50. for a false-alarm rate of 1 %: that takes 99 held-out images"),
         ({"false_alarms": 0.0}, "a false-alarm rate of 0 %"),
     ],
 )
@@ -144,3 +144,35 @@ def test_folders_of_others_are_refused(scored: tuple[Path, Scored], place: Path,
         score_images(path, place / "new", tmp_path / "out", masks=tmp_path / "no", device="cpu")
     with pytest.raises(WeightsError, match="no such file"):
         score_images(tmp_path / "no", place / "new", tmp_path / "out", device="cpu")
+
+
+def test_a_detector_of_other_settings_stays(scored: tuple[Path, Scored], place: Path) -> None:
+    path, _ = scored
+    method = load_detector(path).method
+    other = "padim" if method == "patchcore" else "patchcore"
+    before = path.read_bytes()
+    for options in ({"method": other}, {"method": method, "false_alarms": 0.2}):
+        with pytest.raises(UsageError, match=f"has a detector by {method} for 10 % of false alarms: name another folder"):
+            fit(place, path.parent, **options)
+    assert path.read_bytes() == before
+
+
+def test_images_with_defects_alone(scored: tuple[Path, Scored], place: Path, tmp_path: Path) -> None:
+    path, _ = scored
+    found = score_images(path, place / "new/bad", tmp_path / "out", masks=place / "masks/bad", device="cpu")
+    assert found.metrics.keys() == {"pixel_auroc", "pro"}
+    assert found.rows == 3
+
+
+def test_masks_that_do_not_fit_are_refused_before_the_work(scored: tuple[Path, Scored], place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no image has a mask of its name"):
+        score_images(scored[0], place / "new/good", tmp_path / "out", masks=place / "masks", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_with_its_images_elsewhere(scored: tuple[Path, Scored], place: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\nbad/1.png\ngood/0.png\n")
+    found = score_images(scored[0], tmp_path / "list.csv", tmp_path / "out", base=place / "new", device="cpu")
+    assert (found.rows, found.pictures_missing) == (2, {})
+    assert (tmp_path / "out/heat/bad/1.png").exists()
+    assert found.page.read_text().count("data:image/jpeg") == 2

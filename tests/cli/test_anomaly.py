@@ -67,7 +67,7 @@ def test_scores(place: Path) -> None:
         (["fit", "--images", "good", "--out", "o", "--false-alarms", "90%"], "a false-alarm rate of 90 %"),
         (
             ["fit", "--images", "good", "--out", "o", "--false-alarms", "0.01"],
-            "25 good images are too few for a false-alarm rate of 1 %",
+            "too few good images (25) for a false-alarm rate of 1 %",
         ),
         (["fit", "--images", "nowhere", "--out", "o"], "images 'nowhere': no such folder"),
         (["fit", "--images", "good", "--out", "new"], "holds other files than a detector"),
