@@ -81,7 +81,8 @@ def probe(**options: Any) -> None:
         print_line(f"… {more} more in results.json")
     print_line()
     counts = ", ".join(f"{count:,} {part}" for part, count in results["images"].items())
-    print_line(f"best: {results['best']} (by the validation images); images: {counts}; brackets: 95 % intervals")
+    brackets = "; brackets: 95 % intervals" if results["images"]["test"] > 1 else ""
+    print_line(f"best: {results['best']} (by the validation images); images: {counts}{brackets}")
     print_line(f"{'already there' if probed.done_before else 'wrote'}: {probed.path / 'index.html'}", err=True)
 
 

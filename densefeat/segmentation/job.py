@@ -26,7 +26,7 @@ from densefeat.errors import UsageError, WeightsError
 from densefeat.extraction import ColumnsNet, extract
 from densefeat.features import FeatureExtractor
 from densefeat.images import PixelRule, Preprocessing, is_image_folder, open_source, printable_keys
-from densefeat.labels import PARTS, TEST, MaskFiles, find_masks, split_sha256
+from densefeat.labels import PARTS, TEST, TRAIN, VAL, MaskFiles, find_masks, split_sha256
 from densefeat.probing import to_json
 from densefeat.segmentation.data import Annotation, DenseData, assign_parts, join_stores, read_annotations
 from densefeat.segmentation.fitting import PROTOCOLS, DenseCandidate, PositionSample, fit_all
@@ -41,6 +41,7 @@ _RESULTS, _FEATURES, _TEST_FEATURES = "results.json", "features", "test-features
 _KIND = "densefeat segment probe"
 _FILES = (_RESULTS, PAGE, FILE)
 _STRIDE = 4
+_FEW = 10  # images: with fewer, results are rough
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def probe_masks(
     stores = _extract_stores([place for place, _ in places], found, out, extractor, grids, settings)
     unread = sum(len(store.failures) for store in stores)
     annotations, more = assign_parts(join_stores(annotations, stores), len(table.names), seed)
-    notes += more + _note_absent(annotations, table.names)
+    notes += more + _note_few(annotations) + _note_absent(annotations, table.names)
     data = DenseData(stores, annotations, table, {grid.column: grid.channels for grid in grids}, shape, seed)
     request = {
         "kind": _KIND,
@@ -223,9 +224,16 @@ def _describe_features(extractor: FeatureExtractor, store: Store) -> dict[str, A
     }
 
 
+def _note_few(annotations: Sequence[Annotation]) -> list[str]:
+    parts = _list_parts(annotations)
+    counts = {name: int(np.count_nonzero(parts == part)) for name, part in (("validation", VAL), ("test", TEST))}
+    few = " and ".join(f"{count} {name}" for name, count in counts.items() if count < _FEW)
+    return [f"only {few} images: figures and choices are rough"] if few else []
+
+
 def _note_absent(annotations: Sequence[Annotation], names: Sequence[str]) -> list[str]:
-    """Say which classes are no position of any image to learn from."""
-    present = {int(code) for each in annotations if each.part != TEST for code in set(each.labels.ravel().tolist())}
+    """Say which classes no position of the training images has: heads are fitted on no others."""
+    present = {int(code) for each in annotations if each.part == TRAIN for code in set(each.labels.ravel().tolist())}
     absent = [name for code, name in enumerate(names) if code not in present]
     return [f"no position to learn from has the class {', '.join(map(repr, absent))}"] if absent else []
 
@@ -239,6 +247,7 @@ def _summarize(
 ) -> dict[str, Any]:
     return {
         "images": {name: len(data.select(part)) for part, name in enumerate(PARTS)},
+        "parts": {name: [each.key for each in data.select(part)] for part, name in enumerate(PARTS)},
         "positions": {"train": sample.train, "val": len(sample.targets) - sample.train, "grid": data.shape},
         "notes": notes,
         "candidates": reports,

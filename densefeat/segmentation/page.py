@@ -73,10 +73,10 @@ def write_page(
     check_target(path)
     pictures, problem = _show_worst(data, best, images)
     counts = ", ".join(f"{count:,} {part}" for part, count in results["images"].items())
+    brackets = "; brackets are 95 % bootstrap intervals over the test images" if results["images"]["test"] > 1 else ""
     notes = [
         f"{results['protocol']}, seed {results['seed']}; images: {counts}; split {results['split_sha256'][:12]}",
-        "Blocks and settings were chosen on the validation images alone; brackets are 95 % bootstrap intervals over the test"
-        " images. IoU is measured at the images' own resolution.",
+        f"Blocks and settings were chosen on the validation images alone{brackets}. IoU is measured at the images' own resolution.",
         "Below are the test images with the lowest mean IoU: their masks, and what is predicted.",
         *results["notes"],
         *([f"Images could not be shown: {problem}"] if problem else []),

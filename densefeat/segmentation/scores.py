@@ -51,12 +51,12 @@ def measure(counts: np.ndarray, seed: int) -> dict[str, Any]:
     ``counts``: int64 ``(n, 3, classes)``, the counts of each image. Returns the ``values`` and the ``intervals``: the
     percentiles 2.5 and 97.5 over 1000 resamples of the images, drawn with replacement (Efron and Tibshirani, An Introduction to
     the Bootstrap, 1993, section 13.3). Images are drawn rather than pixels, for the pixels of an image are alike. A class that
-    is absent from a resample is left out of it. None stands for what is undefined.
+    is absent from a resample is left out of it. None stands for what is undefined, such as the intervals of a single image.
     """
     generator = np.random.default_rng(seed)
     flat = counts.reshape(len(counts), -1)
-    resamples = np.empty((_RESAMPLES, flat.shape[1]), np.int64)
-    for number in range(_RESAMPLES):
+    resamples = np.zeros((_RESAMPLES, flat.shape[1]), np.int64)
+    for number in range(_RESAMPLES if len(flat) > 1 else 0):  # those of a single image are all alike
         resamples[number] = np.bincount(generator.integers(0, len(flat), len(flat)), minlength=len(flat)) @ flat
     values = _measure_all(counts.sum(0))
     spread = _measure_all(resamples.reshape(_RESAMPLES, *counts.shape[1:]))

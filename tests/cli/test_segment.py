@@ -30,7 +30,9 @@ def test_probe_and_predict(folder: Path) -> None:
     assert lines[0].split()[:2] == ["candidate", "features"]
     assert any(line.startswith("stripes") for line in lines)
     assert "(by the validation images); images: 3 train, 1 val, 1 test" in done.stdout
+    assert "intervals" not in done.stdout  # of a single test image there is none
     assert "1 of 6 images have no mask" in done.stderr
+    assert "only 1 validation and 1 test images" in done.stderr
     assert done.stderr.endswith("wrote: out/index.html\n")
     done = run_command(
         "segment", "predict", "--model", "out", "--images", "images", "--out", "o", "--device", "cpu", cwd=folder

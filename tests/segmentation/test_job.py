@@ -131,6 +131,30 @@ def test_test_images_of_their_own(copy: Path, tmp_path: Path) -> None:
         probe_textures(copy, copy / "out", test_images=images)
 
 
+def test_few_images_and_a_class_that_only_a_validation_image_has(tmp_path: Path) -> None:
+    write_textures(tmp_path, 5)
+    for name in ("images", "masks"):
+        for part, numbers in (("train", "012"), ("val", "3"), ("test", "4")):
+            (tmp_path / name / part).mkdir()
+            for number in numbers:
+                (tmp_path / name / f"{number}.png").rename(tmp_path / name / part / f"{number}.png")
+    mask = np.array(Image.open(tmp_path / "masks/val/3.png"))
+    mask[-20:] = 2
+    Image.fromarray(mask).save(tmp_path / "masks/val/3.png")
+    (tmp_path / "names.txt").write_text("noise\nstripes\nband\n")
+    results = probe_textures(tmp_path, tmp_path / "out", classes=tmp_path / "names.txt").results
+    assert results["notes"][-2:] == [
+        "only 1 validation and 1 test images: figures and choices are rough",
+        "no position to learn from has the class 'band'",
+    ]
+    assert results["parts"] == {
+        "train": ["train/0.png", "train/1.png", "train/2.png"], "val": ["val/3.png"], "test": ["test/4.png"]
+    }  # fmt: skip
+    assert all(each["intervals"]["mean_iou"] is None for each in results["candidates"])
+    page = (tmp_path / "out/index.html").read_text()
+    assert ("only 1 validation" in page, "intervals" in page) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [({"protocol": "ridge"}, "protocol 'ridge'"), ({"ignore": -1}, "number -1"), ({"stride": 0}, "stride 0"),

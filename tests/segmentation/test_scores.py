@@ -51,6 +51,12 @@ def test_intervals_are_percentiles_of_resampled_images() -> None:
     assert ends != measure(counts, seed=4)["intervals"]["mean_iou"]
 
 
+def test_a_single_image_has_no_interval() -> None:
+    measured = measure(count_overlaps(*draw_masks(1)[0], 4)[None], seed=0)
+    assert None not in (measured["values"]["mean_iou"], *measured["values"]["iou"])
+    assert measured["intervals"] == {"mean_iou": None, "iou": [None] * 4, "pixel_accuracy": None}
+
+
 def test_a_class_that_no_image_has_has_no_interval() -> None:
     counts = np.stack([count_overlaps(*pair, 5) for pair in draw_masks()])
     measured = measure(counts, seed=0)
