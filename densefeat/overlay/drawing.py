@@ -47,10 +47,11 @@ def make_palette(classes: int) -> np.ndarray:
 
 
 def lay_classes(image: Image.Image, mask: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """Colour an image by the class of each pixel; pixels of class 0 stay as they are.
+    """Colour an image by the class of each pixel; pixels of a class whose colour is black stay as they are.
 
     ``mask``: integers ``(H, W)``, as large as the image; ``palette``: uint8 ``(classes, 3)``.
     """
     pixels = np.asarray(image.convert("RGB"), np.float32)
-    mixed = np.rint(_SHARE * palette[mask] + (1 - _SHARE) * pixels).astype(np.uint8)
-    return Image.fromarray(np.where((mask == 0)[..., None], pixels.astype(np.uint8), mixed))
+    colours = palette[mask]
+    mixed = np.rint(_SHARE * colours + (1 - _SHARE) * pixels).astype(np.uint8)
+    return Image.fromarray(np.where(colours.any(-1, keepdims=True), mixed, pixels.astype(np.uint8)))

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from densefeat.base import (
     add_checksum,
     atomic_file,
     check_checksum,
     check_output_name,
-    has_header,
     has_kind,
     output_errors,
     parse_json,
     recognize_none,
     refuse_links,
     refuse_stranger,
-    write_csv,
 )
 from densefeat.errors import UsageError, WeightsError
 from densefeat.extraction import ColumnsNet, extract
@@ -40,6 +40,7 @@ from densefeat.version import __version__
 _RESULTS, _FEATURES, _TEST_FEATURES = "results.json", "features", "test-features"
 _KIND = "densefeat segment probe"
 _FILES = (_RESULTS, PAGE, FILE)
+_LIST_KEY = b"densefeat_annotated"  # in the schema's metadata of a list of annotated images
 _STRIDE = 4
 _FEW = 10  # images: with fewer, results are rough
 
@@ -184,7 +185,7 @@ def _extract_stores(
         if stores:
             extractor.preprocessing = Preprocessing.from_json(stores[0].provenance["preprocessing"], str(stores[0].path))
         net = ColumnsNet(str(extractor.provenance["model"]), network, channels, extractor.preprocessing)
-        source, base = _list_annotated(place, found, out / f".{name}.csv")
+        source, base = _list_annotated(place, found, out / f".{name}.parquet")
         decoder = extractor.decoder
         extract(source, out / name, net, pool="none", dtype="float16", decoder=decoder, base=base, update=True, **settings)
         stores.append(open_store(out / name))
@@ -198,13 +199,18 @@ def _list_annotated(images: str | Path, masks: MaskFiles, path: Path) -> tuple[s
     """
     if masks.whole or not is_image_folder(images):
         return images, None
-    with (
-        atomic_file(path, has_header(["path"])) as beside,
-        output_errors(path),
-        open(beside, "w", encoding="utf-8", newline="") as file,
-    ):
-        write_csv(file, ["path"], ((key,) for key in masks.by_key), repr(str(path)))
+    table = pa.table({"path": pa.array(masks.by_key, pa.large_string())})  # Parquet, for names may have line breaks
+    with atomic_file(path, _is_list) as beside, output_errors(path), open(beside, "wb") as file:
+        pq.write_table(table.replace_schema_metadata({_LIST_KEY: b"1"}), file)
     return path, images
+
+
+def _is_list(path: Path) -> bool:
+    """Recognize a list of annotated images."""
+    try:
+        return _LIST_KEY in (pq.read_schema(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _describe_features(extractor: FeatureExtractor, store: Store) -> dict[str, Any]:

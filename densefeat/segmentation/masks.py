@@ -9,6 +9,7 @@ import numpy as np
 
 from densefeat.base import describe_error, parse_json, shorten_text
 from densefeat.errors import UsageError
+from densefeat.overlay import make_palette
 
 IGNORED = 255  # in encoded masks, in place of a class
 MAX_CLASSES = 255
@@ -47,6 +48,18 @@ class ClassTable:
             f" {len(self.values)} classes ({', '.join(known)}{', …' if len(self.values) > _SHOWN else ''}): name it in"
             f" --classes, or leave such pixels out by --ignore {numbers[0]}"
         )
+
+
+def colour_classes(values: Sequence[int]) -> np.ndarray:
+    """Return the colours of classes by their numbers, uint8 ``(K, 3)``: black, for none, is number 0 alone.
+
+    They are the palette's colours of the numbers or, where one is beyond the palette, of the places in their order.
+    """
+    palette = make_palette(MAX_CLASSES + 1)
+    if max(values) < len(palette):
+        return palette[list(values)]
+    first = int(min(values) > 0)
+    return palette[first : first + len(values)]
 
 
 def read_names(path: Path) -> dict[int, str]:

@@ -11,11 +11,11 @@ from PIL import Image
 from densefeat.base import Chart, ImageCard, Section, Table, check_target, printable, render_page, save_page, shorten_text
 from densefeat.errors import DensefeatError
 from densefeat.labels import TEST
-from densefeat.overlay import lay_classes, make_palette, view_whole
+from densefeat.overlay import lay_classes, view_whole
 from densefeat.segmentation.data import Annotation, DenseData
 from densefeat.segmentation.fitting import DenseCandidate
 from densefeat.segmentation.grid_net import add_prior, choose_classes, score_positions
-from densefeat.segmentation.masks import IGNORED
+from densefeat.segmentation.masks import IGNORED, ClassTable, colour_classes
 from densefeat.segmentation.scores import compute_mean_iou
 from densefeat.store import encode_thumbnail, read_entries, read_pictures
 
@@ -76,34 +76,35 @@ def write_page(
     brackets = "; brackets are 95 % bootstrap intervals over the test images" if results["images"]["test"] > 1 else ""
     notes = [
         f"{results['protocol']}, seed {results['seed']}; images: {counts}; split {results['split_sha256'][:12]}",
-        f"Blocks and settings were chosen on the validation images alone{brackets}. IoU is measured at the images' own resolution.",
+        f"Blocks and settings were chosen on the validation images alone{brackets}. IoU is measured at the"
+        " images' own resolution.",
         "Below are the test images with the lowest mean IoU: their masks, and what is predicted.",
         *results["notes"],
         *([f"Images could not be shown: {problem}"] if problem else []),
     ]
     sections = [
         Section("Candidates", [segment_table(results)]),
-        Section(f"Classes, by {best.name}", [class_table(results), _draw_legend(data.table.names)]),
+        Section(f"Classes, by {best.name}", [class_table(results), _draw_legend(data.table)]),
         *pictures,
     ]
     title = f"Segment probe of {results['provenance'].get('model', 'features')}: {best.name}"
     save_page(path, render_page(title, notes, sections, side_by_side=True), is_ours=None)
 
 
-def _draw_legend(names: Sequence[str]) -> Chart:
+def _draw_legend(table: ClassTable) -> Chart:
     lines = [
-        f'<rect x="0" y="{_LINE * number + 3}" width="16" height="16" stroke="#666" fill="{_name_colour(number, colour)}"/>'
+        f'<rect x="0" y="{_LINE * number + 3}" width="16" height="16" stroke="#666" fill="{_name_colour(colour)}"/>'
         f'<text x="24" y="{_LINE * number + 16}">{escape(shorten_text(printable(name)))}</text>'
-        for number, (name, colour) in enumerate(zip(names, make_palette(len(names)).tolist(), strict=True))
+        for number, (name, colour) in enumerate(zip(table.names, colour_classes(table.values).tolist(), strict=True))
     ]
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="220" height="{_LINE * len(names)}"'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="220" height="{_LINE * len(table.names)}"'
     svg += f' font-family="system-ui, sans-serif" font-size="14">{"".join(lines)}</svg>'
     return Chart("Colours", svg.encode(), "The colour of each class")
 
 
-def _name_colour(number: int, colour: Sequence[int]) -> str:
-    """Name the colour of a class; pixels of the first are left as they are."""
-    return "#{:02x}{:02x}{:02x}".format(*colour) if number else "none"
+def _name_colour(colour: Sequence[int]) -> str:
+    """Name the colour of a class; pixels of a black one are left as they are."""
+    return "#{:02x}{:02x}{:02x}".format(*colour) if any(colour) else "none"
 
 
 def _show_worst(
@@ -156,8 +157,9 @@ def _make_cards(data: DenseData, each: Annotation, scores: np.ndarray, picture: 
         return [ImageCard(title, each.key) for title in titles]
     truth = Image.fromarray(each.read(data.table)).resize(picture.size, Image.Resampling.NEAREST)
     masks = (np.asarray(truth), choose_classes(scores, picture.height, picture.width))
-    palette = make_palette(IGNORED + 1)
-    drawn = [lay_classes(picture, np.where(mask == IGNORED, 0, mask), palette) for mask in masks]
+    palette = np.zeros((IGNORED + 1, 3), np.uint8)  # black, for none, is what is ignored
+    palette[: len(data.table.values)] = colour_classes(data.table.values)
+    drawn = [lay_classes(picture, mask, palette) for mask in masks]
     return [
         ImageCard(title, each.key, picture=encode_thumbnail(image, _EDGE)) for title, image in zip(titles, drawn, strict=True)
     ]

@@ -19,6 +19,7 @@ from densefeat.extraction import ColumnsNet, extract
 from densefeat.labels import read_mask
 from densefeat.overlay import lay_classes, make_palette, name_files, save_overlays, view_whole
 from densefeat.segmentation.grid_net import choose_classes
+from densefeat.segmentation.masks import colour_classes
 from densefeat.segmentation.segmenter import Segmenter, load_segmenter
 from densefeat.store import Store, open_store, read_entries
 
@@ -99,10 +100,8 @@ def _draw(store: Store, images: str | Path, out: Path, segmenter: Segmenter) -> 
     """Draw the masks and the overlays that are missing; return those that could not be drawn, with the reasons."""
     shape = store.shapes[_COLUMN] if len(store) else (1, 1, 1)
     values = np.array(segmenter.values, np.uint16)
-    colours = make_palette(len(values))
-    palette = np.zeros((_COLOURS, 3), np.uint8)
-    if values.max() < _COLOURS:
-        palette[values] = colours
+    colours = colour_classes(segmenter.values)
+    palette = make_palette(_COLOURS)
 
     def choose(image: Image.Image, row: dict[str, np.ndarray]) -> np.ndarray:
         return choose_classes(row[_COLUMN].reshape(shape), image.height, image.width)

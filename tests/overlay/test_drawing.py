@@ -18,8 +18,10 @@ def test_a_palette_has_a_colour_for_each_class() -> None:
     assert len({tuple(colour) for colour in make_palette(256).tolist()}) == 256
 
 
-def test_class_0_leaves_the_image() -> None:
+def test_a_black_class_leaves_the_image() -> None:
     image = Image.new("RGB", (3, 2), (100, 100, 100))
     mask = np.array([[0, 1, 0], [0, 0, 2]])
     drawn = np.asarray(lay_classes(image, mask, make_palette(3)))
     assert (drawn != 100).any(2).tolist() == (mask > 0).tolist()
+    drawn = np.asarray(lay_classes(image, mask, make_palette(256)[[7, 0, 9]]))
+    assert (drawn != 100).any(2).tolist() == (mask != 1).tolist()

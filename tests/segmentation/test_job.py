@@ -1,7 +1,10 @@
 """A probe of positions from beginning to end: splits, files, images and masks without a partner, resuming."""
 
+import base64
 import json
+import re
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +96,46 @@ def test_images_and_masks_without_a_partner(copy: Path) -> None:
     for name in ("results.json", "segmenter.safetensors", "index.html"):
         (copy / "out" / name).unlink()
     assert sum(probe_textures(copy, copy / "out").results["images"].values()) == 6
+
+
+def test_the_list_of_annotated_images(copy: Path) -> None:
+    shutil.rmtree(copy / "out")
+    for name in ("images", "masks"):
+        (copy / name / "3.png").rename(copy / name / '3,\n"a" .png')
+    (copy / "masks/7.png").unlink()
+    own = copy / "out/.features.parquet"
+    own.parent.mkdir()
+    own.write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"\.features\.parquet' exists and was not written by this command"):
+        probe_textures(copy, copy / "out")
+    assert own.read_bytes() == b"mine"
+    own.unlink()
+    results = probe_textures(copy, copy / "out").results
+    assert '3,\n"a" .png' in [key for keys in results["parts"].values() for key in keys]
+    assert sum(results["images"].values()) == 7
+    assert probe_textures(copy, copy / "out").done_before
+
+
+def draw_legend(page: Path) -> str:
+    coded = re.search('src="data:image/svg\\+xml;base64,([^"]+)"', page.read_text())
+    assert coded is not None
+    return base64.b64decode(coded[1]).decode()
+
+
+def test_the_page_draws_classes_in_the_colours_of_their_numbers(folder: Path, tmp_path: Path) -> None:
+    write_textures(tmp_path, 5)
+    for path in (tmp_path / "masks").iterdir():
+        mask = np.array(Image.open(path))
+        mask[:16] = 255
+        Image.fromarray(np.where(mask == 255, 255, 3 * mask + 1).astype(np.uint8)).save(path)  # 1 and 4
+    probe_textures(tmp_path, tmp_path / "out")
+    fills = [re.findall('fill="(none|#[0-9a-f]{6})"', draw_legend(each / "out/index.html")) for each in (folder, tmp_path)]
+    assert fills == [["none", "#800000"], ["#800000", "#000080"]]
+    card = re.search('src="data:image/jpeg;base64,([^"]+)"', (tmp_path / "out/index.html").read_text())
+    assert card is not None
+    drawn = np.asarray(Image.open(BytesIO(base64.b64decode(card[1]))), np.int16)
+    assert (drawn[16:].max(2) - drawn[16:].min(2) > 40).mean() > 0.9  # images are grey: what has a hue is coloured
+    assert (drawn[:14].max(2) - drawn[:14].min(2) < 10).all()  # ignored
 
 
 def replace_mask(folder: Path, image: Image.Image) -> None:

@@ -7,13 +7,22 @@ import numpy as np
 import pytest
 
 from densefeat.errors import UsageError
-from densefeat.segmentation.masks import IGNORED, ClassTable, make_table, read_names
+from densefeat.segmentation.masks import IGNORED, ClassTable, colour_classes, make_table, read_names
 
 
 def test_numbers_become_classes() -> None:
     table = ClassTable((0, 2, 300), ("sky", "road", "car"), 255)
     values = np.array([[0, 2], [255, 300]])
     assert table.encode(values, Path("m.png")).tolist() == [[0, 1], [IGNORED, 2]]
+
+
+@pytest.mark.parametrize(
+    ("values", "colours"),
+    [((0, 1, 3), [[0, 0, 0], [128, 0, 0], [128, 128, 0]]), ((2, 3), [[0, 128, 0], [128, 128, 0]]),
+     ((1, 255), [[128, 0, 0], [224, 224, 192]]), ((0, 1000), [[0, 0, 0], [128, 0, 0]]), ((7, 1000), [[128, 0, 0], [0, 128, 0]])],
+)  # fmt: skip
+def test_only_number_0_is_black(values: tuple[int, ...], colours: list[list[int]]) -> None:
+    assert colour_classes(values).tolist() == colours  # as PASCAL VOC's, of the numbers or, beyond 255, of their order
 
 
 @pytest.mark.parametrize(

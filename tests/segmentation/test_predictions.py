@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_masks_are_those_of_the_scores(folder: Path) -> None:
-    out, palette = folder / "predicted", make_palette(2)
+    out, palette = folder / "predicted", make_palette(256)
     store = open_store(out / "logits")
     assert store.keys.tolist() == ["0.png", "1.png", "2.png"]
     assert [failure.path for failure in store.failures] == ["1.5.png"]
@@ -46,7 +46,7 @@ def test_masks_are_those_of_the_scores(folder: Path) -> None:
         truth = np.asarray(Image.open(folder / "new/masks" / key))
         known = truth != 255
         assert ((numbers == 255) == (truth == 1))[known].mean() > 0.85
-        assert np.array(mask.getpalette()).reshape(-1, 3)[255].tolist() == palette[1].tolist()
+        assert np.array(mask.getpalette()).reshape(-1, 3)[255].tolist() == palette[255].tolist()
         overlay = np.asarray(Image.open(out / "overlays" / key))
         plain = np.asarray(image.convert("RGB"))
         assert (overlay[numbers == 0] == plain[numbers == 0]).all()
@@ -103,3 +103,6 @@ def test_numbers_beyond_a_byte_are_grey_of_16_bits(tmp_path: Path) -> None:
     predict_masks(tmp_path / "out", tmp_path / "images", tmp_path / "predicted", device="cpu")
     mask = np.asarray(Image.open(tmp_path / "predicted/masks/0.png"))
     assert (mask.dtype, set(np.unique(mask).tolist())) == (np.uint16, {7, 1000})
+    overlay = np.asarray(Image.open(tmp_path / "predicted/overlays/0.png"))
+    plain = np.asarray(Image.open(tmp_path / "images/0.png"))
+    assert (overlay != plain).any(-1).mean() > 0.95  # neither number is 0, so both have a colour
