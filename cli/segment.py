@@ -9,6 +9,7 @@ from densefeat import segmentation, store
 from densefeat_cli.options import (
     PATH_TYPE,
     ImageInput,
+    base_option,
     device_option,
     epilog,
     follow_links_option,
@@ -29,7 +30,7 @@ _EXAMPLES = (
     "segment probe --images photos/ --masks masks/ --out segmenter/",
     "segment predict --model segmenter/ --images new/ --out predicted/",
 )
-_batch_option = click.option("--batch-size", type=int, default=32, show_default=True, help="Images a pass.")
+_batch_option = click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images a pass.")
 
 
 @click.group(epilog=epilog(*_EXAMPLES))
@@ -47,9 +48,10 @@ def segment_command() -> None:
 @click.option("--ignore", type=int, metavar="N", help="Class number of pixels to leave out, such as 255.")
 @click.option("--test-images", type=ImageInput(), help="Images to test on (with --test-masks).  [default: a fifth of all]")
 @click.option("--test-masks", type=PATH_TYPE, help="Masks of the test images.")
+@base_option
 @click.option("--protocol", type=click.Choice(["logreg", "knn"]), default="logreg", show_default=True,
               help="logreg: logistic regression; knn: votes of the nearest positions.")  # fmt: skip
-@click.option("--stride", type=int, default=4, show_default=True, metavar="PIXELS",
+@click.option("--stride", type=click.IntRange(1), default=4, show_default=True, metavar="PIXELS",
               help="Pixels of the network's input between neighbouring positions.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @model_option("densefeat_densenet121")
@@ -90,6 +92,7 @@ def probe(**options: Any) -> None:
 @click.option("--model", type=PATH_TYPE, required=True, help="Folder of densefeat segment probe, or its segmenter.safetensors.")
 @images_option()
 @out_option("Folder to write: masks/, overlays/, shares.csv, and logits/, a store of all scores.")
+@base_option
 @weights_option
 @device_option
 @_batch_option

@@ -64,6 +64,7 @@ def probe_masks(
     ignore: int | None = None,
     test_images: str | Path | None = None,
     test_masks: str | Path | None = None,
+    base: str | Path | None = None,
     protocol: str = "logreg",
     stride: int = _STRIDE,
     seed: int = 0,
@@ -88,6 +89,7 @@ def probe_masks(
             that occur are the classes.
         ignore: The class number of pixels to leave out, such as 255.
         test_images, test_masks: Images to test on, with their masks; None: 20 % of ``images``.
+        base: The folder that paths are relative to where ``images`` or ``test_images`` are a list.
         protocol: ``"logreg"``, a linear map of each position's features; or ``"knn"``, votes of the nearest positions.
         stride: Pixels of the network's input between neighbouring positions.
         seed: For the split, the sample of positions, and the intervals.
@@ -107,12 +109,13 @@ def probe_masks(
     shape = find_shape(grids, extractor.preprocessing.size)
     names = None if classes is None else read_names(Path(classes))
     places = [(images, masks)] + ([] if test_images is None else [(test_images, str(test_masks))])
-    found = [_find_masks(*place) for place in places]
+    bases = [base if number == 0 or not is_image_folder(place) else None for number, (place, _) in enumerate(places)]
+    found = [_find_masks(*place, base) for place, base in zip(places, bases, strict=True)]
     table, annotations, masks_sha256, notes = read_annotations([each.by_key for each in found], names, ignore, shape)
     notes = [note for each in found for note in each.notes] + notes
 
     settings = {"device": device, "batch_size": batch_size, "workers": workers}
-    stores = _extract_stores([place for place, _ in places], found, out, extractor, grids, settings)
+    stores = _extract_stores([place for place, _ in places], bases, found, out, extractor, grids, settings)
     unread = sum(len(store.failures) for store in stores)
     annotations, more = assign_parts(join_stores(annotations, stores), len(table.names), seed)
     notes += more + _note_few(annotations) + _note_absent(annotations, table.names)
@@ -131,8 +134,9 @@ def probe_masks(
     if (results := _read_finished(out, to_json(request))) is not None:
         return Segmented(out, results, unread, done_before=True)
     best, reports, sample = fit_all(protocol, data)
+    shown = [place if base is None else base for (place, _), base in zip(places, bases, strict=True)]
     results = to_json(request | _summarize(data, best, reports, sample, notes))
-    return Segmented(out, _write(out, data, best, grids, results, [place for place, _ in places]), unread)
+    return Segmented(out, _write(out, data, best, grids, results, shown), unread)
 
 
 def _check_arguments(
@@ -164,12 +168,13 @@ def _check_folder(out: Path) -> None:
         refuse_stranger(out / name, None if begun else recognize_none)
 
 
-def _find_masks(images: str | Path, masks: str | Path) -> MaskFiles:
-    return find_masks(printable_keys(open_source(images).keys()).to_pylist(), Path(masks))
+def _find_masks(images: str | Path, masks: str | Path, base: str | Path | None) -> MaskFiles:
+    return find_masks(printable_keys(open_source(images, base=base).keys()).to_pylist(), Path(masks))
 
 
 def _extract_stores(
     images: Sequence[str | Path],
+    bases: Sequence[str | Path | None],
     masks: Sequence[MaskFiles],
     out: Path,
     extractor: FeatureExtractor,
@@ -181,24 +186,24 @@ def _extract_stores(
         out.mkdir(parents=True, exist_ok=True)
     network, channels = GridNet(extractor, grids), {grid.column: grid.channels for grid in grids}
     stores: list[Store] = []
-    for place, found, name in zip(images, masks, (_FEATURES, _TEST_FEATURES), strict=False):
+    for place, base, found, name in zip(images, bases, masks, (_FEATURES, _TEST_FEATURES), strict=False):
         if stores:
             extractor.preprocessing = Preprocessing.from_json(stores[0].provenance["preprocessing"], str(stores[0].path))
         net = ColumnsNet(str(extractor.provenance["model"]), network, channels, extractor.preprocessing)
-        source, base = _list_annotated(place, found, out / f".{name}.parquet")
+        source, folder = _list_annotated(place, found, out / f".{name}.parquet") or (place, base)
         decoder = extractor.decoder
-        extract(source, out / name, net, pool="none", dtype="float16", decoder=decoder, base=base, update=True, **settings)
+        extract(source, out / name, net, pool="none", dtype="float16", decoder=decoder, base=folder, update=True, **settings)
         stores.append(open_store(out / name))
     return stores
 
 
-def _list_annotated(images: str | Path, masks: MaskFiles, path: Path) -> tuple[str | Path, str | Path | None]:
-    """Write a list of those images in a folder that have masks; return what to extract, and its base.
+def _list_annotated(images: str | Path, masks: MaskFiles, path: Path) -> tuple[Path, str | Path] | None:
+    """Write a list of those images in a folder that have masks; return it and its base, or None for all images, or no folder.
 
     Masks may be added later: the same command then extracts their images, too.
     """
     if masks.whole or not is_image_folder(images):
-        return images, None
+        return None
     table = pa.table({"path": pa.array(masks.by_key, pa.large_string())})  # Parquet, for names may have line breaks
     with atomic_file(path, _is_list) as beside, output_errors(path), open(beside, "wb") as file:
         pq.write_table(table.replace_schema_metadata({_LIST_KEY: b"1"}), file)

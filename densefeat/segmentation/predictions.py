@@ -55,14 +55,15 @@ def predict_masks(
     batch_size: int | str = 32,
     workers: int | None = None,
     overwrite: bool = False,
+    base: str | Path | None = None,
     **reading: Any,
 ) -> Painted:
     """Predict a mask of every image, as large as the image; the same call resumes.
 
     Args:
         model: The folder of a segment probe, or the file segmenter.safetensors in it.
-        images, batch_size, workers, reading: As in :func:`densefeat.extract`; images that cannot be read are failures in the
-            store.
+        images, batch_size, workers, base, reading: As in :func:`densefeat.extract`; images that cannot be read are failures in
+            the store.
         out: A folder: ``logits/`` is a store of scores ``(rows, K·h·w)``, float16; ``masks/`` and ``overlays/`` have a PNG for
             each image, see :func:`densefeat.overlay.name_files`; ``shares.csv`` has each class's share of an image's pixels.
         weights: The file of the network's weights, if it has been moved.
@@ -79,10 +80,10 @@ def predict_masks(
     folder.make()
     result = extract(
         images, folder.store, net, pool="none", dtype="float16", device=device, batch_size=batch_size, workers=workers,
-        decoder=extractor.decoder, overwrite=overwrite, **reading,
+        decoder=extractor.decoder, overwrite=overwrite, base=base, **reading,
     )  # fmt: skip
     store = open_store(result.path)
-    undrawn = _draw(store, images, folder.root, segmenter)
+    undrawn = _draw(store, images if base is None else base, folder.root, segmenter)
     shares = _write_table(folder, store, segmenter)
     return Painted(folder.root, folder.table, result.rows, result.failures, result.failures_path, shares, undrawn)
 

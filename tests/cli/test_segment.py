@@ -1,5 +1,6 @@
 """``densefeat segment``: what it prints, and its exit codes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,22 @@ def test_probe_and_predict(folder: Path) -> None:
     assert len(list((folder / "o/masks").glob("*.png"))) == 6
 
 
+def test_lists_with_a_base(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"images/{number}.png\n" for number in range(6)))
+    (tmp_path / "masks").mkdir()
+    shutil.copytree(folder / "masks", tmp_path / "masks/images")
+    command = PROBE.replace("--images images --masks masks --out out", f"--images {tmp_path}/list.txt --masks {tmp_path}/masks")
+    command += f" --out {tmp_path}/out --base . --image-size 48 --ignore 255 --device cpu --protocol knn"
+    run_command(*command.split(), cwd=folder, check=True)
+    assert (tmp_path / "out/index.html").read_text().count('<img src="data:image/jpeg') == 2
+    assert "already there" in run_command(*command.split(), cwd=folder, check=True).stderr
+    command = f"segment predict --model {tmp_path}/out --images {tmp_path}/list.txt --base . --out {tmp_path}/o --device cpu"
+    run_command(*command.split(), cwd=folder, check=True)
+    assert (
+        len(list((tmp_path / "o/masks/images").glob("*.png"))) == len(list((tmp_path / "o/overlays/images").glob("*.png"))) == 6
+    )
+
+
 @pytest.mark.parametrize(
     ("command", "code", "text"),
     [
@@ -50,6 +67,10 @@ def test_probe_and_predict(folder: Path) -> None:
         (f"{PROBE} --ignore 70000", 2, "0 to 65535"),
         (PROBE.replace("--masks masks", "--masks nowhere"), 2, "nowhere"),
         (PROBE.replace("--images images", "--images nowhere"), 2, "nowhere"),
+        (f"{PROBE} --ignore 255 --base images", 2, "base 'images' is not for a folder"),
+        (f"{PROBE} --stride 0", 2, "--stride"),
+        (f"{PROBE} --batch-size 0", 2, "--batch-size"),
+        ("segment predict --model images --images images --out p --batch-size 0", 2, "--batch-size"),
         ("segment predict --model images --images images --out p", 1, "no such file; give the folder"),
     ],
 )
