@@ -52,6 +52,9 @@ def test_lists_with_a_base(folder: Path, tmp_path: Path) -> None:
     run_command(*command.split(), cwd=folder, check=True)
     assert (tmp_path / "out/index.html").read_text().count('<img src="data:image/jpeg') == 2
     assert "already there" in run_command(*command.split(), cwd=folder, check=True).stderr
+    mixed = command.replace(f"{tmp_path}/out", f"{tmp_path}/mixed") + " --test-images images --test-masks masks"
+    assert ", 6 test" in run_command(*mixed.split(), cwd=folder, check=True).stdout  # the base is the list's, not the folder's
+    assert (tmp_path / "mixed/index.html").read_text().count('<img src="data:image/jpeg') == 12
     command = f"segment predict --model {tmp_path}/out --images {tmp_path}/list.txt --base . --out {tmp_path}/o --device cpu"
     run_command(*command.split(), cwd=folder, check=True)
     assert (
