@@ -30,7 +30,7 @@ _MAX_FAILURES = 3  # with a line each
 @out_option("Folder to write: maps/, pictures/, explained.csv, explained.json and index.html.")
 @click.option("--class", "classes", metavar="NAME", multiple=True, help="Class to show besides the predicted one; repeatable.")
 @click.option("--labels", type=click.Choice(["folder"]), help="folder: an image class/image.jpg has the label class, so that"
-              " mistakes are known; tables and lists have their own labels.")  # fmt: skip
+              " mistakes are known; lists, tables and tar files have their own labels.")  # fmt: skip
 @label_column_option()
 @base_option
 @weights_option

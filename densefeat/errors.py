@@ -17,6 +17,10 @@ class BackendError(UsageError):
     """A backend that does not exist, or cannot run this network here."""
 
 
+class MissingColumn(UsageError):
+    """A column, or an extension of tar members, that the input does not have."""
+
+
 class UnknownRange(UsageError):
     """An image that does not say which of its values are black and white, so that the user has to."""
 

@@ -17,15 +17,16 @@ from densefeat.base import (
     save_json,
     save_page,
 )
-from densefeat.errors import UsageError
+from densefeat.errors import MissingColumn, UsageError
 from densefeat.evaluation import ProbeNet, ResultFolder, Scorer, extract_columns, open_scorer
 from densefeat.explaining.evidence import SCORES, Explainer, NetworkEvidence, ProbeEvidence, averages_maps
 from densefeat.explaining.grad_cam import GradCam
 from densefeat.explaining.pictures import ExplainedRow, enlarge_input, make_drawing, make_section
 from densefeat.explaining.table import ExplainedTable
-from densefeat.extraction import ColumnsNet
-from densefeat.images import PixelRule, Preprocessing
+from densefeat.extraction import ColumnsNet, ExtractResult
+from densefeat.images import PixelRule, Preprocessing, is_image_folder
 from densefeat.overlay import name_files, save_overlays, view_input
+from densefeat.probing import source_options
 from densefeat.store import ImageEntry, open_store, read_entries
 
 _MAPS, _PICTURES, _TABLE, _RECORD, _PAGE = "maps", "pictures", "explained.csv", "explained.json", "index.html"
@@ -85,7 +86,9 @@ def explain(
 
     Args:
         model: The folder of a run or of a probe, a probe's file, or a model name of timm with published weights.
-        images, batch_size, workers, reading: As in :func:`densefeat.extract`; with labels the page has the worst mistakes.
+        images, batch_size, workers, reading: As in :func:`densefeat.extract`, but labels beside the images are read unasked,
+            as :func:`densefeat.probe` reads them: the column ``label`` of a list or table, members ``.cls`` of tar files. With
+            labels the page has the worst mistakes.
         out: A folder: the store ``maps/``, ``pictures/``, ``explained.csv``, ``explained.json`` and the page ``index.html``.
         classes: Names of further classes whose evidence is shown.
         overwrite: Start over if ``out`` has explanations of another model, of other images or classes.
@@ -103,7 +106,7 @@ def explain(
     preprocessing = Preprocessing.for_model(scorer.net)
     net = ColumnsNet(scorer.net.recorded_name, explainer, channels, preprocessing)
     folder.make()
-    result = extract_columns(
+    result = _extract_labelled(
         model, net, images, folder.store, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
         precision=precision, overwrite=overwrite, pool="none", **reading,
     )  # fmt: skip
@@ -119,6 +122,20 @@ def explain(
         folder.root / _PAGE, folder.table, folder.root / _RECORD, result.path, folder.root / _PICTURES, result.rows,
         result.failures, result.failures_path, explainer.bias is not None, told.gap, mistakes, not_drawn,
     )  # fmt: skip
+
+
+def _extract_labelled(model: str, net: ColumnsNet, images: str | Path, out: Path, **options: Any) -> ExtractResult:
+    """Extract images with their labels: those asked for, else those beside the images, as a probe reads them, if there are any.
+
+    The names of folders are labels only where that is asked for. Arguments as of :func:`extract_columns`.
+    """
+    asked = options.get("labels") is not None or options.get("label_column") is not None
+    if not asked and not is_image_folder(images):
+        try:
+            return extract_columns(model, net, images, out, **options | source_options(images, None, None))
+        except MissingColumn:
+            pass  # these images have no labels; another column that is missing is named again
+    return extract_columns(model, net, images, out, **options)
 
 
 def _draw_pictures(told: ExplainedTable, images: str | Path, folder: Path, preprocessing: Preprocessing) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.types as types
 
 from densefeat.base import parse_json, shorten_text
-from densefeat.errors import DecodeError, UsageError
+from densefeat.errors import DecodeError, MissingColumn, UsageError
 from densefeat.images.folders import MAX_BYTES
 from densefeat.images.label_text import clean_labels
 from densefeat.images.stream import ImageItem, make_unreadable_item
@@ -90,7 +90,7 @@ def check_column(schema: pa.Schema, column: str | None, subject: str, advice: st
     elif like:
         problem = f"no column {column!r}, but {like[0]!r}: write {column!r} there, without blanks beside it"
     else:
-        problem = f"no column {column!r}: it has {columns}{advice}"
+        raise MissingColumn(f"{subject}: no column {column!r}: it has {columns}{advice}")
     raise UsageError(f"{subject}: {problem}")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from densefeat.base import describe_error
-from densefeat.errors import DecodeError, UsageError
+from densefeat.errors import DecodeError, MissingColumn, UsageError
 from densefeat.images.files import EXTENSIONS
 from densefeat.images.folders import Folder, is_hidden, leaves_folder
 from densefeat.images.label_text import clean_label
@@ -273,7 +273,7 @@ def open_tars(folder: Folder, shards: list[str], images: str, label_column: str 
         if labels.null_count == len(labels):
             extensions = ", ".join(sorted(set().union(*(index.extensions for index in indexes)))[:_EXTENSIONS_NAMED])
             problem = f"no member with the extension {label_column!r} is named like an image: there are {extensions}"
-            raise UsageError(f"images {images!r}: {problem}")
+            raise MissingColumn(f"images {images!r}: {problem}")
     return TarMembers(
         folder,
         keys,

@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,29 @@ def test_without_labels_the_least_sure_come_first(place: Path, tmp_path: Path) -
     assert result.mistakes is None
     shown = re.findall(r"<bdi>(class \d/\d+\.png)</bdi>", result.page.read_text())
     assert shown == [row["path"] for row in sorted(rows, key=lambda row: float(row["probability"]))]
+
+
+def test_labels_beside_the_images_are_read_unasked(place: Path, tmp_path: Path) -> None:
+    labels = {"class 0/001.png": "class 0", "class 2/003.png": "class 2"}
+    with_labels, without, tar = (place / name for name in ("labelled.csv", "bare.csv", "shard.tar"))
+    with_labels.write_text("path,label\n" + "".join(f"images/{path},{label}\n" for path, label in labels.items()))
+    without.write_text("path,sort\n" + "".join(f"images/{path},{label}\n" for path, label in labels.items()))
+    with tarfile.open(tar, "w") as archive:
+        for number, (path, label) in enumerate(labels.items()):
+            (tmp_path / "member.cls").write_text(label)
+            archive.add(place / "images" / path, f"{number}.png")
+            archive.add(tmp_path / "member.cls", f"{number}.cls")
+    found = {}
+    for images in (with_labels, without, tar, place / "images"):
+        result = run(place, tmp_path / images.name, images=images)
+        found[images.name] = [row.get("label") for row in read_table(result)]
+        assert (result.mistakes is None) == (images in (without, place / "images"))
+    given = list(labels.values())
+    assert found == {"labelled.csv": given, "bare.csv": [None, None], "shard.tar": given, "images": [None] * 14}
+    asked = run(place, tmp_path / "asked", images=without, label_column="sort")
+    assert [row["label"] for row in read_table(asked)] == given
+    with pytest.raises(UsageError, match="no column 'nothing'"):
+        run(place, tmp_path / "missing", images=with_labels, label_column="nothing")
 
 
 def test_several_labels_and_numbers(place: Path, tmp_path: Path) -> None:
