@@ -12,6 +12,7 @@ import numpy as np
 from densefeat.base import (
     has_kind,
     is_page,
+    parse_json,
     progress_bar,
     render_page,
     save_json,
@@ -101,6 +102,9 @@ def explain(
     folder.refuse_strangers()
     scorer, decoder, precision = open_scorer(model, weights, device, pixels)
     named = _find_classes(scorer, classes)
+    names = [scorer.classes[number] for number in named]
+    if not overwrite:
+        _refuse_other_classes(folder.root, names)
     explainer = _make_explainer(scorer, named)
     channels = {SCORES: scorer.outputs} | dict.fromkeys(explainer.maps, 1 + len(named))
     preprocessing = Preprocessing.for_model(scorer.net)
@@ -113,7 +117,6 @@ def explain(
     store = open_store(result.path)
     told = ExplainedTable(store, scorer, explainer)
     folder.write_table(told.header, told.list_rows())
-    names = [scorer.classes[number] for number in named]
     save_json(folder.root / _RECORD, _KIND, _describe(told, names))
     not_drawn = _draw_pictures(told, images, folder.root / _PICTURES, preprocessing) if len(store) else {}
     _write_page(folder.root, told, names)
@@ -154,6 +157,17 @@ def _find_classes(scorer: Scorer, names: Sequence[str]) -> list[int]:
             more = ", …" if len(close) < len(scorer.classes) else ""
             raise UsageError(f"class {name!r} is none of the model's {len(scorer.classes)}: {', '.join(close)}{more}")
     return [scorer.classes.index(name) for name in dict.fromkeys(names)]
+
+
+def _refuse_other_classes(out: Path, names: list[str]) -> None:
+    """Raise UsageError where finished explanations in ``out`` are of other classes besides the predicted one."""
+    record = out / _RECORD
+    if not record.is_file():
+        return
+    explained = parse_json(record.read_bytes()).get("explained")
+    if isinstance(explained, list) and explained[1:] != names:
+        there = ", ".join(map(str, explained[1:])) or "no class besides the predicted one"
+        raise UsageError(f"output {str(out)!r} explains {there}; choose another --out, or --overwrite")
 
 
 def _make_explainer(scorer: Scorer, named: Sequence[int]) -> Explainer:

@@ -160,12 +160,17 @@ def test_it_resumes(place: Path, tmp_path: Path) -> None:
     assert (again.rows, again.table.read_bytes()) == (14, table)
     assert {path: path.stat().st_mtime_ns for path in (first.store / "data").iterdir()} == parts
     assert [path for path in made if path.stat().st_mtime_ns != made[path]] == [missing]
-    with pytest.raises(UsageError, match=r"shapes.*--overwrite|--overwrite"):
+    with pytest.raises(
+        UsageError, match="out' explains no class besides the predicted one; choose another --out, or --overwrite"
+    ):
         run(place, tmp_path / "out", classes=["other"])
     other = run(place, tmp_path / "out", classes=["other"], overwrite=True)
     assert densefeat.open_store(other.store).shapes["evidence"][0] == 2
-    with pytest.raises(UsageError, match="weights_sha256"):  # as many classes, but another
-        run(place, tmp_path / "out", classes=["class 1"])
+    message = re.escape(f"output '{tmp_path / 'out'}' explains other; choose another --out, or --overwrite")
+    for classes in (["class 1"], [], ["other", "class 1"]):
+        with pytest.raises(UsageError, match=message):
+            run(place, tmp_path / "out", classes=classes)
+    assert run(place, tmp_path / "out", classes=["other", "other"]).rows == 14
     assert missing.stat().st_mtime_ns != made[missing]
 
 
