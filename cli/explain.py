@@ -44,8 +44,8 @@ def explain_command(**options: Any) -> None:
     """Show where in images the evidence for a class is. MODEL: a probe, a training run, or the name of a network.
 
     The score of a linear head is a sum over positions and blocks: the maps are its terms, and add up to the score. For other
-    heads the maps are Grad-CAM of the last block, an approximation. The page has the worst mistakes or, without labels, the
-    least certain predictions.
+    heads the maps are Grad-CAM of the last block, an approximation. The page has the worst mistakes, if there are labels,
+    then the least certain predictions.
 
     An image that cannot be read has an entry in OUT/maps/failures.parquet instead. After an interruption the same command
     resumes.

@@ -26,6 +26,7 @@ from densefeat.explaining.pictures import ExplainedRow, enlarge_input, make_draw
 from densefeat.explaining.table import ExplainedTable
 from densefeat.extraction import ColumnsNet, ExtractResult
 from densefeat.images import PixelRule, Preprocessing, is_image_folder
+from densefeat.labels import split_label
 from densefeat.overlay import name_files, save_overlays, view_input
 from densefeat.probing import source_options
 from densefeat.store import ImageEntry, open_store, read_entries
@@ -41,8 +42,8 @@ class Explained:
     """The files that :func:`explain` wrote, and what they say.
 
     ``store``: scores and maps, one row an image. ``pictures``: a folder with one PNG a row. ``table``: a CSV with one line an
-    image. ``page``: HTML, with the worst mistakes or the least certain predictions. ``record``: a JSON file that says what the
-    maps are, with the bias of each class. ``exact``: the maps add up to the scores; otherwise they are Grad-CAM's. ``gap``: the
+    image. ``page``: HTML, with the worst mistakes, then the least certain predictions. ``record``: a JSON file that says what
+    the maps are, with the bias of each class. ``exact``: the maps add up to the scores; else they are Grad-CAM's. ``gap``: the
     largest difference between a score and the sum of bias and evidence, over all rows and explained classes. ``mistakes``: the
     number of predictions that differ from their labels, None without labels. ``not_drawn``: pictures that could not be made,
     each with the reason.
@@ -204,9 +205,9 @@ def _write_page(out: Path, told: ExplainedTable, names: list[str]) -> None:
         for row in shown.tolist():
             sections.append(make_section(_tell_row(told, row, entries[row], names), out / _PICTURES / files[row]))
             advance(1)
-    chosen = "the least sure first"
+    chosen = "the least certain predictions first"
     if told.labelled:
-        chosen = f"{mistakes:,} wrong of {told.labelled:,} with labels: the worst first, then {chosen}"
+        chosen = f"{mistakes:,} wrong of {told.labelled:,} with labels: the worst first, then the least certain predictions"
     elif told.scorer.task == "regression":
         chosen = "in the order of the input"
     title = f"{'Grad-CAM' if told.explainer.bias is None else 'Evidence'}: {Path(told.scorer.net.recorded_name).name}"
@@ -229,12 +230,19 @@ def _describe_maps(told: ExplainedTable) -> list[str]:
     ]
 
 
+def _name_explained(predicted: list[str], explained: str) -> str:
+    """Name the labels that were predicted, and the one that is explained unless it is one of them."""
+    return ("|".join(predicted) or "no label") + ("" if explained in predicted else f" · explained: {explained}")
+
+
 def _tell_row(told: ExplainedTable, row: int, entry: ImageEntry, names: list[str]) -> ExplainedRow:
     (predicted, probability), bias = told.answers[row], told.explainer.bias
     classes = [told.scorer.classes[told.chosen[row][0]] if told.scorer.classes else "the value", *names]
     title = predicted
     if told.scorer.task == "single":
         title += f" · {100 * float(probability):.0f} %"
+    elif told.scorer.task == "multi":
+        title = _name_explained(split_label(predicted), classes[0])
     title += "" if entry.label is None else f" · label {entry.label}"
     if bias is None:
         scores = ", ".join(f"{name} {score:.4g}" for name, score in zip(classes, told.scores[row], strict=True))

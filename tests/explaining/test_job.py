@@ -26,7 +26,7 @@ CLASSES = ("class 0", "class 1", "class 2", "other")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``images/`` of three classes and many sizes, one of them broken, and ``probe/``, ``multi/``, ``numbers/``."""
+    """A folder with ``images/`` of three classes and many sizes, one of them broken, and ``probe/``, ``multi/``, …"""
     folder = tmp_path_factory.mktemp("place")
     write_classes(folder / "images", 5, size=40)
     for i, size in enumerate([(20, 300), (500, 31), (33, 33)]):
@@ -37,8 +37,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     provenance = densefeat.open_store(store.path).provenance
     generator = np.random.default_rng(0)
     tasks: list[tuple[str, Task, int]] = [("probe", "single", 4), ("multi", "multi", 4), ("numbers", "regression", 1)]
+    tasks.append(("quiet", "multi", 4))  # which finds no label in any image
     for name, task, outputs in tasks:
         weight, bias = generator.normal(size=(outputs, 48)), generator.normal(size=outputs)
+        bias -= 100 * (name == "quiet")
         head = LinearHead(weight.astype(np.float32), bias.astype(np.float32), squeeze=task == "regression")
         (folder / name).mkdir()
         classes = () if task == "regression" else CLASSES
@@ -96,11 +98,13 @@ def test_the_worst_mistakes_come_first_on_the_page(explained: Explained) -> None
     assert not re.findall(r"(?:src|href)=\"(?!data:image)", page)
 
 
-def test_without_labels_the_least_sure_come_first(place: Path, tmp_path: Path) -> None:
+def test_without_labels_the_least_certain_come_first(place: Path, tmp_path: Path) -> None:
     result = run(place, tmp_path / "out")
     rows = read_table(result)
     assert result.mistakes is None
-    shown = re.findall(r"<bdi>(class \d/\d+\.png)</bdi>", result.page.read_text())
+    page = result.page.read_text()
+    assert "14 of 14 images, the least certain predictions first." in page
+    shown = re.findall(r"<bdi>(class \d/\d+\.png)</bdi>", page)
     assert shown == [row["path"] for row in sorted(rows, key=lambda row: float(row["probability"]))]
 
 
@@ -132,6 +136,11 @@ def test_several_labels_and_numbers(place: Path, tmp_path: Path) -> None:
     scores = densefeat.open_store(tmp_path / "multi out/maps")["scores"]
     assert [row["explained"] for row in rows] == [CLASSES[place] for place in scores.argmax(1)]
     assert all(row["predicted"] == "|" or row["explained"] in row["predicted"].split("|") for row in rows)
+    titles = re.findall(r"<h2><bdi>(.*)</bdi></h2>", (tmp_path / "multi out/index.html").read_text())
+    assert sorted(titles) == sorted(row["predicted"] for row in rows)
+    quiet = run(place, tmp_path / "quiet out", "quiet", labels="folder")
+    wanted = [f"no label · explained: {row['explained']} · label {row['label']}" for row in read_table(quiet)]
+    assert sorted(re.findall(r"<h2><bdi>(.*)</bdi></h2>", quiet.page.read_text())) == sorted(wanted)
     result = run(place, tmp_path / "numbers out", "numbers")
     assert all(float(row["predicted"]) == float(row["score"]) for row in read_table(result))
     assert "The score of the value is a bias and the sum" in result.page.read_text()
