@@ -23,6 +23,7 @@ class ImageCard:
     """An image with its caption.
 
     ``picture``: a data URI; None: a grey box. ``x``, ``y``: the place of a tile in its image. ``page``: of a file of several.
+    ``starts_row``: the card begins a row of its section.
     """
 
     kind: ClassVar[str] = "card"
@@ -35,6 +36,7 @@ class ImageCard:
     page: int | None = None
     picture: str | None = None
     is_query: bool = False
+    starts_row: bool = False
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ from densefeat.errors import MissingColumn, UsageError
 from densefeat.evaluation import ProbeNet, ResultFolder, Scorer, extract_columns, open_scorer
 from densefeat.explaining.evidence import SCORES, Explainer, NetworkEvidence, ProbeEvidence, averages_maps
 from densefeat.explaining.grad_cam import GradCam
-from densefeat.explaining.pictures import ExplainedRow, enlarge_input, make_drawing, make_section
+from densefeat.explaining.pictures import ExplainedRow, enlarge_input, list_lines, make_drawing, make_section
 from densefeat.explaining.table import ExplainedTable
 from densefeat.extraction import ColumnsNet, ExtractResult
 from densefeat.images import PixelRule, Preprocessing, is_image_folder
@@ -120,7 +120,7 @@ def explain(
     folder.write_table(told.header, told.list_rows())
     save_json(folder.root / _RECORD, _KIND, _describe(told, names))
     not_drawn = _draw_pictures(told, images, folder.root / _PICTURES, preprocessing) if len(store) else {}
-    _write_page(folder.root, told, names)
+    _write_page(folder.root, told)
     mistakes = told.order()[1] if told.labelled else None
     return Explained(
         folder.root / _PAGE, folder.table, folder.root / _RECORD, result.path, folder.root / _PICTURES, result.rows,
@@ -144,8 +144,9 @@ def _extract_labelled(model: str, net: ColumnsNet, images: str | Path, out: Path
 
 def _draw_pictures(told: ExplainedTable, images: str | Path, folder: Path, preprocessing: Preprocessing) -> dict[str, str]:
     shapes = {name: told.store.shapes[name] for name in told.explainer.maps}
-    view, draw = view_input(enlarge_input(preprocessing)), make_drawing(shapes, signed=told.explainer.bias is not None)
-    return save_overlays(told.store, images, folder, list(shapes), view, draw)
+    named = told.explainer.named.tolist()
+    view, draw = view_input(enlarge_input(preprocessing)), make_drawing(shapes, named, told.explainer.bias is not None)
+    return save_overlays(told.store, images, folder, [SCORES, *shapes], view, draw)
 
 
 def _find_classes(scorer: Scorer, names: Sequence[str]) -> list[int]:
@@ -195,7 +196,7 @@ def _describe(told: ExplainedTable, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _write_page(out: Path, told: ExplainedTable, names: list[str]) -> None:
+def _write_page(out: Path, told: ExplainedTable) -> None:
     order, mistakes = told.order()
     shown = order[:_SHOWN]
     entries = list(read_entries(told.store, np.arange(len(told.store))).values()) if len(told.store) else []
@@ -203,7 +204,7 @@ def _write_page(out: Path, told: ExplainedTable, names: list[str]) -> None:
     sections = []
     with progress_bar("page", len(shown)) as advance:
         for row in shown.tolist():
-            sections.append(make_section(_tell_row(told, row, entries[row], names), out / _PICTURES / files[row]))
+            sections.append(make_section(_tell_row(told, row, entries[row]), out / _PICTURES / files[row]))
             advance(1)
     chosen = "the least certain predictions first"
     if told.labelled:
@@ -235,9 +236,11 @@ def _name_explained(predicted: list[str], explained: str) -> str:
     return ("|".join(predicted) or "no label") + ("" if explained in predicted else f" · explained: {explained}")
 
 
-def _tell_row(told: ExplainedTable, row: int, entry: ImageEntry, names: list[str]) -> ExplainedRow:
+def _tell_row(told: ExplainedTable, row: int, entry: ImageEntry) -> ExplainedRow:
     (predicted, probability), bias = told.answers[row], told.explainer.bias
-    classes = [told.scorer.classes[told.chosen[row][0]] if told.scorer.classes else "the value", *names]
+    lines = list_lines(told.chosen[row].tolist())
+    chosen, values = told.chosen[row][lines], told.scores[row][lines]
+    classes = [told.scorer.classes[number] for number in chosen] if told.scorer.classes else ["the value"]
     title = predicted
     if told.scorer.task == "single":
         title += f" · {100 * float(probability):.0f} %"
@@ -245,12 +248,13 @@ def _tell_row(told: ExplainedTable, row: int, entry: ImageEntry, names: list[str
         title = _name_explained(split_label(predicted), classes[0])
     title += "" if entry.label is None else f" · label {entry.label}"
     if bias is None:
-        scores = ", ".join(f"{name} {score:.4g}" for name, score in zip(classes, told.scores[row], strict=True))
+        scores = ", ".join(f"{name} {score:.4g}" for name, score in zip(classes, values, strict=True))
         return ExplainedRow(entry, title, f"Score: {scores}.", classes, {"Grad-CAM": ()})
+    parts = told.sums[row][:, lines]
     total = [
         f"{name} {score:.4g} = bias {bias[number]:.4g} + evidence {evidence:.4g}"
-        for name, number, score, evidence in zip(classes, told.chosen[row], told.scores[row], told.sums[row][0], strict=True)
+        for name, number, score, evidence in zip(classes, chosen, values, parts[0], strict=True)
     ]
     headings = [name.removeprefix("evidence_") if name != "evidence" else "all" for name in told.explainer.maps]
-    sums = dict(zip(headings, told.sums[row].tolist(), strict=True))
+    sums = dict(zip(headings, parts.tolist(), strict=True))
     return ExplainedRow(entry, title, "; ".join(total) + ".", classes, sums)

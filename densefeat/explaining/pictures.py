@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from densefeat.base import ImageCard, Section
-from densefeat.explaining.evidence import spread_maps
+from densefeat.explaining.evidence import SCORES, spread_maps
 from densefeat.images import Preprocessing
 from densefeat.overlay import lay_heat
 from densefeat.store import ImageEntry, encode_thumbnail
@@ -35,11 +35,17 @@ def enlarge_input(preprocessing: Preprocessing) -> Preprocessing:
     return replace(preprocessing, size=preprocessing.size * math.ceil(_EDGE / preprocessing.size))
 
 
-def make_drawing(shapes: Mapping[str, tuple[int, ...]], signed: bool) -> Callable[..., Image.Image]:
+def list_lines(chosen: Sequence[int]) -> list[int]:
+    """Return the positions of explained classes to show: one that is also the predicted class, the first, only once."""
+    return [place for place, number in enumerate(chosen) if not place or number != chosen[0]]
+
+
+def make_drawing(shapes: Mapping[str, tuple[int, ...]], named: Sequence[int], signed: bool) -> Callable[..., Image.Image]:
     """Return the function that draws a row: for each class a line of panels (the image, all evidence, that of each block).
 
-    ``shapes``: ``(P, h, w)`` of the maps by name, that of all evidence first. All panels of a picture share one colour scale,
-    and their maps one grid, on which those of the blocks add up to the first. ``signed``: red is for a class, blue against it.
+    ``shapes``: ``(P, h, w)`` of the maps by name, that of all evidence first. ``named``: the classes besides the predicted one.
+    All panels of a picture share one colour scale, and their maps one grid, on which those of the blocks add up to the first.
+    ``signed``: red is for a class, blue against it.
     """
     first = next(iter(shapes))
 
@@ -49,9 +55,10 @@ def make_drawing(shapes: Mapping[str, tuple[int, ...]], signed: bool) -> Callabl
         high = float(np.percentile(np.abs(grid[0]), _TOP if signed else 100))
         low = -high if signed else 0.0
         edge = image.width
-        sheet = Image.new("RGB", (edge * (1 + len(grid)), edge * len(grid[0])))
-        for line in range(len(grid[0])):
-            panels = [image, *(lay_heat(image, each[line], low, high, signed) for each in grid)]
+        classes = list_lines([int(values[SCORES].argmax()), *named])
+        sheet = Image.new("RGB", (edge * (1 + len(grid)), edge * len(classes)))
+        for line, number in enumerate(classes):
+            panels = [image, *(lay_heat(image, each[number], low, high, signed) for each in grid)]
             for place, panel in enumerate(panels):
                 sheet.paste(panel, (edge * place, edge * line))
         return sheet
@@ -64,9 +71,9 @@ def make_section(row: ExplainedRow, picture: Path) -> Section:
     sheet = Image.open(picture) if picture.is_file() else None
     cards = []
     for line, name in enumerate(row.classes):
-        if not line:
-            place = {key: value for key, value in vars(row.entry).items() if key != "path"}
-            cards.append(ImageCard("image", row.entry.path, picture=_cut(sheet, len(row.classes), 0, 0), **place))
+        place = {key: value for key, value in vars(row.entry).items() if key != "path"}
+        image = _cut(sheet, len(row.classes), 0, line)
+        cards.append(ImageCard("image", row.entry.path, picture=image, starts_row=True, **place))
         for column, (title, sums) in enumerate(row.sums.items(), 1):
             panel = _cut(sheet, len(row.classes), column, line)
             cards.append(ImageCard(title, f"for {name}", remark=f" {sums[line]:+.3g}" if len(sums) else "", picture=panel))

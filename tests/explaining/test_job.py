@@ -51,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def explained(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Explained:
     out = tmp_path_factory.mktemp("out") / "explained"
-    return run(place, out, classes=["other", "class 1", "other"], labels="folder")
+    return run(place, out, classes=["class 0", "other", "class 0"], labels="folder")
 
 
 def run(place: Path, out: Path, model: str = "probe", **options: Any) -> Explained:
@@ -90,11 +90,10 @@ def test_the_worst_mistakes_come_first_on_the_page(explained: Explained) -> None
     wrong = [key for rating, key in sorted(zip(-badness, store.keys, strict=True)) if rating < 0]
     assert explained.mistakes == len(wrong) > 3
     page = explained.page.read_text()
-    shown = re.findall(r"<bdi>(class \d/\d+\.png)</bdi>", page)
+    shown = list(dict.fromkeys(re.findall(r"<bdi>(class \d/\d+\.png)</bdi>", page)))
     assert shown[: len(wrong)] == wrong
     assert sorted(shown) == sorted(store.keys)
     assert f"{len(wrong)} wrong of 14 with labels: the worst first" in page
-    assert page.count("<img") == 14 * (1 + 3 * 3)
     assert not re.findall(r"(?:src|href)=\"(?!data:image)", page)
 
 
@@ -146,14 +145,30 @@ def test_several_labels_and_numbers(place: Path, tmp_path: Path) -> None:
     assert "The score of the value is a bias and the sum" in result.page.read_text()
 
 
-def test_pictures_show_the_image_and_the_maps(place: Path, explained: Explained) -> None:
-    picture = np.asarray(Image.open(explained.pictures / "class 0/001.png"), np.int64)
-    assert picture.shape == (3 * 224, 4 * 224, 3)  # classes; the image, all evidence, two blocks
-    image = np.asarray(Image.open(place / "images/class 0/001.png").resize((224, 224)), np.int64)
+def test_a_class_has_one_line_and_a_row_of_its_own(explained: Explained) -> None:
+    page, seen = explained.page.read_text(), set()
+    sections = {re.findall(r"<bdi>(class \d/\d+\.png)</bdi>", part)[0]: part for part in page.split("<section>")[1:]}
+    for row in read_table(explained):
+        classes = list(dict.fromkeys([row["predicted"], "class 0", "other"]))
+        seen.add(len(classes))
+        assert np.asarray(Image.open(explained.pictures / row["path"])).shape == (len(classes) * 224, 4 * 224, 3)
+        rows = sections[row["path"]].split('<div class="cards">')[1:]
+        assert [re.findall(r"<bdi>for (.*)</bdi>", part) for part in rows] == [[name] * 3 for name in classes]
+        assert [part.count("<img") for part in rows] == [4] * len(classes)
+        assert len(re.findall(r"= bias", sections[row["path"]])) == len(classes)
+    assert seen == {2, 3}
+
+
+@pytest.mark.parametrize(("row", "lines"), [(1, 3), (7, 2)])  # the second predicts a class that is named, too
+def test_pictures_show_the_image_and_the_maps(place: Path, explained: Explained, row: int, lines: int) -> None:
+    path = read_table(explained)[row]["path"]
+    picture = np.asarray(Image.open(explained.pictures / path), np.int64)
+    assert picture.shape == (lines * 224, 4 * 224, 3)  # classes; the image, all evidence, two blocks
+    image = np.asarray(Image.open(place / "images" / path).resize((224, 224)), np.int64)
     assert np.abs(picture[:224, :224] - image).mean() < 12  # resized in one step rather than in two
     store = densefeat.open_store(explained.store)
-    evidence = store["evidence"][1].reshape(store.shapes["evidence"])[2]
-    redness = (picture[448:, 224:448, 0] - picture[448:, 224:448, 2]).reshape(16, 14, 16, 14).mean((1, 3))
+    evidence = store["evidence"][row].reshape(store.shapes["evidence"])[2]
+    redness = (picture[-224:, 224:448, 0] - picture[-224:, 224:448, 2]).reshape(16, 14, 16, 14).mean((1, 3))
     clear = np.abs(evidence) > 0.1 * np.abs(evidence).max()
     assert (np.sign(redness) == np.sign(evidence))[clear].mean() > 0.95
 
