@@ -119,7 +119,8 @@ def explain(
     told = ExplainedTable(store, scorer, explainer)
     folder.write_table(told.header, told.list_rows())
     save_json(folder.root / _RECORD, _KIND, _describe(told, names))
-    not_drawn = _draw_pictures(told, images, folder.root / _PICTURES, preprocessing) if len(store) else {}
+    shown = reading.get("base") or images  # where keys are paths
+    not_drawn = _draw_pictures(told, shown, folder.root / _PICTURES, preprocessing) if len(store) else {}
     _write_page(folder.root, told)
     mistakes = told.order()[1] if told.labelled else None
     return Explained(

@@ -130,6 +130,13 @@ def test_labels_beside_the_images_are_read_unasked(place: Path, tmp_path: Path) 
         run(place, tmp_path / "missing", images=with_labels, label_column="nothing")
 
 
+def test_a_list_with_its_images_elsewhere(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\nclass 0/001.png\n")
+    result = run(place, tmp_path / "out", images=tmp_path / "list.csv", base=place / "images")
+    assert (result.rows, result.not_drawn) == (1, {})
+    assert (result.pictures / "class 0/001.png").exists()
+
+
 def test_several_labels_and_numbers(place: Path, tmp_path: Path) -> None:
     rows = read_table(run(place, tmp_path / "multi out", "multi"))
     scores = densefeat.open_store(tmp_path / "multi out/maps")["scores"]
