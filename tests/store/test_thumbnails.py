@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from densefeat.store.entries import ImageEntry
-from densefeat.store.thumbnails import _EDGE, _encode_thumbnail, make_thumbnails
+from densefeat.store.thumbnails import _EDGE, encode_thumbnail, make_thumbnails
 
 ONE = {"block1": np.ones((1, 2), np.float32)}
 
@@ -123,4 +123,4 @@ def test_lists_and_tables_are_read_as_they_were(make_store, photo_folder: Path, 
 
 
 def test_a_small_image_stays_small() -> None:
-    assert opened(_encode_thumbnail(Image.new("RGB", (20, 10)))).size == (20, 10)
+    assert opened(encode_thumbnail(Image.new("RGB", (20, 10)))).size == (20, 10)
