@@ -120,7 +120,6 @@ def score_images(
     behind = _DetectorNet(detector, file, weights, device)
     channels = {_SCORE: 1, _MAP: 1}
     net = ColumnsNet(str(file.resolve()), behind, channels, behind.extractor.preprocessing)
-    folder.make()
     result = extract(
         images, folder.store, model=net, pool="none", device=device, batch_size=batch_size, workers=workers,
         decoder=behind.extractor.decoder, overwrite=overwrite, follow_links=follow_links, base=base,

@@ -134,7 +134,6 @@ def predict(
             f"class {unclear[0]!r} has a {SEPARATOR}, which stands between the classes of a set in {_TABLE}: rename the class,"
             " or call Probe.predict, whose sets are lists"
         )
-    folder.make()
     result = extract_columns(
         model, scorer.net, images, folder.store, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
         precision=precision, overwrite=overwrite, **reading,

@@ -79,11 +79,6 @@ class ResultFolder:
             if (stranger := find_stranger(self.root / name)) is not None:
                 raise UsageError(f"output {str(stranger)!r} was not written by this command: move it away")
 
-    def make(self) -> None:
-        """Make the folder if it is not there. Raises OutputError."""
-        with output_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-
     def write_table(self, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write the table, whole or not at all. Raises OutputError, and UsageError where somebody else's is there now."""
         with atomic_file(self.table, self._is_own_table) as beside, output_errors(self.table):

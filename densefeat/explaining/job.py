@@ -110,7 +110,6 @@ def explain(
     channels = {SCORES: scorer.outputs} | dict.fromkeys(explainer.maps, 1 + len(named))
     preprocessing = Preprocessing.for_model(scorer.net)
     net = ColumnsNet(scorer.net.recorded_name, explainer, channels, preprocessing)
-    folder.make()
     result = _extract_labelled(
         model, net, images, folder.store, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
         precision=precision, overwrite=overwrite, pool="none", **reading,

@@ -77,7 +77,6 @@ def predict_masks(
     network = segmenter.network(weights, device)
     extractor = network.extractor
     net = ColumnsNet(str(Path(model).resolve()), network, {_COLUMN: len(segmenter.names)}, extractor.preprocessing)
-    folder.make()
     result = extract(
         images, folder.store, net, pool="none", dtype="float16", device=device, batch_size=batch_size, workers=workers,
         decoder=extractor.decoder, overwrite=overwrite, base=base, **reading,

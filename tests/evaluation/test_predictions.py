@@ -66,6 +66,13 @@ def test_a_run_on_a_folder_with_broken_files(data: Path, run: Path, tmp_path: Pa
     assert densefeat.open_store(result.store).provenance["model"] == str(run)
 
 
+def test_an_empty_folder_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UsageError, match="no file with an image's extension"):
+        predict(str(run), tmp_path / "none", tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_network_does_not_resume(data: Path, run: Path, tmp_path: Path) -> None:
     predict(str(run), data, tmp_path / "out", device="cpu")
     other = tmp_path / "other"
