@@ -76,7 +76,7 @@ def measure_own(method: str, model: str, size: int, train: Path, data: Path, roo
     detector = load_detector(fitted.path)
     extractor = detector.extractor(device="cpu")
     seconds = median_seconds(lambda batch: detector.measure(extractor.forward_grid(batch, detector.rule)), x)
-    bank = len(detector.normal.features) if method == "patchcore" else 0
+    bank = len(detector.normal.bank) if method == "patchcore" else 0
     return {"arm": f"densefeat {method}", **scored.metrics, "seconds": seconds, "fit": fit, "bank": bank, "size": detector.size}
 
 

@@ -96,7 +96,7 @@ def fit(**options: Any) -> None:
 
 
 def _count_bank(detector: Any) -> str:
-    return f", a bank of {len(detector.normal.features):,} features" if detector.method == "patchcore" else ""
+    return f", a bank of {len(detector.normal.bank):,} features" if detector.method == "patchcore" else ""
 
 
 @anomaly_command.command(epilog=epilog("anomaly score --model detector/ --images new/ --out scores/"))

@@ -4,11 +4,10 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
+from torch import nn
 
 _NEIGHBOURS = 9  # b of the paper's equation 7
 _QUERIES = 512  # compared with the bank at a time: 10 MB for a bank of 5,000
@@ -16,34 +15,34 @@ _CONSIDERED = 1024  # points that may be chosen next
 _SAME = 1e-6  # of the largest squared distance: what is nearer differs by rounding alone
 
 
-@dataclass(frozen=True)
-class MemoryBank:
-    """Features of positions of good images: float16 ``(M, D)``, no two the same."""
+class MemoryBank(nn.Module):
+    """Features of positions of good images: ``arrays["features"]``, float16 ``(M, D)``, no two the same."""
 
-    features: np.ndarray
+    center: torch.Tensor
+    bank: torch.Tensor
 
-    @cached_property
-    def _center(self) -> torch.Tensor:
-        """The mean of the bank, which is taken off everything: squares of what is far from 0 lose digits."""
-        return torch.from_numpy(self.features.astype(np.float32).mean(0))
+    def __init__(self, features: np.ndarray) -> None:
+        super().__init__()
+        self.arrays = {"features": features}
+        whole = features.astype(np.float32)
+        # the mean is taken off everything: squares of what is far from 0 lose digits
+        self.register_buffer("center", torch.from_numpy(whole.mean(0)))
+        self.register_buffer("bank", torch.from_numpy(whole) - self.center)
 
-    @cached_property
-    def _bank(self) -> torch.Tensor:
-        return torch.from_numpy(self.features.astype(np.float32)) - self._center
-
-    def measure(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Measure grids, float32 ``(N, D, h, w)``: return scores of images ``(N,)`` and distances of positions ``(N, h, w)``.
 
         A position's distance is the Euclidean distance to the nearest feature of the bank. An image's score is the largest of
         these, weighted by how isolated that nearest feature is in the bank (section 3.3, equation 7).
         """
         count, dims, height, width = grid.shape
-        bank = self._bank.to(grid.device)
-        queries = grid.permute(0, 2, 3, 1).reshape(-1, dims) - self._center.to(grid.device)
-        nearest = torch.cat([_compare(piece, bank).argmin(1) for piece in queries.split(_QUERIES)])
-        distances = (queries - bank[nearest]).norm(dim=1).view(count, height * width)
+        queries = grid.permute(0, 2, 3, 1).reshape(-1, dims) - self.center
+        # a graph has no loop over pieces whose number depends on the number of images
+        pieces = [queries] if torch.compiler.is_exporting() else queries.split(_QUERIES)
+        nearest = torch.cat([_compare(piece, self.bank).argmin(1) for piece in pieces])
+        distances = (queries - self.bank[nearest]).norm(dim=1).view(count, height * width)
         rows = distances.argmax(1) + torch.arange(count, device=grid.device) * height * width
-        scores = _weigh(queries[rows], nearest[rows], bank) * distances.amax(1)
+        scores = _weigh(queries[rows], nearest[rows], self.bank) * distances.amax(1)
         return scores, distances.view(count, height, width)
 
 

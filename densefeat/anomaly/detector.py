@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from densefeat.anomaly.alarms import Alarms, check_rate
 from densefeat.anomaly.bank import MemoryBank
 from densefeat.anomaly.gaussians import PositionGaussians
 from densefeat.base import TensorFile, is_number
-from densefeat.errors import WeightsError
 from densefeat.features import FeatureExtractor, GridRule
 from densefeat.images import Preprocessing
 from densefeat.search import rebuild_extractor
 
 FILE = "detector.safetensors"
-DETECTOR_FILE = TensorFile("densefeat_detector", 1, "a detector")
+DETECTOR_FILE = TensorFile("densefeat_detector", 1, "detector", FILE, "densefeat anomaly fit")
 _KINDS: dict[str, type[MemoryBank] | type[PositionGaussians]] = {"patchcore": MemoryBank, "padim": PositionGaussians}
 METHODS = tuple(_KINDS)
 
@@ -50,7 +48,7 @@ class Detector:
     @property
     def size(self) -> int:
         """The size of its arrays in bytes, without the network."""
-        return sum(array.nbytes for array in vars(self.normal).values() if isinstance(array, np.ndarray))
+        return sum(array.nbytes for array in self.normal.arrays.values())
 
     @property
     def image_size(self) -> int:
@@ -63,7 +61,8 @@ class Detector:
 
         Both are float32. Features are rounded to float16 first, as those were that the detector has learnt from.
         """
-        return self.normal.measure(grid.half().float())
+        measured: tuple[torch.Tensor, torch.Tensor] = self.normal.to(grid.device)(grid.half().float())
+        return measured
 
     def extractor(self, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
         """Load the network that computes the features, with the recorded preprocessing.
@@ -71,7 +70,7 @@ class Detector:
         ``weights``: the checkpoint file, if it has been moved; its content must be the same.
         Raises UsageError or WeightsError as :func:`densefeat.search.rebuild_extractor`.
         """
-        subject = f"detector {str(self.path)!r}" if self.path else "this detector"
+        subject = DETECTOR_FILE.describe(self.path)
         return rebuild_extractor(self.provenance, self.provenance["blocks"], subject, weights, device, "fit it again")
 
 
@@ -99,14 +98,13 @@ def save_detector(path: Path, detector: Detector) -> None:
         "provenance": detector.provenance,
         "learnt": detector.learnt,
     }
-    arrays = {name: value for name, value in vars(detector.normal).items() if isinstance(value, np.ndarray)}
-    DETECTOR_FILE.save(path, facts, arrays | {"held_out": detector.alarms.held_out}, DETECTOR_FILE.recognize)
+    DETECTOR_FILE.save(path, facts, detector.normal.arrays | {"held_out": detector.alarms.held_out}, DETECTOR_FILE.recognize)
 
 
-def find_detector_file(path: str | Path) -> Path:
-    """Return the detector file that the user named, directly or by its folder, whether it exists or not."""
-    path = Path(path)
-    return path / FILE if path.is_dir() else path
+def find_detector_file(path: str | Path) -> Path | None:
+    """Return the file of a detector that the user named, directly or by its folder; None for anything else."""
+    file = DETECTOR_FILE.find(path)
+    return file if file.is_file() and DETECTOR_FILE.recognize(file) else None
 
 
 def load_detector(path: str | Path) -> Detector:
@@ -114,16 +112,12 @@ def load_detector(path: str | Path) -> Detector:
 
     Raises WeightsError for a file that is missing, damaged, of a newer version, or no detector.
     """
-    path = find_detector_file(path)
-    subject = f"detector {str(path)!r}"
-    if not path.is_file():
-        raise WeightsError(f"{subject}: no such file; give the folder of `densefeat anomaly fit --out`, or the {FILE} in it")
-    return DETECTOR_FILE.load(path, subject, partial(_parse_detector, path))
+    return DETECTOR_FILE.load(path, _parse_detector)
 
 
 def _parse_detector(path: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Detector:
     """Raise ValueError, TypeError, KeyError or UsageError if anything is not as :func:`save_detector` writes it."""
-    subject, provenance = f"detector {str(path)!r}", metadata["provenance"]
+    subject, provenance = DETECTOR_FILE.describe(path), metadata["provenance"]
     rule = GridRule.from_json(metadata["rule"], subject)
     size = Preprocessing.from_json(provenance["preprocessing"], subject).size
     shape = rule.find_shape(size, size)

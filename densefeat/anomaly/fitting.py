@@ -200,7 +200,7 @@ def _score_rows(store: Store, chosen: np.ndarray, normal: MemoryBank | PositionG
     scores = []
     with progress_bar("scoring held-out images", int(chosen.sum())) as advance:
         for rows, grids in _read_grids(store, chosen):
-            scores.append(normal.measure(torch.from_numpy(grids))[0].numpy())
+            scores.append(normal(torch.from_numpy(grids))[0].numpy())
             advance(len(rows))
     return np.sort(np.concatenate(scores))
 

@@ -3,35 +3,38 @@
 Defard et al., "PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization", 2020, arXiv 2011.08785.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
+from torch import nn
 
 _DIMS = 100  # of the paper, which takes so many features at random; here they are the first of a random projection
 _REGULARIZATION = 0.01  # added to variances (section 3.1)
 
 
-@dataclass(frozen=True)
-class PositionGaussians:
-    """A Gaussian at each position. ``mean``: float32 ``(h, w, d)``; ``whitening``: float32 ``(h, w, d, d)``.
+class PositionGaussians(nn.Module):
+    """A Gaussian at each position. ``arrays``: ``mean``, float32 ``(h, w, d)``, and ``whitening``, float32 ``(h, w, d, d)``.
 
     The Mahalanobis distance of features ``x`` at a position is the length of ``(x - mean) @ whitening``. The features are the
     first d of a grid.
     """
 
-    mean: np.ndarray
-    whitening: np.ndarray
+    mean: torch.Tensor
+    whitening: torch.Tensor
 
-    def measure(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __init__(self, mean: np.ndarray, whitening: np.ndarray) -> None:
+        super().__init__()
+        self.arrays = {"mean": mean, "whitening": whitening}
+        for name, array in self.arrays.items():
+            self.register_buffer(name, torch.from_numpy(array))
+
+    def forward(self, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Measure grids, float32 ``(N, D, h, w)``: return scores of images ``(N,)`` and distances of positions ``(N, h, w)``.
 
         The score of an image is its largest distance.
         """
         dims = self.mean.shape[2]
-        mean, whitening = (torch.from_numpy(array).to(grid.device) for array in (self.mean, self.whitening))
-        values = grid[:, :dims].permute(2, 3, 0, 1) - mean[:, :, None]  # (h, w, N, d)
-        distances = (values @ whitening).norm(dim=3).permute(2, 0, 1)
+        values = grid[:, :dims].permute(2, 3, 0, 1) - self.mean[:, :, None]  # (h, w, N, d)
+        distances = (values @ self.whitening).norm(dim=3).permute(2, 0, 1)
         return distances.amax((1, 2)), distances
 
 

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from densefeat.anomaly.alarms import ANOMALOUS, GOOD
-from densefeat.anomaly.detector import Detector, find_detector_file, load_detector
+from densefeat.anomaly.detector import DETECTOR_FILE, Detector, load_detector
 from densefeat.anomaly.page import write_page
 from densefeat.anomaly.pixel_metrics import PixelMetrics, match_masks, shrink_mask
 from densefeat.base import (
@@ -113,8 +113,8 @@ def score_images(
     files = {_PAGE: is_page, _RESULTS: has_kind(_KIND)}
     folder = ResultFolder(Path(out), "scores", _SCORES, _TABLE, _HEADER, _TABLE_KIND, files, (_HEAT,))
     folder.refuse_strangers()
-    file = find_detector_file(model)
-    detector = load_detector(file)
+    detector = load_detector(model)
+    file = DETECTOR_FILE.find(model)
     if masks is not None and (source := open_source(images, base=base, follow_links=follow_links)).length is not None:
         find_masks(printable_keys(source.keys()).to_pylist(), Path(masks))  # if none fits, it is said before the work
     behind = _DetectorNet(detector, file, weights, device)

@@ -25,13 +25,24 @@ _MAX_METADATA = 2**26  # characters of JSON
 class TensorFile:
     """A kind of file, such as that of probes.
 
-    ``key``: that of the facts in the metadata, by which a file is recognized; ``version``: the newest version; ``kind``: its
-    name in messages, such as "a probe".
+    ``key``: that of the facts in the metadata, by which a file is recognized; ``version``: the newest version; ``kind``: what
+    messages call it, such as "probe"; ``name``: of such a file in the folder that the command ``writer`` writes.
     """
 
     key: str
     version: int
     kind: str
+    name: str
+    writer: str
+
+    def find(self, path: str | Path) -> Path:
+        """Return the file that the user named, directly or by its folder, whether it exists or not."""
+        path = Path(path)
+        return path / self.name if path.is_dir() else path
+
+    def describe(self, path: Path | None) -> str:
+        """Return how messages name what was loaded from a file, or was not."""
+        return f"this {self.kind}" if path is None else f"{self.kind} {str(path)!r}"
 
     def recognize(self, path: Path) -> bool:
         """Recognize a file of this kind, of any version."""
@@ -53,27 +64,31 @@ class TensorFile:
         with atomic_file(path, is_ours) as beside:
             save_tensors(save_file, arrays, beside, {self.key: text})
 
-    def load(self, path: Path, subject: str, parse: Callable[[dict[str, Any], dict[str, np.ndarray]], _Content]) -> _Content:
-        """Read the facts and the tensors, and return what ``parse`` makes of them.
+    def load(self, path: str | Path, parse: Callable[[Path, dict[str, Any], dict[str, np.ndarray]], _Content]) -> _Content:
+        """Find a file, read its facts and its tensors, and return what ``parse`` makes of them and of the file's path.
 
-        Raises WeightsError, which begins with ``subject``, for a file that is damaged, of a newer version, or of another kind;
-        whatever ``parse`` raises counts as damage.
+        Raises WeightsError for a file that is missing, damaged, of a newer version, or of another kind; whatever ``parse``
+        raises counts as damage.
         """
+        path = self.find(path)
+        subject = self.describe(path)
+        if not path.is_file():
+            raise WeightsError(f"{subject}: no such file; give the folder of `{self.writer} --out`, or the {self.name} in it")
         try:
             check_tensors(path, subject)
             with safe_open(path, "np") as file:
                 text = (file.metadata() or {}).get(self.key)
                 if text is None or len(text) > _MAX_METADATA:
-                    raise WeightsError(f"{subject}: not {self.kind} of densefeat")
+                    raise WeightsError(f"{subject}: not a {self.kind} of densefeat")
                 facts = parse_json(text)
                 found = facts["version"]
                 if type(found) is not int or found > self.version:
                     newest = f"this one reads up to {self.version}: update densefeat"
                     raise WeightsError(f"{subject}: its version is {found}, {newest}")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-            return parse(facts, tensors)
+            return parse(path, facts, tensors)
         except WeightsError:
             raise
         except Exception as error:  # a damaged file can make the readers raise anything
             reason = describe_error(error)
-            raise WeightsError(f"{subject}: damaged, or not {self.kind} ({type(error).__name__}: {reason})") from error
+            raise WeightsError(f"{subject}: damaged, or not a {self.kind} ({type(error).__name__}: {reason})") from error

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from densefeat.probing.protocols import Head
 from densefeat.search import rebuild_extractor
 
 FILE = "probe.safetensors"
-PROBE_FILE = TensorFile("densefeat_probe", 1, "a probe")
+PROBE_FILE = TensorFile("densefeat_probe", 1, "probe", FILE, "densefeat probe")
 _RECORD = ("column", "layer"), ("features", "kept"), ("share", "relevance")  # of a layer: text, counts, shares
 _INTERVALS = ("share_interval", "relevance_interval")
 _TASKS = ("single", "multi", "regression")
@@ -124,7 +123,7 @@ class Probe:
         try:
             return [_check_record(record) for record in self.told["layers"]]
         except (KeyError, TypeError, ValueError) as error:
-            subject = f"probe {str(self.path)!r}" if self.path else "this probe"
+            subject = PROBE_FILE.describe(self.path)
             raise WeightsError(f"{subject}: its records of layers are damaged ({type(error).__name__}: {error})") from error
 
     def extractor(self, weights: str | Path | None = None, device: str = "auto") -> FeatureExtractor:
@@ -133,7 +132,7 @@ class Probe:
         ``weights``: a checkpoint, if the recorded one has been moved; it must be the same file.
         Raises UsageError or WeightsError as :func:`densefeat.search.queries.rebuild_extractor`.
         """
-        subject = f"probe {str(self.path)!r}" if self.path else "this probe"
+        subject = PROBE_FILE.describe(self.path)
         return rebuild_extractor(
             self.provenance, self.columns_read, subject, weights, device, "probe a store of densefeat extract"
         )
@@ -151,8 +150,7 @@ def save_probe(path: Path, probe: Probe) -> None:
 
 def find_probe_file(path: str | Path) -> Path | None:
     """Return the file of a probe that the user named, or whose folder; None for anything else but a file."""
-    path = Path(path)
-    file = path if path.is_file() else path / FILE
+    file = PROBE_FILE.find(path)
     return file if file.is_file() else None
 
 
@@ -161,12 +159,7 @@ def load_probe(path: str | Path) -> Probe:
 
     Raises WeightsError for a file that is missing, damaged, of a newer version, or not a probe.
     """
-    path = Path(path)
-    path = path / FILE if path.is_dir() else path
-    subject = f"probe {str(path)!r}"
-    if not path.is_file():
-        raise WeightsError(f"{subject}: no such file; give the folder of `densefeat probe --out`, or the {FILE} in it")
-    return PROBE_FILE.load(path, subject, partial(_parse_probe, path))
+    return PROBE_FILE.load(path, _parse_probe)
 
 
 def _parse_probe(path: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Probe:

@@ -1,7 +1,6 @@
 """A fitted head on positions as one safetensors file, with all that predicting masks needs but the network's weights."""
 
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from densefeat.segmentation.grid_net import BlockGrid, GridNet, add_prior, find_
 from densefeat.segmentation.masks import MAX_CLASSES
 
 FILE = "segmenter.safetensors"
-SEGMENTER_FILE = TensorFile("densefeat_segmenter", 1, "a segmenter")
+SEGMENTER_FILE = TensorFile("densefeat_segmenter", 1, "segmenter", FILE, "densefeat segment probe")
 _PRIOR = "log_prior"
 _LARGEST = 6e4  # score, so that float16 can hold it
 _MAX_FEATURES = 2**31
@@ -60,7 +59,7 @@ class SegmenterNet(nn.Module):
 
     def __init__(self, segmenter: Segmenter, weights: str | Path | None, device: str) -> None:
         super().__init__()
-        subject = f"segmenter {str(segmenter.path)!r}" if segmenter.path else "this segmenter"
+        subject = SEGMENTER_FILE.describe(segmenter.path)
         taps = [grid.tap for grid in segmenter.grids]
         self.extractor: FeatureExtractor = rebuild_extractor(
             segmenter.provenance, taps, subject, weights, device, "make it again with densefeat segment probe"
@@ -96,12 +95,7 @@ def load_segmenter(path: str | Path) -> Segmenter:
 
     Raises WeightsError for a file that is missing, damaged, of a newer version, or no segmenter.
     """
-    path = Path(path)
-    path = path / FILE if path.is_dir() else path
-    subject = f"segmenter {str(path)!r}"
-    if not path.is_file():
-        raise WeightsError(f"{subject}: no such file; give the folder of `densefeat segment probe --out`, or the {FILE} in it")
-    return SEGMENTER_FILE.load(path, subject, partial(_parse_segmenter, path))
+    return SEGMENTER_FILE.load(path, _parse_segmenter)
 
 
 def _parse_segmenter(path: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Segmenter:

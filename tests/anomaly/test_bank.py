@@ -50,25 +50,25 @@ def test_scores_and_distances(offset: int) -> None:
     bank = (generator.normal(size=(700, 12)) + offset).astype(np.float16)
     grid = (generator.normal(size=(3, 12, 20, 20)) + offset).astype(np.float32)
     grid[0, :, 3, 5] = bank[17]
-    scores, distances = MemoryBank(bank).measure(torch.from_numpy(grid))
+    scores, distances = MemoryBank(bank)(torch.from_numpy(grid))
     for i in range(3):
         score, apart = measure_plainly(bank.astype(np.float64), grid[i].astype(np.float64))
         assert float(scores[i]) == pytest.approx(score, rel=1e-5)
         np.testing.assert_allclose(distances[i], apart, rtol=1e-5, atol=1e-4)
     assert distances[0, 3, 5] < 1e-4
-    alone, _ = MemoryBank(bank).measure(torch.from_numpy(grid[1:2]))
+    alone, _ = MemoryBank(bank)(torch.from_numpy(grid[1:2]))
     assert float(alone[0]) == pytest.approx(float(scores[1]), rel=1e-6)
 
 
 def test_large_distances_have_weights() -> None:
     """The exponentials of the formula would be infinite."""
     bank = np.array([[0.0], [1.0], [2.0]], np.float16)
-    scores, _ = MemoryBank(bank).measure(torch.full((1, 1, 2, 2), 5000.0))
+    scores, _ = MemoryBank(bank)(torch.full((1, 1, 2, 2), 5000.0))
     shares = np.exp(np.array([0.0, 1.0, 2.0]))  # of distances 4998, 4999, 5000
     assert float(scores[0]) == pytest.approx(4998 * (1 - shares[0] / shares.sum()), rel=1e-5)
 
 
 def test_a_bank_of_one() -> None:
-    scores, distances = MemoryBank(np.zeros((1, 2), np.float16)).measure(torch.ones(1, 2, 2, 2))
+    scores, distances = MemoryBank(np.zeros((1, 2), np.float16))(torch.ones(1, 2, 2, 2))
     assert float(scores[0]) == 0  # it is its own only neighbour: the weight of the paper is 0
     assert float(distances.max()) == pytest.approx(2**0.5)

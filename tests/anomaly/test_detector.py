@@ -42,8 +42,8 @@ def detector(request: pytest.FixtureRequest, provenance: dict[str, Any]) -> Dete
 def test_what_is_saved_is_loaded(detector: Detector, tmp_path: Path) -> None:
     save_detector(tmp_path / "detector.safetensors", detector)
     loaded = load_detector(tmp_path)
-    for name, array in vars(detector.normal).items():
-        np.testing.assert_array_equal(getattr(loaded.normal, name), array)
+    for name, array in detector.normal.arrays.items():
+        np.testing.assert_array_equal(loaded.normal.arrays[name], array)
     assert (loaded.method, loaded.rule, loaded.shape, loaded.learnt) == (detector.method, detector.rule, (4, 4), 50)
     assert loaded.provenance == detector.provenance
     grid = torch.randn(2, 16, 4, 4)

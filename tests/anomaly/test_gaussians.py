@@ -15,7 +15,7 @@ def test_mahalanobis_distances() -> None:
     sums = GaussianSums(6, 2, 3)
     for start in range(0, 40, 7):
         sums.add(torch.from_numpy(learnt[start : start + 7]))
-    scores, distances = sums.finish().measure(torch.from_numpy(new))
+    scores, distances = sums.finish()(torch.from_numpy(new))
     for row, i, j in np.ndindex(5, 2, 3):
         covariance = np.cov(learnt[:, :, i, j].astype(np.float64).T) + 0.01 * np.eye(6)
         expected = mahalanobis(new[row, :, i, j], learnt[:, :, i, j].mean(0), np.linalg.inv(covariance))
@@ -30,7 +30,7 @@ def test_fewer_images_than_features() -> None:
     sums.add(grids)
     normal = sums.finish()
     assert normal.whitening.shape == (2, 2, 100, 100)
-    _, distances = normal.measure(grids)
-    _, far = normal.measure(grids + 1)
+    _, distances = normal(grids)
+    _, far = normal(grids + 1)
     assert distances.max() < 1
     assert far.min() > 5
