@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @out_option("File (.onnx, .pt2, .xml, .safetensors) or folder to write; it must not exist.")
 @click.option("--outputs", type=click.Choice(["features", "maps", "logits", "answer"]),
               help="Outputs of a graph: pooled features of blocks, their maps, the classifier's logits, or its scores, "
-              "probabilities and label.  [default: answer of a probe, which has no other; logits of a run's folder, unless "
+              "probabilities and label.  [default: answer of a probe or a detector, which have no other; logits of a run's folder, unless "
               "--blocks, --tap or --pool is given; else features]")  # fmt: skip
 @blocks_option
 @tap_option
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 @weights_option
 @image_size_option
 def export_command(**options: Any) -> None:
-    """Write MODEL, a name of `densefeat models`, any timm model, a run's or a probe's folder, as a file of another tool.
+    """Write MODEL, a name of `densefeat models`, any timm model, or a folder of a run, a probe or a detector, for another tool.
 
-    A probe becomes one graph, from images to its answer, without the layers that it does not need.
+    A probe or a detector of anomalies becomes one graph, from images to its answer, without the layers that it does not need.
     The file is run in its own runtime on the pixels of photographs, and kept if its outputs are those of the plain network.
     """
     export.list_places(options["to"], options["out"])  # before anything is loaded

@@ -1,4 +1,4 @@
-from .detector import Detector, load_detector
+from .detector import Detector, find_detector_file, load_detector
 from .fitting import Fitted, fit_detector
 from .pixel_metrics import PixelMetrics, match_masks, shrink_mask
 from .scoring import Scored, score_images
@@ -8,6 +8,7 @@ __all__ = [
     "Fitted",
     "PixelMetrics",
     "Scored",
+    "find_detector_file",
     "fit_detector",
     "load_detector",
     "match_masks",

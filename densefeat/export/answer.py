@@ -13,21 +13,28 @@ from densefeat.export.outlier_module import OutlierModule
 from densefeat.labels import Task
 from densefeat.probing import Probe
 
-_STEPS = 2.5  # validation rows whose statistic may be on the other side of an image's after rounding
+STEPS = 2.5  # held-out rows whose statistic may be on the other side of an image's after rounding
 
 
 class Answer(nn.Module):
-    """The end of a graph: from the network's outputs by name to the answer by name.
+    """The end of a graph: from the network's outputs by name to the answer by name, of which ``names`` has the order.
 
-    single: ``scores`` and ``probabilities`` ``(N, K)``, float32, and ``label`` ``(N,)``, int64, the most probable class; multi:
-    without ``label``; regression: ``value`` ``(N,)``. ``reads``: the positions of the channels, ascending, that are read from
-    each of the network's outputs; ``widths``: how many channels those have.
-    ``steps``: of outputs that change in steps, how far rounding may move them.
+    ``reads``: the positions of the channels, ascending, that are read from each of the network's outputs; ``widths``: how many
+    channels those have. ``steps``: of outputs that change in steps, how far rounding may move them.
     """
 
+    names: list[str]
     reads: Mapping[str, np.ndarray] = {}
     widths: Mapping[str, int] = {}
     steps: Mapping[str, float] = {}
+
+
+class _TaskAnswer(Answer):
+    """An answer to a task.
+
+    single: ``scores`` and ``probabilities`` ``(N, K)``, float32, and ``label`` ``(N,)``, int64, the most probable class; multi:
+    without ``label``; regression: ``value`` ``(N,)``.
+    """
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -43,14 +50,14 @@ class Answer(nn.Module):
         return {"scores": scores, "probabilities": scaled.softmax(1), "label": scores.argmax(1)}
 
 
-class LogitsAnswer(Answer):
+class LogitsAnswer(_TaskAnswer):
     """The answer of a network with a classifier of its own."""
 
     def forward(self, results: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return self.answer_scores(results["logits"])
 
 
-class ProbeAnswer(Answer):
+class ProbeAnswer(_TaskAnswer):
     """The answer of a probe's head, with ``features`` ``(N, R)``, float32: those that its last step uses, see HeadModule.
 
     And with ``ood`` ``(N,)``, float32, a p-value, if the probe tells outliers.
@@ -76,7 +83,7 @@ class ProbeAnswer(Answer):
             make_selection(channels, len(self.reads[name])) for name, channels in self.head.reads.items()
         )
         self.names += ["ood"] * (detector is not None) + ["features"]
-        self.steps = {} if detector is None else {"ood": _STEPS / (len(detector.validation) + 1)}
+        self.steps = {} if detector is None else {"ood": STEPS / (len(detector.validation) + 1)}
 
     def forward(self, results: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         columns = {name: select(results[name]) for name, select in zip(self.head.reads, self.selections, strict=True)}

@@ -18,15 +18,14 @@ from densefeat.export.check import BatchShape, Differences, Runner, measure_diff
 from densefeat.export.formats import GRAPHS, WEIGHTS_FORMATS, check_hub_source, check_installed
 from densefeat.export.metadata import describe_interface, describe_network
 from densefeat.export.module import ExportedNet, Outputs
-from densefeat.export.plan import GraphPlan, check_probe_arguments, plan_network, plan_probe
+from densefeat.export.plan import GraphPlan, check_learnt_arguments, find_learnt, plan_learnt, plan_network
 from densefeat.export.savings import Arithmetic, Speed, compare_speed
-from densefeat.export.source import ExportSource, load_probe_source, load_source
+from densefeat.export.source import ExportSource, load_source
 from densefeat.export.staging import ask_system, list_places, stage_files
 from densefeat.export.tracing import TracedNet, trace, trace_fixed
 from densefeat.images import Preprocessing
 from densefeat.loading import is_run_folder
 from densefeat.nets import count_flops
-from densefeat.probing import find_probe_file
 
 _FORMATS = GRAPHS | WEIGHTS_FORMATS
 _INPUTS = ("float", "pixels")
@@ -76,14 +75,16 @@ def export_model(
     All contain preprocessing, provenance and outputs as JSON in their metadata.
 
     A probe becomes one graph from images to its answer: its network, cut after the last layer that it reads, pooling, and its
-    head. It takes images of the recorded size alone.
+    head. So does a detector of anomalies: ``score``, ``p_value``, ``anomalous`` and ``distances``, see
+    :class:`densefeat.anomaly.Detector`. Both graphs take images of the recorded size alone.
 
     Args:
-        model: A name, a run's folder, a module (which is copied), or a probe's folder or file.
+        model: A name, a run's folder, a module (which is copied), or the folder or file of a probe or a detector.
         outputs: ``"features"``, pooled; ``"maps"``; ``"logits"``; ``"answer"``: scores, probabilities and label. None: the
-            answer of a probe, which has no other outputs; logits of a run's folder, unless blocks, tap or pool are given;
-            features of other networks. Outputs, blocks, tap, pool and input apply to graphs.
-        blocks, tap, pool, weights, image_size: As in :class:`densefeat.FeatureExtractor`. A probe records all but the weights.
+            answer of a probe or a detector, which have no other outputs; logits of a run's folder, unless blocks, tap or pool
+            are given; features of other networks. Outputs, blocks, tap, pool and input apply to graphs.
+        blocks, tap, pool, weights, image_size: As in :class:`densefeat.FeatureExtractor`. Probes and detectors record
+            all but the weights.
         input: ``"float"``: normalised ``(N, 3, H, W)``, float32; ``"pixels"``: resized ``(N, H, W, 3)``, uint8, RGB.
         ood: Whether the graph of a probe tells outliers, if the probe does: without that fewer layers may be needed.
         advance: Called after each of :data:`STEPS` steps, with 1.
@@ -95,30 +96,28 @@ def export_model(
     out = Path(out)
     blocks = blocks if isinstance(blocks, str | int) else tuple(blocks)
     wanted = Outputs(outputs or "features", blocks, tap, pool if isinstance(pool, str) else tuple(pool))
-    probe_file = None if isinstance(model, nn.Module) else find_probe_file(model)
-    if probe_file is not None:
-        check_probe_arguments(to in GRAPHS, wanted, outputs, image_size)
-    elif not ood:
-        raise UsageError("--no-ood: only the graph of a probe tells outliers, and this is a network: leave that out")
-    elif outputs is None and to in GRAPHS and wanted == Outputs() and isinstance(model, str) and is_run_folder(model):
+    learnt = None if isinstance(model, nn.Module) else find_learnt(model)
+    if learnt is not None:
+        check_learnt_arguments(learnt.kind, to in GRAPHS, wanted, outputs, image_size)
+    if not ood and (learnt is None or learnt.kind != "probe"):
+        raise UsageError("--no-ood: only the graph of a probe tells outliers, and this is no probe: leave that out")
+    if outputs is None and to in GRAPHS and wanted == Outputs() and isinstance(model, str) and is_run_folder(model):
         wanted = Outputs("logits")
     _check_arguments(to, wanted, input)
     places = list_places(to, out)
     check_installed(to)
     with stage_files(*places) as (path, *_), torch.no_grad():
-        if probe_file is not None:
-            probe = load_probe_source(probe_file, weights, ood)
-            source, preprocessing = probe.network, probe.preprocessing
+        if learnt is not None:
+            plan = plan_learnt(learnt, weights, ood)
         else:
             source = load_source(model, weights, head=to in GRAPHS and wanted.by_classifier)
-            preprocessing = Preprocessing.for_model(source.model, image_size)
-        _check_channels(source, preprocessing)
+            plan = plan_network(source, Preprocessing.for_model(source.model, image_size), wanted)
+        _check_channels(plan)
         advance(1)
         if to in GRAPHS:
-            plan = plan_network(source, preprocessing, wanted) if probe_file is None else plan_probe(probe)
             exported = _write_graph(to, plan, input, path, out, advance)
         else:
-            exported = _write_weights(to, source, preprocessing, path, out, advance)
+            exported = _write_weights(to, plan.source, plan.preprocessing, path, out, advance)
         advance(1)
     return exported
 
@@ -134,9 +133,9 @@ def _check_arguments(to: str, outputs: Outputs, input: str) -> None:
     outputs.check()
 
 
-def _check_channels(source: ExportSource, preprocessing: Preprocessing) -> None:
-    if preprocessing.pixels.floating:
-        raise UsageError(f"{source.name} reads {preprocessing.pixels.in_chans} channels: only networks of three are exported")
+def _check_channels(plan: GraphPlan) -> None:
+    if (pixels := plan.preprocessing.pixels).floating:
+        raise UsageError(f"{plan.source.name} reads {pixels.in_chans} channels: only networks of three are exported")
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class _GraphWriter:
         metadata = self.plan.facts | describe_interface(self.to, net, self.plan.outputs, traced)
         runtime, run = self.write(traced, net.names, metadata, self.path)
         size = self.plan.preprocessing.size
-        batches = [*traced.batches(), *([BatchShape(_ANSWERED, size, size)] if self.plan.of_probe else [])]
+        batches = [*traced.batches(), *([BatchShape(_ANSWERED, size, size)] if self.plan.has_learnt else [])]
         steps = {} if self.plan.answer is None else self.plan.answer.steps
         with _converter_errors(self.to, self.plan.source):
             differences = measure_differences(runtime, run, self.compute, self.to_input, batches, steps)
@@ -208,8 +207,7 @@ def _write_graph(to: str, plan: GraphPlan, input: str, path: Path, out: Path, ad
     writer = _GraphWriter(to, plan, input == "pixels", path, out)
     net = writer.make_net(plan.outputs, plan.answer)
     size = plan.preprocessing.size
-    # a probe has learnt from images of one size
-    traced = (trace_fixed if plan.of_probe else trace)(net, writer.to_input, size)
+    traced = (trace_fixed if plan.has_learnt else trace)(net, writer.to_input, size)
     advance(1)
     try:
         exported = writer.export(net, traced)

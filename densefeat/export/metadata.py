@@ -9,7 +9,7 @@ import torch
 from densefeat.export.answer import ProbeAnswer
 from densefeat.export.formats import OPSET
 from densefeat.export.module import ExportedNet, Outputs
-from densefeat.export.source import ExportSource, ProbeSource
+from densefeat.export.source import DetectorSource, ExportSource, ProbeSource
 from densefeat.export.tracing import TracedNet
 from densefeat.images import Preprocessing
 from densefeat.version import __version__
@@ -49,6 +49,20 @@ def describe_probe(source: ProbeSource, answer: ProbeAnswer) -> dict[str, Any]:
     }
     names = {"label_names": list(probe.classes)} if probe.classes else {}
     return names | {"task": probe.task, "probe": facts}
+
+
+def describe_detector(source: DetectorSource) -> dict[str, Any]:
+    """Describe a detector of anomalies: its file, its method, its threshold and the pixels between positions."""
+    detector = source.detector
+    facts = {
+        "file_sha256": source.sha256,
+        "method": detector.method,
+        "threshold": detector.alarms.threshold,
+        "false_alarms": detector.alarms.rate,
+        "held_out": len(detector.alarms.held_out),
+        "stride": detector.rule.stride,
+    }
+    return {"detector": facts}
 
 
 def _describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:

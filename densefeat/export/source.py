@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from densefeat.features import list_taps
+from densefeat.anomaly import Detector, load_detector
+from densefeat.features import FeatureExtractor, list_taps
 from densefeat.images import Preprocessing
 from densefeat.loading import LoadedNetwork, is_run_folder, load_network
 from densefeat.nets import file_sha256, state_sha256
@@ -73,6 +74,36 @@ def load_probe_source(file: Path, weights: str | Path | None, ood: bool = True) 
     if probe.certainty is not None and not ood:
         probe = replace(probe, certainty=replace(probe.certainty, outliers=None))
     extractor = probe.extractor(weights, "cpu")
+    network, blocks = _take_network(extractor)
+    pool = tuple(split_pools(extractor.pool))
+    return ProbeSource(probe, file_sha256(file), network, extractor.preprocessing, blocks, extractor.tap, pool)
+
+
+@dataclass(frozen=True)
+class DetectorSource:
+    """A detector of anomalies to export: ``blocks`` and ``tap`` of its network's maps, as FeatureExtractor takes them."""
+
+    detector: Detector
+    sha256: str
+    network: ExportSource
+    preprocessing: Preprocessing
+    blocks: tuple[int, ...]
+    tap: str
+
+
+def load_detector_source(file: Path, weights: str | Path | None) -> DetectorSource:
+    """Load a detector and the network that makes its features.
+
+    Raises as :func:`densefeat.anomaly.load_detector` and Detector.extractor.
+    """
+    detector = load_detector(file)
+    extractor = detector.extractor(weights, "cpu")
+    network, blocks = _take_network(extractor)
+    return DetectorSource(detector, file_sha256(file), network, extractor.preprocessing, blocks, extractor.tap)
+
+
+def _take_network(extractor: FeatureExtractor) -> tuple[ExportSource, tuple[int, ...]]:
+    """Take the network of an extractor, and the numbers of the blocks that it reads."""
     record = extractor.provenance
     name, facts = record["model"], record["weights"] | {"sha256": extractor.weights_sha256}
     if Path(facts["source"]).is_file():
@@ -83,6 +114,4 @@ def load_probe_source(file: Path, weights: str | Path | None, ood: bool = True) 
     model = extractor.model.to(memory_format=torch.contiguous_format).to("cpu", torch.float32).requires_grad_(False)
     every = list_taps(model, extractor.tap)
     blocks = tuple(every.index(tap) + 1 for tap in extractor.taps)
-    network = ExportSource(model.eval(), name, facts, LoadedNetwork(model, name, facts["source"]))
-    pool = tuple(split_pools(extractor.pool))
-    return ProbeSource(probe, file_sha256(file), network, extractor.preprocessing, blocks, extractor.tap, pool)
+    return ExportSource(model.eval(), name, facts, LoadedNetwork(model, name, facts["source"])), blocks
