@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 @out_option("File (.onnx, .pt2, .xml, .safetensors) or folder to write; it must not exist.")
 @click.option("--outputs", type=click.Choice(["features", "maps", "logits", "answer"]),
               help="Outputs of a graph: pooled features of blocks, their maps, the classifier's logits, or its scores, "
-              "probabilities and label.  [default: answer of a probe or a detector, which have no other; logits of a run's folder, unless "
-              "--blocks, --tap or --pool is given; else features]")  # fmt: skip
+              "probabilities and label.  [default: answer of a probe or a detector, which have no other; logits of a run's "
+              "folder, unless --blocks, --tap or --pool is given; else features]")  # fmt: skip
 @blocks_option
 @tap_option
 @pool_option()
