@@ -20,7 +20,7 @@ from support.tiny_net import TINY, write_tiny_weights
 
 METHODS = ("patchcore", "padim")
 SIZE = 64
-_ROUNDING = 1e-3  # of the largest value: `anomaly score` rounds features to float16
+_ROUNDING = 1e-2  # of the largest value: `anomaly score` rounds features to float16
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,14 @@ def made(tmp_path_factory: pytest.TempPathFactory, photographs: list[Image.Image
     weights = write_tiny_weights(folder)
     for method in METHODS:
         path = fit_detector(
-            folder / "good", folder / method, model=TINY, weights=weights, method=method, image_size=SIZE, device="cpu"
+            folder / "good",
+            folder / method,
+            model=TINY,
+            weights=weights,
+            method=method,
+            image_size=SIZE,
+            device="cpu",
+            false_alarms=0.3,
         ).path
         score_images(path, folder / "new", folder / f"{method}-scores", device="cpu")
     return folder
@@ -52,6 +59,8 @@ def test_a_detector_as_one_graph(made: Path, tmp_path: Path, method: str, to: st
     path = tmp_path / f"detector{SUFFIX[to]}"
     result = export_model(str(made / method), to, path, input="pixels")
     files = sorted((made / "new").iterdir())
+    detector = load_detector(made / method)
+    alarms = detector.alarms
     pixels = np.stack([Image.open(file).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for file in files])
     found = run_file(to, path, torch.from_numpy(pixels))
     with open(made / f"{method}-scores/anomalies.csv", newline="") as file:
@@ -59,21 +68,26 @@ def test_a_detector_as_one_graph(made: Path, tmp_path: Path, method: str, to: st
     expected = {name: np.array([float(row[name]) for row in rows]) for name in ("score", "p_value")}
     assert len(rows) == len(found["score"])
     np.testing.assert_allclose(found["score"], expected["score"], atol=_ROUNDING * expected["score"].max())
-    np.testing.assert_allclose(found["p_value"], expected["p_value"], atol=1.1 / 20)  # of 19 images one may change sides
+    held_out = len(alarms.held_out)
+    np.testing.assert_allclose(found["p_value"], expected["p_value"], atol=1.1 / (held_out + 1))  # one may change sides
     maps = open_store(made / f"{method}-scores/scores")["map"].reshape(found["distances"].shape)
     np.testing.assert_allclose(found["distances"], maps, atol=_ROUNDING * maps.max())
-    alarms = load_detector(made / method).alarms
     np.testing.assert_array_equal(found["anomalous"], found["score"] > alarms.threshold)
     assert found["anomalous"].any()
+    assert not found["anomalous"].all()
+    extractor = detector.extractor(device="cpu")
+    grid = extractor.forward_grid(extractor.prepare(files), detector.rule)
+    for name, values in zip(("score", "distances"), detector.normal(grid), strict=True):
+        np.testing.assert_allclose(found[name], values, atol=1e-4 * float(values.max()))
     facts = read_metadata(to, path)
     assert facts == result.metadata
     assert facts["detector"] == {
         "file_sha256": file_sha256(made / method / "detector.safetensors"),
         "method": method,
         "threshold": alarms.threshold,
-        "false_alarms": 0.05,
-        "held_out": 19,
-        "stride": load_detector(made / method).rule.stride,
+        "false_alarms": 0.3,
+        "held_out": held_out,
+        "stride": detector.rule.stride,
     }
     assert facts["input"]["shape"] == ["batch", str(SIZE), str(SIZE), "3"]
     assert [output["name"] for output in facts["outputs"]] == ["score", "p_value", "anomalous", "distances"]
