@@ -1,4 +1,6 @@
 from .engines.openvino.engine import find_openvino_obstacle, get_openvino_core
+from .engines.openvino.quantize import check_nncf
+from .engines.quantized import QuantizedNetwork
 from .engines.triton.engine import count_traffic
 from .extractor import FeatureExtractor
 from .grid import GridRule
@@ -9,7 +11,9 @@ __all__ = [
     "FeatureExtractor",
     "GridRule",
     "Pool",
+    "QuantizedNetwork",
     "Tap",
+    "check_nncf",
     "count_traffic",
     "find_openvino_obstacle",
     "find_taps",

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ from torch import nn
 
 from densefeat.base import choose_device, describe_error
 from densefeat.errors import BackendError, DecodeError, UnknownRange, UsageError
+from densefeat.features.calibration import Calibration, measure_cosines
 from densefeat.features.engines.choose import build_engine, choose_backend
 from densefeat.features.engines.engine import BlockOutput, Engine, EngineSpec
 from densefeat.features.engines.foldable import NotFoldable
+from densefeat.features.engines.folded import fold_network
+from densefeat.features.engines.openvino.quantize import quantize_network
+from densefeat.features.engines.quantized import QuantizedNetwork
 from densefeat.features.engines.snapshot import Snapshot
 from densefeat.features.forward import eval_mode, full_float32, run_network
 from densefeat.features.grid import GridRule
@@ -27,7 +31,7 @@ from densefeat.loading import load_network
 from densefeat.nets import state_sha256
 from densefeat.store import column_name
 
-_PRECISIONS = ("fp32", "bf16")
+_PRECISIONS = ("fp32", "bf16", "int8")
 _BATCH_SIZE = 32  # images prepared at a time inside one call
 _MAPS = parse_pools("none")
 _CPU_CHUNK = 8  # images a pass on the CPU: larger maps leave its caches, and glibc maps fresh pages for each
@@ -46,7 +50,8 @@ class FeatureExtractor:
             ReLU), or the last composite layer's output. Other models have one tap a block, their ``feature_info`` module.
         weights: A checkpoint file instead of the published weights.
         device: ``"auto"`` (a GPU if there is one; for a module, its own device), or a name of torch's.
-        precision: ``"fp32"``, or ``"bf16"`` (autocast; features are pooled and returned in float32).
+        precision: ``"fp32"``, ``"bf16"`` (autocast; features are pooled and returned in float32), or ``"int8"`` (by OpenVINO on
+            a CPU, for networks of ours; :meth:`calibrate` comes first).
         image_size: Side of the square input in pixels; None for the weights' own.
         backend: What computes the features: ``"reference"``, the plain network; ``"buffer"`` and ``"openvino"`` on a CPU,
             ``"triton"`` on a GPU: the same numbers faster, for networks of ours. ``"auto"``: the fastest that can run here
@@ -103,6 +108,7 @@ class FeatureExtractor:
         self.backend = choose_backend(backend, self.model, self._engine_spec())
         self._cached_engine: CachedEngine | None = None
         self._grid_extractor: FeatureExtractor | None = None
+        self._calibration: Calibration | None = None
 
     def __call__(
         self,
@@ -267,15 +273,60 @@ class FeatureExtractor:
 
     def _build_engine(self) -> "CachedEngine | None":
         spec = self._engine_spec()
+        quantized = self._get_quantized() if self.precision == "int8" else None
         try:
-            engine = build_engine(self.backend, self.model, spec)
+            engine = build_engine(self.backend, self.model, spec, quantized)
         except (NotFoldable, BackendError):  # the model has changed since, or this process was forked from the first one
             self.backend = choose_backend(self._requested_backend, self.model, spec)
             if self.backend == "reference":
                 return None
-            engine = build_engine(self.backend, self.model, spec)
+            engine = build_engine(self.backend, self.model, spec, quantized)
         snapshot = Snapshot(self.model, thorough=self._is_own_model)
         return CachedEngine(engine, list(self.taps), self._ordered_taps(), snapshot, os.getpid())
+
+    def calibrate(
+        self, images: torch.Tensor | Sequence[ImageLike], held_out: torch.Tensor | Sequence[ImageLike] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Quantise the network to int8, by the values that its maps take on images like those to come.
+
+        Args:
+            images: As of :meth:`__call__`, a few hundred. All of them are held in memory, prepared.
+            held_out: Other images, to measure what int8 changes.
+
+        Returns:
+            For each block the cosine of each held-out image's average-pooled features to those in float32, ``(N,)``; empty
+            without ``held_out``.
+
+        Raises:
+            UsageError: The extractor's precision is not int8, or the images are not such.
+            BackendError: NNCF is not installed, or the weights are not finite.
+        """
+        if self.precision != "int8":
+            raise UsageError(f"precision {self.precision!r} needs no calibration: make the extractor with precision='int8'")
+        prepared = [image for batch in self._batches(images) for image in batch.split(1)]
+        self.use_quantized(quantize_network(fold_network(self.model), self._engine_spec(), prepared))
+        if held_out is None:
+            return {}
+        own = build_engine(self.backend, self.model, self._engine_spec(), self.quantized)
+        plain = build_engine(self.backend, self.model, replace(self._engine_spec(), precision="fp32"))
+        cosines = measure_cosines(own, plain, self._batches(held_out))
+        return {tap.name: values for tap, values in zip(self._ordered_taps(), cosines, strict=True)}
+
+    def use_quantized(self, network: QuantizedNetwork) -> None:
+        """Compute by a network that :meth:`calibrate` made of the same weights, blocks and tap, perhaps in another process."""
+        self._calibration = Calibration(network, list(self.taps), state_sha256(self.model))
+        self._cached_engine = None
+
+    @property
+    def quantized(self) -> QuantizedNetwork | None:
+        """The network in int8, once there is one."""
+        return None if self._calibration is None else self._calibration.network
+
+    def _get_quantized(self) -> QuantizedNetwork:
+        """Return the network in int8. Raises UsageError where there is none for the current weights and taps."""
+        if self._calibration is None:
+            raise UsageError("precision 'int8' has to be calibrated first: call calibrate(images) with a few hundred images")
+        return self._calibration.check(self.model, self.taps)
 
     def _engine_spec(self) -> EngineSpec:
         every = find_taps(self.model, "all", self.tap)

@@ -92,6 +92,8 @@ class DenseFeatTransformer(TransformerMixin, BaseEstimator):
         size: Any = self.batch_size  # may be numpy's integer, which parameter searches pass
         if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
             raise UsageError(f"batch_size {size!r}: give a number of images, 1 or more")
+        if self.precision == "int8":
+            raise UsageError("precision 'int8' has to be calibrated: use FeatureExtractor, or `densefeat extract`")
         self._samples(X, fitting=True)
         options = self.get_params(deep=False)
         del options["batch_size"]

@@ -10,6 +10,7 @@ from densefeat.features.engines.engine import Engine, EngineSpec
 from densefeat.features.engines.foldable import NotFoldable, check_foldable
 from densefeat.features.engines.folded import fold_network
 from densefeat.features.engines.openvino.engine import OpenVinoEngine, find_openvino_obstacle
+from densefeat.features.engines.quantized import QuantizedNetwork
 from densefeat.features.engines.triton.engine import TritonEngine, find_triton_obstacle
 from densefeat.nets import StagedNet
 
@@ -27,9 +28,11 @@ def choose_backend(backend: str, model: nn.Module, spec: EngineSpec) -> str:
     """
     if backend not in _BACKENDS:
         raise BackendError(f"backend {backend!r}: choose one of {', '.join(_BACKENDS)}")
+    if spec.precision == "int8" and backend == "auto":
+        backend = "openvino"
     if backend != "auto":
         if reason := _find_obstacle(backend, model, spec):
-            raise BackendError(f"backend {backend!r}: {reason}")
+            raise BackendError(f"backend {backend!r}{' for int8' if spec.precision == 'int8' else ''}: {reason}")
         return backend
     if not isinstance(model, StagedNet):
         return "reference"
@@ -45,6 +48,8 @@ def choose_backend(backend: str, model: nn.Module, spec: EngineSpec) -> str:
 
 def _find_obstacle(backend: str, model: nn.Module, spec: EngineSpec) -> str | None:
     """Say why a backend cannot run this network here; None if it can."""
+    if spec.precision == "int8" and backend != "openvino":
+        return "it does not compute in int8: choose openvino"
     if backend == "reference":
         return None
     if backend != "triton" and spec.device.type != "cpu":
@@ -58,8 +63,8 @@ def _find_obstacle(backend: str, model: nn.Module, spec: EngineSpec) -> str | No
     return find_triton_obstacle(spec.device) if backend == "triton" else None
 
 
-def build_engine(backend: str, model: nn.Module, spec: EngineSpec) -> Engine:
-    """Build the engine of a backend from the model's current weights.
+def build_engine(backend: str, model: nn.Module, spec: EngineSpec, quantized: QuantizedNetwork | None = None) -> Engine:
+    """Build the engine of a backend from the model's current weights. ``quantized``: the same network, for precision int8.
 
     Raises:
         NotFoldable: The network has parts that engines do not know.
@@ -67,7 +72,7 @@ def build_engine(backend: str, model: nn.Module, spec: EngineSpec) -> Engine:
     """
     network = fold_network(model)
     if backend == "openvino":
-        return OpenVinoEngine(network, spec)
+        return OpenVinoEngine(network, spec, quantized)
     if backend == "triton":
         return TritonEngine(network, spec)
     return BufferEngine(network, spec)

@@ -14,7 +14,8 @@ class EngineSpec:
     Args:
         blocks: Block indices from 0, ascending. The engine stops after the last of them.
         tap: ``"norm"`` or ``"raw"``, as in :class:`densefeat.FeatureExtractor`.
-        precision: ``"fp32"`` or ``"bf16"``, of weights and maps. Sums are always float32.
+        precision: ``"fp32"`` or ``"bf16"``, of weights and maps, or ``"int8"``, of weights and what convolutions read. Sums are
+            always float32.
         device: The device of the images and of the features.
     """
 
@@ -25,7 +26,7 @@ class EngineSpec:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float32 if self.precision == "fp32" else torch.bfloat16
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from densefeat.errors import BackendError
 from densefeat.features.engines.engine import BlockOutput, EngineSpec
 from densefeat.features.engines.finite import find_broken_blocks, propagate_nan
 from densefeat.features.engines.folded import FoldedNetwork
+from densefeat.features.engines.quantized import QuantizedNetwork
 
 _MAX_SIZES = 4  # image sizes that get graphs of their own; further sizes share graphs for any size, which are slower
 _REQUEST_PIXELS = 2 * 224**2  # of one request's images, so that their maps stay in the caches
@@ -74,18 +75,19 @@ class OpenVinoEngine:
     Args:
         network: The folded network.
         spec: For the CPU. With bf16 the maps are rounded to it, and returned as float32.
+        quantized: The same network and spec in int8, which is computed then; None for other precisions.
 
     Raises:
-        BackendError: This process was forked from one that has used openvino.
+        BackendError: This process was forked from one that has used openvino, or ``quantized`` cannot be read.
     """
 
-    def __init__(self, network: FoldedNetwork, spec: EngineSpec) -> None:
+    def __init__(self, network: FoldedNetwork, spec: EngineSpec, quantized: QuantizedNetwork | None = None) -> None:
         self.core = get_openvino_core()
-        from densefeat.features.engines.openvino.graph import build_graph  # imports openvino
+        from densefeat.features.engines.openvino.graph import build_graph, read_graph  # imports openvino
 
-        self.graph = build_graph(network, spec)
+        self.graph = build_graph(network, spec) if quantized is None else read_graph(self.core, quantized, spec)
         self.broken = find_broken_blocks(network, spec)
-        self.precision = {"fp32": "f32", "bf16": "bf16"}[spec.precision]
+        self.precision = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[spec.precision]  # int8: of all that is not quantised
         self.threads = torch.get_num_threads()
         self.sizes: set[tuple[int, int]] = set()
         self.queues: OrderedDict[tuple[Any, ...], Any] = OrderedDict()

@@ -13,6 +13,7 @@ import openvino as ov
 import torch
 from openvino import opset13 as op
 
+from densefeat.errors import BackendError
 from densefeat.features.engines.engine import EngineSpec
 from densefeat.features.engines.folded import (
     FoldedCompositeLayer,
@@ -23,6 +24,7 @@ from densefeat.features.engines.folded import (
     FoldedNorm,
     FoldedSum,
 )
+from densefeat.features.engines.quantized import QuantizedNetwork
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class OpenVinoGraph:
 
         Its outputs are all means, then all maps, each if requested.
         """
-        model = ov.Model([*(self.means if mean else ()), *(self.maps if maps else ())], [self.images], "densefeat").clone()
+        outputs = [*(self.means if mean else ()), *(self.maps if maps else ())]
+        # of a graph that was read from a file, the model shares its parameter: only the copy takes the shape
+        model = ov.Model(outputs, [self.images], "densefeat").clone()
         model.reshape(ov.PartialShape(list(shape)))
         return model
 
@@ -60,6 +64,24 @@ def build_graph(network: FoldedNetwork, spec: EngineSpec) -> OpenVinoGraph:
             maps.append(norm if spec.tap == "norm" else raw)
     means = (op.reduce_mean(block_maps, [2, 3], False) for block_maps in maps)
     return OpenVinoGraph(images, tuple(means), tuple(maps))
+
+
+def read_graph(core: ov.Core, network: QuantizedNetwork, spec: EngineSpec) -> OpenVinoGraph:
+    """Read the graph of a quantised network. Raises BackendError where it is none, or has other outputs than the spec."""
+    try:
+        model = core.read_model(network.nodes, network.constants)
+        (images,) = model.get_parameters()
+        means, maps = _split_evenly([result.input_value(0) for result in model.get_results()], len(spec.blocks))
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackendError(f"the quantised network is not one of these blocks, or not of this OpenVINO ({reason})") from error
+    return OpenVinoGraph(images, means, maps)
+
+
+def _split_evenly(outputs: Sequence[ov.Output], blocks: int) -> tuple[tuple[ov.Output, ...], tuple[ov.Output, ...]]:
+    if len(outputs) != 2 * blocks:
+        raise ValueError(f"{len(outputs)} outputs for {blocks} blocks")
+    return tuple(outputs[:blocks]), tuple(outputs[blocks:])
 
 
 def _dense_block(x: ov.Output, block: FoldedDenseBlock) -> tuple[ov.Output, ov.Output, ov.Output]:

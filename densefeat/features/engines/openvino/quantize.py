@@ -1,0 +1,71 @@
+"""Calibration by NNCF: a folded network as a graph whose convolutions read int8, by the values that some images lead to."""
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from densefeat.errors import BackendError
+from densefeat.features.engines.engine import EngineSpec
+from densefeat.features.engines.finite import find_broken_blocks
+from densefeat.features.engines.folded import FoldedNetwork
+from densefeat.features.engines.quantized import QuantizedNetwork
+
+_FLOATS = {"Add", "Multiply", "AvgPool", "MaxPool", "ReduceMean", "Concat"}  # norms, pools and sums stay in float32
+
+
+def check_nncf() -> None:
+    """Raise BackendError where networks cannot be calibrated here; using one that is calibrated needs OpenVINO alone."""
+    if importlib.util.find_spec("nncf") is None:
+        raise BackendError("precision 'int8' is calibrated by NNCF, which is not installed: pip install 'densefeat[int8]'")
+
+
+def quantize_network(network: FoldedNetwork, spec: EngineSpec, images: Sequence[torch.Tensor]) -> QuantizedNetwork:
+    """Quantise the convolutions: weights by channel, what they read by the range that it takes on ``images``.
+
+    Args:
+        network: The folded network.
+        spec: The blocks and the tap.
+        images: Normalised, float32 ``(1, C, H, W)`` each.
+
+    Raises:
+        BackendError: NNCF is not installed, or a weight is NaN or infinite.
+    """
+    check_nncf()
+    if any(find_broken_blocks(network, spec)):
+        raise BackendError("precision 'int8': the network has weights that are not finite")
+    from densefeat.features.engines.openvino.graph import build_graph  # imports openvino
+
+    with _silence():
+        import nncf
+        import openvino
+
+        model = build_graph(network, spec).make_model(True, True, images[0].shape)
+        types = sorted(_FLOATS & {node.get_type_name() for node in model.get_ops()})
+        arrays = [image.contiguous().numpy() for image in images]
+        scope = nncf.IgnoredScope(types=types)
+        quantized = nncf.quantize(model, nncf.Dataset(arrays), subset_size=len(arrays), ignored_scope=scope)
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "network.xml")
+            openvino.save_model(quantized, file, compress_to_fp16=False)
+            return QuantizedNetwork(file.read_bytes(), file.with_suffix(".bin").read_bytes())
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep NNCF's progress bars and remarks, and one of torch's that it brings about, off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("nncf", "torch.utils.cpp_extension")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
