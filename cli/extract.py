@@ -71,8 +71,11 @@ if TYPE_CHECKING:
               help="For decoding, in all threads, such as 2GB.  [default: half of what there is]")  # fmt: skip
 @click.option("--decoder", type=click.Choice(["torchvision", "pillow"]), default="torchvision", show_default=True,
               help="Decoder of JPEGs; pillow: bit for bit timm's evaluation transform.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
-              help="Arithmetic of the network.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "int8"]), default="fp32", show_default=True,
+              help="Arithmetic of the network; int8: on a CPU, calibrated first.")  # fmt: skip
+@click.option("--calibration", metavar="DIR", help="Images to calibrate int8 on.  [default: 300 of --images]")
+@click.option("--min-cosine", type=float, default=0.99, show_default=True, metavar="C",
+              help="Stop where a block in int8 is less like float32, in the median of 64 images.")  # fmt: skip
 @click.option("--backend", type=click.Choice(["auto", "reference", "buffer", "openvino", "triton"]), default="auto",
               show_default=True, help="What computes; reference: the plain network. A store keeps its backend.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,

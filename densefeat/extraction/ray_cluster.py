@@ -23,7 +23,7 @@ from densefeat.extraction.limits import FailureLimit
 from densefeat.extraction.part import PartExtractor
 from densefeat.extraction.plan import Plan
 from densefeat.extraction.settings import ExtractJob
-from densefeat.features import FeatureExtractor
+from densefeat.features import FeatureExtractor, QuantizedNetwork
 from densefeat.images import MEMORY
 
 
@@ -32,6 +32,7 @@ class ActorSettings:
     """The settings that every actor of a job gets. ``model`` is on the CPU."""
 
     model: nn.Module
+    quantized: QuantizedNetwork | None
     extractor_options: dict[str, Any]
     plan: Plan
     schema: pa.Schema
@@ -50,6 +51,8 @@ class PartActor:
         self.plan = settings.plan
         MEMORY.start(settings.memory, processes=max(1, (os.cpu_count() or 1) // settings.threads))
         extractor = FeatureExtractor(settings.model, **settings.extractor_options)
+        if settings.quantized is not None:
+            extractor.use_quantized(settings.quantized)
         batch_size, halve = choose_batch_size(settings.batch_size, extractor)
         self.extractor = PartExtractor(
             extractor=extractor,
@@ -135,7 +138,8 @@ def _collect_settings(job: ExtractJob, plan: Plan) -> ActorSettings:
     threads = job.options.workers or 1
     how = job.options
     return ActorSettings(
-        model, options, plan, job.schema, job.dtype, job.decoding, how.batch_size, threads, job.ahead, how.memory
+        model, extractor.quantized, options, plan, job.schema, job.dtype, job.decoding, how.batch_size, threads, job.ahead,
+        how.memory,
     )  # fmt: skip
 
 

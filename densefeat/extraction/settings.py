@@ -1,5 +1,6 @@
 """The settings of a job: what makes its rows, what must not change when it resumes, and how it runs."""
 
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from densefeat.extraction.arguments import RunOptions
 from densefeat.extraction.batches import Decoding
 from densefeat.extraction.limits import FailureLimit
 from densefeat.features import FeatureExtractor
-from densefeat.images import MAX_PIXELS, MAX_TILES, Listing, PagedSource, Source, Stamps, TiledSource, is_remote
+from densefeat.images import MAX_PIXELS, MAX_TILES, Listing, PagedSource, Source, Stamps, TiledSource, is_remote, printable_key
 from densefeat.store import PART_ROWS, make_embedding_schema, split_pools
 from densefeat.version import __version__
 
@@ -112,7 +113,7 @@ class ExtractJob:
     """A job: everything that is decided before an image is read.
 
     ``part_rows``: None stands for the default; ``fitted``: mean and deviation of the channels are those of the images;
-    ``dicom_tags``: elements of DICOM files whose values are columns.
+    ``dicom_tags``: elements of DICOM files whose values are columns; ``calibration``: the JSON record of a network in int8.
     """
 
     out: Path
@@ -125,6 +126,7 @@ class ExtractJob:
     ranks: Ranks
     fitted: bool = False
     dicom_tags: tuple[str, ...] = ()
+    calibration: dict[str, Any] | None = None
 
     @property
     def unit(self) -> str:
@@ -150,6 +152,7 @@ class ExtractJob:
             "tap": extractor.tap,
             "pool": split_pools(extractor.pool),
             "precision": extractor.precision,
+            "calibration": self.calibration,
             "backend": extractor.backend,
             "tiles": tiling.describe_tiles(),
             "pages": None if tiling.pages == "first" else tiling.pages,  # as in stores of earlier versions
@@ -165,6 +168,7 @@ class ExtractJob:
         return {
             **{name: provenance[name] for name in names},
             "weights_sha256": provenance["weights"]["sha256"],
+            "calibration": self.calibration and self.calibration["sha256"],
             "dtype": self.dtype,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "labels": self.input.listing.labelled,
@@ -210,6 +214,12 @@ class ExtractJob:
 
     def failure_limit(self) -> FailureLimit:
         return FailureLimit.parse(self.options.on_error, self.options.max_failures)
+
+
+def describe_place(images: str | Path) -> str:
+    """Return an input as the manifest records it: printable, and absolute if it is on this machine."""
+    text = os.fspath(images)
+    return printable_key(text if is_remote(text) else os.path.abspath(text))
 
 
 def has_rows_of_parts(settings: dict[str, Any]) -> bool:

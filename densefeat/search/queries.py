@@ -1,5 +1,6 @@
 """Images to search for, embedded by the network that made the store."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from densefeat.loading import check_fetched, describe_weights_source, find_confi
 from densefeat.nets import file_sha256
 from densefeat.store import Store, find_source, split_pools
 
+_log = logging.getLogger(__name__)
 _NEEDED = ("model", "weights", "blocks", "pool", "tap", "precision", "preprocessing")  # of provenance
 
 
@@ -89,13 +91,17 @@ def _rebuild(
         for column in columns
     }
     channels = preprocessing.pixels.in_chans
+    precision = provenance["precision"]
+    if precision == "int8":  # that network is the store's: whoever has a probe or a list of rows need not have it
+        _warn_of_float32(owner, provenance["calibration"])
+        precision = "fp32"
     extractor = FeatureExtractor(
         provenance["model"],
         pool=split_pools(provenance["pool"]),
         tap=provenance["tap"],
         weights=_find_weights(provenance["model"], recorded, weights, owner),
         device=device,
-        precision=provenance["precision"],
+        precision=precision,
         decoder=provenance.get("decoder", "pillow"),
         in_chans=None if channels == 3 or is_run_folder(provenance["model"]) else channels,
     )
@@ -103,6 +109,12 @@ def _rebuild(
     extractor.taps = [tap for tap in extractor.taps if tap.name in blocks]
     extractor.preprocessing = preprocessing
     return extractor
+
+
+def _warn_of_float32(owner: str, calibration: dict[str, Any]) -> None:
+    cosines = {name: float(measured["median"]) for name, measured in calibration["cosine"].items()}
+    told = ", ".join(f"{name} {cosine:.4f}" for name, cosine in cosines.items())
+    _log.warning("%s was made in int8; images are computed in float32 here (cosine of the two in the median: %s)", owner, told)
 
 
 def _find_weights(model: str, recorded: dict[str, Any], weights: str | Path | None, owner: str) -> Path | None:

@@ -20,6 +20,7 @@ from .outputs import (
     remove_work,
 )
 from .parts import find_known_paths, read_column, read_paths
+from .quantized import read_quantized, save_quantized
 from .reader import Store, is_store, open_store
 from .redoing import can_redo, redo_parts
 from .replacing import finish_replacement
@@ -91,6 +92,7 @@ __all__ = [
     "read_manifest",
     "read_paths",
     "read_pictures",
+    "read_quantized",
     "read_record",
     "read_records",
     "read_stamps",
@@ -98,6 +100,7 @@ __all__ = [
     "remove_work",
     "save_measured",
     "save_part",
+    "save_quantized",
     "shrink_image",
     "split_pools",
     "start_job",

@@ -35,6 +35,11 @@ class Layout:
         return self.root / "stamps.parquet"
 
     @property
+    def quantized(self) -> Path:
+        """The network that made the rows, where that is one in int8."""
+        return self.root / "int8.safetensors"
+
+    @property
     def data(self) -> Path:
         return self.root / "data"
 

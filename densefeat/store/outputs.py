@@ -30,6 +30,7 @@ from densefeat.store.failures import failures_file, is_failure_lines
 from densefeat.store.layout import CLOSING_FILE, LOCK, MEASURED, PART, RECORD, Layout
 from densefeat.store.manifest import Manifest, list_finished_parts, read_manifest, read_records
 from densefeat.store.measured import is_measured
+from densefeat.store.quantized import is_quantized
 from densefeat.store.reader import is_store
 
 _log = logging.getLogger(__name__)
@@ -55,19 +56,22 @@ def check_store_folder(layout: Layout) -> None:
         others = sorted(path.name for path in root.iterdir() if not _is_remnant(path, layout))
     if others and not layout.manifest.exists():
         raise OutputError(f"output {str(root)!r} is no store of densefeat and not empty ({others[0]}): give a new folder")
-    refuse_links([*layout.folders, layout.manifest, layout.failures, layout.stamps])
+    refuse_links([*layout.folders, layout.manifest, layout.failures, layout.stamps, layout.quantized])
 
 
 def _is_remnant(path: Path, layout: Layout) -> bool:
     """Check whether a path was left by a job that ended before it wrote its manifest.
 
-    That is locks, half a manifest, empty folders, and what a pass over the images has measured.
+    That is locks, half a manifest, empty folders, what a pass over the images has measured, and a network in int8.
     """
     if path in (layout.data, layout.work):
         return is_plain_folder(path) and all(
             (below in layout.folders and is_plain_folder(below)) or _is_measurement(below, layout) for below in path.rglob("*")
         )
-    return is_plain_file(path) and bool(LOCK.fullmatch(path.name) or match_temporary(path.name) == layout.manifest.name)
+    if path == layout.quantized:
+        return is_plain_file(path) and is_quantized(path)
+    halves = (layout.manifest.name, layout.quantized.name)
+    return is_plain_file(path) and bool(LOCK.fullmatch(path.name) or match_temporary(path.name) in halves)
 
 
 def _is_measurement(path: Path, layout: Layout) -> bool:
@@ -105,8 +109,10 @@ def list_leftovers(layout: Layout, manifest: Manifest) -> list[Path]:
         own = _list_own(layout.data, PART, lambda path: path in recorded or is_store(path))
         for folder, names in _work_places(layout):
             own += _list_own(folder, names, None if running else _is_work)
-        names_of_root = {layout.manifest.name, layout.failures.name, layout.stamps.name}
+        names_of_root = {layout.manifest.name, layout.failures.name, layout.stamps.name, layout.quantized.name}
         own += [path for path in layout.root.iterdir() if match_temporary(path.name) in names_of_root and is_plain_file(path)]
+    if manifest.settings.get("calibration") is None and is_quantized(layout.quantized):
+        own.append(layout.quantized)  # an earlier job's
     own += [layout.failures] if len(manifest.rounds) == 1 and layout.failures.exists() else []
     records = list(read_records(layout, manifest))
     kept = {layout.part(record.part) for record in list_finished_parts(layout, manifest)}

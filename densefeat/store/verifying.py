@@ -9,6 +9,7 @@ from densefeat.store.damage import find_damaged_parts
 from densefeat.store.failures import read_failures
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Manifest, PartRecord, list_finished_parts, require_manifest
+from densefeat.store.quantized import read_quantized
 from densefeat.store.reader import open_store
 from densefeat.store.stamps import read_stamps
 
@@ -72,9 +73,9 @@ def _verify_folder(layout: Layout) -> Verification:
 
 
 def _check_lists(layout: Layout, manifest: Manifest) -> list[Damage]:
-    """Check the files that have no rows: failures and stamps."""
+    """Check the files that have no rows: failures, stamps, and a network in int8."""
     damages = []
-    for read in (read_failures, read_stamps):
+    for read in (read_failures, read_stamps, read_quantized):
         try:
             read(layout, manifest)
         except OutputError as error:
