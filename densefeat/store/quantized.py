@@ -11,7 +11,7 @@ from densefeat.errors import OutputError, WeightsError
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Manifest
 
-_FILE = TensorFile("densefeat_int8", 1, "a network in int8")
+_FILE = TensorFile("densefeat_int8", 1, "network in int8", "int8.safetensors", "densefeat extract --precision int8")
 _PARTS = ("nodes", "constants")
 
 
@@ -31,7 +31,7 @@ def read_quantized(layout: Layout, manifest: Manifest) -> tuple[dict[str, Any], 
     if expected is None:
         return None
     try:
-        record, nodes, constants = _FILE.load(layout.quantized, str(layout.quantized), _parse)
+        record, nodes, constants = _FILE.load(layout.quantized, _parse)
     except WeightsError as error:
         raise OutputError(f"{error}: restore it from a copy, or --overwrite starts over") from error
     if hashlib.sha256(nodes + constants).hexdigest() != expected or record.get("sha256") != expected:
@@ -41,7 +41,7 @@ def read_quantized(layout: Layout, manifest: Manifest) -> tuple[dict[str, Any], 
     return record, nodes, constants
 
 
-def _parse(facts: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[dict[str, Any], bytes, bytes]:
+def _parse(_: Path, facts: dict[str, Any], tensors: dict[str, np.ndarray]) -> tuple[dict[str, Any], bytes, bytes]:
     record, parts = facts["record"], [tensors[name] for name in _PARTS]
     if not isinstance(record, dict) or any(part.dtype != np.uint8 for part in parts):
         raise TypeError("its parts are of other types")
