@@ -5,27 +5,21 @@ from typing import Any
 
 import click
 
-from densefeat import anomaly, store
+from densefeat import anomaly
 from densefeat_cli.options import (
     PATH_TYPE,
     base_option,
-    device_option,
     epilog,
-    follow_links_option,
     image_size_option,
     images_option,
     model_option,
+    network_options,
     out_option,
-    overwrite_option,
     pixel_options,
-    threads_option,
-    weights_option,
 )
-from densefeat_cli.output import format_bytes, print_facts, print_line
+from densefeat_cli.output import format_bytes, format_failures, print_facts, print_line, print_problems, print_unread
 
-_MAX_FAILURES = 3  # with a line each
 _KINDS = ("image_auroc", "AUROC of images"), ("pixel_auroc", "AUROC of pixels"), ("pro", "PRO (to 30 %)")
-_batch_option = click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images a pass.")
 
 
 class _Share(click.ParamType):
@@ -56,14 +50,9 @@ def anomaly_command() -> None:
 @click.option("--false-alarms", type=_Share(), default="5%", show_default=True, metavar="SHARE",
               help="Share of good images that may be called anomalous; 5% needs at least 38 images, 1% 198.")  # fmt: skip
 @model_option(default="densefeat_densenet121")
-@weights_option
 @image_size_option
 @pixel_options
-@device_option
-@_batch_option
-@threads_option
-@overwrite_option
-@follow_links_option
+@network_options(batch_size=8)
 @base_option
 def fit(**options: Any) -> None:
     """Learn what good images look like.
@@ -74,7 +63,9 @@ def fit(**options: Any) -> None:
     """
     fitted = anomaly.fit_detector(**options)
     detector, alarms = fitted.detector, fitted.detector.alarms
-    _print_failures(fitted.store, fitted.failures, fitted.failures_path)
+    print_unread(fitted.store)
+    if fitted.failures:
+        print_line(f"{fitted.failures:,} images could not be read: {fitted.failures_path}", err=True)
     low, high = (100 * end for end in alarms.interval)
     height, width = detector.shape
     print_facts(
@@ -105,12 +96,7 @@ def _count_bank(detector: Any) -> str:
 @out_option("Folder to write: anomalies.csv, index.html, results.json, heat/ with a PNG an image, and scores/, a store.")
 @click.option("--masks", type=PATH_TYPE, help="Folder of masks of defects, to compute AUROC and PRO: KIND/NAME.png"
               " or KIND/NAME_mask.png for KIND/NAME.jpg; images in a folder good/ need none.")  # fmt: skip
-@weights_option
-@device_option
-@_batch_option
-@threads_option
-@overwrite_option
-@follow_links_option
+@network_options(batch_size=8)
 @base_option
 def score(**options: Any) -> None:
     """Score how anomalous images are, and where.
@@ -120,24 +106,14 @@ def score(**options: Any) -> None:
     read has an entry in OUT/scores/failures.parquet instead. After an interruption the same command resumes.
     """
     scored = anomaly.score_images(**options)
-    _print_failures(scored.store, scored.failures, scored.failures_path)
-    if not scored.rows:
-        raise click.ClickException(f"none of {scored.failures} images could be read: see {scored.failures_path}")
+    print_problems(scored)
     if scored.metrics:
         print_facts([(title, f"{100 * scored.metrics[name]:.2f} %") for name, title in _KINDS if name in scored.metrics])
         if "image_auroc" not in scored.metrics:
             print_line("no AUROC of images: that takes good images and images with defects", err=True)
-    for picture, reason in list(scored.pictures_missing.items())[:_MAX_FAILURES]:
-        print_line(f"not drawn: {picture}: {reason}", err=True)
-    failures = f", {scored.failures} failures ({scored.failures_path})" if scored.failures else ""
+    if scored.black_masks:
+        print_line(f"{scored.black_masks:,} masks of defects are all black: their images count as good", err=True)
     print_line(
-        f"wrote {scored.table}: {scored.rows:,} rows, {scored.anomalous:,} anomalous{failures}; worst first in {scored.page}"
+        f"wrote {scored.table}: {scored.rows:,} rows, {scored.anomalous:,} anomalous{format_failures(scored)}; worst first in"
+        f" {scored.page}"
     )
-
-
-def _print_failures(path: Any, count: int, failures_path: Any) -> None:
-    if not count:
-        return
-    for failure in store.open_store(path).failures[:_MAX_FAILURES]:
-        print_line(f"not read: {failure.path}: {failure.reason}", err=True)
-    print_line(f"{count:,} images could not be read: {failures_path}", err=True)

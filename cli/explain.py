@@ -4,24 +4,18 @@ from typing import Any
 
 import click
 
-from densefeat import explaining, store
+from densefeat import explaining
 from densefeat_cli.options import (
     base_option,
-    device_option,
     epilog,
-    follow_links_option,
     images_option,
     label_column_option,
     model_argument,
+    network_options,
     out_option,
-    overwrite_option,
     pixel_options,
-    threads_option,
-    weights_option,
 )
-from densefeat_cli.output import print_line
-
-_MAX_FAILURES = 3  # with a line each
+from densefeat_cli.output import format_failures, print_line, print_problems
 
 
 @click.command(epilog=epilog("explain probe/ --images photos/ --labels folder --out explained/"))
@@ -33,12 +27,7 @@ _MAX_FAILURES = 3  # with a line each
               " mistakes are known; lists, tables and tar files have their own labels.")  # fmt: skip
 @label_column_option()
 @base_option
-@weights_option
-@device_option
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Images a pass.")
-@threads_option
-@overwrite_option
-@follow_links_option
+@network_options(batch_size=32)
 @pixel_options
 def explain_command(**options: Any) -> None:
     """Show where in images the evidence for a class is. MODEL: a probe, a training run, or the name of a network.
@@ -51,16 +40,10 @@ def explain_command(**options: Any) -> None:
     resumes.
     """
     result = explaining.explain(**options)
-    if not result.rows:
-        raise click.ClickException(f"none of {result.failures} images could be read: see {result.failures_path}")
-    for failure in store.open_store(result.store).failures[:_MAX_FAILURES]:
-        print_line(f"not read: {failure.path}: {failure.reason}", err=True)
-    for name, reason in list(result.not_drawn.items())[:_MAX_FAILURES]:
-        print_line(f"not drawn: {name}: {reason}", err=True)
+    print_problems(result)
     if result.exact:
         print_line(f"evidence: the maps and the bias add up to the scores, within {result.gap:.1e}")
     else:
         print_line("Grad-CAM of the last block: an approximation; the maps do not add up to the scores")
-    failures = f", {result.failures} failures ({result.failures_path})" if result.failures else ""
     wrong = "" if result.mistakes is None else f", {result.mistakes} wrong"
-    print_line(f"wrote {result.page}: {result.rows} images{wrong}{failures}; maps in {result.store}")
+    print_line(f"wrote {result.page}: {result.rows} images{wrong}{format_failures(result)}; maps in {result.store}")

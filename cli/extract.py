@@ -28,7 +28,7 @@ from densefeat_cli.options import (
     threads_option,
     weights_option,
 )
-from densefeat_cli.output import print_line
+from densefeat_cli.output import check_rows, print_line
 
 if TYPE_CHECKING:
     from densefeat.extraction import ExtractResult
@@ -104,8 +104,7 @@ def extract_command(**options: Any) -> None:
     result = extraction.extract(**options, **{name: limit for name, limit in limits.items() if limit is not None})
     if not Ranks.from_environment().first:  # under torchrun only the first process prints
         return
-    if not result.rows:
-        raise click.ClickException(f"none of {result.failures} images could be read: see {result.failures_path}")
+    check_rows(result)
     print_line(_format_result(result, "tiles" if options["tile"] else "images"))
 
 

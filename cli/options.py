@@ -192,6 +192,13 @@ device_option = click.option("--device", default="auto", show_default=True, help
 training_device_option = click.option(  # None, not auto: training is not tested on MPS
     "--device", help="cpu, cuda, cuda:N or mps.  [default: a CUDA GPU, else the CPU]"
 )
+
+
+def batch_size_option(default: int) -> _Decorator:
+    """Make ``--batch-size``."""
+    return click.option("--batch-size", type=click.IntRange(1), default=default, show_default=True, help="Images a pass.")
+
+
 threads_option = click.option(
     "--workers", type=int, help="Threads that read and decode.  [default: one a core, four for a network]"
 )
@@ -199,6 +206,21 @@ follow_links_option = click.option(
     "--follow-links", is_flag=True, help="Read linked files and folders, also outside the folder."
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Start over where OUT holds earlier results.")
+
+
+def network_options(batch_size: int) -> _Decorator:
+    """Add the options of a job that sends images through a network. ``batch_size``: the default of ``--batch-size``."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            follow_links_option, overwrite_option, threads_option, batch_size_option(batch_size), device_option, weights_option,
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return add
+
+
 steps_option = click.option(
     "--steps", type=click.IntRange(1), help="Stop after N steps with a checkpoint; the same command resumes from it.",
     metavar="N",

@@ -7,16 +7,21 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from densefeat import base
+from densefeat import base, store
 from densefeat.base import printable, shorten_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from densefeat.evaluation import Results
+    from densefeat.extraction import ExtractResult
+
+_MAX_PROBLEMS = 3  # of a kind, with a line each
 _MAX_NOTE = 2000  # characters: a name from a file may have millions
 _PATIENCE = 2.0  # seconds without a progress bar
 
@@ -97,6 +102,31 @@ def print_line(text: str = "", *, err: bool = False) -> None:
 def print_note(text: str) -> None:
     """Print a line on stderr, where it does not disturb what another program reads from stdout; a very long one is cut off."""
     print_line("densefeat: " + shorten_text(text, _MAX_NOTE), err=True)
+
+
+def check_rows(result: "Results | ExtractResult") -> None:
+    """Raise ClickException where no image could be read."""
+    if not result.rows:
+        raise click.ClickException(f"none of {result.failures} images could be read: see {result.failures_path}")
+
+
+def print_problems(result: "Results") -> None:
+    """Print on stderr the first images that could not be read, and pictures that could not be drawn; see :func:`check_rows`."""
+    check_rows(result)
+    print_unread(result.store)
+    for name, reason in list(result.not_drawn.items())[:_MAX_PROBLEMS]:
+        print_line(f"not drawn: {name}: {reason}", err=True)
+
+
+def print_unread(path: Path) -> None:
+    """Print the first images that a store has failures of, on stderr."""
+    for failure in store.open_store(path).failures[:_MAX_PROBLEMS]:
+        print_line(f"not read: {failure.path}: {failure.reason}", err=True)
+
+
+def format_failures(result: "Results") -> str:
+    """Return what follows the number of rows: how many images could not be read, and where the reasons are."""
+    return f", {result.failures} failures ({result.failures_path})" if result.failures else ""
 
 
 class DataOutput:

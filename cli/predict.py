@@ -4,35 +4,18 @@ from typing import Any
 
 import click
 
-from densefeat import certainty, evaluation, store
-from densefeat_cli.options import (
-    device_option,
-    epilog,
-    follow_links_option,
-    images_option,
-    model_option,
-    out_option,
-    overwrite_option,
-    pixel_options,
-    threads_option,
-    weights_option,
-)
-from densefeat_cli.output import print_line, print_table
+from densefeat import certainty, evaluation
+from densefeat_cli.options import epilog, images_option, model_option, network_options, out_option, pixel_options
+from densefeat_cli.output import format_failures, print_line, print_problems, print_table
 
 _MAX_CLASSES = 12  # in the table
-_MAX_FAILURES = 3  # with a line each
 
 
 @click.command(epilog=epilog("predict --model runs/photos --images new/ --out predictions/"))
 @model_option(required=True, purpose="Folder of a probe; or ")
 @images_option()
 @out_option("Folder to write: predictions.csv and all scores.")
-@weights_option
-@device_option
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Images a pass.")
-@threads_option
-@overwrite_option
-@follow_links_option
+@network_options(batch_size=32)
 @pixel_options
 @click.option("--risk", type=float, metavar="SHARE", help="Give only answers of which at most this share is wrong, such as"
               " 0.05 (column answered). For a probe.")  # fmt: skip
@@ -48,20 +31,16 @@ def predict_command(**options: Any) -> None:
     resumes.
     """
     result = evaluation.predict(**options)
-    if not result.rows:
-        raise click.ClickException(f"none of {result.failures} images could be read: see {result.failures_path}")
+    print_problems(result)
     if result.counts:
         rows = [[name, f"{count:,}"] for name, count in list(result.counts.items())[:_MAX_CLASSES]]
         if (more := len(result.counts) - _MAX_CLASSES) > 0:
             rows.append([f"… {more} more", f"{sum(list(result.counts.values())[_MAX_CLASSES:]):,}"])
         print_table(["predicted", "images"], rows, right=["images"])
-    for failure in store.open_store(result.store).failures[:_MAX_FAILURES]:
-        print_line(f"not read: {failure.path}: {failure.reason}", err=True)
-    failures = f", {result.failures} failures ({result.failures_path})" if result.failures else ""
     if result.answered is not None:
         share, sure, wrong = (100 * part for part in (result.answered / result.rows, certainty.CONFIDENCE, options["risk"]))
         print_line(
             f"answered {result.answered:,} of {result.rows:,} ({share:.1f} %): with a confidence of {sure:g} %, at most"
             f" {wrong:g} % of the answers are wrong, if these images are drawn as the probe's were"
         )
-    print_line(f"wrote {result.table}: {result.rows} rows{failures}; all scores in {result.store}")
+    print_line(f"wrote {result.table}: {result.rows} rows{format_failures(result)}; all scores in {result.store}")

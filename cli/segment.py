@@ -5,32 +5,30 @@ from typing import Any
 
 import click
 
-from densefeat import segmentation, store
+from densefeat import segmentation
 from densefeat_cli.options import (
     PATH_TYPE,
     ImageInput,
     base_option,
+    batch_size_option,
     device_option,
     epilog,
-    follow_links_option,
     image_size_option,
     images_option,
     model_option,
+    network_options,
     out_option,
-    overwrite_option,
     pixel_options,
     threads_option,
     weights_option,
 )
-from densefeat_cli.output import print_line, print_note, print_table
+from densefeat_cli.output import format_failures, print_line, print_note, print_problems, print_table
 
 _MAX_CLASSES = 30  # in tables
-_MAX_FAILURES = 3  # with a line each
 _EXAMPLES = (
     "segment probe --images photos/ --masks masks/ --out segmenter/",
     "segment predict --model segmenter/ --images new/ --out predicted/",
 )
-_batch_option = click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images a pass.")
 
 
 @click.group(epilog=epilog(*_EXAMPLES))
@@ -59,7 +57,7 @@ def segment_command() -> None:
 @image_size_option
 @pixel_options
 @device_option
-@_batch_option
+@batch_size_option(32)
 @threads_option
 def probe(**options: Any) -> None:
     """Find which blocks tell the classes of pixels apart.
@@ -93,12 +91,7 @@ def probe(**options: Any) -> None:
 @images_option()
 @out_option("Folder to write: masks/, overlays/, shares.csv, and logits/, a store of all scores.")
 @base_option
-@weights_option
-@device_option
-@_batch_option
-@threads_option
-@overwrite_option
-@follow_links_option
+@network_options(batch_size=32)
 def predict(model: Path, **options: Any) -> None:
     """Predict the class of every pixel.
 
@@ -108,15 +101,9 @@ def predict(model: Path, **options: Any) -> None:
     resumes.
     """
     result = segmentation.predict_masks(model, **options)
-    if not result.rows:
-        raise click.ClickException(f"none of {result.failures} images could be read: see {result.failures_path}")
+    print_problems(result)
     rows = sorted(result.shares.items(), key=lambda pair: -pair[1])
     print_table(
         ["class", "pixels, %"], [[name, f"{100 * share:.2f}"] for name, share in rows[:_MAX_CLASSES]], right=["pixels, %"]
     )
-    for failure in store.open_store(result.path / "logits").failures[:_MAX_FAILURES]:
-        print_line(f"not read: {failure.path}: {failure.reason}", err=True)
-    for name, reason in list(result.undrawn.items())[:_MAX_FAILURES]:
-        print_line(f"not drawn: {name}: {reason}", err=True)
-    failures = f", {result.failures} failures ({result.failures_path})" if result.failures else ""
-    print_line(f"wrote {result.path / 'masks'}, {result.path / 'overlays'}, {result.table}: {result.rows} rows{failures}")
+    print_line(f"wrote {result.masks}, {result.overlays}, {result.table}: {result.rows} rows{format_failures(result)}")

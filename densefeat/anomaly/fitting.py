@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +16,12 @@ from densefeat.anomaly.alarms import Alarms, check_rate, choose_held_out
 from densefeat.anomaly.bank import MemoryBank, choose_coreset
 from densefeat.anomaly.detector import DETECTOR_FILE, FILE, METHODS, Detector, GridNet, load_detector, save_detector
 from densefeat.anomaly.gaussians import GaussianSums, PositionGaussians
-from densefeat.base import check_output_name, output_errors, progress_bar, refuse_links, refuse_stranger
+from densefeat.base import check_output_name, output_errors, progress_bar, refuse_links, refuse_other_content, refuse_stranger
 from densefeat.errors import UsageError
 from densefeat.extraction import ColumnsNet, extract
 from densefeat.features import FeatureExtractor, GridRule
 from densefeat.images import PixelRule, Preprocessing, open_source
+from densefeat.search import describe_extractor
 from densefeat.store import Layout, Store, check_store_folder, open_store
 
 _FEATURES = "features"  # the store in a detector's folder
@@ -102,7 +102,7 @@ def fit_detector(
     shape = rule.find_shape(extractor.preprocessing.size, extractor.preprocessing.size)
     normal = (_fit_bank if method == "patchcore" else _fit_gaussians)(store, ~held_out)
     scores = _score_rows(store, held_out, normal)
-    provenance = _describe_network(extractor, store)
+    provenance = describe_extractor(extractor, store)
     detector = Detector(normal, Alarms(scores, false_alarms), rule, shape, provenance, int((~held_out).sum()), out / FILE)
     save_detector(out / FILE, detector)
     seconds = _time_image(network, detector)
@@ -115,8 +115,7 @@ def _check_arguments(out: str | Path, method: str, false_alarms: float, overwrit
     check_rate(false_alarms)
     check_output_name(out)
     out = Path(out)
-    if out.is_dir() and any(entry.name not in (_FEATURES, FILE) and entry.name[0] != "." for entry in out.iterdir()):
-        raise UsageError(f"output {str(out)!r} holds other files than a detector: name another folder")
+    refuse_other_content(out, (_FEATURES, FILE), "a detector")
     refuse_links([out / _FEATURES])
     check_store_folder(Layout(out / _FEATURES))
     refuse_stranger(out / FILE, DETECTOR_FILE.recognize)
@@ -139,20 +138,6 @@ def _choose_rule(extractor: FeatureExtractor) -> tuple[GridRule, int]:
     channels = sum(shape[0] for shape in shapes)
     dims = _DIMS if channels > _DIMS else None
     return GridRule(_BLOCKS, stride, average=True, dims=dims), dims or channels
-
-
-def _describe_network(extractor: FeatureExtractor, store: Store) -> dict[str, Any]:
-    """Return what :func:`densefeat.search.rebuild_extractor` needs; percentiles were measured by the store's job."""
-    return {
-        **extractor.provenance,
-        "weights": extractor.provenance["weights"] | {"sha256": extractor.weights_sha256},
-        "preprocessing": store.provenance["preprocessing"],
-        "decoder": extractor.decoder,
-        "blocks": [tap.name for tap in extractor.taps],
-        "tap": extractor.tap,
-        "pool": ["none"],
-        "precision": extractor.precision,
-    }
 
 
 def _read_grids(store: Store, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

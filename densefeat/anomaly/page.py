@@ -1,6 +1,7 @@
 """The scores of images as one HTML page, the highest score first."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,8 @@ from PIL import Image
 
 from densefeat.anomaly.detector import Detector
 from densefeat.base import ImageCard, Section, Table, is_page, render_page, save_page
-from densefeat.errors import DecodeError
 from densefeat.overlay import view_whole
-from densefeat.store import Decodable, Store, encode_thumbnail, make_pictures, read_entries
+from densefeat.store import Store, encode_thumbnail, make_pictures, read_entries
 
 _CARDS = 100
 _EDGE = 200  # pixels of an image and of its heat map
@@ -38,7 +38,7 @@ def write_page(
     worst = np.argsort(-scores, kind="stable")[:_CARDS]
     bad, p_values = alarms.judge(scores[worst]), alarms.p_values(scores[worst])
     entries = read_entries(store, worst)
-    views, problem = make_pictures(store.provenance, entries.values(), images, _view)
+    views, problem = make_pictures(store.provenance, entries.values(), images, partial(view_whole, edge=_EDGE))
     pictures = {}
     for row, entry in entries.items():
         if (image := views.get(entry)) is not None:
@@ -67,13 +67,6 @@ def write_page(
     shown = f"the {_CARDS} highest of {len(scores):,}" if len(scores) > _CARDS else "highest first"
     sections.append(Section(f"Scores, {shown}", cards))
     save_page(path, render_page(f"Anomalies by {detector.provenance.get('model', 'a network')}", notes, sections), is_page)
-
-
-def _view(item: Decodable) -> Image.Image | None:
-    try:
-        return view_whole(item, _EDGE)
-    except DecodeError:  # the page shows the others
-        return None
 
 
 def _put_beside(image: Image.Image, heat: Image.Image) -> Image.Image:

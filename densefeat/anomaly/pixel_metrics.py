@@ -71,13 +71,18 @@ def match_masks(keys: Sequence[str], folder: str | Path) -> list[Path | None]:
     Raises UsageError as that does, and for images without a mask that are not in a folder ``good``.
     """
     found = find_masks(keys, Path(folder)).by_key
-    lost = [key for key in keys if key not in found and PurePosixPath(key).parent.name != GOOD]
+    lost = [key for key in keys if key not in found and not is_in_good_folder(key)]
     if lost:
         raise UsageError(
             f"masks {str(folder)!r}: none for {len(lost):,} images, {lost[0]!r} first: a mask has its image's path and name,"
             " and ends in .png; images without a defect need none in a folder that is called good"
         )
     return [found.get(key) for key in keys]
+
+
+def is_in_good_folder(key: str) -> bool:
+    """Check whether an image is in a folder called ``good``, and so needs no mask."""
+    return PurePosixPath(key).parent.name == GOOD
 
 
 def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:

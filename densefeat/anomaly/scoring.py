@@ -19,16 +19,11 @@ from torch import nn
 from densefeat.anomaly.alarms import ANOMALOUS, GOOD
 from densefeat.anomaly.detector import DETECTOR_FILE, Detector, load_detector
 from densefeat.anomaly.page import write_page
-from densefeat.anomaly.pixel_metrics import PixelMetrics, match_masks, shrink_mask
-from densefeat.base import (
-    has_kind,
-    is_page,
-    progress_bar,
-    save_json,
-)
+from densefeat.anomaly.pixel_metrics import PixelMetrics, is_in_good_folder, match_masks, shrink_mask
+from densefeat.base import has_kind, is_page, progress_bar, save_json
 from densefeat.errors import DecodeError, UsageError
-from densefeat.evaluation import ResultFolder
-from densefeat.extraction import ColumnsNet, extract
+from densefeat.evaluation import ResultFolder, Results
+from densefeat.extraction import ColumnsNet, identify
 from densefeat.images import open_source, printable_keys
 from densefeat.labels import find_masks, read_mask
 from densefeat.nets import file_sha256
@@ -44,25 +39,20 @@ _ROWS = 64  # maps read at a time
 _EDGE = 1024  # pixels of a picture's longer side, at most
 
 
-@dataclass(frozen=True)
-class Scored:
+@dataclass(frozen=True, kw_only=True)
+class Scored(Results):
     """The files that :func:`score_images` wrote, and what they say.
 
-    ``table``: a CSV with ``path``, ``score``, ``p_value`` and ``verdict``, one row an image, in the order of the input.
-    ``store``: scores and maps. ``metrics``: ``image_auroc`` (if there are good images and others),
-    ``pixel_auroc`` and ``pro``, from 0 to 1; empty without masks.
-    ``pictures_missing``: heat maps that could not be drawn, each with the reason.
+    ``table``: a CSV with ``path``, ``score``, ``p_value`` and ``verdict``, in the order of the input. ``store``: scores and
+    maps. ``metrics``: ``image_auroc`` (if there are good images and others), ``pixel_auroc`` and ``pro``, from 0 to 1; empty
+    without masks. ``black_masks``: the number of images outside of folders ``good`` that count as good, for their masks show no
+    defect.
     """
 
-    table: Path
-    store: Path
     page: Path
-    rows: int
     anomalous: int
-    failures: int
-    failures_path: Path
     metrics: dict[str, float]
-    pictures_missing: dict[str, str]
+    black_masks: int
 
 
 class _DetectorNet(nn.Module):
@@ -72,8 +62,7 @@ class _DetectorNet(nn.Module):
         super().__init__()
         self.extractor, self.detector = detector.extractor(weights, device), detector
         self.model = self.extractor.model
-        # a store is identified by the tensors of its network: this one makes the stores of two detectors differ
-        self.register_buffer("identity", torch.frombuffer(bytearray.fromhex(file_sha256(file)), dtype=torch.uint8).float())
+        identify(self, bytes.fromhex(file_sha256(file)))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         scores, maps = self.detector.measure(self.extractor.forward_grid(x, self.detector.rule))
@@ -118,10 +107,9 @@ def score_images(
     if masks is not None and (source := open_source(images, base=base, follow_links=follow_links)).length is not None:
         find_masks(printable_keys(source.keys()).to_pylist(), Path(masks))  # if none fits, it is said before the work
     behind = _DetectorNet(detector, file, weights, device)
-    channels = {_SCORE: 1, _MAP: 1}
-    net = ColumnsNet(str(file.resolve()), behind, channels, behind.extractor.preprocessing)
-    result = extract(
-        images, folder.store, model=net, pool="none", device=device, batch_size=batch_size, workers=workers,
+    net = ColumnsNet(str(file.resolve()), behind, {_SCORE: 1, _MAP: 1}, behind.extractor.preprocessing)
+    result = folder.extract(
+        model, net, images, pool="none", device=device, batch_size=batch_size, workers=workers,
         decoder=behind.extractor.decoder, overwrite=overwrite, follow_links=follow_links, base=base,
     )  # fmt: skip
     store = open_store(result.path)
@@ -129,25 +117,30 @@ def score_images(
     bad = detector.alarms.judge(scores)
     shown = images if base is None else base  # where keys are paths
     _write_table(folder, store, scores, bad, detector)
-    missing = _draw_heat(store, shown, folder.root / _HEAT, detector)
-    metrics = {} if masks is None or not len(store) else _measure(store, scores, detector, masks)
-    write_page(folder.root / _PAGE, store, shown, scores, detector, metrics, partial(_draw, detector))
+    draw, page = partial(_draw, detector), folder.root / _PAGE
+    view = partial(view_whole, edge=_EDGE)
+    not_drawn = save_overlays(store, shown, folder.root / _HEAT, [_MAP], view, draw)
+    metrics, black_masks = ({}, 0) if masks is None or not len(store) else _measure(store, scores, detector, masks)
+    write_page(page, store, shown, scores, detector, metrics, draw)
     facts = {"rows": len(store), "failures": result.failures, "anomalous": int(bad.sum()), **metrics}
     alarms = detector.alarms
     told = {"threshold": alarms.threshold, "rate": alarms.rate, "rate_interval": list(alarms.interval)}
     save_json(folder.root / _RESULTS, _KIND, facts | told)
     return Scored(
-        folder.table, result.path, folder.root / _PAGE, len(store), int(bad.sum()), result.failures, result.failures_path,
-        metrics, missing,
+        **folder.describe(result), not_drawn=not_drawn, page=page, anomalous=int(bad.sum()), metrics=metrics,
+        black_masks=black_masks,
     )  # fmt: skip
 
 
-def _measure(store: Store, scores: np.ndarray, detector: Detector, folder: str | Path) -> dict[str, float]:
-    """Compute AUROC of images, if some are good and some are not, AUROC of pixels, and PRO."""
-    files = match_masks(store.keys.tolist(), folder)
+def _measure(
+    store: Store, scores: np.ndarray, detector: Detector, folder: str | Path
+) -> tuple[dict[str, float], int]:  # fmt: skip
+    """Compute AUROC of images, if some are good and some are not, AUROC of pixels, and PRO; count black masks of defects."""
+    keys = store.keys.tolist()
+    files = match_masks(keys, folder)
     size = detector.image_size
     widths, heights = store["width"], store["height"]
-    bad = np.zeros(len(store), bool)
+    bad, black_masks = np.zeros(len(store), bool), 0
     low, high = np.inf, -np.inf
     for _, values in store.batches(_MAP):
         low, high = min(low, float(values.min())), max(high, float(values.max()))
@@ -158,11 +151,12 @@ def _measure(store: Store, scores: np.ndarray, detector: Detector, folder: str |
             if (file := files[row]) is not None:
                 whole = _read_mask(file, int(widths[row]), int(heights[row]))
                 bad[row] = whole.any()
+                black_masks += not bad[row] and not is_in_good_folder(keys[row])
                 mask = shrink_mask(whole, size)
             pixels.add(_smooth(detector, values), mask)
             advance(1)
     of_images = {} if bad.all() or not bad.any() else {"image_auroc": float(roc_auc_score(bad, scores))}
-    return of_images | {"pixel_auroc": pixels.auroc(), "pro": pixels.pro()}
+    return of_images | {"pixel_auroc": pixels.auroc(), "pro": pixels.pro()}, black_masks
 
 
 def _read_mask(file: Path, width: int, height: int) -> np.ndarray:
@@ -194,12 +188,6 @@ def _draw(detector: Detector, image: Image.Image, values: dict[str, np.ndarray])
     usual, threshold = float(np.median(detector.alarms.held_out)), detector.alarms.threshold
     smooth = _smooth(detector, values[_MAP].reshape(detector.shape))
     return lay_heat(image, smooth, usual / 2, threshold)
-
-
-def _draw_heat(store: Store, images: str | Path, folder: Path, detector: Detector) -> dict[str, str]:
-    if not len(store):
-        return {}
-    return save_overlays(store, images, folder, [_MAP], partial(view_whole, edge=_EDGE), partial(_draw, detector))
 
 
 def _write_table(folder: ResultFolder, store: Store, scores: np.ndarray, bad: np.ndarray, detector: Detector) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,19 @@ def check_output_name(path: str | Path) -> None:
         )
     if _ADDRESS.match(text):
         raise UsageError(f"output {text!r} is an address: give a path on this machine, and copy the result there")
+
+
+def refuse_other_content(folder: Path, names: Collection[str], what: str) -> None:
+    """Raise UsageError if a folder, which need not exist, holds other names than these and hidden ones, or is a file.
+
+    ``what``: what the folder is for, in the message. Raises OutputError if it cannot be read.
+    """
+    with output_errors(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"output {str(folder)!r} is a file: choose a folder")
+        entries = sorted(entry.name for entry in folder.iterdir() if entry.name[0] != ".") if folder.exists() else []
+    if others := [name for name in entries if name not in names]:
+        raise UsageError(f"output {str(folder)!r} holds other files than {what} ({others[0]!r}): name another folder")
 
 
 def check_target(path: Path, is_ours: Recognizer | None = None) -> None:

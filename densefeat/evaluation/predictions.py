@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from densefeat.certainty import Certainty
-from densefeat.errors import UnknownRange, UsageError
-from densefeat.evaluation.result_folder import ResultFolder
-from densefeat.extraction import ColumnsNet, ExtractResult, extract
+from densefeat.errors import UsageError
+from densefeat.evaluation.result_folder import ResultFolder, Results
+from densefeat.extraction import ColumnsNet, identify
 from densefeat.images import PixelRule, Preprocessing
 from densefeat.labels import SEPARATOR, Task
 from densefeat.loading import load_network
@@ -36,21 +36,16 @@ _HEADER = re.compile(rb"path(,page)?(,x,y)?(,label)?,predicted,(score|probabilit
 _COLUMN, _OOD = "scores", "ood"  # in the store
 
 
-@dataclass(frozen=True)
-class Predicted:
+@dataclass(frozen=True, kw_only=True)
+class Predicted(Results):
     """The files that :func:`predict` wrote.
 
     ``table``: a CSV with ``path``, ``predicted``, ``probability`` and, where they are known or asked for, ``ood``, ``answered``
-    and ``set`` or ``low`` and ``high``, see :func:`densefeat.probing.answers.tabulate_answers`. ``store``: all scores, one row
-    an image. ``counts``: images by predicted class, most frequent first; empty for a regression. ``answered``: how many answers
-    are given for a risk; None if none was asked for.
+    and ``set`` or ``low`` and ``high``, see :func:`densefeat.probing.answers.tabulate_answers`. ``store``: all scores.
+    ``counts``: images by predicted class, most frequent first; empty for a regression. ``answered``: how many answers are given
+    for a risk; None if none was asked for.
     """
 
-    table: Path
-    store: Path
-    rows: int
-    failures: int
-    failures_path: Path
     counts: dict[str, int]
     answered: int | None = None
 
@@ -60,12 +55,13 @@ class Scorer:
     """A network that scores images, and what its scores mean.
 
     ``net``: computes the columns ``scores``, K numbers, and for a probe that tells outliers ``ood``. ``classes``: K names; none
-    for a regression. ``certainty``: of a probe.
+    for a regression. ``decoder``: of the images; ``certainty``: of a probe.
     """
 
     net: ColumnsNet
     classes: list[str]
     task: Task
+    decoder: str
     certainty: Certainty | None = None
 
     @property
@@ -83,9 +79,7 @@ class ProbeNet(nn.Module):
         super().__init__()
         self.extractor, self.probe = probe.extractor(weights, device), probe
         self.model = self.extractor.model
-        # a store is identified by the tensors of its network: this one makes the stores of two probes differ
-        sha256 = bytearray.fromhex(file_sha256(file))
-        self.register_buffer("identity", torch.frombuffer(sha256, dtype=torch.uint8).float())
+        identify(self, bytes.fromhex(file_sha256(file)))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         features = {name: value.cpu().numpy() for name, value in self.extractor.forward(x).items()}
@@ -127,36 +121,23 @@ def predict(
     """
     folder = ResultFolder(Path(out), "predictions", _SCORES, _TABLE, _HEADER, _KIND)
     folder.refuse_strangers()
-    scorer, decoder, precision = open_scorer(model, weights, device, pixels)
+    scorer = open_scorer(model, weights, device, pixels)
     check_promises(scorer.certainty, risk, level)
     if level is not None and (unclear := [name for name in scorer.classes if SEPARATOR in name]):
         raise UsageError(
             f"class {unclear[0]!r} has a {SEPARATOR}, which stands between the classes of a set in {_TABLE}: rename the class,"
             " or call Probe.predict, whose sets are lists"
         )
-    result = extract_columns(
-        model, scorer.net, images, folder.store, device=device, batch_size=batch_size, workers=workers, decoder=decoder,
-        precision=precision, overwrite=overwrite, **reading,
+    result = folder.extract(
+        model, scorer.net, images, device=device, batch_size=batch_size, workers=workers, decoder=scorer.decoder,
+        overwrite=overwrite, **reading,
     )  # fmt: skip
     counts, answered = _write_table(folder, open_store(result.path), scorer, risk, level)
-    return Predicted(folder.table, result.path, result.rows, result.failures, result.failures_path, counts, answered)
+    return Predicted(**folder.describe(result), counts=counts, answered=answered)
 
 
-def extract_columns(model: str, net: ColumnsNet, images: str | Path, out: Path, **options: Any) -> ExtractResult:
-    """Write what a model computes of images to a store. ``model``: as the user named it; ``options``: of an extraction."""
-    try:
-        return extract(images, out, model=net, **options)
-    except UnknownRange as error:
-        if Path(model).exists():
-            raise UsageError(
-                f"{error}. But {model!r} learnt from images of range {net.pixel_rule.range!r}: convert them to that"
-                " kind, or make it again with a range that counts for both"
-            ) from error
-        raise
-
-
-def open_scorer(model: str, weights: str | Path | None, device: str, pixels: PixelRule | None) -> tuple[Scorer, str, str]:
-    """Return the scorer of a model, and the decoder and precision to extract with."""
+def open_scorer(model: str, weights: str | Path | None, device: str, pixels: PixelRule | None) -> Scorer:
+    """Load the scorer of a model. Its network computes in fp32; a probe's extractor has its recorded precision inside."""
     if (file := find_probe_file(model)) is not None:
         if pixels is not None:
             raise UsageError(f"probe {model!r} records ranges and channels: leave out the options for them")
@@ -165,8 +146,7 @@ def open_scorer(model: str, weights: str | Path | None, device: str, pixels: Pix
         tells_outliers = probe.certainty is not None and probe.certainty.outliers is not None
         channels = {_COLUMN: max(1, len(probe.classes))} | ({_OOD: 1} if tells_outliers else {})
         net = ColumnsNet(str(Path(model).resolve()), behind, channels, behind.extractor.preprocessing)
-        scorer = Scorer(net, list(probe.classes), probe.task, probe.certainty)
-        return scorer, behind.extractor.decoder, "fp32"  # the probe's extractor has its recorded precision inside
+        return Scorer(net, list(probe.classes), probe.task, behind.extractor.decoder, probe.certainty)
     network = load_network(model, weights, head=True)
     if not network.num_classes:
         raise UsageError(f"model {model!r} has no classifier: fine-tune it, or give a probe")
@@ -177,7 +157,7 @@ def open_scorer(model: str, weights: str | Path | None, device: str, pixels: Pix
     preprocessing = Preprocessing.for_model(network.model, pixels=pixels)
     outputs = {_COLUMN: 1 if network.task == "regression" else len(classes)}
     net = ColumnsNet(name, network.model, outputs, preprocessing)
-    return Scorer(net, classes, network.task), "pillow", "fp32"
+    return Scorer(net, classes, network.task, "pillow")
 
 
 def _write_table(

@@ -15,15 +15,33 @@ from densefeat.base import (
     output_errors,
     parse_json,
     refuse_links,
+    refuse_other_content,
     refuse_stranger,
     write_csv,
 )
-from densefeat.errors import UsageError
+from densefeat.errors import UnknownRange, UsageError
+from densefeat.extraction import ColumnsNet, ExtractResult, extract
 from densefeat.nets import file_sha256
 from densefeat.overlay import find_stranger
 from densefeat.store import Layout, check_store_folder, is_store
 
 _LONGEST_HEADER = 2**20  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The content of a :class:`ResultFolder`: each image has a row in ``store`` and a line in ``table``.
+
+    ``failures``: the number of images that could not be read; ``failures_path``: the reasons. ``not_drawn``: pictures that
+    could not be made, by name, with the reasons.
+    """
+
+    store: Path
+    table: Path
+    rows: int
+    failures: int
+    failures_path: Path
+    not_drawn: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,14 +80,7 @@ class ResultFolder:
         Raises UsageError for what densefeat did not write, and links; OutputError as of a store's folder.
         """
         check_output_name(self.root)
-        if self.root.is_dir():
-            with output_errors(self.root):
-                known = {self.store_name, self.table_name, *self.files, *self.pictures}
-                others = sorted(entry.name for entry in self.root.iterdir() if entry.name not in known and entry.name[0] != ".")
-            if others:
-                raise UsageError(
-                    f"output {str(self.root)!r} holds other files than {self.what} ({others[0]!r}): name another folder"
-                )
+        refuse_other_content(self.root, {self.store_name, self.table_name, *self.files, *self.pictures}, self.what)
         refuse_links([self.store, *(self.root / name for name in self.pictures)])
         check_store_folder(Layout(self.store))
         refuse_stranger(self._record, has_kind(self.kind))  # which the next line reads
@@ -78,6 +89,26 @@ class ResultFolder:
         for name in self.pictures:
             if (stranger := find_stranger(self.root / name)) is not None:
                 raise UsageError(f"output {str(stranger)!r} was not written by this command: move it away")
+
+    def extract(self, model: str | Path, net: ColumnsNet, images: str | Path, **options: Any) -> ExtractResult:
+        """Write what a network computes of images to the store.
+
+        ``model``: as the user named it; ``options``: of :func:`densefeat.extract`, which says what is raised.
+        """
+        try:
+            return extract(images, self.store, net, **options)
+        except UnknownRange as error:
+            if Path(model).exists():
+                raise UsageError(
+                    f"{error}. But {str(model)!r} learnt from images of range {net.pixel_rule.range!r}: convert them to that"
+                    " kind, or make it again with a range that counts for both"
+                ) from error
+            raise
+
+    def describe(self, result: ExtractResult) -> dict[str, Any]:
+        """Return the fields of :class:`Results`, but for pictures."""
+        counts = {name: getattr(result, name) for name in ("rows", "failures", "failures_path")}
+        return {"store": result.path, "table": self.table, **counts}
 
     def write_table(self, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write the table, whole or not at all. Raises OutputError, and UsageError where somebody else's is there now."""

@@ -1,33 +1,19 @@
-"""Evidence laid over images: a picture for each row, and the sections of the page."""
+"""Evidence laid over images: a picture for each row."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
 from PIL import Image
 
-from densefeat.base import ImageCard, Section
 from densefeat.explaining.evidence import SCORES, spread_maps
 from densefeat.images import Preprocessing
 from densefeat.overlay import lay_heat
-from densefeat.store import ImageEntry, encode_thumbnail
 
 _EDGE = 224  # pixels of a panel, at least
 _TOP = 99.0  # the percentile of a picture's largest map at which colours end
-
-
-@dataclass(frozen=True)
-class ExplainedRow:
-    """An image on the page. ``sums``: the sum of each map, by the map's name, for each explained class."""
-
-    entry: ImageEntry
-    title: str
-    text: str
-    classes: Sequence[str]
-    sums: Mapping[str, Sequence[float]]
 
 
 def enlarge_input(preprocessing: Preprocessing) -> Preprocessing:
@@ -64,24 +50,3 @@ def make_drawing(shapes: Mapping[str, tuple[int, ...]], named: Sequence[int], si
         return sheet
 
     return draw
-
-
-def make_section(row: ExplainedRow, picture: Path) -> Section:
-    """Make an image's section of the page. ``picture``: the file that :func:`make_drawing` drew; without it, boxes are grey."""
-    sheet = Image.open(picture) if picture.is_file() else None
-    cards = []
-    for line, name in enumerate(row.classes):
-        place = {key: value for key, value in vars(row.entry).items() if key != "path"}
-        image = _cut(sheet, len(row.classes), 0, line)
-        cards.append(ImageCard("image", row.entry.path, picture=image, starts_row=True, **place))
-        for column, (title, sums) in enumerate(row.sums.items(), 1):
-            panel = _cut(sheet, len(row.classes), column, line)
-            cards.append(ImageCard(title, f"for {name}", remark=f" {sums[line]:+.3g}" if len(sums) else "", picture=panel))
-    return Section(row.title, cards, row.text)
-
-
-def _cut(sheet: Image.Image | None, lines: int, column: int, line: int) -> str | None:
-    if sheet is None:
-        return None
-    edge = sheet.height // lines
-    return encode_thumbnail(sheet.crop((edge * column, edge * line, edge * (column + 1), edge * (line + 1))))

@@ -1,6 +1,6 @@
 from .arguments import RunOptions, check_arguments
 from .batches import Decoding, decode_batches, embed_batches
-from .columns_net import ColumnsNet
+from .columns_net import ColumnsNet, identify
 from .job import extract
 from .measured import load_channel_stats
 from .settings import ExtractResult
@@ -14,5 +14,6 @@ __all__ = [
     "decode_batches",
     "embed_batches",
     "extract",
+    "identify",
     "load_channel_stats",
 ]

@@ -4,12 +4,14 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from densefeat.store import Decodable, ImageEntry, make_pictures, shrink_image
+from densefeat.overlay import view_whole
+from densefeat.store import ImageEntry, make_pictures
 
 _EDGE = 64  # pixels of a thumbnail's longest side
 ACROSS = 16  # thumbnails in a row of a sheet
@@ -52,12 +54,13 @@ def make_sheets(
     ``images`` is where the images are; None: there are no thumbnails. An image that cannot be read is left out.
     """
     order = list(dict.fromkeys(entries[place] for place in _spread_order(len(entries)).tolist()))
-    made, problem = make_pictures(provenance, order[:_SAMPLE], images, _make_small_image, advance)
+    view = partial(view_whole, edge=_EDGE)
+    made, problem = make_pictures(provenance, order[:_SAMPLE], images, view, advance)
     tried = min(_SAMPLE, len(order))
     if made and len(order) > _SAMPLE:
         each = sum(map(len, _pack_sheets(list(made.values()), _square_edge(made.values())))) / len(made)
         tried = max(_SAMPLE, min(len(order), int(room / each)))
-        more, problem = make_pictures(provenance, order[_SAMPLE:tried], images, _make_small_image, advance)
+        more, problem = make_pictures(provenance, order[_SAMPLE:tried], images, view, advance)
         made |= more
     chosen = [entry for entry in order if entry in made]
     edge = _square_edge(made.values())
@@ -108,12 +111,3 @@ def _keep_within(uris: list[str], room: int) -> list[str]:
     """Return the first sheets, as many as have ``room`` characters together."""
     ends = np.cumsum([len(uri) for uri in uris])
     return uris[: int(np.searchsorted(ends, room, "right"))]
-
-
-def _make_small_image(item: Decodable) -> Image.Image | None:
-    """Return a thumbnail, or None if the image cannot be read or decoded, so that the page shows the others."""
-    try:
-        decoded = item.decode()
-        return None if decoded is None else shrink_image(decoded.pixels, _EDGE)
-    except Exception:
-        return None

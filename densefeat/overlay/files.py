@@ -56,7 +56,9 @@ def save_overlays(
         UsageError: A file that is no picture has a picture's name, or one of the folders is a link. OutputError: The disk is
             full, or the folder cannot be written.
     """
-    entries = list(read_entries(store, np.arange(len(store))).values())
+    if not len(store):
+        return {}
+    entries = list(read_entries(store).values())
     names = name_files(entries)
     _open_folder(folder, names, store.manifest.round_id if store.manifest else "")
     missing = [row for row, name in enumerate(names) if not (folder / name).exists()]

@@ -14,6 +14,7 @@ from .candidates import (
 from .certainty import add_certainty
 from .data import FeatureColumns, ProbeData, load_data
 from .fitting import LinearHead, choose_setting, encode_targets
+from .folder import CHECKPOINTS, FEATURES, RESULTS, TEST_FEATURES, check_folder, read_results, save_results, to_json
 from .head_file import pack_head, parse_head, parse_names
 from .job import Probed, extract_images, label_options, probe, source_options
 from .knn import LEAST_SHARE, KnnHead, fit_knn
@@ -27,7 +28,7 @@ from .probe_file import FILE, Probe, find_probe_file, load_probe
 from .protocols import LOWEST_LOSS, Head, ProbeFit, fit_head
 from .relevance import find_largest_penalty, fit_group_lasso, measure_moments, measure_relevance
 from .request import ProbeRequest, make_request
-from .results import CHECKPOINTS, FEATURES, read_finished, to_json, write_report
+from .results import read_finished, write_report
 
 __all__ = [
     "ALL",
@@ -39,6 +40,8 @@ __all__ = [
     "LOWEST_LOSS",
     "MAIN",
     "NEVER",
+    "RESULTS",
+    "TEST_FEATURES",
     "AttentiveHead",
     "BlockFitter",
     "Candidate",
@@ -56,6 +59,7 @@ __all__ = [
     "Probed",
     "add_certainty",
     "candidate_table",
+    "check_folder",
     "check_promises",
     "choose_setting",
     "compare_candidates",
@@ -89,6 +93,8 @@ __all__ = [
     "probe",
     "rate_mistakes",
     "read_finished",
+    "read_results",
+    "save_results",
     "scale_layers",
     "select_candidate",
     "source_options",

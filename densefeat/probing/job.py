@@ -15,17 +15,12 @@ from densefeat.probing.candidates import BlockFitter, count_settings, fit_candid
 from densefeat.probing.certainty import add_certainty
 from densefeat.probing.column_layers import find_layers
 from densefeat.probing.data import ProbeData, assign_parts, load_data
+from densefeat.probing.folder import FEATURES, TEST_FEATURES
 from densefeat.probing.layers import LAYERS, choose_base
 from densefeat.probing.layers_probe import count_probe_settings, describe_layers, select_layers
 from densefeat.probing.protocols import describe_protocol
 from densefeat.probing.request import make_request
-from densefeat.probing.results import (
-    FEATURES,
-    TEST_FEATURES,
-    check_folder,
-    read_finished,
-    write_report,
-)
+from densefeat.probing.results import check_probe_folder, read_finished, write_report
 from densefeat.store import Store, is_store, open_store
 
 
@@ -130,9 +125,9 @@ def extract_images(
 
     ``test`` may be a store already. ``labelling``: the arguments of :func:`probe` that say what the labels are; labels that it
     would refuse are refused before the work. ``settings``: for :func:`densefeat.extract`. Raises as that does, UsageError if
-    ``out`` holds something other than a probe, OutputError if it cannot be made.
+    ``out`` holds other files than a probe, OutputError if it cannot be made.
     """
-    check_folder(out)
+    check_probe_folder(out)
     _check_writable(out)
     settings |= source_options(images, labelling.get("labels"), labelling.get("label_column"))
     _check_labels(images, test, labelling, settings)

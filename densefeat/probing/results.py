@@ -1,6 +1,5 @@
 """The files of a probe: results.json, predictions.csv, charts, the page, and the fitted head."""
 
-import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -14,22 +13,17 @@ import torch
 from densefeat.base import (
     add_checksum,
     atomic_file,
-    check_checksum,
-    has_kind,
     output_errors,
-    parse_json,
-    recognize_none,
-    refuse_links,
-    refuse_stranger,
     write_csv,
 )
-from densefeat.errors import UsageError, WeightsError
+from densefeat.errors import WeightsError
 from densefeat.labels import Task, count_classes, decode_labels, describe_chance
 from densefeat.probing.answers import make_predictions, tabulate_answers
 from densefeat.probing.attentive import AttentiveHead
 from densefeat.probing.candidates import Selection, describe_comparison
 from densefeat.probing.certainty import summarize_certainty
 from densefeat.probing.charts import draw_blocks, draw_confusion
+from densefeat.probing.folder import RESULTS, check_folder, read_results, save_results, to_json
 from densefeat.probing.layer_chart import draw_layers
 from densefeat.probing.page import write_page
 from densefeat.probing.predictions import MATRIX_CLASSES, list_confusions
@@ -38,14 +32,12 @@ from densefeat.probing.reliability_chart import draw_reliability
 from densefeat.probing.request import ProbeRequest
 from densefeat.version import __version__
 
-_RESULTS, _PAGE, _PREDICTIONS = "results.json", "report.html", "predictions.csv"
+_PAGE, _PREDICTIONS = "report.html", "predictions.csv"
 _BLOCKS, _CONFUSION, _LAYERS, _RELIABILITY = "blocks", "confusion", "layers", "reliability"  # charts
 _SUFFIXES = (".png", ".svg")
-FEATURES, TEST_FEATURES = "features", "test-features"  # stores that the probe of a folder of images makes
 _KIND = "densefeat probe"
 _CHARTS = tuple(f"{stem}{suffix}" for stem in (_BLOCKS, _CONFUSION, _LAYERS, _RELIABILITY) for suffix in _SUFFIXES)
-_FILES = (_RESULTS, FILE, _PAGE, _PREDICTIONS, *_CHARTS)
-CHECKPOINTS = ".checkpoints"  # of the protocol sgd, until the probe is finished
+_FILES = (RESULTS, FILE, _PAGE, _PREDICTIONS, *_CHARTS)
 
 
 def write_report(out: Path, selection: Selection, request: ProbeRequest) -> dict[str, Any]:
@@ -67,8 +59,7 @@ def write_report(out: Path, selection: Selection, request: ProbeRequest) -> dict
         if _has_reliability(results):
             charts.append(draw_reliability(out / _RELIABILITY, results["certainty"]))
     write_page(out / _PAGE, selection, request, results, [chart for chart in charts if chart])
-    with atomic_file(out / _RESULTS) as beside:
-        beside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
+    save_results(out, results)
     return results
 
 
@@ -161,41 +152,19 @@ def _versions() -> dict[str, str]:
     }
 
 
-def to_json(value: Any) -> Any:
-    """Turn numpy values and tuples into JSON types, and numbers that are not finite into null."""
-    if isinstance(value, dict):
-        return {str(key): to_json(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(inner) for inner in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return to_json(value.tolist())
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 def read_finished(out: Path, request: ProbeRequest) -> dict[str, Any] | None:
     """Return the results in ``out`` if it holds all files of the same probe; None if it is empty or files are missing.
 
     A damaged probe counts as missing. Raises UsageError if it holds anything else, WeightsError for damaged results.
     """
-    check_folder(out)
-    if not (out / _RESULTS).exists():
+    check_probe_folder(out)
+    results = read_results(out, "probe", request.identity())
+    if results is None:
         return None
-    place = repr(str(out))
-    try:
-        results = parse_json((out / _RESULTS).read_text(encoding="utf-8"))
-        kind = results.get("kind")
-    except (OSError, ValueError, AttributeError):
-        kind = None
-    if kind != _KIND:
-        raise UsageError(f"output {place}: its {_RESULTS} was not written by a probe: choose another --out")
-    check_checksum(results, f"results {str(out / _RESULTS)!r}")
-    identity = to_json(request.identity())
-    if differing := [name for name, value in identity.items() if results.get(name) != value]:
-        raise UsageError(f"output {place} holds another probe ({', '.join(differing)} differ): choose another --out")
     try:
         names = _list_files(results["task"], len(results["classes"]), _has_reliability(results), "layers" in results)
     except (KeyError, TypeError, AttributeError) as error:  # of a file that says what it likes, without a checksum
-        raise WeightsError(f"results {str(out / _RESULTS)!r}: damaged ({error}): restore them from a copy") from error
+        raise WeightsError(f"results {str(out / RESULTS)!r}: damaged ({error}): restore them from a copy") from error
     return results if all((out / name).exists() for name in names) and _is_intact(out / FILE) else None
 
 
@@ -217,21 +186,9 @@ def _list_files(task: Task, classes: int, reliability: bool = False, layers: boo
         charts = [_BLOCKS, _CONFUSION] if task == "single" and classes <= MATRIX_CLASSES else [_BLOCKS]
         charts += [_RELIABILITY] if reliability else []
         charts += [_LAYERS] if layers else []
-    return {_RESULTS, _PAGE, _PREDICTIONS, FILE} | {f"{stem}{suffix}" for stem in charts for suffix in _SUFFIXES}
+    return {RESULTS, _PAGE, _PREDICTIONS, FILE} | {f"{stem}{suffix}" for stem in charts for suffix in _SUFFIXES}
 
 
-def check_folder(out: Path) -> None:
-    """Raise UsageError if a folder holds anything but a probe, finished or not; OutputError if it cannot be read.
-
-    Files with the names of a probe's are its own where the first or the last of them, which have marks inside, is a probe's.
-    """
-    with output_errors(out):
-        if out.exists() and not out.is_dir():
-            raise UsageError(f"output {str(out)!r} is a file: choose a folder")
-        names = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".") if out.exists() else []
-    if others := [name for name in names if name not in (*_FILES, FEATURES, TEST_FEATURES)]:
-        raise UsageError(f"output {str(out)!r} holds something other than a probe ({others[0]!r}): choose another --out")
-    refuse_links([out / name for name in (FEATURES, TEST_FEATURES, CHECKPOINTS)])
-    begun = PROBE_FILE.recognize(out / FILE) or has_kind(_KIND)(out / _RESULTS)
-    for name in _FILES:
-        refuse_stranger(out / name, None if begun else recognize_none)
+def check_probe_folder(out: Path) -> None:
+    """Raise UsageError if a folder holds anything but a probe, finished or not; OutputError if it cannot be read."""
+    check_folder(out, "probe", _FILES, PROBE_FILE)

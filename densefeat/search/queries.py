@@ -42,6 +42,23 @@ def embed_images(
     return extractor.forward(torch.cat(prepared))[column].flatten(1).cpu().numpy()
 
 
+def describe_extractor(extractor: FeatureExtractor, store: Store) -> dict[str, Any]:
+    """Return a provenance by which :func:`rebuild_extractor` makes an extractor of the same maps.
+
+    ``store``: what was computed of these maps; its job measured the percentiles of pixels where that is asked for.
+    """
+    return {
+        **extractor.provenance,
+        "weights": extractor.provenance["weights"] | {"sha256": extractor.weights_sha256},
+        "preprocessing": store.provenance["preprocessing"],
+        "decoder": extractor.decoder,
+        "blocks": [tap.name for tap in extractor.taps],
+        "tap": extractor.tap,
+        "pool": ["none"],
+        "precision": extractor.precision,
+    }
+
+
 def rebuild_extractor(
     provenance: dict[str, Any],
     columns: Sequence[str],

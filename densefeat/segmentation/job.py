@@ -1,46 +1,30 @@
 """The job of ``densefeat segment probe``: from images and masks to heads on every block's positions, and the report on them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from densefeat.base import (
-    add_checksum,
-    atomic_file,
-    check_checksum,
-    check_output_name,
-    has_kind,
-    output_errors,
-    parse_json,
-    recognize_none,
-    refuse_links,
-    refuse_stranger,
-)
+from densefeat.base import add_checksum, check_output_name
 from densefeat.errors import UsageError, WeightsError
-from densefeat.extraction import ColumnsNet, extract
 from densefeat.features import FeatureExtractor
-from densefeat.images import PixelRule, Preprocessing, is_image_folder, open_source, printable_keys
-from densefeat.labels import PARTS, TEST, TRAIN, VAL, MaskFiles, find_masks, split_sha256
-from densefeat.probing import to_json
-from densefeat.segmentation.data import Annotation, DenseData, assign_parts, join_stores, read_annotations
-from densefeat.segmentation.fitting import PROTOCOLS, DenseCandidate, PositionSample, fit_all
-from densefeat.segmentation.grid_net import BlockGrid, GridNet, find_shape, plan_grids
+from densefeat.images import PixelRule, is_image_folder
+from densefeat.labels import PARTS, TEST, TRAIN, VAL, split_sha256
+from densefeat.probing import RESULTS, check_folder, read_results, save_results, to_json
+from densefeat.search import describe_extractor
+from densefeat.segmentation.data import DenseData, assign_parts, join_stores, read_annotations
+from densefeat.segmentation.fitting import PROTOCOLS, DenseCandidate, fit_all
+from densefeat.segmentation.grid_net import BlockGrid, find_shape, plan_grids
 from densefeat.segmentation.masks import read_names
 from densefeat.segmentation.page import PAGE, write_page
+from densefeat.segmentation.positions import count_classes
 from densefeat.segmentation.segmenter import FILE, SEGMENTER_FILE, Segmenter, load_segmenter, save_segmenter
-from densefeat.store import Store, open_store
+from densefeat.segmentation.stores import extract_stores, find_annotated
 from densefeat.version import __version__
 
-_RESULTS, _FEATURES, _TEST_FEATURES = "results.json", "features", "test-features"
-_KIND = "densefeat segment probe"
-_FILES = (_RESULTS, PAGE, FILE)
-_LIST_KEY = b"densefeat_annotated"  # in the schema's metadata of a list of annotated images
+_WHAT = "segment probe"  # in messages, and in the kind of results
 _STRIDE = 4
 _FEW = 10  # images: with fewer, results are rough
 
@@ -108,35 +92,41 @@ def probe_masks(
     grids = plan_grids(extractor, stride)
     shape = find_shape(grids, extractor.preprocessing.size)
     names = None if classes is None else read_names(Path(classes))
-    places = [(images, masks)] + ([] if test_images is None else [(test_images, str(test_masks))])
-    bases = [base if number == 0 or not is_image_folder(place) else None for number, (place, _) in enumerate(places)]
-    found = [_find_masks(*place, base) for place, base in zip(places, bases, strict=True)]
-    table, annotations, masks_sha256, notes = read_annotations([each.by_key for each in found], names, ignore, shape)
-    notes = [note for each in found for note in each.notes] + notes
-
-    settings = {"device": device, "batch_size": batch_size, "workers": workers}
-    stores = _extract_stores([place for place, _ in places], bases, found, out, extractor, grids, settings)
-    unread = sum(len(store.failures) for store in stores)
-    annotations, more = assign_parts(join_stores(annotations, stores), len(table.names), seed)
-    notes += more + _note_few(annotations) + _note_absent(annotations, table.names)
+    inputs = [find_annotated(images, masks, base)]
+    if test_images is not None:
+        inputs.append(find_annotated(test_images, str(test_masks), None if is_image_folder(test_images) else base))
+    files = [each.masks.by_key for each in inputs]
+    table, annotations, masks_sha256, notes = read_annotations(files, names, ignore, shape)
+    stores = extract_stores(inputs, out, extractor, grids, device=device, batch_size=batch_size, workers=workers)
+    annotations, split_notes = assign_parts(join_stores(annotations, stores), len(table.names), seed)
     data = DenseData(stores, annotations, table, {grid.column: grid.channels for grid in grids}, shape, seed)
+    notes = [*(note for each in inputs for note in each.masks.notes), *notes, *split_notes, *_note_gaps(data)]
+    made_by = {"densefeat": __version__, "images": stores[0].provenance["images"]}
     request = {
-        "kind": _KIND,
+        "kind": f"densefeat {_WHAT}",
         "protocol": protocol,
         "stride": stride,
         "seed": seed,
         "classes": {str(value): name for value, name in zip(table.values, table.names, strict=True)},
         "ignored": ignore,
         "masks_sha256": masks_sha256,
-        "split_sha256": split_sha256([each.key for each in annotations], _list_parts(annotations)),
-        "provenance": _describe_features(extractor, stores[0]),
+        "split_sha256": split_sha256([each.key for each in annotations], np.array([each.part for each in annotations])),
+        "provenance": made_by | describe_extractor(extractor, stores[0]),
     }
-    if (results := _read_finished(out, to_json(request))) is not None:
-        return Segmented(out, results, unread, done_before=True)
+    failures = sum(len(store.failures) for store in stores)
+    if (finished := _read_finished(out, request)) is not None:
+        return Segmented(out, finished, failures, done_before=True)
     best, reports, sample = fit_all(protocol, data)
-    shown = [place if base is None else base for (place, _), base in zip(places, bases, strict=True)]
-    results = to_json(request | _summarize(data, best, reports, sample, notes))
-    return Segmented(out, _write(out, data, best, grids, results, shown), unread)
+    results = request | {
+        "images": {name: len(data.select(part)) for part, name in enumerate(PARTS)},
+        "parts": {name: [each.key for each in data.select(part)] for part, name in enumerate(PARTS)},
+        "positions": {"train": sample.train, "val": len(sample.targets) - sample.train, "grid": shape},
+        "notes": notes,
+        "candidates": reports,
+        "best": best.name,
+    }
+    own = tuple(grid for grid in grids if grid.column in best.columns)
+    return Segmented(out, _write(out, data, best, own, to_json(results), [each.place for each in inputs]), failures)
 
 
 def _check_arguments(
@@ -149,161 +139,55 @@ def _check_arguments(
     if ignore is not None and not 0 <= ignore < 2**16:
         raise UsageError(f"number {ignore} to ignore: masks have 0 to 65535")
     check_output_name(out)
-    _check_folder(out)
+    check_folder(out, _WHAT, (RESULTS, PAGE, FILE), SEGMENTER_FILE)
 
 
-def _check_folder(out: Path) -> None:
-    """Raise UsageError if a folder holds anything but a segment probe, finished or not; OutputError if it cannot be made."""
-    with output_errors(out):
-        if out.exists() and not out.is_dir():
-            raise UsageError(f"output {str(out)!r} is a file: choose a folder")
-        entries = sorted(entry.name for entry in out.iterdir() if entry.name[0] != ".") if out.exists() else []
-    if others := [name for name in entries if name not in (*_FILES, _FEATURES, _TEST_FEATURES)]:
-        raise UsageError(
-            f"output {str(out)!r} holds something other than a segment probe ({others[0]!r}): choose another --out"
-        )
-    refuse_links([out / _FEATURES, out / _TEST_FEATURES])
-    begun = SEGMENTER_FILE.recognize(out / FILE) or has_kind(_KIND)(out / _RESULTS)
-    for name in _FILES:
-        refuse_stranger(out / name, None if begun else recognize_none)
-
-
-def _find_masks(images: str | Path, masks: str | Path, base: str | Path | None) -> MaskFiles:
-    return find_masks(printable_keys(open_source(images, base=base).keys()).to_pylist(), Path(masks))
-
-
-def _extract_stores(
-    images: Sequence[str | Path],
-    bases: Sequence[str | Path | None],
-    masks: Sequence[MaskFiles],
-    out: Path,
-    extractor: FeatureExtractor,
-    grids: Sequence[BlockGrid],
-    settings: dict[str, Any],
-) -> list[Store]:
-    """Extract the blocks' maps to stores in ``out``, but for what is done already. Test images are converted as the first."""
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    network, channels = GridNet(extractor, grids), {grid.column: grid.channels for grid in grids}
-    stores: list[Store] = []
-    for place, base, found, name in zip(images, bases, masks, (_FEATURES, _TEST_FEATURES), strict=False):
-        if stores:
-            extractor.preprocessing = Preprocessing.from_json(stores[0].provenance["preprocessing"], str(stores[0].path))
-        net = ColumnsNet(str(extractor.provenance["model"]), network, channels, extractor.preprocessing)
-        source, folder = _list_annotated(place, found, out / f".{name}.parquet") or (place, base)
-        decoder = extractor.decoder
-        extract(source, out / name, net, pool="none", dtype="float16", decoder=decoder, base=folder, update=True, **settings)
-        stores.append(open_store(out / name))
-    return stores
-
-
-def _list_annotated(images: str | Path, masks: MaskFiles, path: Path) -> tuple[Path, str | Path] | None:
-    """Write a list of those images in a folder that have masks; return it and its base, or None for all images, or no folder.
-
-    Masks may be added later: the same command then extracts their images, too.
-    """
-    if masks.whole or not is_image_folder(images):
-        return None
-    table = pa.table({"path": pa.array(masks.by_key, pa.large_string())})  # Parquet, for names may have line breaks
-    with atomic_file(path, _is_list) as beside, output_errors(path), open(beside, "wb") as file:
-        pq.write_table(table.replace_schema_metadata({_LIST_KEY: b"1"}), file)
-    return path, images
-
-
-def _is_list(path: Path) -> bool:
-    """Recognize a list of annotated images."""
-    try:
-        return _LIST_KEY in (pq.read_schema(path).metadata or {})
-    except (OSError, pa.ArrowException):
-        return False
-
-
-def _describe_features(extractor: FeatureExtractor, store: Store) -> dict[str, Any]:
-    """Return what :func:`densefeat.search.rebuild_extractor` needs to make the same maps, before they become grids."""
-    weights = extractor.provenance["weights"] | {"sha256": extractor.weights_sha256}
-    return {
-        "densefeat": __version__,
-        **extractor.provenance,
-        "weights": weights,
-        "images": store.provenance["images"],
-        "preprocessing": store.provenance["preprocessing"],
-        "decoder": extractor.decoder,
-        "blocks": [tap.name for tap in extractor.taps],
-        "tap": extractor.tap,
-        "pool": ["none"],
-        "precision": extractor.precision,
-    }
-
-
-def _note_few(annotations: Sequence[Annotation]) -> list[str]:
-    parts = _list_parts(annotations)
-    counts = {name: int(np.count_nonzero(parts == part)) for name, part in (("validation", VAL), ("test", TEST))}
+def _note_gaps(data: DenseData) -> list[str]:
+    """Say where there are few images, and which classes no position to learn from has: heads are fitted on no others."""
+    counts = {name: len(data.select(part)) for name, part in (("validation", VAL), ("test", TEST))}
     few = " and ".join(f"{count} {name}" for name, count in counts.items() if count < _FEW)
-    return [f"only {few} images: figures and choices are rough"] if few else []
-
-
-def _note_absent(annotations: Sequence[Annotation], names: Sequence[str]) -> list[str]:
-    """Say which classes no position of the training images has: heads are fitted on no others."""
-    present = {int(code) for each in annotations if each.part == TRAIN for code in set(each.labels.ravel().tolist())}
-    absent = [name for code, name in enumerate(names) if code not in present]
-    return [f"no position to learn from has the class {', '.join(map(repr, absent))}"] if absent else []
-
-
-def _list_parts(annotations: Sequence[Annotation]) -> np.ndarray:
-    return np.array([each.part for each in annotations], np.int8)
-
-
-def _summarize(
-    data: DenseData, best: DenseCandidate, reports: list[dict[str, Any]], sample: PositionSample, notes: list[str]
-) -> dict[str, Any]:
-    return {
-        "images": {name: len(data.select(part)) for part, name in enumerate(PARTS)},
-        "parts": {name: [each.key for each in data.select(part)] for part, name in enumerate(PARTS)},
-        "positions": {"train": sample.train, "val": len(sample.targets) - sample.train, "grid": data.shape},
-        "notes": notes,
-        "candidates": reports,
-        "best": best.name,
-    }
+    learnt = count_classes([each.labels for each in data.select(TRAIN)], len(data.table.names))
+    absent = ", ".join(repr(name) for name, count in zip(data.table.names, learnt, strict=True) if not count)
+    return [
+        *([f"only {few} images: figures and choices are rough"] if few else []),
+        *([f"no position to learn from has the class {absent}"] if absent else []),
+    ]
 
 
 def _write(
     out: Path,
     data: DenseData,
     best: DenseCandidate,
-    grids: Sequence[BlockGrid],
+    grids: tuple[BlockGrid, ...],
     results: dict[str, Any],
     images: Sequence[str | Path],
 ) -> dict[str, Any]:
-    """Write all files, each atomically and ``results.json`` last; return the content of that."""
+    """Write all files, each atomically and ``results.json`` last; return the content of that.
+
+    ``grids``: those of the best candidate; ``images``: where those of each store are.
+    """
     results = add_checksum(results)
     report = next(report for report in results["candidates"] if report["name"] == best.name)
     told = {name: results[name] for name in ("protocol", "seed", "split_sha256", "images")} | report
-    own = tuple(grid for grid in grids if grid.column in best.columns)
     segmenter = Segmenter(
-        data.table.values, data.table.names, own, best.fit.head, best.fit.log_prior, results["provenance"], told
+        data.table.values, data.table.names, grids, best.fit.head, best.fit.log_prior, results["provenance"], told
     )
     save_segmenter(out / FILE, segmenter)
     write_page(out / PAGE, data, best, results, images)
-    with atomic_file(out / _RESULTS) as beside:
-        beside.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
+    save_results(out, results)
     return results
 
 
 def _read_finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     """Return the results in ``out`` if it holds all files of the same request; None if some are missing or damaged.
 
-    Raises UsageError for those of another request, WeightsError for damaged results.
+    Raises errors as :func:`densefeat.probing.read_results`.
     """
-    if not (out / _RESULTS).exists():
+    results = read_results(out, _WHAT, request)
+    if results is None or not (out / PAGE).exists():
         return None
-    results = parse_json((out / _RESULTS).read_text(encoding="utf-8"))
-    check_checksum(results, f"results {str(out / _RESULTS)!r}")
-    if differing := [name for name, value in request.items() if results.get(name) != value]:
-        raise UsageError(
-            f"output {str(out)!r} holds another segment probe ({', '.join(differing)} differ): choose another --out"
-        )
     try:
         load_segmenter(out / FILE)
     except WeightsError:
         return None
-    return results if (out / PAGE).exists() else None
+    return results

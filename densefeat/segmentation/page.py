@@ -1,6 +1,7 @@
 """The report of a segment probe as one HTML page, and its tables as text."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -9,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from densefeat.base import Chart, ImageCard, Section, Table, check_target, printable, render_page, save_page, shorten_text
-from densefeat.errors import DensefeatError
 from densefeat.labels import TEST
 from densefeat.overlay import lay_classes, view_whole
 from densefeat.segmentation.data import Annotation, DenseData
@@ -17,7 +17,7 @@ from densefeat.segmentation.fitting import DenseCandidate
 from densefeat.segmentation.grid_net import add_prior, choose_classes, score_positions
 from densefeat.segmentation.masks import IGNORED, ClassTable, colour_classes
 from densefeat.segmentation.scores import compute_mean_iou
-from densefeat.store import encode_thumbnail, read_entries, read_pictures
+from densefeat.store import encode_thumbnail, make_pictures, read_entries
 
 PAGE = "index.html"
 _IMAGES = 24  # of the test images, with two pictures each
@@ -125,14 +125,11 @@ def _show_worst(
     pictures: dict[int, Image.Image] = {}
     problem = None
     for source, store in enumerate(data.stores):
-        rows = np.array([tested[place].row for place in order if tested[place].source == source], np.int64)
-        try:
-            entries = {entry: row for row, entry in read_entries(store, rows).items()}
-            for entry, picture in read_pictures(store.provenance, entries, images[source], _view):
-                if picture is not None:
-                    pictures[chosen[source, entries[entry]]] = picture
-        except DensefeatError as error:
-            problem = str(error)
+        entries = read_entries(store, np.array([row for of_store, row in chosen if of_store == source], np.int64))
+        view = partial(view_whole, edge=_EDGE)
+        made, failure = make_pictures(store.provenance, entries.values(), images[source], view)
+        pictures |= {chosen[source, row]: made[entry] for row, entry in entries.items() if entry in made}
+        problem = failure or problem
     sections = [
         Section(
             f"{shorten_text(tested[place].key)}: {_format_share(float(ratings[place]))} %",
@@ -141,14 +138,6 @@ def _show_worst(
         for place in order
     ]
     return sections, problem
-
-
-def _view(item: Any) -> Image.Image | None:
-    """Return a small picture; None if the image cannot be decoded: the page shows the others."""
-    try:
-        return view_whole(item, _EDGE)
-    except DensefeatError:
-        return None
 
 
 def _make_cards(data: DenseData, each: Annotation, scores: np.ndarray, picture: Image.Image | None) -> list[ImageCard]:

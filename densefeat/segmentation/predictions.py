@@ -10,12 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from densefeat.base import (
-    progress_bar,
-    write_csv,
-)
-from densefeat.evaluation import ResultFolder
-from densefeat.extraction import ColumnsNet, extract
+from densefeat.base import progress_bar, write_csv
+from densefeat.evaluation import ResultFolder, Results
+from densefeat.extraction import ColumnsNet
 from densefeat.labels import read_mask
 from densefeat.overlay import lay_classes, make_palette, name_files, save_overlays, view_whole
 from densefeat.segmentation.grid_net import choose_classes
@@ -29,20 +26,13 @@ _STORE, _MASKS, _OVERLAYS, _TABLE = "logits", "masks", "overlays", "shares.csv"
 _COLOURS = 256  # of a PNG's palette
 
 
-@dataclass(frozen=True)
-class Painted:
-    """The files that :func:`predict_masks` wrote.
+@dataclass(frozen=True, kw_only=True)
+class Painted(Results):
+    """The files that :func:`predict_masks` wrote. ``shares``: each class's share of all pixels, by name."""
 
-    ``shares``: each class's share of all pixels, by name. ``undrawn``: pictures that were not drawn, each with the reason.
-    """
-
-    path: Path
-    table: Path
-    rows: int
-    failures: int
-    failures_path: Path
+    masks: Path
+    overlays: Path
     shares: dict[str, float]
-    undrawn: dict[str, str]
 
 
 def predict_masks(
@@ -77,14 +67,14 @@ def predict_masks(
     network = segmenter.network(weights, device)
     extractor = network.extractor
     net = ColumnsNet(str(Path(model).resolve()), network, {_COLUMN: len(segmenter.names)}, extractor.preprocessing)
-    result = extract(
-        images, folder.store, net, pool="none", dtype="float16", device=device, batch_size=batch_size, workers=workers,
+    result = folder.extract(
+        model, net, images, pool="none", dtype="float16", device=device, batch_size=batch_size, workers=workers,
         decoder=extractor.decoder, overwrite=overwrite, base=base, **reading,
     )  # fmt: skip
-    store = open_store(result.path)
-    undrawn = _draw(store, images if base is None else base, folder.root, segmenter)
-    shares = _write_table(folder, store, segmenter)
-    return Painted(folder.root, folder.table, result.rows, result.failures, result.failures_path, shares, undrawn)
+    store, masks, overlays = open_store(result.path), folder.root / _MASKS, folder.root / _OVERLAYS
+    not_drawn = _draw(store, images if base is None else base, masks, overlays, segmenter)
+    shares = _write_table(folder, store, masks, segmenter)
+    return Painted(**folder.describe(result), not_drawn=not_drawn, masks=masks, overlays=overlays, shares=shares)
 
 
 def _open_folder(out: Path, segmenter: Segmenter) -> ResultFolder:
@@ -96,15 +86,14 @@ def _open_folder(out: Path, segmenter: Segmenter) -> ResultFolder:
     return folder
 
 
-def _draw(store: Store, images: str | Path, out: Path, segmenter: Segmenter) -> dict[str, str]:
+def _draw(store: Store, images: str | Path, masks: Path, overlays: Path, segmenter: Segmenter) -> dict[str, str]:
     """Draw the masks and the overlays that are missing; return those that could not be drawn, with the reasons."""
-    shape = store.shapes[_COLUMN] if len(store) else (1, 1, 1)
     values = np.array(segmenter.values, np.uint16)
     colours = colour_classes(segmenter.values)
     palette = make_palette(_COLOURS)
 
     def choose(image: Image.Image, row: dict[str, np.ndarray]) -> np.ndarray:
-        return choose_classes(row[_COLUMN].reshape(shape), image.height, image.width)
+        return choose_classes(row[_COLUMN].reshape(store.shapes[_COLUMN]), image.height, image.width)
 
     def draw_mask(image: Image.Image, row: dict[str, np.ndarray]) -> Image.Image:
         numbers = values[choose(image, row)]
@@ -117,14 +106,13 @@ def _draw(store: Store, images: str | Path, out: Path, segmenter: Segmenter) -> 
     def draw_overlay(image: Image.Image, row: dict[str, np.ndarray]) -> Image.Image:
         return lay_classes(image, choose(image, row), colours)
 
-    undrawn = save_overlays(store, images, out / _MASKS, [_COLUMN], view_whole, draw_mask)
-    return undrawn | save_overlays(store, images, out / _OVERLAYS, [_COLUMN], view_whole, draw_overlay)
+    not_drawn = save_overlays(store, images, masks, [_COLUMN], view_whole, draw_mask)
+    return not_drawn | save_overlays(store, images, overlays, [_COLUMN], view_whole, draw_overlay)
 
 
-def _write_table(folder: ResultFolder, store: Store, segmenter: Segmenter) -> dict[str, float]:
+def _write_table(folder: ResultFolder, store: Store, masks: Path, segmenter: Segmenter) -> dict[str, float]:
     """Write the share of each class in the pixels of each mask; return their shares in the pixels of all masks."""
-    masks = folder.root / _MASKS
-    entries = list(read_entries(store, np.arange(len(store))).values())
+    entries = list(read_entries(store).values())
     values, total = list(segmenter.values), np.zeros(len(segmenter.values), np.int64)
 
     def list_rows(advance: Any) -> Iterator[tuple[str, ...]]:

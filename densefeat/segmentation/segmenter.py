@@ -10,16 +10,10 @@ from torch import nn
 
 from densefeat.base import TensorFile
 from densefeat.errors import WeightsError
+from densefeat.extraction import identify
 from densefeat.features import FeatureExtractor, GridRule
 from densefeat.nets import file_sha256
-from densefeat.probing import (
-    Head,
-    KnnHead,
-    LinearHead,
-    pack_head,
-    parse_head,
-    parse_names,
-)
+from densefeat.probing import Head, KnnHead, LinearHead, pack_head, parse_head, parse_names
 from densefeat.search import rebuild_extractor
 from densefeat.segmentation.grid_net import BlockGrid, GridNet, add_prior, find_shape, score_positions
 from densefeat.segmentation.masks import MAX_CLASSES
@@ -70,9 +64,7 @@ class SegmenterNet(nn.Module):
                 raise WeightsError(f"{subject}: {grid.channels} channels of {grid.tap!r}, which has {shapes[grid.tap][0]}")
         self.maps, self.segmenter = GridNet(self.extractor, segmenter.grids), segmenter
         self.shape = find_shape(segmenter.grids, self.extractor.preprocessing.size)
-        # a store is identified by the tensors of its network: this one makes the stores of two segmenters differ
-        sha256 = bytes(32) if segmenter.path is None else bytes.fromhex(file_sha256(segmenter.path))
-        self.register_buffer("identity", torch.frombuffer(bytearray(sha256), dtype=torch.uint8).float())
+        identify(self, bytes(32) if segmenter.path is None else bytes.fromhex(file_sha256(segmenter.path)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = {name: values.cpu().numpy() for name, values in self.maps(x).items()}

@@ -32,8 +32,12 @@ def list_entry_columns(store: Store) -> list[str]:
     return [name for name in ("path", "label", "x", "y", "page") if name in store.schema.names]
 
 
-def read_entries(store: Store, rows: np.ndarray) -> dict[int, ImageEntry]:
-    """Read the entries of some rows, by row number, each once; rows of -1 are left out. The columns are read whole."""
+def read_entries(store: Store, rows: np.ndarray | None = None) -> dict[int, ImageEntry]:
+    """Read the entries of some rows, by row number, each once; rows of -1 are left out. The columns are read whole.
+
+    ``rows``: integers; None: all rows, in their order.
+    """
+    rows = np.arange(len(store)) if rows is None else rows
     distinct = np.unique(rows[rows >= 0])
     columns = {name: store.column(name).take(distinct).to_pylist() for name in list_entry_columns(store)}
     return {int(row): ImageEntry(**{name: values[i] for name, values in columns.items()}) for i, row in enumerate(distinct)}

@@ -81,12 +81,22 @@ def make_pictures(
     make: Callable[[Decodable], _Picture | None],
     progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[dict[ImageEntry, _Picture], str | None]:
-    """Do as :func:`make_thumbnails`, with another function that makes an entry's picture; several images at a time."""
+    """Do as :func:`make_thumbnails`, with another function that makes an entry's picture; several images at a time.
+
+    An image that cannot be decoded, for whatever reason, has none: a page shows the others.
+    """
     if images is None:
         return {}, _ask_for_images(provenance.get("images"), provenance.get("input_options") or {})
+
+    def make_or_none(item: Decodable) -> _Picture | None:
+        try:
+            return make(item)
+        except Exception:
+            return None
+
     pictures: dict[ImageEntry, _Picture] = {}
     try:
-        for entry, picture in read_pictures(provenance, entries, images, make):
+        for entry, picture in read_pictures(provenance, entries, images, make_or_none):
             if picture is not None:
                 pictures[entry] = picture
             progress(1)
@@ -161,12 +171,8 @@ def _find_items(
 
 
 def _make_thumbnail(item: Decodable) -> str | None:
-    """Return a data URI; None if the image cannot be decoded, for whatever reason: the page shows the others."""
-    try:
-        decoded = item.decode()
-        return None if decoded is None else encode_thumbnail(decoded.pixels)
-    except Exception:
-        return None
+    decoded = item.decode()
+    return None if decoded is None else encode_thumbnail(decoded.pixels)
 
 
 def make_file_thumbnail(path: str, provenance: dict[str, Any]) -> str | None:

@@ -173,6 +173,6 @@ def test_masks_that_do_not_fit_are_refused_before_the_work(scored: tuple[Path, S
 def test_a_list_with_its_images_elsewhere(scored: tuple[Path, Scored], place: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path\nbad/1.png\ngood/0.png\n")
     found = score_images(scored[0], tmp_path / "list.csv", tmp_path / "out", base=place / "new", device="cpu")
-    assert (found.rows, found.pictures_missing) == (2, {})
+    assert (found.rows, found.not_drawn) == (2, {})
     assert (tmp_path / "out/heat/bad/1.png").exists()
     assert found.page.read_text().count("data:image/jpeg") == 2

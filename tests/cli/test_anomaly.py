@@ -1,13 +1,14 @@
 """``densefeat anomaly fit`` and ``score`` as a person meets them."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from support.commands import run_command
+from support.commands import Finished, run_command
 from support.tiny_net import TINY, write_tiny_weights
 
 
@@ -38,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def score(place: Path, *arguments: object) -> tuple[int, str, str]:
+def score(place: Path, *arguments: object) -> Finished:
     return run_command("anomaly", "score", "--model", "detector", "--images", "new", "--device", "cpu", *arguments, cwd=place)
 
 
@@ -55,6 +56,20 @@ def test_scores(place: Path) -> None:
     assert sorted(path.relative_to(place / "scores/heat").as_posix() for path in (place / "scores/heat").rglob("*.png")) == [
         "good/24.png", "good/25.png", "hole/0.png",
     ]  # fmt: skip
+
+
+def test_black_masks_of_defects_are_counted(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "new", tmp_path / "new")
+    shutil.copytree(place / "masks", tmp_path / "masks")
+    shutil.copy(tmp_path / "new/hole/0.png", tmp_path / "new/hole/1.png")
+    (tmp_path / "masks/good").mkdir()
+    for name in ("hole/1", "good/24"):  # of the second it is expected
+        Image.new("L", (40, 40)).save(tmp_path / f"masks/{name}.png")
+    code, output, errors = score(place, "--images", tmp_path / "new", "--out", tmp_path / "o", "--masks", tmp_path / "masks")
+    assert code == 0, errors
+    assert "\n1 masks of defects are all black: their images count as good\n" in errors
+    assert "AUROC of images  " in output
+    assert "all black" not in score(place, "--out", tmp_path / "p", "--masks", "masks").stderr
 
 
 @pytest.mark.parametrize(

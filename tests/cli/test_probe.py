@@ -212,7 +212,7 @@ def test_errors_come_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "out/mine.txt").write_text("")
     finished = run("--images", tmp_path, "--out", tmp_path / "out")
     assert finished.exit_code == 2
-    assert "holds something other than a probe ('mine.txt')" in finished.stderr
+    assert "holds other files than a probe ('mine.txt')" in finished.stderr
     finished = run(tmp_path / "no", "--out", tmp_path / "new")
     assert finished.exit_code == 2
     assert "no such file or folder" in finished.stderr

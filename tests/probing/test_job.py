@@ -189,7 +189,7 @@ def test_results_that_lack_an_entry(tmp_path: Path, entry: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
-        ("thesis.doc", "x", "holds something other than a probe \\('thesis.doc'\\)"),
+        ("thesis.doc", "x", "holds other files than a probe \\('thesis.doc'\\)"),
         ("results.json", "{}", "results.json' exists and was not written by this command"),
         ("results.json", "[1", "results.json' exists and was not written by this command"),
         (

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from densefeat.base.pages import Table
+from densefeat.probing.folder import to_json
 from densefeat.probing.page import candidate_table, few_shot_table
-from densefeat.probing.results import _list_files, to_json
+from densefeat.probing.results import _list_files
 
 
 def test_only_what_json_has() -> None:

@@ -73,7 +73,7 @@ def test_the_same_call_makes_what_is_missing(folder: Path) -> None:
     result = predict_masks(folder / "out", folder / "new/images", out, device="cpu")
     assert {path: path.read_bytes() for path in sorted(out.rglob("*.png"))} == before
     assert (out / "shares.csv").read_bytes() == table
-    assert (result.rows, result.failures, result.undrawn) == (3, 1, {})
+    assert (result.rows, result.failures, result.not_drawn) == (3, 1, {})
     assert sum(result.shares.values()) == pytest.approx(1)
 
 

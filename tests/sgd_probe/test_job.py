@@ -25,8 +25,8 @@ from densefeat.nets.dense_net import DenseNet
 from densefeat.probing.attentive import AttentiveHead
 from densefeat.probing.candidates import BlockFitter
 from densefeat.probing.data import load_data
+from densefeat.probing.folder import CHECKPOINTS
 from densefeat.probing.probe_file import load_probe
-from densefeat.probing.results import CHECKPOINTS
 from densefeat.sgd_probe.attentive_heads import ATTENTIVE_RATES
 from densefeat.sgd_probe.candidates import _choose_linear
 from densefeat.sgd_probe.job import probe_images
@@ -384,7 +384,7 @@ def test_unusable_input(make_folder: Callable[..., Path], tmp_path: Path, fast: 
         probe_images(images, tmp_path / "out", labels=tmp_path / "labels.csv", **fast)
     (tmp_path / "used").mkdir()
     (tmp_path / "used/thesis.txt").write_text("")
-    with pytest.raises(UsageError, match="holds something other than a probe"):
+    with pytest.raises(UsageError, match="holds other files than a probe"):
         probe_images(images, tmp_path / "used", **fast)
     with pytest.raises(UsageError, match="'in'"):
         probe_images(images, tmp_path / "other", **fast)
