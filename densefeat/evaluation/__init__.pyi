@@ -1,7 +1,7 @@
 from .accuracy import Evaluation, evaluate, load_eval_images, open_for_network
 from .class_order import read_classes
 from .predictions import Predicted, ProbeNet, Scorer, open_scorer, predict
-from .result_folder import ResultFolder, Results
+from .result_folder import ResultFolder, Results, list_place_columns
 
 __all__ = [
     "Evaluation",
@@ -11,6 +11,7 @@ __all__ = [
     "Results",
     "Scorer",
     "evaluate",
+    "list_place_columns",
     "load_eval_images",
     "open_for_network",
     "open_scorer",

@@ -13,7 +13,7 @@ from torch import nn
 
 from densefeat.certainty import Certainty
 from densefeat.errors import UsageError
-from densefeat.evaluation.result_folder import ResultFolder, Results
+from densefeat.evaluation.result_folder import ResultFolder, Results, list_place_columns
 from densefeat.extraction import ColumnsNet, identify
 from densefeat.images import PixelRule, Preprocessing
 from densefeat.labels import SEPARATOR, Task
@@ -169,7 +169,7 @@ def _write_table(
     """
     counts: Counter[str] = Counter()
     given: Counter[str] = Counter()
-    copied = [name for name in ("path", "page", "x", "y", "label") if name in store.schema.names]
+    copied = list_place_columns(store)
 
     def tabulate(scores: np.ndarray, ood: np.ndarray | None) -> dict[str, list[str]]:
         scores = scores[:, 0] if scorer.task == "regression" else scores

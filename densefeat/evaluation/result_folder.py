@@ -23,9 +23,14 @@ from densefeat.errors import UnknownRange, UsageError
 from densefeat.extraction import ColumnsNet, ExtractResult, extract
 from densefeat.nets import file_sha256
 from densefeat.overlay import find_stranger
-from densefeat.store import Layout, check_store_folder, is_store
+from densefeat.store import Layout, Store, check_store_folder, is_store
 
 _LONGEST_HEADER = 2**20  # bytes
+
+
+def list_place_columns(store: Store) -> list[str]:
+    """List the columns of a store that a table of its rows begins with: which image a row is of, and its label."""
+    return [name for name in ("path", "page", "x", "y", "label") if name in store.schema.names]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from densefeat.evaluation import Scorer
+from densefeat.evaluation import Scorer, list_place_columns
 from densefeat.explaining.evidence import SCORES, Explainer
 from densefeat.labels import Targets, encode_multi_labels, match_numbers, parse_number, split_label
 from densefeat.probing import make_predictions, predict_labels, rate_mistakes, tabulate_answers
 from densefeat.store import Store
-
-_COPIED = ("path", "page", "x", "y", "label")
 
 
 @dataclass
@@ -37,51 +35,46 @@ class ExplainedTable:
     gap: float | None = None
 
     @property
-    def header(self) -> list[str]:
-        names = [name for name in _COPIED if name in self.store.schema.names] + ["predicted", "probability"]
-        names += ["explained"] if self.scorer.task == "multi" else []
-        return [*names, "score", *([] if self.explainer.bias is None else ["bias", *self.explainer.maps])]
+    def _copied(self) -> list[str]:
+        return list_place_columns(self.store)
 
-    def list_rows(self) -> Iterator[list[Any]]:
+    @property
+    def header(self) -> list[str]:
+        explained = ["explained"] if self.scorer.task == "multi" else []
+        terms = [] if self.explainer.bias is None else ["bias", *self.explainer.maps]
+        return [*self._copied, "predicted", "probability", *explained, "score", *terms]
+
+    def list_rows(self) -> Iterator[tuple[Any, ...]]:
         """Yield the cells of each row, and keep what the page needs."""
-        copied = [name for name in _COPIED if name in self.store.schema.names]
-        maps = [] if self.explainer.bias is None else list(self.explainer.maps)
+        bias = self.explainer.bias
+        maps = [] if bias is None else list(self.explainer.maps)
         named = self.explainer.named.cpu().numpy()
-        for batch in self.store.record_batches([*copied, SCORES, *maps]):
+        for batch in self.store.record_batches([*self._copied, SCORES, *maps]):
             values = {name: batch.column(name).flatten().to_numpy().reshape(len(batch), -1) for name in (SCORES, *maps)}
-            scores = values[SCORES]
-            chosen = np.column_stack([scores.argmax(1), np.broadcast_to(named, (len(batch), len(named)))])
-            explained = np.take_along_axis(scores, chosen, 1)
-            sums = np.stack([_sum_maps(values[name], chosen.shape[1]) for name in maps], 1) if maps else None
-            if sums is not None and self.explainer.bias is not None:
-                differences = np.abs(self.explainer.bias[chosen] + sums[:, 0] - explained)
+            chosen = np.column_stack([values[SCORES].argmax(1), np.broadcast_to(named, (len(batch), len(named)))])
+            explained = np.take_along_axis(values[SCORES], chosen, 1)
+            numbers = [explained[:, 0]]
+            if bias is not None:
+                sums = np.stack([_sum_maps(values[name], chosen.shape[1]) for name in maps], 1)
+                differences = np.abs(bias[chosen] + sums[:, 0] - explained)
                 self.gap = max(self.gap or 0.0, float(differences.max(initial=0)))
                 self.sums.extend(sums)
+                numbers += [bias[chosen[:, 0]], *sums[:, :, 0].T]
             self.chosen.extend(chosen)
             self.scores.extend(explained)
-            labels = batch.column("label").to_pylist() if "label" in copied else [None] * len(batch)
-            self._rate(scores, labels)
-            columns = [batch.column(name).to_pylist() for name in copied]
-            for row in range(len(batch)):
-                number = len(self.chosen) - len(batch) + row
-                yield [*(column[row] for column in columns), *self.answers[number], *self._tell(number)]
+            columns = {name: batch.column(name).to_pylist() for name in self._copied}
+            answers = self._rate(values[SCORES], columns.get("label", [None] * len(batch)))
+            names = [[self.scorer.classes[number] for number in chosen[:, 0]]] if self.scorer.task == "multi" else []
+            cells = [[f"{value:.7g}" for value in column] for column in numbers]
+            yield from zip(*columns.values(), *answers, *names, *cells, strict=True)
 
-    def _tell(self, row: int) -> list[str]:
-        """Return a row's cells from ``explained`` or ``score`` on."""
-        first = self.chosen[row][0]
-        cells = [self.scorer.classes[first]] if self.scorer.task == "multi" else []
-        numbers = [self.scores[row][0]]
-        if self.explainer.bias is not None:
-            numbers += [self.explainer.bias[first], *self.sums[row][:, 0]]
-        return cells + [f"{value:.7g}" for value in numbers]
-
-    def _rate(self, scores: np.ndarray, labels: Sequence[str | None]) -> None:
-        """Take down the answers of some rows, how sure they are, and how wrong."""
+    def _rate(self, scores: np.ndarray, labels: Sequence[str | None]) -> tuple[list[str], list[str]]:
+        """Return the answers for some rows and their probabilities; take down these, how sure they are, and how wrong."""
         task, classes, certainty = self.scorer.task, self.scorer.classes, self.scorer.certainty
         scores = scores[:, 0] if task == "regression" else scores
-        made = make_predictions(task, classes, scores, certainty)
-        told = tabulate_answers(made, scores)
-        self.answers.extend(zip(told["predicted"], told["probability"], strict=True))
+        told = tabulate_answers(make_predictions(task, classes, scores, certainty), scores)
+        answers = told["predicted"], told["probability"]
+        self.answers.extend(zip(*answers, strict=True))
         calibrated = scores if certainty is None else certainty.calibrate(scores)
         self.sureness.extend([0.0] * len(scores) if task == "regression" else predict_labels(task, classes, calibrated)[1])
         rows, targets = _encode_known(self.scorer, labels)
@@ -89,6 +82,7 @@ class ExplainedTable:
         if len(rows):
             badness[rows] = rate_mistakes(targets, calibrated[rows])
         self.badness.extend(badness.tolist())
+        return answers
 
     def order(self) -> tuple[np.ndarray, int]:
         """Return all rows, mistakes first (the worst before others), then the least certain; and the number of mistakes."""
@@ -110,22 +104,18 @@ def _sum_maps(values: np.ndarray, classes: int) -> np.ndarray:
 
 def _encode_known(scorer: Scorer, labels: Sequence[str | None]) -> tuple[np.ndarray, Targets]:
     """Return the positions of the labels that the model could predict, and these as targets."""
-    classes = tuple(scorer.classes)
-    changed = match_numbers({label for label in labels if label is not None}, classes) if scorer.task == "single" else {}
-    texts = [None if label is None else changed.get(label, label) for label in labels]
-    known = set(classes)
-
-    def is_known(text: str | None) -> bool:
-        if text is None:
-            return False
-        if scorer.task == "regression":
-            return parse_number(text) is not None
-        return known.issuperset(split_label(text)) if scorer.task == "multi" else text in known
-
-    rows = np.array([row for row, text in enumerate(texts) if is_known(text)], np.int64)
-    found = [str(texts[row]) for row in rows]
+    classes, given = tuple(scorer.classes), {label for label in labels if label is not None}
+    codes = {name: code for code, name in enumerate(classes)}
+    known: dict[str | None, Any]  # what each label is encoded as
+    if scorer.task == "regression":
+        known = {label: number for label in given if (number := parse_number(label)) is not None}
+    elif scorer.task == "multi":
+        known = {label: label for label in given if codes.keys() >= set(split_label(label))}
+    else:
+        changed = match_numbers(given, classes)
+        known = {label: codes[name] for label in given if (name := changed.get(label, label)) in codes}
+    rows = np.array([row for row, label in enumerate(labels) if label in known], np.int64)
+    found = [known[labels[row]] for row in rows]
     if scorer.task == "multi":
         return rows, encode_multi_labels(found, list(classes))
-    codes = {name: code for code, name in enumerate(classes)}
-    values = [parse_number(text) if scorer.task == "regression" else codes[text] for text in found]
-    return rows, Targets(scorer.task, classes, np.array(values, np.float64 if scorer.task == "regression" else np.int64))
+    return rows, Targets(scorer.task, classes, np.array(found, np.float64 if scorer.task == "regression" else np.int64))
