@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from PIL import Image
 
 from densefeat.images import Preprocessing
@@ -26,9 +25,6 @@ def view_input(preprocessing: Preprocessing) -> Callable[[Decodable], Image.Imag
 
     def view(item: Decodable) -> Image.Image | None:
         decoded = item.decode()
-        if decoded is None:
-            return None
-        pixels: torch.Tensor = geometry(decoded.pixels)
-        return shrink_image(pixels, preprocessing.size)
+        return None if decoded is None else shrink_image(geometry(decoded.pixels), preprocessing.size)
 
     return view

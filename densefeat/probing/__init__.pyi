@@ -21,7 +21,7 @@ from .knn import LEAST_SHARE, KnnHead, fit_knn
 from .layer_selection import keep_features, mark_kept
 from .layers_head import LayersHead, normalize_layers, scale_layers
 from .logreg import NEVER, fit_logreg
-from .metrics import MAIN, compute_metrics
+from .metrics import MAIN, compute_metrics, draw_resamples, find_interval
 from .page import candidate_table, few_shot_table
 from .predictions import predict_labels, rate_mistakes
 from .probe_file import FILE, Probe, find_probe_file, load_probe
@@ -65,9 +65,11 @@ __all__ = [
     "compare_candidates",
     "compute_metrics",
     "count_settings",
+    "draw_resamples",
     "encode_targets",
     "extract_images",
     "few_shot_table",
+    "find_interval",
     "find_largest_penalty",
     "find_probe_file",
     "fit_candidates",

@@ -253,7 +253,7 @@ def bootstrap(
         for name, values in _resample_metrics(targets, scores, counts, ranked=left).items():
             measured.setdefault(name, []).append(values)
         left = max(0, left - counts.shape[1])
-    return {name: _interval(np.concatenate(values)) for name, values in measured.items()}
+    return {name: find_interval(np.concatenate(values)) for name, values in measured.items()}
 
 
 def compare_predictions(targets: Targets, first: np.ndarray, second: np.ndarray, seed: int = 0) -> PairedComparison:
@@ -267,7 +267,7 @@ def compare_predictions(targets: Targets, first: np.ndarray, second: np.ndarray,
     difference = (main_metric(targets, first, once) - main_metric(targets, second, once))[0]
     pieces = _draw_pieces(len(targets), 1000, seed)
     spread = np.concatenate([main_metric(targets, first, counts) - main_metric(targets, second, counts) for counts in pieces])
-    ends = _interval(spread)
+    ends = find_interval(spread)
     if ends is None or np.isnan(difference):
         raise UsageError(f"{MAIN[targets.task]} is undefined on these {len(targets)} rows: nothing can be compared")
     if targets.task == "single":
@@ -288,7 +288,7 @@ def _draw_pieces(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Draw resamples in pieces; where one piece holds them all, it is kept for the next call with the same arguments."""
     step = max(1, _PIECE_COUNTS // max(1, rows))
     if step >= resamples:
-        yield _draw_all(rows, resamples, seed)
+        yield draw_resamples(rows, resamples, seed)
         return
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, step):
@@ -296,7 +296,7 @@ def _draw_pieces(rows: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 @lru_cache(maxsize=1)
-def _draw_all(rows: int, resamples: int, seed: int) -> np.ndarray:
+def draw_resamples(rows: int, resamples: int, seed: int) -> np.ndarray:
     """Count how often each resample has each row: ``(rows, resamples)`` uint8 (256 times does not happen)."""
     if resamples < 2:
         raise UsageError(f"{resamples} resamples: give at least 2")
@@ -312,7 +312,8 @@ def _draw_counts(generator: np.random.Generator, rows: int, resamples: int) -> n
     return counts
 
 
-def _interval(values: np.ndarray) -> tuple[float, float] | None:
+def find_interval(values: np.ndarray) -> tuple[float, float] | None:
+    """Return the percentiles 2.5 and 97.5 of the values, ``(resamples,)``, that are no NaN; None if there are none."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return None

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from densefeat.probing import draw_resamples, find_interval
 from densefeat.segmentation.masks import IGNORED
 
 _RESAMPLES = 1000
-_PERCENTILES = (2.5, 97.5)
 
 
 def count_overlaps(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
@@ -53,23 +53,16 @@ def measure(counts: np.ndarray, seed: int) -> dict[str, Any]:
     the Bootstrap, 1993, section 13.3). Images are drawn rather than pixels, for the pixels of an image are alike. A class that
     is absent from a resample is left out of it. None stands for what is undefined, such as the intervals of a single image.
     """
-    generator = np.random.default_rng(seed)
-    flat = counts.reshape(len(counts), -1)
-    resamples = np.zeros((_RESAMPLES, flat.shape[1]), np.int64)
-    for number in range(_RESAMPLES if len(flat) > 1 else 0):  # those of a single image are all alike
-        resamples[number] = np.bincount(generator.integers(0, len(flat), len(flat)), minlength=len(flat)) @ flat
+    drawn = draw_resamples(len(counts), _RESAMPLES, seed) if len(counts) > 1 else np.zeros((1, 1), np.uint8)
+    spread = _measure_all(np.tensordot(drawn.T.astype(np.int64), counts, 1))
     values = _measure_all(counts.sum(0))
-    spread = _measure_all(resamples.reshape(_RESAMPLES, *counts.shape[1:]))
     intervals = {name: _find_ends(each) for name, each in spread.items()}
     return {"values": {name: _to_list(each) for name, each in values.items()}, "intervals": intervals}
 
 
 def _find_ends(values: np.ndarray) -> Any:
-    """Return the ends of an interval, or of one for each column; None where all are NaN."""
-    if values.ndim == 2:
-        return [_find_ends(column) for column in values.T]
-    defined = values[~np.isnan(values)]
-    return [float(end) for end in np.percentile(defined, _PERCENTILES)] if len(defined) else None
+    """Return the ends of an interval, or of one for each column."""
+    return [find_interval(column) for column in values.T] if values.ndim == 2 else find_interval(values)
 
 
 def _to_list(values: np.ndarray) -> Any:

@@ -14,12 +14,12 @@ from densefeat.labels.targets import Targets, Task
 from densefeat.probing import metrics
 from densefeat.probing.metrics import (
     PairedComparison,
-    _draw_all,
     _draw_pieces,
     _resample_metrics,
     bootstrap,
     compare_predictions,
     compute_metrics,
+    draw_resamples,
     main_metric,
 )
 
@@ -87,7 +87,7 @@ def test_against_scikit_learn(task: Task, ties: bool, classes: int) -> None:
 @pytest.mark.parametrize("task", ["single", "multi", "regression"])
 def test_counts_equal_repeated_rows(task: Task) -> None:
     targets, scores = random_predictions(task, rows=60, ties=True)
-    counts = _draw_all(60, 7, seed=3)
+    counts = draw_resamples(60, 7, seed=3)
     measured, main = _resample_metrics(targets, scores, counts), main_metric(targets, scores, counts)
     for r in range(7):
         rows = np.repeat(np.arange(60), counts[:, r])
@@ -99,7 +99,7 @@ def test_counts_equal_repeated_rows(task: Task) -> None:
 def test_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     for task in ("single", "multi"):
         targets, scores = random_predictions(task, ties=True)
-        counts = _draw_all(300, 30, seed=3)
+        counts = draw_resamples(300, 30, seed=3)
         whole = _resample_metrics(targets, scores, counts)
         monkeypatch.setattr("densefeat.probing.metrics._PIECE_VALUES", 100)
         monkeypatch.setattr("densefeat.probing.matrices._PIECE_VALUES", 100)
@@ -166,7 +166,7 @@ def noisy_scores(rows: int = 400, classes: int = 6, seed: int = 0, lift: float =
 
 def test_intervals_are_percentiles_over_the_same_draws() -> None:
     targets, scores = noisy_scores()
-    measured, counts = bootstrap(targets, scores, resamples=50, seed=4), _draw_all(400, 50, 4)
+    measured, counts = bootstrap(targets, scores, resamples=50, seed=4), draw_resamples(400, 50, 4)
     y, predicted = targets.values, scores.argmax(1)
     values = {"top1": [], "balanced_accuracy": [], "macro_f1": []}
     for weights in counts.T:
@@ -179,11 +179,11 @@ def test_intervals_are_percentiles_over_the_same_draws() -> None:
 
 
 def test_draws() -> None:
-    counts = _draw_all(100, 300, seed=1)
+    counts = draw_resamples(100, 300, seed=1)
     assert (counts.sum(0) == 100).all()
     assert counts.std() == pytest.approx(1, abs=0.03)  # as a Poisson variable's
-    assert not np.array_equal(counts, _draw_all(100, 300, seed=2))
-    np.testing.assert_array_equal(counts, _draw_all(100, 300, seed=1))
+    assert not np.array_equal(counts, draw_resamples(100, 300, seed=2))
+    np.testing.assert_array_equal(counts, draw_resamples(100, 300, seed=1))
 
 
 def test_pieces_of_resamples_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_pieces_of_resamples_make_no_difference(monkeypatch: pytest.MonkeyPatch)
     _, other = noisy_scores(seed=1)
     whole, compared = bootstrap(targets, scores, resamples=250), compare_predictions(targets, scores, other)
     monkeypatch.setattr(metrics, "_PIECE_COUNTS", 400 * 60)
-    np.testing.assert_array_equal(np.concatenate(list(_draw_pieces(400, 250, 3)), 1), _draw_all(400, 250, 3))
+    np.testing.assert_array_equal(np.concatenate(list(_draw_pieces(400, 250, 3)), 1), draw_resamples(400, 250, 3))
     assert bootstrap(targets, scores, resamples=250) == whole
     assert compare_predictions(targets, scores, other) == compared
     assert max(counts.size for counts in _draw_pieces(400, 250, 3)) == 400 * 60
