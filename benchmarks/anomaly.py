@@ -3,13 +3,13 @@
     python benchmarks/anomaly.py --data tiles --peer venv-anomalib/bin/python
 
 DATA has ``train/good``, ``test/KIND`` and ``masks/KIND``. PEER is a Python that has densefeat's dependencies and anomalib;
-without it the table has no such row. Times are the processor's, for images that are prepared, of all threads together.
+without it the table has no such row. Times are the processor's, for images that are prepared, of all threads together: medians
+over batches, each of which all arms take in turn.
 """
 
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,18 +44,46 @@ with torch.no_grad():
     for batch in torch.from_numpy(arrays["train"]).split(8):
         model(batch)
     model.subsample_embedding(float(share))
-fit, scores, maps, times = time.process_time() - started, [], [], []
+fit, scores, maps = time.process_time() - started, [], []
+batches = torch.from_numpy(arrays["test"]).split(8)
 model.eval()
 with torch.no_grad():
-    for batch in torch.from_numpy(arrays["test"]).split(8):
-        started = time.process_time()
+    for batch in batches:
         found = model(batch)
-        times.append((time.process_time() - started) / len(batch))
         scores.append(found.pred_score.numpy())
         maps.append(found.anomaly_map[:, 0].numpy().astype(np.float32))
-bank = len(model.memory_bank)
-np.savez(out, scores=np.concatenate(scores), maps=np.concatenate(maps), seconds=np.median(times), fit=fit, bank=bank)
+    bank = model.memory_bank
+    np.savez(out, scores=np.concatenate(scores), maps=np.concatenate(maps), fit=fit, bank=bank.shape)
+    print("ready", flush=True)
+    for line in sys.stdin:  # the number of a batch to take
+        started = time.process_time()
+        model(batches[int(line)])
+        print("seconds", time.process_time() - started, flush=True)
 """
+Work = Callable[[int], float]  # the number of a batch to the seconds that it takes
+
+
+class Peer:
+    """anomalib in a process of its own, which has fitted, and scored the test images to ``out``, when this is made."""
+
+    def __init__(self, python: str, images: Path, out: Path, model: str, share: float) -> None:
+        place = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [python, "-W", "ignore", "-c", PEER, images, out, model, str(share)]
+        self.process = subprocess.Popen(command, env=place, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.read("ready")
+
+    def read(self, word: str) -> str:
+        """Return the rest of the next line that begins with ``word``; the peer prints others."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(word):
+                return line.removeprefix(word)
+        raise RuntimeError(f"the peer ended with {self.process.wait()}")
+
+    def work(self, number: int) -> float:
+        assert self.process.stdin is not None
+        print(number, file=self.process.stdin, flush=True)
+        return float(self.read("seconds"))
 
 
 def judge_peer(found: Any, masks: list[np.ndarray]) -> dict[str, float]:
@@ -75,18 +103,15 @@ def measure_own(method: str, model: str, size: int, train: Path, data: Path, roo
     scored = score_images(fitted.path, data / "test", root / f"{method}-scores", masks=data / "masks", device="cpu")
     detector = load_detector(fitted.path)
     extractor = detector.extractor(device="cpu")
-    seconds = median_seconds(lambda batch: detector.measure(extractor.forward_grid(batch, detector.rule)), x)
-    bank = len(detector.normal.bank) if method == "patchcore" else 0
-    return {"arm": f"densefeat {method}", **scored.metrics, "seconds": seconds, "fit": fit, "bank": bank, "size": detector.size}
+    batches = x.split(BATCH)
 
-
-def median_seconds(work: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
-    times = []
-    for batch in x.split(BATCH):
+    def work(number: int) -> float:
         started = time.process_time()
-        work(batch)
-        times.append((time.process_time() - started) / len(batch))
-    return float(np.median(times))
+        detector.measure(extractor.forward_grid(batches[number], detector.rule))
+        return time.process_time() - started
+
+    bank = len(detector.normal.bank) if method == "patchcore" else 0
+    return {"arm": f"densefeat {method}", **scored.metrics, "work": work, "fit": fit, "bank": bank, "size": detector.size}
 
 
 @click.command()
@@ -123,13 +148,17 @@ def main(data: Path, model: str, size: int, images: int, peer: str | None, share
             assert store.keys.tolist() == [path.relative_to(data / "test").as_posix() for path in tests]
             learnt = np.array(train)[~choose_held_out(len(train), RATE)].tolist()  # the peer learns from the same
             np.savez(root / "images.npz", train=extractor.prepare(learnt).numpy(), test=x.numpy())
-            place = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-            command = [peer, "-W", "ignore", "-c", PEER, root / "images.npz", root / "peer.npz", model, str(share)]
-            subprocess.run(command, env=place, check=True, stdout=sys.stderr)
+            running = Peer(peer, root / "images.npz", root / "peer.npz", model, share)
             found = np.load(root / "peer.npz")
-            bank = int(found["bank"])
-            rows.append({"arm": "anomalib PatchCore", **judge_peer(found, masks), "seconds": float(found["seconds"]),
-                         "fit": float(found["fit"]), "bank": bank, "size": 4 * 642 * bank})  # fmt: skip
+            bank, dims = found["bank"].tolist()
+            rows.append({"arm": "anomalib PatchCore", **judge_peer(found, masks), "work": running.work,
+                         "fit": float(found["fit"]), "bank": bank, "size": 4 * dims * bank})  # fmt: skip
+        for number in range(-1, len(x) // BATCH):  # whole batches; the first is taken twice, and then compiled
+            for row in rows:
+                row.setdefault("times", []).append(row["work"](max(0, number)) / BATCH)
+    for row in rows:
+        del row["work"]
+        row["seconds"] = float(np.median(row.pop("times")[1:]))
     for row in rows:
         row |= {"rate": 1 / row["seconds"], "ratio": rows[-1]["seconds"] / row["seconds"], "megabytes": row["size"] / 1e6}
         row |= {name: 100 * row[name] for name in ("image_auroc", "pixel_auroc", "pro")}

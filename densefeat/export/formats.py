@@ -7,10 +7,8 @@ load into the network that they build.
 import copy
 import io
 import json
-import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +26,7 @@ from densefeat.export.card import format_card
 from densefeat.export.check import Runner
 from densefeat.export.source import ExportSource
 from densefeat.export.tracing import TracedNet
-from densefeat.features import find_openvino_obstacle, get_openvino_core
+from densefeat.features import convert_program, find_openvino_obstacle, get_openvino_core
 from densefeat.images import Preprocessing
 from densefeat.loading import CONFIG, WEIGHTS, write_config
 from densefeat.nets import load_weights
@@ -146,27 +144,12 @@ def _open_torch(path: Path) -> tuple[str, Runner]:
 
 def _convert_to_openvino(traced: TracedNet, names: list[str], metadata: dict[str, Any]) -> Any:
     """Make an OpenVINO model with ``metadata`` as JSON in the entry ``densefeat`` of its ``rt_info``."""
-    import openvino  # an optional package
-
-    with _keep_root_logger():
-        model = openvino.convert_model(traced.program)
+    model = convert_program(traced.program)
     model.inputs[0].get_tensor().set_names({"images"})
     for output, name in zip(model.outputs, names, strict=True):
         output.get_tensor().set_names({name})
     model.set_rt_info(json.dumps(metadata), ["densefeat"])
     return model
-
-
-@contextmanager
-def _keep_root_logger() -> Iterator[None]:
-    """Undo what OpenVINO's converter does to the log of the whole program: after a failure it leaves warnings hidden."""
-    root = logging.getLogger()
-    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        root.filters[:], root.handlers[:] = filters, handlers
 
 
 def _save_openvino(model: Any, path: Path) -> None:

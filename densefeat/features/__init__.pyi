@@ -1,4 +1,4 @@
-from .engines.openvino.engine import find_openvino_obstacle, get_openvino_core
+from .engines.openvino.engine import convert_program, find_openvino_obstacle, get_openvino_core
 from .engines.openvino.quantize import check_nncf
 from .engines.quantized import QuantizedNetwork
 from .engines.triton.engine import count_traffic
@@ -14,6 +14,7 @@ __all__ = [
     "QuantizedNetwork",
     "Tap",
     "check_nncf",
+    "convert_program",
     "count_traffic",
     "find_openvino_obstacle",
     "find_taps",

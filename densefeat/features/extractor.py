@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 from densefeat.base import choose_device, describe_error
 from densefeat.errors import BackendError, DecodeError, UnknownRange, UsageError
 from densefeat.features.calibration import Calibration, measure_cosines
-from densefeat.features.engines.choose import build_engine, choose_backend
+from densefeat.features.engines.choose import LOG, build_engine, choose_backend, list_candidates, needs_proof
 from densefeat.features.engines.engine import BlockOutput, Engine, EngineSpec
 from densefeat.features.engines.foldable import NotFoldable
 from densefeat.features.engines.folded import fold_network
@@ -25,6 +25,7 @@ from densefeat.features.engines.snapshot import Snapshot
 from densefeat.features.forward import eval_mode, full_float32, run_network
 from densefeat.features.grid import GridRule
 from densefeat.features.pooling import Pool, parse_pools
+from densefeat.features.proof import Trial, compare_features, try_backend
 from densefeat.features.taps import Tap, find_taps
 from densefeat.images import MEMORY, ChannelStats, Geometry, ImageLike, PixelRule, Preprocessing, check_decoder, open_image
 from densefeat.loading import load_network
@@ -221,7 +222,10 @@ class FeatureExtractor:
         pools = self.pools if pools is None else pools
         if x.ndim != 4:
             raise UsageError(f"images of shape {tuple(x.shape)}: pass (N, C, H, W)")
-        cached = self._get_engine() if len(x) else None
+        return self._forward_by(self._get_engine(x) if len(x) else None, x, pools)
+
+    def _forward_by(self, cached: "CachedEngine | None", x: torch.Tensor, pools: dict[str, Pool]) -> dict[str, torch.Tensor]:
+        """Compute by an engine or, without one, by the plain network."""
         run = self._run_plain_network if cached is None else partial(self._run_engine, cached)
         return _concat_features([run(chunk, pools) for chunk in x.split(self._chunk_size(cached, pools, len(x)))])
 
@@ -260,16 +264,68 @@ class FeatureExtractor:
                 for name, pool in pools.items()
             }
 
-    def _get_engine(self) -> "CachedEngine | None":
+    def _get_engine(self, x: torch.Tensor) -> "CachedEngine | None":
         """Return the engine for the current weights and taps, built again if they have changed.
 
-        None: the plain network computes.
+        None: the plain network computes. One that has to prove itself is compared with that on ``x (N, C, H, W)``.
 
-        Raises BackendError where the requested backend can no longer run this model, or not in this process.
+        Raises BackendError where the requested backend can no longer run this model, or not in this process, or is not equal.
         """
         if self.backend != "reference" and (self._cached_engine is None or not self._cached_engine.is_current(self.taps)):
             self._cached_engine = self._build_engine()
-        return self._cached_engine
+            if self._cached_engine is not None and needs_proof(self.backend, self.model):
+                self._check_engine(self._cached_engine, x[:_CPU_CHUNK])
+        return None if self.backend == "reference" else self._cached_engine
+
+    def _check_engine(self, cached: "CachedEngine", x: torch.Tensor) -> None:
+        found, expected = (self._forward_by(each, x, self.pools) for each in (cached, None))
+        _, reason = compare_features(found, expected, self.precision, self.device)
+        if reason is not None:
+            self._cached_engine = None
+            raise BackendError(f"backend {self.backend!r}: {reason}: choose backend 'reference'")
+
+    def prove(self, images: torch.Tensor | Sequence[ImageLike]) -> list[Trial]:
+        """Look whether a faster backend than the plain network is right on these images, and faster; from then on use it.
+
+        For the backend ``"auto"``, where it has chosen the plain network: on a GPU, and for networks that are not ours.
+
+        Args:
+            images: As of :meth:`__call__`, a batch like those to come.
+
+        Returns:
+            What was measured of each candidate, one line of which is logged; empty where there are none.
+        """
+        if self._requested_backend != "auto" or self.backend != "reference":
+            return []
+        x = next(self._batches(images))
+        plain = partial(self._forward_by, None, x, self.pools)
+        trials, best = [], None
+        for backend, obstacle in list_candidates(self.model, self._engine_spec()).items():
+            cached, trial = self._try_backend(backend, obstacle, x, plain)
+            trials.append(trial)
+            LOG.info(trial.describe())
+            if trial.refused is None and (best is None or (trial.speed or 0) > best):
+                best, self.backend, self._cached_engine = trial.speed, backend, cached
+        return trials
+
+    def _try_backend(
+        self, backend: str, obstacle: str | None, x: torch.Tensor, plain: Callable[[], dict[str, torch.Tensor]]
+    ) -> tuple["CachedEngine | None", Trial]:
+        if obstacle is not None:
+            return None, Trial(backend, obstacle)
+        built: list[CachedEngine] = []
+
+        def build() -> Callable[[], dict[str, torch.Tensor]]:
+            built.append(self._cache_engine(build_engine(backend, self.model, self._engine_spec())))
+            return partial(self._forward_by, built[0], x, self.pools)
+
+        trial = try_backend(backend, plain, build, self.precision, self.device)
+        return (built[0] if built else None), trial
+
+    def use_backend(self, backend: str) -> None:
+        """Compute by another backend from now on. Raises BackendError where it cannot run this network here."""
+        self.backend = choose_backend(backend, self.model, self._engine_spec())
+        self._requested_backend, self._cached_engine = backend, None
 
     def _build_engine(self) -> "CachedEngine | None":
         spec = self._engine_spec()
@@ -281,6 +337,9 @@ class FeatureExtractor:
             if self.backend == "reference":
                 return None
             engine = build_engine(self.backend, self.model, spec, quantized)
+        return self._cache_engine(engine)
+
+    def _cache_engine(self, engine: Engine) -> "CachedEngine":
         snapshot = Snapshot(self.model, thorough=self._is_own_model)
         return CachedEngine(engine, list(self.taps), self._ordered_taps(), snapshot, os.getpid())
 

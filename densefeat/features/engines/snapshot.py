@@ -16,14 +16,13 @@ class Snapshot:
     """A record of a model's tensors: where they are and what they hold.
 
     torch counts the writes into a tensor, except those through ``.data`` and numpy. A ``thorough`` snapshot also notices
-    these, for tensors on the CPU, by comparing every byte; and it notices replaced parts of the model. The classifier may
-    change.
+    these, for tensors on the CPU, by comparing every byte; and it notices replaced parts of the model.
     """
 
     def __init__(self, model: nn.Module, thorough: bool) -> None:
-        features: Any = model.features
+        features: Any = getattr(model, "features", model)  # of networks of ours, the classifier may change
         self.thorough = thorough
-        self.modules = [model, *features.modules()]
+        self.modules = list(dict.fromkeys([model, *features.modules()]))
         self.parts = _collect_parts(self.modules)
         self.tensors = [part for part in self.parts if isinstance(part, torch.Tensor)]
         self.writes = _count_writes(self.tensors)

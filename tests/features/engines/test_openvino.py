@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from densefeat.features.engines.engine import BlockOutput
-from densefeat.features.engines.folded import fold_network
+from densefeat.features.engines.openvino.build import build_openvino_engine
 from densefeat.features.engines.openvino.engine import _MAX_SIZES, OpenVinoEngine, find_openvino_obstacle
 from densefeat.nets.zoo import VARIANTS
 from support.engines import assert_close_outputs, compute_reference, deluge, dense, make_images, make_spec
@@ -20,7 +20,7 @@ from support.helpers import randomize_statistics, relative_difference
 def engine_for(
     model: nn.Module, blocks: tuple[int, ...] = (0, 1), tap: str = "norm", precision: str = "fp32"
 ) -> OpenVinoEngine:
-    return OpenVinoEngine(fold_network(model), make_spec(blocks, tap, precision))
+    return build_openvino_engine(model, make_spec(blocks, tap, precision))
 
 
 def check_network(model: nn.Module, x: torch.Tensor, tap: str, blocks: tuple[int, ...]) -> None:

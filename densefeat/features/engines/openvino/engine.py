@@ -4,20 +4,21 @@ openvino is imported when it is first needed, since it is optional and slow to i
 """
 
 import importlib.util
+import logging
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from densefeat.errors import BackendError
-from densefeat.features.engines.engine import BlockOutput, EngineSpec
-from densefeat.features.engines.finite import find_broken_blocks, propagate_nan
-from densefeat.features.engines.folded import FoldedNetwork
-from densefeat.features.engines.quantized import QuantizedNetwork
+from densefeat.features.engines.engine import BlockOutput
+from densefeat.features.engines.finite import propagate_nan
 
 _MAX_SIZES = 4  # image sizes that get graphs of their own; further sizes share graphs for any size, which are slower
 _REQUEST_PIXELS = 2 * 224**2  # of one request's images, so that their maps stay in the caches
@@ -67,27 +68,62 @@ def get_openvino_core() -> Any:
     return _owner.core
 
 
+def convert_program(program: Any) -> Any:
+    """Convert a program of torch.export to a model of OpenVINO's. Raises whatever the converter raises."""
+    import openvino
+
+    with _keep_root_logger():
+        return openvino.convert_model(program)
+
+
+@contextmanager
+def _keep_root_logger() -> Iterator[None]:
+    """Undo what OpenVINO's converter does to the log of the whole program: after a failure it leaves warnings hidden."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
+
+
+class Graph(Protocol):
+    """A network of which models for images of one size are made."""
+
+    @property
+    def any_size(self) -> bool:
+        """Whether a model can also be made for images of any size."""
+
+    @property
+    def blocks(self) -> int:
+        """The number of blocks that have outputs."""
+
+    def make_model(self, mean: bool, maps: bool, shape: Sequence[int]) -> Any:
+        """Make a model for images of ``shape``, where -1 means any size.
+
+        Its outputs are all means, then all maps, each if requested.
+        """
+
+
 class OpenVinoEngine:
     """An :class:`Engine` for the CPU that runs requests of a few images side by side, on the threads that torch has.
 
     The first call with a batch of a new size compiles a graph, in about half a second. Calls from several threads take turns.
 
     Args:
-        network: The folded network.
-        spec: For the CPU. With bf16 the maps are rounded to it, and returned as float32.
-        quantized: The same network and spec in int8, which is computed then; None for other precisions.
+        graph: The network.
+        broken: For each block whether a weight that its features depend on is not finite.
+        precision: As of an EngineSpec. With bf16 the maps are rounded to it, and returned as float32.
 
     Raises:
-        BackendError: This process was forked from one that has used openvino, or ``quantized`` cannot be read.
+        BackendError: This process was forked from one that has used openvino.
     """
 
-    def __init__(self, network: FoldedNetwork, spec: EngineSpec, quantized: QuantizedNetwork | None = None) -> None:
+    def __init__(self, graph: Graph, broken: Sequence[bool], precision: str) -> None:
         self.core = get_openvino_core()
-        from densefeat.features.engines.openvino.graph import build_graph, read_graph  # imports openvino
-
-        self.graph = build_graph(network, spec) if quantized is None else read_graph(self.core, quantized, spec)
-        self.broken = find_broken_blocks(network, spec)
-        self.precision = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[spec.precision]  # int8: of all that is not quantised
+        self.graph, self.broken = graph, broken
+        self.precision = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision]  # int8: of all that is not quantised
         self.threads = torch.get_num_threads()
         self.sizes: set[tuple[int, int]] = set()
         self.queues: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
@@ -97,7 +133,7 @@ class OpenVinoEngine:
         """Compute the features as :class:`Engine` describes. Raises RuntimeError for images too small for the network."""
         with self.turn:
             outputs = self.run(x, mean, maps)
-        blocks = len(self.graph.maps)
+        blocks = self.graph.blocks
         block_means = outputs[:blocks] if mean else [None] * blocks
         block_maps = outputs[-blocks:] if maps else [None] * blocks
         results = [BlockOutput(*pair) for pair in zip(block_means, block_maps, strict=True)]
@@ -136,7 +172,7 @@ class OpenVinoEngine:
         It runs as many requests side by side as share the threads evenly.
         """
         size = (x.shape[2], x.shape[3])
-        exact = size in self.sizes or len(self.sizes) < _MAX_SIZES
+        exact = not self.graph.any_size or size in self.sizes or len(self.sizes) < _MAX_SIZES
         shape = (request_size, x.shape[1], *(size if exact else (-1, -1)))
         streams = max(n for n in range(1, self.threads + 1) if self.threads % n == 0 and n <= requests)
         key = (mean, maps, shape, streams)

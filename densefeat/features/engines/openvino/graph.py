@@ -38,6 +38,14 @@ class OpenVinoGraph:
     means: tuple[ov.Node, ...]
     maps: tuple[ov.Node, ...]
 
+    @property
+    def any_size(self) -> bool:
+        return True
+
+    @property
+    def blocks(self) -> int:
+        return len(self.maps)
+
     def make_model(self, mean: bool, maps: bool, shape: Sequence[int]) -> ov.Model:
         """Make a model of copied nodes, for images of ``shape``, where -1 means any size.
 
