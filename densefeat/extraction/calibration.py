@@ -1,7 +1,6 @@
 """The calibration of a job in int8, before its first row: on images of its input, compared with float32 on others."""
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from densefeat.extraction.plan import has_nothing
 from densefeat.extraction.settings import ExtractJob, describe_place
 from densefeat.features import QuantizedNetwork, check_nncf
 from densefeat.images import SelectedSource, Source, open_source, printable_key
-from densefeat.store import Layout, Manifest, read_manifest, read_quantized, save_quantized
+from densefeat.store import Layout, Manifest, is_store, read_manifest, read_quantized, require_manifest, save_quantized
 
 _IMAGES, _HELD_OUT = 300, 64
 _FEWEST = 8  # images to calibrate on; as many again are not needed to compare with float32, but one is
@@ -29,17 +28,49 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CalibrationRequest:
-    """What the user asks of a calibration: ``images`` in place of the input's, and the least median cosine to float32."""
+    """What the user asks of a calibration: its ``source`` in place of the input, and the least median cosine to float32.
 
-    images: str | Path | None = None
+    ``source``: images, or the folder of a store in int8, whose network is taken.
+    """
+
+    source: str | Path | None = None
     min_cosine: float = 0.99
 
     def check(self, precision: str) -> None:
-        """Raise UsageError for a value out of range, or images without int8."""
+        """Raise UsageError for a value out of range, or a source without int8."""
         if not 0 <= self.min_cosine <= 1:
             raise UsageError(f"min cosine {self.min_cosine}: give a number from 0 to 1")
-        if self.images is not None and precision != "int8":
+        if self.source is not None and precision != "int8":
             raise UsageError(f"--calibration is for --precision int8, not {precision}")
+
+    @property
+    def store(self) -> Layout | None:
+        """The store whose network is taken; None where the source is images."""
+        return Layout(Path(self.source)) if self.source is not None and is_store(Path(self.source)) else None
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Images of a ``place``, by position, for one of the two purposes."""
+
+    place: str
+    source: Source
+    positions: np.ndarray
+
+    def read(self, job: ExtractJob) -> tuple[list[str], torch.Tensor]:
+        """Decode those that can be: their keys, and normalised float32 ``(N, C, size, size)``."""
+        source = SelectedSource(self.source, self.positions)
+        keys: list[str] = []
+        parts = [torch.empty(0)]
+        with (
+            ThreadPoolExecutor(job.threads) as pool,
+            closing(decode_batches(source.items(0, source.length), _BATCH, job.decoding, pool, 0)) as batches,
+        ):
+            for batch in batches:
+                if batch.pixels is not None:
+                    keys += [printable_key(item.key) for item in batch.items]
+                    parts.append(job.extractor.preprocessing.normalize(batch.pixels))
+        return keys, torch.cat(parts[1:] or parts)
 
 
 def calibrate_job(job: ExtractJob, layout: Layout | None, request: CalibrationRequest) -> ExtractJob:
@@ -58,12 +89,12 @@ def calibrate_job(job: ExtractJob, layout: Layout | None, request: CalibrationRe
     if layout is not None and current is not None and not has_nothing(layout, current):
         refuse_other_settings(layout, {"precision": current.settings.get("precision")}, {"precision": "int8"})
         job = join_calibration(job, layout, current)
+        _refuse_other_calibration(layout, job.calibration or {}, request)
         _check_cosines(job.calibration or {}, request.min_cosine)
-        if request.images is not None:
-            made = {"calibration": (job.calibration or {}).get("images")}
-            refuse_other_settings(layout, made, {"calibration": describe_place(request.images)})
         return job
-    record = _calibrate(job, request)
+    record = _calibrate(job, request) if request.store is None else _take_network(job, request.store)
+    _check_cosines(record, request.min_cosine)
+    _log.info(_describe_cosines(record))
     if layout is not None:
         network = job.extractor.quantized
         assert network is not None  # it was made just now
@@ -76,52 +107,75 @@ def join_calibration(job: ExtractJob, layout: Layout, manifest: Manifest | None 
     manifest = manifest or read_manifest(layout)
     if job.extractor.precision != "int8" or manifest is None:
         return job
+    return replace(job, calibration=_use_network(job, layout, manifest))
+
+
+def _use_network(job: ExtractJob, layout: Layout, manifest: Manifest) -> dict[str, Any]:
+    """Let the job's extractor compute by the network of a store; return its record."""
     found = read_quantized(layout, manifest)
     if found is None:
-        raise OutputError(f"output {str(layout.root)!r} names no network in int8: --overwrite starts over")
+        raise UsageError(f"{str(layout.root)!r} was not made in int8: it has no such network")
     record, nodes, constants = found
     job.extractor.use_quantized(QuantizedNetwork(nodes, constants))
-    return replace(job, calibration=record)
+    return record
+
+
+def _refuse_other_calibration(layout: Layout, record: dict[str, Any], request: CalibrationRequest) -> None:
+    if request.store is not None:
+        made, requested = record.get("sha256"), require_manifest(request.store).settings.get("calibration")
+    elif request.source is not None:
+        made, requested = record.get("images"), describe_place(request.source)
+    else:
+        return
+    refuse_other_settings(layout, {"calibration": made}, {"calibration": requested})
+
+
+def _take_network(job: ExtractJob, store: Layout) -> dict[str, Any]:
+    """Take the network of a store in int8; return its record, with the cosines of images of this job's input."""
+    manifest = require_manifest(store)
+    own = ("weights_sha256", "blocks", "tap", "preprocessing")
+    if different := [name for name in own if manifest.settings.get(name) != job.settings[name]]:
+        raise UsageError(f"--calibration {str(store.root)!r} is a store of other settings ({', '.join(different)})")
+    record = _use_network(job, store, manifest)
+    source = job.input.tiling.cut(job.input.listing)
+    keys, images = _choose_evenly(job.input.images, source, _HELD_OUT).read(job)
+    if not keys:
+        raise UsageError(f"no image of {job.input.images!r} could be read, to compare int8 with float32")
+    return record | {"held_out": keys, "cosine": _measure_cosines(job, images)}
 
 
 def _calibrate(job: ExtractJob, request: CalibrationRequest) -> dict[str, Any]:
     """Calibrate the job's extractor; return the record. Raises as :func:`calibrate_job` does."""
     check_nncf()
-    source = job.input.tiling.cut(job.input.listing)
-    count = _count_images(job)
-    if request.images is not None:
-        place, other = describe_place(request.images), job.input.tiling.cut(open_source(request.images))
-        calibrating = SelectedSource(other, _choose_evenly(other, count, place))
-        held_out = SelectedSource(source, _choose_evenly(source, _HELD_OUT, job.input.images))
+    own = job.input.tiling.cut(job.input.listing)
+    if request.source is not None:
+        other = job.input.tiling.cut(open_source(request.source))
+        chosen = _choose_evenly(describe_place(request.source), other, _count_images(job))
+        held_out = _choose_evenly(job.input.images, own, _HELD_OUT)
     else:
-        place = job.input.images
-        positions = _choose_evenly(source, count + _HELD_OUT, place)
-        held = np.linspace(0, len(positions) - 1, min(_HELD_OUT, -(-len(positions) // 5)) + 2)[1:-1].round().astype(int)
-        calibrating = SelectedSource(source, np.delete(positions, held))
-        held_out = SelectedSource(source, positions[held])
-    _log.info("int8: calibrating on %d images of %s", calibrating.length, place)
-    keys, images = _read_images(job, calibrating)
-    held_keys, held_images = _read_images(job, held_out)
+        both = _choose_evenly(job.input.images, own, _count_images(job) + _HELD_OUT)
+        count = min(_HELD_OUT, -(-len(both.positions) // 5))
+        held = np.linspace(0, len(both.positions) - 1, count + 2)[1:-1].round().astype(int)
+        chosen = replace(both, positions=np.delete(both.positions, held))
+        held_out = replace(both, positions=both.positions[held])
+    _log.info("int8: calibrating on %d images of %s", len(chosen.positions), chosen.place)
+    (keys, images), (held_keys, held_images) = chosen.read(job), held_out.read(job)
     if len(keys) < _FEWEST or not held_keys:
         raise UsageError(
-            f"{len(keys)} images of {place!r} to calibrate int8 on, and {len(held_keys)} to compare it with float32: at least"
-            f" {_FEWEST} and 1 are needed; --calibration takes images of another place"
+            f"{len(keys)} images of {chosen.place!r} to calibrate int8 on, and {len(held_keys)} to compare it with float32: at"
+            f" least {_FEWEST} and 1 are needed; --calibration takes images of another place"
         )
-    cosines = {name: values.numpy() for name, values in job.extractor.calibrate(images, held_images).items()}
+    job.extractor.calibrate(images)
     network = job.extractor.quantized
     assert network is not None
-    record = {
-        "sha256": network.sha256,
-        "images": place,
-        "keys": keys,
-        "held_out": held_keys,
-        "cosine": {
-            name: {"median": float(np.median(values)), "least": float(values.min())} for name, values in cosines.items()
-        },
-    }
-    _check_cosines(record, request.min_cosine)
-    _log.info(_describe_cosines(record))
-    return record
+    record = {"sha256": network.sha256, "images": chosen.place, "keys": keys, "held_out": held_keys}
+    return record | {"cosine": _measure_cosines(job, held_images)}
+
+
+def _measure_cosines(job: ExtractJob, images: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Compare int8 with float32: for each block the median and the least cosine."""
+    cosines = {name: values.numpy() for name, values in job.extractor.compare_to_float32(images).items()}
+    return {name: {"median": float(np.median(values)), "least": float(values.min())} for name, values in cosines.items()}
 
 
 def _check_cosines(record: dict[str, Any], least: float) -> None:
@@ -153,28 +207,8 @@ def _count_images(job: ExtractJob) -> int:
     return max(32, min(_IMAGES, _BYTES // size))
 
 
-def _choose_evenly(source: Source, count: int, place: str) -> np.ndarray:
-    """Choose up to ``count`` positions of a source, evenly: int64, ascending."""
+def _choose_evenly(place: str, source: Source, count: int) -> _Images:
+    """Choose up to ``count`` images of a source, evenly."""
     if source.length is None:
         raise UsageError(f"{place!r}: its length is not known, so images for int8 cannot be chosen evenly: --precision fp32")
-    return np.linspace(0, source.length - 1, min(count, source.length)).round().astype(np.int64)
-
-
-def _read_images(job: ExtractJob, source: Source) -> tuple[list[str], torch.Tensor]:
-    """Decode the images of a source that can be: their keys, and normalised float32 ``(N, C, size, size)``."""
-    keys: list[str] = []
-    parts = [torch.empty(0)]
-    for names, images in _prepare_batches(job, source):
-        keys += names
-        parts.append(images)
-    return keys, torch.cat(parts[1:] or parts)
-
-
-def _prepare_batches(job: ExtractJob, source: Source) -> Iterator[tuple[list[str], torch.Tensor]]:
-    with (
-        ThreadPoolExecutor(job.threads) as pool,
-        closing(decode_batches(source.items(0, source.length or 0), _BATCH, job.decoding, pool, 0)) as batches,
-    ):
-        for batch in batches:
-            if batch.pixels is not None:
-                yield [printable_key(item.key) for item in batch.items], job.extractor.preprocessing.normalize(batch.pixels)
+    return _Images(place, source, np.linspace(0, source.length - 1, min(count, source.length)).round().astype(np.int64))

@@ -140,8 +140,8 @@ def extract(
         in_chans: How many channels the network reads, if not as many as its weights.
         channel_stats: Mean and deviation of each channel: a JSON file, a store that was made with them, or ``"fit"``: those of
             the images, measured in a pass of their own, once for a store. None: the weights' own.
-        calibration: For precision int8: images to calibrate it on, as a folder, file or table; None: 300 of the input's, chosen
-            evenly. A folder's network in int8 stays in it, and makes all of its rows.
+        calibration: For precision int8: images to calibrate it on, as a folder, file or table, or a store in int8 whose
+            network is taken; None: 300 of the input's, chosen evenly. The network stays in the folder, for all of its rows.
         min_cosine: The least cosine, 0 to 1, in the median over images that were held out, of each block in int8 to float32.
         model, weights, blocks, tap, pool, device, precision, image_size: As in :class:`densefeat.FeatureExtractor`.
 

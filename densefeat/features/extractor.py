@@ -343,18 +343,10 @@ class FeatureExtractor:
         snapshot = Snapshot(self.model, thorough=self._is_own_model)
         return CachedEngine(engine, list(self.taps), self._ordered_taps(), snapshot, os.getpid())
 
-    def calibrate(
-        self, images: torch.Tensor | Sequence[ImageLike], held_out: torch.Tensor | Sequence[ImageLike] | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Quantise the network to int8, by the values that its maps take on images like those to come.
+    def calibrate(self, images: torch.Tensor | Sequence[ImageLike]) -> None:
+        """Quantise the network to int8, by the values that its maps take on a few hundred images like those to come.
 
-        Args:
-            images: As of :meth:`__call__`, a few hundred. All of them are held in memory, prepared.
-            held_out: Other images, to measure what int8 changes.
-
-        Returns:
-            For each block the cosine of each held-out image's average-pooled features to those in float32, ``(N,)``; empty
-            without ``held_out``.
+        ``images``: as of :meth:`__call__`; all of them are held in memory, prepared.
 
         Raises:
             UsageError: The extractor's precision is not int8, or the images are not such.
@@ -364,11 +356,15 @@ class FeatureExtractor:
             raise UsageError(f"precision {self.precision!r} needs no calibration: make the extractor with precision='int8'")
         prepared = [image for batch in self._batches(images) for image in batch.split(1)]
         self.use_quantized(quantize_network(fold_network(self.model), self._engine_spec(), prepared))
-        if held_out is None:
-            return {}
-        own = build_engine(self.backend, self.model, self._engine_spec(), self.quantized)
+
+    def compare_to_float32(self, images: torch.Tensor | Sequence[ImageLike]) -> dict[str, torch.Tensor]:
+        """Measure what int8 changes: for each block the cosine of each image's average-pooled features to float32's, ``(N,)``.
+
+        ``images``: as of :meth:`__call__`, others than those of the calibration. Raises UsageError before there was one.
+        """
+        own = build_engine(self.backend, self.model, self._engine_spec(), self._get_quantized())
         plain = build_engine(self.backend, self.model, replace(self._engine_spec(), precision="fp32"))
-        cosines = measure_cosines(own, plain, self._batches(held_out))
+        cosines = measure_cosines(own, plain, self._batches(images))
         return {tap.name: values for tap, values in zip(self._ordered_taps(), cosines, strict=True)}
 
     def use_quantized(self, network: QuantizedNetwork) -> None:

@@ -7,7 +7,17 @@ from .failures import count_failures, failures_file, is_failure_lines, read_fail
 from .folder import close_store, collect_failures, save_part, start_job
 from .info import describe_store
 from .layout import PART_ROWS, Layout
-from .manifest import Failure, Manifest, PartRecord, Round, list_finished_parts, read_manifest, read_record, read_records
+from .manifest import (
+    Failure,
+    Manifest,
+    PartRecord,
+    Round,
+    list_finished_parts,
+    read_manifest,
+    read_record,
+    read_records,
+    require_manifest,
+)
 from .measured import load_measured, save_measured
 from .outputs import (
     MAP_KEY,
@@ -98,6 +108,7 @@ __all__ = [
     "read_stamps",
     "redo_parts",
     "remove_work",
+    "require_manifest",
     "save_measured",
     "save_part",
     "save_quantized",
