@@ -100,7 +100,7 @@ def speed(data: Path, rounds: int, file: Path | None) -> None:
 
 @main.command()
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
-@click.option("--train", type=click.IntRange(1000), default=2000, show_default=True, help="Images to learn from, at most.")
+@click.option("--train", type=click.IntRange(400), default=2000, show_default=True, help="Images to learn from, at most.")
 @click.option("--test", type=click.IntRange(100), default=10000, show_default=True, help="Images to test on, at most.")
 @benchmark_options()
 def accuracy(data: Path, train: int, test: int, file: Path | None) -> None:

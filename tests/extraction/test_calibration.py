@@ -187,6 +187,29 @@ def test_a_single_file(folder: Path, weights: Path, tmp_path: Path, made: Path) 
 
 
 @pytest.mark.slow
+def test_other_ranks_use_the_network_of_the_first(folder: Path, weights: Path, tmp_path: Path, made: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import sys, support.tiny_net, densefeat\n"
+        f"densefeat.extract(*sys.argv[1:3], {TINY!r}, sys.argv[3], device='cpu', precision='int8', part_rows=16)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([*command, folder, tmp_path / "store", weights], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    store, one = densefeat.open_store(tmp_path / "store"), densefeat.open_store(made)
+    assert store.provenance["calibration"]["keys"] == one.provenance["calibration"]["keys"]
+    for name in one.shapes:
+        assert np.allclose(store[name], one[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_starting_over_in_float32_leaves_no_network(store: Path, folder: Path, weights: Path) -> None:
+    extract(folder, store, weights, precision="fp32", overwrite=True)
+    assert not Layout(store).quantized.exists()
+
+
+@pytest.mark.slow
 def test_tiles(folder: Path, weights: Path, tmp_path: Path) -> None:
     extract(folder, tmp_path / "store", weights, tile=32)
     assert set(read_record(tmp_path / "store")["keys"]) <= {path.name for path in folder.iterdir()}

@@ -293,6 +293,20 @@ def test_segments(tmp_path: Path) -> None:
     assert all(0 <= row["low"] <= row["mean_iou"] <= row["high"] <= 100 for row in rows.values())
 
 
+def test_int8(tmp_path: Path) -> None:
+    for seed, name in enumerate(("cifar10-train", "cifar10-test", "clothing-train", "clothing-test")):
+        write_table(tmp_path / f"{name}.parquet", 400, classes=3, size=32, seed=seed)
+    rows = run_report(tmp_path, "int8.py", "speed", "--data", tmp_path, "--rounds", 1)["speed"]
+    assert [row["network"].split(",")[0] for row in rows] == [BUNDLED, "densefeat_densenet121"]
+    assert all(row[kind]["least"] > 0 for row in rows for kind in ("wall", "cpu"))
+    report = run_report(tmp_path, "int8.py", "accuracy", "--data", tmp_path, "--train", 400, "--test", 100)
+    tables = [value for key, value in report.items() if "test images" in key]
+    assert [[row["probe"] for row in table] for table in tables] == [
+        ["fitted and tested in fp32", "fitted and tested in int8", "fitted in int8, tested in fp32"]
+    ] * 2
+    assert all(row["low"] <= row["difference"] <= row["high"] for table in tables for row in table[1:])
+
+
 def test_no_script_is_left_out() -> None:
     tested = set(re.findall(r"\"(\w+)\.py\"", Path(__file__).read_text()))
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == tested

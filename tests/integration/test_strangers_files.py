@@ -33,6 +33,7 @@ PROBE_FILES = (
     "reliability.png",
 )
 RUN_FILES = ("recipe.yaml", "metrics.jsonl", "results.json", "config.json", "model.safetensors", "curves.png", "checkpoints")
+INT8 = "--precision int8 --min-cosine 0"
 STORE_FILES = ("manifest.json", "failures.parquet", "stamps.parquet", "data", "work", ".lock")
 
 # for each command the names that it writes; words in braces stand for what the module's fixture has made
@@ -41,6 +42,7 @@ COMMANDS = {
     "extract --images {photos} --out n.parquet --overwrite {net}": ["n.parquet", "n.failures.jsonl"],
     "extract --images {photos} --out e {net}": [f"e/{name}" for name in STORE_FILES],
     "extract --images {photos} --out e --overwrite {net}": [f"e/{name}" for name in STORE_FILES],
+    f"extract --images {{photos}} --out e {INT8} {{net}}": [f"e/{name}" for name in (*STORE_FILES, "int8.safetensors")],
     "probe {store} --out p --protocol knn": [f"p/{name}" for name in PROBE_FILES],
     "probe {store} --out p --protocol layers": [f"p/{name}" for name in (*PROBE_FILES, "layers.png", "layers.svg")],
     "probe --images {photos} --out p {net}": [f"p/{name}" for name in (*PROBE_FILES, "features")],
