@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from densefeat.base import Ranks, find_full_disk
+from densefeat.base import Ranks, find_full_disk, settle_process
 from densefeat.errors import DensefeatError
 from densefeat_cli.options import epilog
 from densefeat_cli.output import print_note
@@ -39,17 +39,24 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(package_name="densefeat")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def densefeat(debug: bool) -> None:
+def densefeat(debug: bool) -> None:  # noqa: ARG001  (read from the command line)
     """Image embeddings from every block of DenseNet and DelugeNet."""
+    settle_process()  # before a command loads torch
 
 
 class _StderrHandler(logging.Handler):
-    """A handler that shows densefeat's log records as lines on stderr: all on a terminal, elsewhere only warnings."""
+    """A handler that shows densefeat's log records on stderr, each line once: all on a terminal, elsewhere only warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         visible = record.levelno >= logging.WARNING or sys.stderr.isatty()
-        if visible and Ranks.from_environment().first:  # under torchrun only the first process prints
-            print_note(record.getMessage())
+        message = record.getMessage()
+        if visible and message not in self.shown and Ranks.from_environment().first:  # under torchrun only the first prints
+            self.shown.add(message)
+            print_note(message)
 
 
 def main() -> None:

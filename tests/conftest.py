@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_images
 import densefeat
 from support.helpers import BUNDLED
 from support.labelled_images import make_folder, make_parquet, make_tar, pieces, pngs  # noqa: F401  (fixtures)
+from support.processors import pretend_flags, with_bf16, without_bf16  # noqa: F401  (fixtures)
 from support.stores import write_single_store
 
 

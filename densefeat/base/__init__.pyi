@@ -18,6 +18,7 @@ from .files import (
 from .full_disk import find_full_disk
 from .json_text import is_number, parse_json
 from .memory import measure_memory_limit
+from .own_process import settle_process
 from .ownership import (
     MARKDOWN_MARK,
     Recognizer,
@@ -38,6 +39,7 @@ from .ownership import (
 from .pages import Chart, ImageCard, Section, Table, render_page, render_template, save_page
 from .parquet_pages import ColumnChunk, read_chunks, read_pages
 from .pictures import check_picture, render_picture, save_picture, save_png
+from .processor import choose_precision, describe_fallback, has_arithmetic, read_cpu_field, read_cpu_flags
 from .progress import RateColumn, progress_bar
 from .ranks import Ranks
 from .rendezvous import enter_after_rank_0, open_shared_store
@@ -74,12 +76,15 @@ __all__ = [
     "check_target",
     "check_tensors",
     "choose_device",
+    "choose_precision",
     "count_usable_cores",
     "current_umask",
     "describe_error",
+    "describe_fallback",
     "enter_after_rank_0",
     "find_full_disk",
     "fits_checksum",
+    "has_arithmetic",
     "has_header",
     "has_kind",
     "hold_lock",
@@ -98,6 +103,8 @@ __all__ = [
     "progress_bar",
     "raise_on_sigterm",
     "read_chunks",
+    "read_cpu_field",
+    "read_cpu_flags",
     "read_pages",
     "read_yaml",
     "recognize_none",
@@ -114,6 +121,7 @@ __all__ = [
     "save_png",
     "save_tensors",
     "set_aside",
+    "settle_process",
     "shorten_text",
     "stop_on_signal",
     "sync",

@@ -148,6 +148,7 @@ def _build_openvino_export(test: ArmUnderTest) -> Call:
     _require("openvino")
     import openvino
 
+    _refuse_silent_fp32(test.arm.precision)
     with torch.no_grad():
         graph = openvino.convert_model(PooledBlocks(load_network(test.model, test.inputs.weights)), example_input=test.x)
     graph.reshape(list(test.x.shape))
@@ -158,9 +159,20 @@ def _build_openvino_export(test: ArmUnderTest) -> Call:
 
 
 def _build_backend(test: ArmUnderTest) -> Call:
-    options: dict[str, Any] = {"weights": test.inputs.weights, "device": test.device, "precision": test.arm.precision}
-    extractor = FeatureExtractor(test.model, backend=test.arm.kind, **options)
+    if test.arm.kind == "openvino":
+        _require("openvino")
+        _refuse_silent_fp32(test.arm.precision)
+    extractor = FeatureExtractor(test.model, backend=test.arm.kind, weights=test.inputs.weights, device=test.device)
+    extractor.precision = test.arm.precision  # also where an extractor that is asked for bf16 would refuse to emulate it
     return lambda x: list(extractor.forward(x).values())
+
+
+def _refuse_silent_fp32(precision: str) -> None:
+    """Raise UsageError where OpenVINO would take the request for bf16, and compute in float32."""
+    import openvino
+
+    if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UsageError("OpenVINO has no bf16 on this processor: it would compute in fp32")
 
 
 def _require(*packages: str) -> None:

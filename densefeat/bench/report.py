@@ -74,7 +74,25 @@ def _verdicts(comparison: Comparison) -> list[str]:
             line = f"fastest backend here in {precision}: {best['name']}, {_rate(best):,.1f} images/s"
             ratio = f", {_rate(best) / _rate(other):.2f} times the fastest other ({other['title']})" if other else ""
             lines.append(line + ratio)
-    return lines
+    return lines + _compare_precisions(comparison)
+
+
+def _compare_precisions(comparison: Comparison) -> list[str]:
+    """Say in a line which precision pays here: the fastest backends in both, where both were measured."""
+    measured = [arm for arm in comparison["arms"] if arm["problem"] is None and arm["ours"]]
+    full, half = (
+        max((arm for arm in measured if arm["precision"] == precision), key=_rate, default=None)
+        for precision in ("fp32", "bf16")
+    )
+    if full is None or half is None:
+        return []
+    winner, loser = (half, full) if _rate(half) > _rate(full) else (full, half)
+    line = (
+        f"precision that pays here: {winner['precision']} ({winner['name']}),"
+        f" {_rate(winner) / _rate(loser):.2f} times as fast as {loser['precision']} ({loser['name']})"
+    )
+    emulated = comparison["device"] == "cpu" and not comparison["machine"]["bf16"]
+    return [line + ("; this processor emulates bf16, so that extractors and runs compute in fp32" if emulated else "")]
 
 
 def _rate(arm: dict[str, Any]) -> float:

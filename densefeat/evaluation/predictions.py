@@ -145,8 +145,9 @@ def open_scorer(model: str, weights: str | Path | None, device: str, pixels: Pix
         behind = ProbeNet(probe, file, weights, device)
         tells_outliers = probe.certainty is not None and probe.certainty.outliers is not None
         channels = {_COLUMN: max(1, len(probe.classes))} | ({_OOD: 1} if tells_outliers else {})
-        net = ColumnsNet(str(Path(model).resolve()), behind, channels, behind.extractor.preprocessing)
-        return Scorer(net, list(probe.classes), probe.task, behind.extractor.decoder, probe.certainty)
+        extractor = behind.extractor
+        net = ColumnsNet(str(Path(model).resolve()), behind, channels, extractor.preprocessing, extractor.precision)
+        return Scorer(net, list(probe.classes), probe.task, extractor.decoder, probe.certainty)
     network = load_network(model, weights, head=True)
     if not network.num_classes:
         raise UsageError(f"model {model!r} has no classifier: fine-tune it, or give a probe")

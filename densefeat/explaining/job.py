@@ -91,7 +91,9 @@ def explain(
     explainer = _make_explainer(scorer, named)
     channels = {SCORES: scorer.outputs} | dict.fromkeys(explainer.maps, 1 + len(named))
     preprocessing = Preprocessing.for_model(scorer.net)
-    net = ColumnsNet(scorer.net.recorded_name, explainer, channels, preprocessing)
+    net = ColumnsNet(
+        scorer.net.recorded_name, explainer, channels, preprocessing, scorer.net.recorded_precision
+    )  # fmt: skip
     result = _extract_labelled(
         folder, model, net, images, device=device, batch_size=batch_size, workers=workers, decoder=scorer.decoder,
         overwrite=overwrite, pool="none", **reading,

@@ -26,6 +26,7 @@ class ColumnsNet(nn.Module):
             network does not resume there.
         channels: K by column name, in the order of the columns.
         preprocessing: That of the images. Extract with ``pool="none"`` to keep maps; vectors are maps of one position.
+        precision: That of the features which ``network`` reads, for the store to record; None: that of the extraction.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class ColumnsNet(nn.Module):
         network: Callable[[torch.Tensor], Mapping[str, torch.Tensor] | torch.Tensor],
         channels: Mapping[str, int],
         preprocessing: Preprocessing,
+        precision: str | None = None,
     ) -> None:
         super().__init__()
-        self.recorded_name, self.network = recorded_name, network
+        self.recorded_name, self.recorded_precision, self.network = recorded_name, precision, network
         facts = preprocessing.to_json()
         size = facts.pop("size")
         self.pixel_rule, self.in_chans = preprocessing.pixels, preprocessing.pixels.in_chans

@@ -51,6 +51,8 @@ class PartActor:
         self.plan = settings.plan
         MEMORY.start(settings.memory, processes=max(1, (os.cpu_count() or 1) // settings.threads))
         extractor = FeatureExtractor(settings.model, **settings.extractor_options)
+        if extractor.precision != (wanted := settings.extractor_options["precision"]):  # rows would be of two kinds
+            raise UsageError(f"a machine of this cluster would emulate {wanted}: extract in {extractor.precision}")
         if settings.quantized is not None:
             extractor.use_quantized(settings.quantized)
         batch_size, halve = choose_batch_size(settings.batch_size, extractor)

@@ -151,7 +151,7 @@ class ExtractJob:
             "blocks": [tap.name for tap in extractor.taps],
             "tap": extractor.tap,
             "pool": split_pools(extractor.pool),
-            "precision": extractor.precision,
+            "precision": getattr(extractor.model, "recorded_precision", None) or extractor.precision,
             "calibration": self.calibration,
             "backend": extractor.backend,
             "tiles": tiling.describe_tiles(),

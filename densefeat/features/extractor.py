@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from densefeat.base import choose_device, describe_error
+from densefeat.base import choose_device, choose_precision, describe_error
 from densefeat.errors import BackendError, DecodeError, UnknownRange, UsageError
 from densefeat.features.calibration import Calibration, measure_cosines
 from densefeat.features.engines.choose import LOG, build_engine, choose_backend, list_candidates, needs_proof
@@ -51,8 +51,9 @@ class FeatureExtractor:
             ReLU), or the last composite layer's output. Other models have one tap a block, their ``feature_info`` module.
         weights: A checkpoint file instead of the published weights.
         device: ``"auto"`` (a GPU if there is one; for a module, its own device), or a name of torch's.
-        precision: ``"fp32"``, ``"bf16"`` (autocast; features are pooled and returned in float32), or ``"int8"`` (by OpenVINO on
-            a CPU, for networks of ours; :meth:`calibrate` comes first).
+        precision: ``"fp32"``; ``"bf16"`` (autocast; features are pooled and returned in float32); or ``"int8"`` (by OpenVINO on
+            a CPU, for networks of ours; :meth:`calibrate` comes first). A CPU that would emulate bf16, several times slower,
+            computes in fp32: a line in the log says so, and the attribute ``precision`` is what is used.
         image_size: Side of the square input in pixels; None for the weights' own.
         backend: What computes the features: ``"reference"``, the plain network; ``"buffer"`` and ``"openvino"`` on a CPU,
             ``"triton"`` on a GPU: the same numbers faster, for networks of ours. ``"auto"``: the fastest that can run here
@@ -90,7 +91,7 @@ class FeatureExtractor:
         if precision not in _PRECISIONS:
             raise UsageError(f"precision {precision!r}: choose one of {', '.join(_PRECISIONS)}")
         check_decoder(decoder)
-        self.blocks, self.pool, self.tap, self.precision = blocks, pool, tap, precision
+        self.blocks, self.pool, self.tap = blocks, pool, tap
         self.image_size, self.decoder = image_size, decoder
         self.pixels, self._channel_stats = pixels, channel_stats
         self.pools = parse_pools(pool)
@@ -98,6 +99,7 @@ class FeatureExtractor:
             self.device = next(model.parameters(), torch.empty(0)).device
         else:
             self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
         network = load_network(model, weights, in_chans=in_chans)
         self.model, self.provenance = network.model, network.provenance
         self.taps = find_taps(self.model, blocks, tap)

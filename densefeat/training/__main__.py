@@ -3,10 +3,13 @@
 import argparse
 import sys
 
-from densefeat.base import Interrupted, printable
-from densefeat.errors import DensefeatError
-from densefeat.training.job import Trained, format_result, train
-from densefeat.training.recipe_files import load_recipe, recipe_commands
+from densefeat.base import Interrupted, printable, settle_process
+
+settle_process()  # before the imports that load torch
+
+from densefeat.errors import DensefeatError  # noqa: E402
+from densefeat.training.job import Trained, format_result, train  # noqa: E402
+from densefeat.training.recipe_files import load_recipe, recipe_commands  # noqa: E402
 
 
 def main() -> int:

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from densefeat.base import PREEMPTION_SIGNALS, StopRequest, hold_lock, output_errors, progress_bar, stop_on_signal
+from densefeat.base import (
+    PREEMPTION_SIGNALS,
+    StopRequest,
+    describe_fallback,
+    hold_lock,
+    output_errors,
+    progress_bar,
+    stop_on_signal,
+)
 from densefeat.errors import DensefeatError, OutputError
 from densefeat.loading import WEIGHTS
 from densefeat.training.checkpoints import newest_checkpoint, restore_checkpoint
@@ -100,7 +108,8 @@ def run_training(
 
         images = setup.recipe.batch_size
         progress = stack.enter_context(training_progress(state.step * images, total * images, world.first))
-        for message in [*messages, *lost, *data.notes, *_describe_failures(data), *_describe_missing_packages()]:
+        notes = [*_describe_precision(state), *data.notes, *_describe_failures(data), *_describe_missing_packages()]
+        for message in [*messages, *lost, *notes]:
             progress.print(message)
         if world.first:
             folder.open(recipe, state.step if checkpoint else None)
@@ -124,7 +133,9 @@ def _resume(state: State, folder: RunFolder, rejected: Collection[str] = ()) -> 
     if name is not None:
         restore_checkpoint(folder.checkpoints / name, state.load_state_dict)
         if state.step:
-            messages.append(f"resuming from step {state.step}")
+            earlier = ", ".join(state.precisions[:-1])
+            changed = f", in {state.precision} (earlier steps: {earlier})" if earlier else ""
+            messages.append(f"resuming from step {state.step}{changed}")
     return name, messages
 
 
@@ -196,9 +207,16 @@ def _finish(state: State, data: TrainingData, folder: RunFolder, progress: Progr
         progress.print(f"{len(failures)} images could not be read and count nowhere, the first: {key}: {reason}")
     if state.world.first:
         named = [{"key": key, "reason": reason} for key, reason in failures[:_MAX_NAMED]]
-        facts = {"step": state.step, "kept_step": state.kept_step, "unread": len(failures), "first_unread": named}
+        facts = {"step": state.step, "kept_step": state.kept_step, "unread": len(failures), "first_unread": named,
+                 "precisions": state.precisions}  # fmt: skip
         folder.write_results(final | facts)
     return final
+
+
+def _describe_precision(state: State) -> list[str]:
+    """Return a line where the run does not compute in its recipe's precision."""
+    asked = state.recipe.precision
+    return [] if state.precision == asked else [describe_fallback(asked, state.precision)]
 
 
 def _describe_failures(data: TrainingData) -> list[str]:

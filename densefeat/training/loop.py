@@ -140,6 +140,7 @@ def _log_training(state: State, data: TrainingData, folder: RunFolder, clock: Cl
             loss=round(loss / count, 5),
             **{_HITS[data.task]: round(100 * hits / count, 3)},
             lr=lr,
+            precision=state.precision,
             images_per_second=round(state.recipe.batch_size * clock.end_lap(state.step), 1),
             seconds=round(clock.seconds, 1),
             unread=len(data.list_failures()),
@@ -174,7 +175,7 @@ def validate(state: State, data: TrainingData, folder: RunFolder, progress: Prog
 
 
 def score_split(state: State, split: Split, data: TrainingData) -> AnyScores:
-    """Score the network on a split, in the recipe's precision."""
+    """Score the network on a split, in the precision of the run's steps."""
     batches = ((state.to_layout(x), y) for x, y in split.batches())
     if data.task == "multi":
         return score_labels(state.eval_model, batches, data.labelled.classes, state.world, state.autocast())

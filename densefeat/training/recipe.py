@@ -51,7 +51,7 @@ class Run:
     freeze_norm: bool  # keep BatchNorm layers in eval mode, so that their statistics do not change
 
     # arithmetic
-    precision: Literal["float32", "bf16", "fp16", "float64"]  # bf16, fp16: autocast
+    precision: Literal["float32", "bf16", "fp16", "float64"]  # bf16, fp16: autocast; float32 on a CPU without their arithmetic
     channels_last: bool
     compile: bool  # torch.compile
     cuda_graph: bool  # run the network as one CUDA graph: kernel launches limit a step on few small images

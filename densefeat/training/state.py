@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from densefeat.base import StopRequest
+from densefeat.base import StopRequest, has_arithmetic
 from densefeat.errors import UsageError
 from densefeat.training.data import TrainingData
 from densefeat.training.device_data import MicroBatch
@@ -87,6 +87,7 @@ class State:
     scheduler: Scheduler
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
+    precision: str  # of this process's steps: the recipe's, or float32 where a CPU would emulate it
     head_steps: int = 0  # at the start, in which only the head is trained
     step: int = 0
     lr_scale: float = 1.0  # halved by each of ``retreats``
@@ -96,6 +97,7 @@ class State:
     stale: int = 0  # evaluations since the best
     seconds: float = 0.0  # of training, in all calls
     images: str = ""  # fingerprint of the training images
+    precisions: list[str] = field(default_factory=list)  # of all steps, in all calls, in the order of their use
     sums: torch.Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))  # see Progress.advance
 
     @property
@@ -108,7 +110,7 @@ class State:
         return self.model if self.ema is None else self.ema.module
 
     def autocast(self) -> torch.autocast:
-        dtype = _AUTOCAST.get(self.recipe.precision)
+        dtype = _AUTOCAST.get(self.precision)
         # a CUDA graph replays casts: none may come from a cache that was filled outside of it
         return torch.autocast(
             self.world.device.type, dtype, enabled=dtype is not None, cache_enabled=not self.recipe.cuda_graph
@@ -148,6 +150,7 @@ class State:
             "stale": self.stale,
             "seconds": self.seconds,
             "images": self.images,
+            "precisions": self.precisions,
             "sums": self.world.sum(self.sums),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -170,8 +173,12 @@ class State:
         self.sums = (saved["sums"] if self.world.first else torch.zeros_like(saved["sums"])).to(self.sums.device)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler = _make_scaler(self.recipe, self.world)  # a new one, without the old one's record of its last step
-        self.scaler.load_state_dict(saved["scaler"])
+        self.precisions = saved.get("precisions", [self.recipe.precision])  # earlier versions recorded none
+        if self.precisions[-1:] != [self.precision]:
+            self.precisions = [*self.precisions, self.precision]
+        self.scaler = _make_scaler(self.precision, self.world)  # a new one, without the old one's record of its last step
+        if saved["scaler"]:  # empty after steps in other precisions than fp16
+            self.scaler.load_state_dict(saved["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["ema"])
         if len(saved["rng"]) == self.world.size:
@@ -218,7 +225,18 @@ def build_state(
     scheduler = _make_scheduler(setup, optimizer, steps_per_epoch, total_steps)
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
     head_steps = round(setup.head_epochs * steps_per_epoch)
-    return State(setup, world, model, network, optimizer, scheduler, _make_scaler(recipe, world), ema, head_steps, sums=sums)
+    precision = _agree_on_precision(recipe, world)
+    scaler = _make_scaler(precision, world)
+    return State(
+        setup, world, model, network, optimizer, scheduler, scaler, ema, precision, head_steps,
+        precisions=[precision], sums=sums,
+    )  # fmt: skip
+
+
+def _agree_on_precision(recipe: Run, world: World) -> str:
+    """Return the recipe's precision, or float32 where the CPU of some rank would emulate it."""
+    (emulates,) = world.max([float(world.device.type == "cpu" and not has_arithmetic(recipe.precision))])
+    return "float32" if emulates else recipe.precision
 
 
 def _set_train_mode(model: nn.Module, freeze_norm: bool) -> None:
@@ -245,8 +263,8 @@ def _make_optimizer(recipe: Run, parameters: Any) -> torch.optim.Optimizer:
     )
 
 
-def _make_scaler(recipe: Run, world: World) -> torch.amp.GradScaler:
-    return torch.amp.GradScaler(world.device.type, enabled=recipe.precision == "fp16")
+def _make_scaler(precision: str, world: World) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(world.device.type, enabled=precision == "fp16")
 
 
 def _make_scheduler(

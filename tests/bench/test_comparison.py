@@ -119,6 +119,24 @@ def test_the_verdict(with_failure: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("half", "device", "flags", "line"),
+    [
+        (10.0, "cpu", False, "fp32 (buffer), 4.00 times as fast as bf16 (buffer); this processor emulates bf16, so that "
+                             "extractors and runs compute in fp32"),
+        (10.0, "cuda", False, "fp32 (buffer), 4.00 times as fast as bf16 (buffer)"),
+        (80.0, "cpu", True, "bf16 (buffer), 2.00 times as fast as fp32 (buffer)"),
+    ],
+)  # fmt: skip
+def test_the_precision_that_pays(half: float, device: str, flags: bool, line: str) -> None:
+    rates = {("reference", "fp32"): 20.0, ("buffer", "fp32"): 40.0, ("reference", "bf16"): half / 2, ("buffer", "bf16"): half}
+    arms = [{"name": name, "precision": precision, "ours": True, "problem": None, "images_per_second": rate}
+            for (name, precision), rate in rates.items()]  # fmt: skip
+    comparison: dict[str, Any] = {"device": device, "machine": {"bf16": flags}, "arms": arms}
+    assert _verdicts(comparison)[-1] == f"precision that pays here: {line}"
+    assert len(_verdicts(comparison | {"arms": arms[:2]})) == 1
+
+
+@pytest.mark.parametrize(
     ("share", "spread", "lines"),
     [
         (0.05, 0.1, []),

@@ -37,9 +37,15 @@ def test_the_record_names_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads flags from /proc")
-def test_instruction_sets_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_instruction_sets_are_those_of_the_processor() -> None:
     flags = Path("/proc/cpuinfo").read_text()
     for flag, name in (("avx2", "AVX2"), ("avx512_vnni", "VNNI"), ("amx_bf16", "AMX-BF16"), ("asimd", "NEON")):
         assert (name in describe_machine()["instruction_sets"]) == (f" {flag} " in flags)
-    monkeypatch.setattr("densefeat.bench.machine._cpu_field", lambda *_: "")
-    assert describe_machine()["instruction_sets"] == [torch.backends.cpu.get_cpu_capability()]
+
+
+def test_a_processor_of_no_known_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text("flags : fpu\n")
+    monkeypatch.setattr("densefeat.base.processor._CPUINFO", tmp_path / "cpuinfo")
+    machine = describe_machine()
+    assert machine["instruction_sets"] == [torch.backends.cpu.get_cpu_capability()]
+    assert not machine["bf16"]

@@ -21,12 +21,13 @@ def test_a_table_and_a_file(tmp_path: Path, photo_folder: Path) -> None:
     arguments = ("--arms", "timm-nhwc-tuned,reference", "--images", photo_folder, "--precision", "both", "--out", "speed.json")
     finished = run_command("bench", *SMALL, *arguments, cwd=tmp_path)
     assert (finished.exit_code, finished.stderr) == (0, "")  # no terminal, no progress
-    head, _, columns, plain, reference, *_, last = finished.stdout.splitlines()
+    head, _, columns, plain, reference, *_, fastest, pays = finished.stdout.splitlines()
     assert head.startswith(f"{BUNDLED}, batch 2, 32×32 pixels; ")
     assert columns.startswith("arm ")
     assert plain.startswith("plain network eager, channels_last, tuned allocator, fp32 ")
     assert reference.startswith("densefeat reference, fp32 ")
-    assert last.startswith("fastest backend here in bf16: reference, ")
+    assert fastest.startswith("fastest backend here in bf16: reference, ")
+    assert pays.startswith("precision that pays here: ")
     comparison = json.loads((tmp_path / "speed.json").read_text())
     assert [arm["name"] for arm in comparison["arms"]] == ["timm-nhwc-tuned", "reference"] * 2
     assert all(arm["images_per_second"] > 0 for arm in comparison["arms"])

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from PIL import Image
 from densefeat.images import MAX_PIXELS, MAX_TILES
 from support.commands import run_command
 from support.helpers import BUNDLED
+from support.processors import AVX2, AVX512_BF16
 
 
 def run_process(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -29,7 +31,7 @@ def test_extract_as_a_process(photo_folder: Path, tmp_path: Path) -> None:
         (photo_folder / name).write_bytes(b"x")
     ended = run_process(
         "extract", "--images", photo_folder, "--out", tmp_path / "e.parquet", "--model", BUNDLED, "--blocks", "2,3", "--tap",
-        "raw", "--pool", "max", "--batch-size", 4, "--workers", 1, "--device", "cpu", "--precision", "bf16", "--image-size", 40,
+        "raw", "--pool", "max", "--batch-size", 4, "--workers", 1, "--device", "cpu", "--image-size", 40,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     (line,) = ended.stdout.splitlines()
@@ -41,8 +43,22 @@ def test_extract_as_a_process(photo_folder: Path, tmp_path: Path) -> None:
         ended.stderr == f"densefeat: images {str(photo_folder)!r}: left out: 2 .pdf, 1 .psd\n"
     )  # no terminal, no progress bar
     made_by = json.loads(pq.read_schema(tmp_path / "e.parquet").metadata[b"densefeat"])
-    assert (made_by["tap"], made_by["pool"], made_by["precision"]) == ("raw", ["max"], "bf16")
+    assert (made_by["tap"], made_by["pool"], made_by["precision"]) == ("raw", ["max"], "fp32")
     assert made_by["preprocessing"]["size"] == 40
+
+
+@pytest.mark.parametrize(("flags", "precision"), [(AVX512_BF16, "bf16"), (AVX2, "fp32")])
+def test_precision(
+    flags: str, precision: str, photo_folder: Path, tmp_path: Path, pretend_flags: Callable[[str], None]
+) -> None:
+    pretend_flags(flags)
+    options = ("--model", BUNDLED, "--blocks", 1, "--device", "cpu", "--precision", "bf16")
+    finished = run_command("extract", "--images", photo_folder, "--out", tmp_path / "e.parquet", *options, check=True)
+    made_by = json.loads(pq.read_schema(tmp_path / "e.parquet").metadata[b"densefeat"])
+    assert made_by["precision"] == precision
+    said = [line for line in finished.stderr.splitlines() if "precision" in line]
+    assert len(said) == (precision == "fp32")
+    assert all(line.startswith("densefeat: precision: fp32 (this processor has no arithmetic in bf16") for line in said)
 
 
 def test_images_that_need_more_than_the_memory_given_are_failures(photo_folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Evidence adds up to scores that were computed without it: for every head, pool and tap of probes, and for networks."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 import densefeat
 from densefeat.errors import UsageError
+from densefeat.evaluation import predict
 from densefeat.explaining import explain
 from densefeat.explaining.evidence import _split_pooled, averages_maps, spread_maps
 from densefeat.features import parse_pools
@@ -21,6 +23,7 @@ from densefeat.labels import Targets
 from densefeat.probing import AttentiveHead, KnnHead, LayersHead, LinearHead, Probe
 from densefeat.probing.probe_file import save_probe
 from support.helpers import randomize_statistics
+from support.processors import AVX2, AVX512_BF16
 from support.runs import tiny_finetuning, write_classes
 from support.tiny_net import TINY, write_tiny_weights
 
@@ -102,6 +105,7 @@ def assert_adds_up(result: Any, scores: np.ndarray) -> densefeat.Store:
     ],
     ids=lambda value: str(value),
 )
+@pytest.mark.usefixtures("with_bf16")
 def test_evidence_of_probes_adds_up(place: Path, tmp_path: Path, kind: str, task: str, features: dict) -> None:
     probe = write_probe(place, tmp_path, kind, task, **features)
     named = () if task == "regression" else ("dog", "ant")
@@ -117,6 +121,20 @@ def test_evidence_of_probes_adds_up(place: Path, tmp_path: Path, kind: str, task
     sizes = {"evidence_block1": (32, 32), "evidence_block2": (16, 16), "evidence_block3": (8, 8)}
     assert blocks == {name: (1 + len(named), *sizes[name]) for name in blocks}
     assert store.shapes["evidence"][1:] == max(sizes[name] for name in blocks) if blocks else (8, 8)
+
+
+@pytest.mark.parametrize("job", [explain, predict])
+def test_results_in_bf16_are_not_resumed_where_that_is_emulated(
+    job: Callable[..., Any], place: Path, tmp_path: Path, pretend_flags: Callable[[str], None]
+) -> None:
+    pretend_flags(AVX512_BF16)
+    probe = str(write_probe(place, tmp_path, precision="bf16", blocks="3").path)
+    job(probe, place / "images", tmp_path / "there", device="cpu")
+    pretend_flags(AVX2)
+    with pytest.raises(UsageError, match="precision is 'bf16' there, not 'fp32'"):
+        job(probe, place / "images", tmp_path / "there", device="cpu")
+    result = job(probe, place / "images", tmp_path / "here", device="cpu")
+    assert densefeat.open_store(result.store).provenance["precision"] == "fp32"
 
 
 def test_evidence_is_weight_times_feature_at_its_place(place: Path, tmp_path: Path) -> None:

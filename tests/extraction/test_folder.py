@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from densefeat.errors import OutputError
 from densefeat.store.layout import Layout
 from support.commands import run_command
 from support.helpers import BUNDLED
+from support.processors import AVX2, AVX512_BF16
 from support.tiny_net import TINY, tiny_state, write_tiny_weights
 
 
@@ -92,9 +94,27 @@ def test_the_same_command_again_does_nothing(photo_folder: Path, tmp_path: Path)
         (dict(tile=90), "tiles is None there"),
     ],
 )
+@pytest.mark.usefixtures("with_bf16")
 def test_refuses_to_mix_rows_of_two_kinds(options: dict, match: str, finished: Path) -> None:
     with pytest.raises(UsageError, match=f"was made with other settings: .*{match}.*or --overwrite"):
         extract(finished / "photos", finished / "store", **options)
+
+
+def test_a_store_in_bf16_is_not_resumed_where_that_is_emulated(
+    photo_folder: Path, tmp_path: Path, pretend_flags: Callable[[str], None]
+) -> None:
+    pretend_flags(AVX2)
+    extract(photo_folder, tmp_path / "here", precision="bf16", device="cpu")
+    assert densefeat.open_store(tmp_path / "here").provenance["precision"] == "fp32"
+    assert extract(photo_folder, tmp_path / "here", precision="fp32", device="cpu").extracted == 0
+    pretend_flags(AVX512_BF16)
+    with pytest.raises(UsageError, match="precision is 'fp32' there, not 'bf16'"):
+        extract(photo_folder, tmp_path / "here", precision="bf16", device="cpu")
+    extract(photo_folder, tmp_path / "there", precision="bf16", device="cpu")
+    assert densefeat.open_store(tmp_path / "there").provenance["precision"] == "bf16"
+    pretend_flags(AVX2)
+    with pytest.raises(UsageError, match="precision is 'bf16' there, not 'fp32'"):
+        extract(photo_folder, tmp_path / "there", precision="bf16", device="cpu")
 
 
 def test_overwrite_replaces_rows_of_another_kind(finished: Path, tmp_path: Path) -> None:

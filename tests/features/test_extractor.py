@@ -183,6 +183,7 @@ def test_a_module_that_defines_feature_info() -> None:
     assert {name: tuple(value.shape) for name, value in features.items()} == {"first": (2, 4), "second": (2, 6)}
 
 
+@pytest.mark.usefixtures("with_bf16")
 def test_bf16_is_close_and_returned_as_float32(trained: nn.Module, batch: torch.Tensor) -> None:
     # not OpenVINO's, which computes in float32 where the processor has no bf16
     full, half = (FeatureExtractor(trained, precision=name, backend="reference")(batch) for name in ("fp32", "bf16"))
@@ -191,6 +192,16 @@ def test_bf16_is_close_and_returned_as_float32(trained: nn.Module, batch: torch.
         assert not torch.equal(half[name], full[name])
         assert F.cosine_similarity(half[name], full[name]).min() > 0.99
     assert FeatureExtractor(trained)(batch, output_dtype=torch.float16)["block1"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("backend", ["reference", "buffer", "openvino"])
+def test_a_processor_without_bf16_computes_in_fp32(
+    backend: str, trained: nn.Module, batch: torch.Tensor, without_bf16: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    full, half = (FeatureExtractor(trained, precision=name, backend=backend, device="cpu") for name in ("fp32", "bf16"))
+    assert (full.precision, half.precision) == ("fp32", "fp32")
+    assert [record.getMessage()[:20] for record in caplog.records] == ["precision: fp32 (thi"]
+    assert all(torch.equal(value, full(batch)[name]) for name, value in half(batch).items())
 
 
 def test_a_model_in_half_precision(batch: torch.Tensor) -> None:

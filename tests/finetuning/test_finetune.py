@@ -104,6 +104,7 @@ def test_head_epochs_train_the_head_alone(tmp_path: Path) -> None:
     ],
     ids=lambda changes: next(iter(changes)),
 )
+@pytest.mark.usefixtures("with_bf16")
 def test_a_run_in_pieces_is_the_same_run(tmp_path: Path, changes: dict[str, Any]) -> None:
     recipe = tiny_finetuning(tmp_path, patience=None, **changes)
     finetune(recipe, tmp_path / "straight", "cpu")

@@ -99,6 +99,14 @@ def test_memory(tmp_path: Path) -> None:
     assert by_arm(report["densenet121"])["plain"]["ratio"]["median"] == 1
 
 
+def test_own_process(tmp_path: Path) -> None:
+    options = ("--works", "densenet_bc100_k12-evaluation", "--threads", "1,2", "--rounds", 1)
+    report = run_report(tmp_path, "own_process.py", *options)
+    one, two = (rows for key, rows in report.items() if "threads: " in key)
+    assert [list(by_arm(rows)) for rows in (one, two)] == [["default", "settled"], ["default", "memory", "settled"]]
+    assert all(row["cpu"] > 0 and row["seconds"] > 0 and 0 <= row["kernel"] <= 1 and row["peak"] > 0 for row in one + two)
+
+
 @pytest.fixture
 def small_cifar(tmp_path: Path) -> Path:
     write_table(tmp_path / "cifar10-train.parquet", 66, size=32, seed=1)

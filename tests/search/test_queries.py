@@ -1,6 +1,7 @@
 """Queries are embedded as the store was, with the same weights or not at all; rows are found by key."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from densefeat.probing.fitting import LinearHead
 from densefeat.search.find import _find_row
 from densefeat.search.queries import embed_images, rebuild_extractor
 from support.helpers import BUNDLED, relative_difference
+from support.processors import AVX2, AVX512_BF16
 
 
 def rebuild(store: densefeat.Store, weights: str | Path | None = None) -> densefeat.FeatureExtractor:
@@ -32,12 +34,27 @@ def rebuild(store: densefeat.Store, weights: str | Path | None = None) -> densef
         ({"blocks": "1,3", "pool": "none", "precision": "bf16"}, "block1"),
     ],
 )
+@pytest.mark.usefixtures("with_bf16")
 def test_a_query_is_embedded_as_its_row_was(photo_folder: Path, tmp_path: Path, settings: dict, column: str) -> None:
     densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", workers=1, **settings)
     store = densefeat.open_store(tmp_path / "e.parquet")
     some = [2, 7]
     queries = embed_images(store, column, [photo_folder / store.keys[row] for row in some], device="cpu")
     assert relative_difference(queries, store[column][some]) < (1e-2 if settings.get("precision") == "bf16" else 1e-5)
+
+
+def test_a_store_in_bf16_is_searched_in_fp32_where_that_is_emulated(
+    photo_folder: Path, tmp_path: Path, pretend_flags: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend_flags(AVX512_BF16)
+    densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", blocks="1", precision="bf16")
+    store = densefeat.open_store(tmp_path / "e.parquet")
+    assert store.provenance["precision"] == "bf16"
+    pretend_flags(AVX2)
+    caplog.clear()
+    queries = embed_images(store, "block1", [photo_folder / store.keys[2]], device="cpu")
+    assert [record.getMessage()[:16] for record in caplog.records if record.levelname == "WARNING"] == ["precision: fp32 "]
+    assert 0 < relative_difference(queries, store["block1"][[2]]) < 1e-2
 
 
 def test_only_what_the_column_needs_is_run(photo_folder: Path, tmp_path: Path) -> None:

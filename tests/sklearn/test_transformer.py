@@ -98,6 +98,7 @@ def test_features_are_the_extractors(photo_folder: Path, small_extractor: densef
         (dict(blocks=2, tap="raw", precision="bf16", backend="reference", device="cpu"), "block2_0", 300),
     ],
 )
+@pytest.mark.usefixtures("with_bf16")
 def test_parameters(options: dict, first: str, width: int, photographs: list[Image.Image]) -> None:
     transformer = DenseFeatTransformer(BUNDLED, **options).fit(photographs[:2])
     assert transformer.get_feature_names_out()[0] == first

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from densefeat import DensefeatError, UsageError
 from densefeat.training.checkpoints import _list_checkpoints
 from densefeat.training.job import Trained, train
 from densefeat.training.watch import DivergedError
+from support.processors import AVX2, AVX512_BF16
 from support.runs import assert_same_training, newest_state, tiny_recipe, untimed, write_table
 
 
@@ -53,6 +56,7 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
     ],
     ids=lambda changes: next(iter(changes)),
 )
+@pytest.mark.usefixtures("with_bf16")
 def test_a_run_in_pieces_is_the_same_run(tmp_path: Path, changes: dict) -> None:
     recipe = tiny_recipe(tmp_path, **changes)
     train(recipe, tmp_path / "straight", "cpu")
@@ -63,6 +67,37 @@ def test_a_run_in_pieces_is_the_same_run(tmp_path: Path, changes: dict) -> None:
     assert_same_training(tmp_path / "straight", tmp_path / "pieces")
     weights = [load_file(tmp_path / run / "model.safetensors") for run in ("straight", "pieces")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_that_the_processor_would_emulate(
+    precision: str, tmp_path: Path, pretend_flags: Callable[[str], None], capsys: pytest.CaptureFixture
+) -> None:
+    pretend_flags(AVX2)
+    train(tiny_recipe(tmp_path), tmp_path / "full", "cpu")
+    capsys.readouterr()
+    train(tiny_recipe(tmp_path, precision=precision), tmp_path / "run", "cpu")
+    said = f"precision: float32 (this processor has no arithmetic in {precision}, "
+    assert capsys.readouterr().err.replace("\n", "").count(said) == 1
+    assert_same_training(tmp_path / "full", tmp_path / "run")
+    assert json.loads((tmp_path / "run/results.json").read_text())["precisions"] == ["float32"]
+    assert yaml.safe_load((tmp_path / "run/recipe.yaml").read_text())["precision"] == precision
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_run_goes_on_with_a_processor_of_another_kind(
+    precision: str, tmp_path: Path, pretend_flags: Callable[[str], None], capsys: pytest.CaptureFixture
+) -> None:
+    recipe, run = tiny_recipe(tmp_path, precision=precision, log_steps=1), tmp_path / "run"
+    for flags, steps in ((AVX512_BF16, 2), (AVX2, 2), (AVX2, 1), (AVX512_BF16, 3)):
+        pretend_flags(flags)
+        train(recipe, run, "cpu", steps)
+    output = capsys.readouterr().err.replace("\n", "")
+    assert f"resuming from step 2, in float32 (earlier steps: {precision})" in output
+    assert f"resuming from step 5, in {precision} (earlier steps: {precision}, float32)" in output
+    used = [line["precision"] for line in untimed(run) if line["event"] == "train"]
+    assert used == [precision] * 2 + ["float32"] * 3 + [precision] * 3
+    assert json.loads((run / "results.json").read_text())["precisions"] == [precision, "float32", precision]
 
 
 def test_holdout_is_validated_on_and_the_rest_tested(tmp_path: Path) -> None:
@@ -220,6 +255,7 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("with_bf16")
 def test_a_scaler_survives_retreats(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, lr=1e9, warmup_epochs=0, retreats=2, checkpoint_steps=1, precision="fp16")
     with pytest.raises(DivergedError, match="diverged at step"):
