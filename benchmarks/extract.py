@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 
 import densefeat
-from densefeat.base import count_usable_cores
+from densefeat.base import count_usable_cores, has_arithmetic
 from densefeat.bench import Report, benchmark_options, calibrated_network, list_images, load_network, rate_rows, time_rounds
 from densefeat.extraction.batches import Decoding, decode_batches
 from densefeat.images import Preprocessing, decode_pixels, open_source
@@ -52,16 +52,24 @@ def write_weights(network: str, folder: Path) -> Path | None:
     return folder / f"{network}.safetensors"
 
 
+def make_extractor(network: str, weights: Path | None, option: str, value: str) -> densefeat.FeatureExtractor:
+    """An extractor with a value of one option; bf16 is emulated where the processor lacks it and extractors refuse it."""
+    options: dict[str, Any] = {option: value}
+    if option == "precision":
+        options = {"backend": "auto" if has_arithmetic("bf16") else "buffer"}  # OpenVINO would compute in fp32
+    extractor = densefeat.FeatureExtractor(network, weights=weights, device="cpu", **options)
+    if option == "precision":
+        extractor.precision = value
+    return extractor
+
+
 def cosine_rows(paths: list[Path], option: str, values: tuple[str, str]) -> list[dict[str, Any]]:
     """The cosines of each image's embeddings with two values of an extractor's option, by network and block."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for network in (BUNDLED, LARGE):
             weights = write_weights(network, Path(folder))
-            own, other = (
-                densefeat.FeatureExtractor(network, weights=weights, device="cpu", **{option: value})(paths)  # type: ignore[arg-type]
-                for value in values
-            )
+            own, other = (make_extractor(network, weights, option, value)(paths) for value in values)
             for block, features in own.items():
                 cosine = F.cosine_similarity(features.double(), other[block].double())
                 rows.append({"network": network, "block": block, "mean": float(cosine.mean()), "least": float(cosine.min())})

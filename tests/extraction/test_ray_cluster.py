@@ -7,12 +7,15 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import densefeat
-from densefeat import DensefeatError
+from densefeat import DensefeatError, UsageError
+from densefeat.extraction.ray_cluster import ActorSettings, PartActor
 from support.helpers import BUNDLED
 
 pytestmark = [
@@ -87,3 +90,12 @@ def test_limits_hold_and_the_local_engine_goes_on(cluster: None, folder: Path, t
         densefeat.extract(folder, tmp_path / "ray", BUNDLED, part_rows=10, engine="ray", max_failures=3)
     result = densefeat.extract(folder, tmp_path / "ray", BUNDLED, part_rows=10)
     assert (result.rows, result.failures) == (111, 21)
+
+
+@pytest.mark.usefixtures("without_bf16")
+def test_a_machine_that_would_emulate_the_precision_is_refused(trained: torch.nn.Module) -> None:
+    absent: Any = None
+    options = {"precision": "bf16", "device": "cpu", "backend": "reference"}
+    settings = ActorSettings(trained, options, absent, absent, "float32", absent, 8, 1, 1, None)
+    with pytest.raises(UsageError, match="a machine of this cluster would emulate bf16: extract in fp32"):
+        PartActor(settings)
