@@ -72,9 +72,9 @@ if TYPE_CHECKING:
 @click.option("--decoder", type=click.Choice(["torchvision", "pillow"]), default="torchvision", show_default=True,
               help="Decoder of JPEGs; pillow: bit for bit timm's evaluation transform.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "int8"]), default="fp32", show_default=True,
-              help="Arithmetic of the network; a CPU that would emulate bf16 takes fp32; int8: on a CPU, calibrated first.")  # fmt: skip
+              help="Arithmetic; a CPU that would emulate bf16 takes fp32; int8: on a CPU, calibrated first.")  # fmt: skip
 @click.option("--calibration", metavar="DIR",
-              help="Images to calibrate int8 on, or a store in int8, whose network is taken.  [default: 300 of --images]")  # fmt: skip
+              help="Images to calibrate int8 on, or a store in int8 to take it from.  [default: 300 of --images]")  # fmt: skip
 @click.option("--min-cosine", type=float, default=0.99, show_default=True, metavar="C",
               help="Stop where a block in int8 is less like float32, in the median of 64 images.")  # fmt: skip
 @click.option("--backend", type=click.Choice(["auto", "reference", "buffer", "openvino", "triton"]), default="auto",
