@@ -163,9 +163,7 @@ def _build_backend(test: ArmUnderTest) -> Call:
         _require("openvino")
         _refuse_silent_fp32(test.arm.precision)
     extractor = FeatureExtractor(test.model, backend=test.arm.kind, weights=test.inputs.weights, device=test.device)
-    extractor.network.precision = (
-        test.arm.precision
-    )  # emulated, too, where the CPU has no bf16
+    extractor.network.precision = test.arm.precision  # emulated, too, where the CPU has no bf16
     return lambda x: list(extractor.forward(x).values())
 
 

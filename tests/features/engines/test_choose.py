@@ -8,7 +8,7 @@ import timm
 import torch
 
 from densefeat import UsageError
-from densefeat.features.engines.choose import build_engine, choose_backend
+from densefeat.features.engines.choose import build_engine, choose_backend, list_candidates, needs_proof
 from densefeat.features.engines.cpu.engine import BufferEngine
 from densefeat.features.engines.engine import EngineSpec
 from densefeat.features.engines.openvino.engine import OpenVinoEngine
@@ -46,10 +46,34 @@ def test_auto_does_not_log_for_other_networks(log: pytest.LogCaptureFixture) -> 
     assert log.messages == []
 
 
-def test_auto_takes_the_plain_network_on_an_old_gpu(log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))  # replaces the hardware
+def test_auto_starts_with_the_plain_network_on_a_gpu(log: pytest.LogCaptureFixture) -> None:
     assert choose_backend("auto", dense(), GPU) == "reference"
-    assert log.messages == ["backend: reference (cuda has compute capability 7.5, below 8.0)"]
+    assert log.messages == []
+
+
+def test_the_candidates_that_have_to_prove_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))  # replaces the hardware
+    assert list_candidates(dense(), GPU) == {"triton": "cuda has compute capability 7.5, below 8.0"}
+    assert list_candidates(dense(), make_spec()) == {}
+    assert list_candidates(timm.create_model("resnet18"), make_spec()) == {"openvino": None}
+    assert list_candidates(torch.nn.Identity(), make_spec()) == {"openvino": "timm cannot list its blocks' maps"}
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    (reason,) = list_candidates(timm.create_model("resnet18"), make_spec()).values()
+    assert reason is not None
+    assert reason.startswith("openvino is not installed")
+
+
+@pytest.mark.parametrize(
+    ("backend", "model", "expected"),
+    [
+        ("triton", dense(), True),
+        ("openvino", dense(), False),
+        ("buffer", dense(), False),
+        ("openvino", timm.create_model("resnet18"), True),
+    ],
+)
+def test_what_needs_a_proof(backend: str, model: torch.nn.Module, expected: bool) -> None:
+    assert needs_proof(backend, model) is expected
 
 
 @pytest.mark.parametrize("backend", ["reference", "buffer", "openvino"])
