@@ -193,12 +193,6 @@ training_device_option = click.option(  # None, not auto: training is not tested
     "--device", help="cpu, cuda, cuda:N or mps.  [default: a CUDA GPU, else the CPU]"
 )
 
-
-def batch_size_option(default: int) -> _Decorator:
-    """Make ``--batch-size``."""
-    return click.option("--batch-size", type=click.IntRange(1), default=default, show_default=True, help="Images a pass.")
-
-
 threads_option = click.option(
     "--workers", type=int, help="Threads that read and decode.  [default: one a core, four for a network]"
 )
@@ -206,6 +200,16 @@ follow_links_option = click.option(
     "--follow-links", is_flag=True, help="Read linked files and folders, also outside the folder."
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Start over where OUT holds earlier results.")
+steps_option = click.option(
+    "--steps", type=click.IntRange(1), help="Stop after N steps with a checkpoint; the same command resumes from it.",
+    metavar="N",
+)  # fmt: skip
+shown_images_option = click.option("--images", help="Where the images are, for thumbnails.  [default: no thumbnails]")
+
+
+def batch_size_option(default: int) -> _Decorator:
+    """Make ``--batch-size``."""
+    return click.option("--batch-size", type=click.IntRange(1), default=default, show_default=True, help="Images a pass.")
 
 
 def network_options(batch_size: int) -> _Decorator:
@@ -219,10 +223,3 @@ def network_options(batch_size: int) -> _Decorator:
         return command
 
     return add
-
-
-steps_option = click.option(
-    "--steps", type=click.IntRange(1), help="Stop after N steps with a checkpoint; the same command resumes from it.",
-    metavar="N",
-)  # fmt: skip
-shown_images_option = click.option("--images", help="Where the images are, for thumbnails.  [default: no thumbnails]")

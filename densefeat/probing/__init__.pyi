@@ -22,7 +22,7 @@ from .layer_selection import keep_features, mark_kept
 from .layers_head import LayersHead, normalize_layers, scale_layers
 from .logreg import NEVER, fit_logreg
 from .metrics import MAIN, compute_metrics, draw_resamples, find_interval
-from .page import candidate_table, few_shot_table
+from .page import candidate_table, few_shot_table, format_metric
 from .predictions import predict_labels, rate_mistakes
 from .probe_file import FILE, Probe, find_probe_file, load_probe
 from .protocols import LOWEST_LOSS, Head, ProbeFit, fit_head
@@ -77,6 +77,7 @@ __all__ = [
     "fit_head",
     "fit_knn",
     "fit_logreg",
+    "format_metric",
     "keep_features",
     "label_options",
     "load_data",

@@ -22,7 +22,10 @@ _TITLES = {
     "r2": "R²",
     "rmse": "RMSE",
     "mae": "MAE",
+    "mean_iou": "mean IoU, %",
+    "pixel_accuracy": "pixels right, %",
 }
+_SHARES = ("mean_iou", "pixel_accuracy")  # from 0 to 1; other metrics with a % are in per cent
 
 
 def candidate_table(results: dict[str, Any], narrow: bool = False) -> Table:
@@ -39,8 +42,8 @@ def candidate_table(results: dict[str, Any], narrow: bool = False) -> Table:
             candidate["name"],
             f"{candidate['features']:,}",
             ", ".join(f"{name} {value:.3g}" for name, value in candidate["chosen"].items()),
-            _format_number(candidate["val"].get(main), main),
-            *(_format_interval(candidate, name) for name in tested),
+            format_metric(main, candidate["val"].get(main)),
+            *(format_metric(name, candidate["test"].get(name), candidate["intervals"].get(name)) for name in tested),
         ]
         for candidate in candidates
     ]
@@ -48,18 +51,14 @@ def candidate_table(results: dict[str, Any], narrow: bool = False) -> Table:
     return Table(headings, rows, bold_rows=best)
 
 
-def _format_interval(candidate: dict[str, Any], name: str) -> str:
-    value, ends = candidate["test"].get(name), candidate["intervals"].get(name)
-    if value is None or not ends:
-        return _format_number(value, name)
-    return f"{_format_number(value, name)} ({_format_number(ends[0], name)}–{_format_number(ends[1], name)})"
-
-
-def _format_number(value: float | None, name: str) -> str:
+def format_metric(name: str, value: float | None, ends: Sequence[float] | None = None) -> str:
+    """Write a metric as people read it, with the ends of its interval if there is one."""
     if value is None:
         return "–"
+    if ends:
+        return f"{format_metric(name, value)} ({format_metric(name, ends[0])}–{format_metric(name, ends[1])})"
     if "%" in _TITLES[name]:
-        return f"{value:.1f}"
+        return f"{100 * value if name in _SHARES else value:.1f}"
     return f"{value:.3f}" if name in ("auroc", "r2") else f"{value:.4g}"
 
 
@@ -76,7 +75,7 @@ def few_shot_table(results: dict[str, Any]) -> Table:
 def _format_spread(entry: dict[str, Any] | None, main: str) -> str:
     if entry is None or entry["mean"] is None:
         return "–"
-    return f"{_format_number(entry['mean'], main)} ± {_format_number(entry['deviation'], main)}"
+    return f"{format_metric(main, entry['mean'])} ± {format_metric(main, entry['deviation'])}"
 
 
 def write_page(

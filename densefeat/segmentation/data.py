@@ -51,30 +51,27 @@ def read_annotations(
     classes, the annotations, a SHA-256 of all masks, and notes, such as on damaged masks, which are left out.
     """
     files = [(source, key, path) for source, group in enumerate(masks) for key, path in group.items()]
-    damaged: dict[str, str] = {}
-    digest, found, notes = hashlib.sha256(), set[int](), []
+    digest, found, readable, damaged = hashlib.sha256(), set[int](), [], []
     with progress_bar("reading masks", len(files)) as advance:
         for source, key, path in files:
             advance(1)
             try:
                 values = read_mask(path)
             except DecodeError as error:
-                damaged[str(path)] = str(error)
+                damaged.append(f"{str(path)!r}: {error}")
                 continue
+            readable.append((source, key, path))
             found |= set(np.unique(values).tolist())
             digest.update(f"{source}\0{key}\0{values.shape}\n".encode("utf-8", "surrogatepass") + values.tobytes())
-    if damaged:
-        (first, reason), *_ = damaged.items()
-        notes.append(f"{len(damaged):,} of {len(files):,} masks cannot be read and are left out: {first!r}: {reason}")
+    notes = [f"{len(damaged):,} of {len(files):,} masks cannot be read and are left out: {damaged[0]}"] if damaged else []
     table, more = make_table(names, sorted(found), ignored)
     annotations = []
-    with progress_bar("labelling positions", len(files)) as advance:
-        for source, key, path in files:
+    with progress_bar("labelling positions", len(readable)) as advance:
+        for source, key, path in readable:
+            codes = table.encode(read_mask(path), path)
+            labels = label_positions(codes, shape, len(table.names))
+            annotations.append(Annotation(key, path, (codes.shape[1], codes.shape[0]), labels, source))
             advance(1)
-            if str(path) not in damaged:
-                codes = table.encode(read_mask(path), path)
-                labels = label_positions(codes, shape, len(table.names))
-                annotations.append(Annotation(key, path, (codes.shape[1], codes.shape[0]), labels, source))
     return table, annotations, digest.hexdigest(), notes + more
 
 

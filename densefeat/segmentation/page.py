@@ -12,6 +12,7 @@ from PIL import Image
 from densefeat.base import Chart, ImageCard, Section, Table, check_target, printable, render_page, save_page, shorten_text
 from densefeat.labels import TEST
 from densefeat.overlay import lay_classes, view_whole
+from densefeat.probing import candidate_table, format_metric
 from densefeat.segmentation.data import Annotation, DenseData
 from densefeat.segmentation.fitting import DenseCandidate
 from densefeat.segmentation.grid_net import add_prior, choose_classes, score_positions
@@ -20,6 +21,7 @@ from densefeat.segmentation.scores import compute_mean_iou
 from densefeat.store import encode_thumbnail, make_pictures, read_entries
 
 PAGE = "index.html"
+_MAIN = "mean_iou"  # the metric by which candidates are chosen
 _IMAGES = 24  # of the test images, with two pictures each
 _EDGE = 320  # pixels
 _LINE = 22  # pixels of the legend
@@ -27,43 +29,19 @@ _LINE = 22  # pixels of the legend
 
 def segment_table(results: dict[str, Any]) -> Table:
     """List for each candidate features, settings, and mean IoU on validation images and, with intervals, on test images."""
-    candidates = results["candidates"]
-    rows = [
-        [
-            candidate["name"],
-            f"{candidate['features']:,}",
-            ", ".join(f"{name} {value:.3g}" for name, value in candidate["chosen"].items()),
-            _format_share(candidate["val"]["mean_iou"]),
-            _format_interval(candidate["test"]["mean_iou"], candidate["intervals"]["mean_iou"]),
-            _format_interval(candidate["test"]["pixel_accuracy"], candidate["intervals"]["pixel_accuracy"]),
-        ]
-        for candidate in candidates
-    ]
-    best = [number for number, candidate in enumerate(candidates) if candidate["name"] == results["best"]]
-    headings = ["candidate", "features", "setting", "val mean IoU, %", "mean IoU, %", "pixels right, %"]
-    return Table(headings, rows, bold_rows=best)
+    return candidate_table(results | {"main_metric": _MAIN})
 
 
 def class_table(results: dict[str, Any]) -> Table:
     """List each class's number in masks, and its IoU on the test images, by the best candidate, with an interval."""
     best = next(candidate for candidate in results["candidates"] if candidate["name"] == results["best"])
     rows = [
-        [name, value, _format_interval(iou, ends)]
+        [name, value, format_metric(_MAIN, iou, ends)]
         for (value, name), iou, ends in zip(
             results["classes"].items(), best["test"]["iou"], best["intervals"]["iou"], strict=True
         )
     ]
     return Table(["class", "number", "IoU, %"], rows)
-
-
-def _format_share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _format_interval(value: float | None, ends: Sequence[float] | None) -> str:
-    if value is None or ends is None:
-        return _format_share(value)
-    return f"{_format_share(value)} ({_format_share(ends[0])}–{_format_share(ends[1])})"
 
 
 def write_page(
@@ -132,7 +110,7 @@ def _show_worst(
         problem = failure or problem
     sections = [
         Section(
-            f"{shorten_text(tested[place].key)}: {_format_share(float(ratings[place]))} %",
+            f"{shorten_text(tested[place].key)}: {format_metric(_MAIN, float(ratings[place]))} %",
             _make_cards(data, tested[place], scores[place], pictures.get(place)),
         )
         for place in order
