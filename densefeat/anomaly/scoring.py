@@ -101,7 +101,6 @@ def score_images(
     """
     files = {_PAGE: is_page, _RESULTS: has_kind(_KIND)}
     folder = ResultFolder(Path(out), "scores", _SCORES, _TABLE, _HEADER, _TABLE_KIND, files, (_HEAT,))
-    folder.refuse_strangers()
     detector = load_detector(model)
     file = DETECTOR_FILE.find(model)
     if masks is not None and (source := open_source(images, base=base, follow_links=follow_links)).length is not None:

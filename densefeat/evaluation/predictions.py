@@ -120,7 +120,6 @@ def predict(
     Raises as :func:`densefeat.extract` does; UsageError for an unknown model, WeightsError where its files do not fit.
     """
     folder = ResultFolder(Path(out), "predictions", _SCORES, _TABLE, _HEADER, _KIND)
-    folder.refuse_strangers()
     scorer = open_scorer(model, weights, device, pixels)
     check_promises(scorer.certainty, risk, level)
     if level is not None and (unclear := [name for name in scorer.classes if SEPARATOR in name]):

@@ -56,6 +56,9 @@ class ResultFolder:
     ``what``: the results, in messages. ``header``: what the table's first line looks like; it has a record, by which it is
     known: one that the user has changed since is the user's. ``kind``: that of the record. ``files``: how each of the other
     files is recognized, by name.
+
+    Raises an error, before anything is computed, where something else has the name of an output, or is beside them: UsageError
+    for what densefeat did not write, and links; OutputError as of a store's folder.
     """
 
     root: Path
@@ -66,6 +69,18 @@ class ResultFolder:
     kind: str
     files: Mapping[str, Recognizer] = field(default_factory=dict)
     pictures: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_output_name(self.root)
+        refuse_other_content(self.root, {self.store_name, self.table_name, *self.files, *self.pictures}, self.what)
+        refuse_links([self.store, *(self.root / name for name in self.pictures)])
+        check_store_folder(Layout(self.store))
+        refuse_stranger(self._record, has_kind(self.kind))  # which the next line reads
+        for name, is_ours in {self.table_name: self._is_own_table, **self.files}.items():
+            refuse_stranger(self.root / name, is_ours)
+        for name in self.pictures:
+            if (stranger := find_stranger(self.root / name)) is not None:
+                raise UsageError(f"output {str(stranger)!r} was not written by this command: move it away")
 
     @property
     def store(self) -> Path:
@@ -78,22 +93,6 @@ class ResultFolder:
     @property
     def _record(self) -> Path:
         return self.root / f".{self.table.stem}.json"
-
-    def refuse_strangers(self) -> None:
-        """Raise an error, before anything is computed, where something else has the name of an output, or is beside them.
-
-        Raises UsageError for what densefeat did not write, and links; OutputError as of a store's folder.
-        """
-        check_output_name(self.root)
-        refuse_other_content(self.root, {self.store_name, self.table_name, *self.files, *self.pictures}, self.what)
-        refuse_links([self.store, *(self.root / name for name in self.pictures)])
-        check_store_folder(Layout(self.store))
-        refuse_stranger(self._record, has_kind(self.kind))  # which the next line reads
-        for name, is_ours in {self.table_name: self._is_own_table, **self.files}.items():
-            refuse_stranger(self.root / name, is_ours)
-        for name in self.pictures:
-            if (stranger := find_stranger(self.root / name)) is not None:
-                raise UsageError(f"output {str(stranger)!r} was not written by this command: move it away")
 
     def extract(self, model: str | Path, net: ColumnsNet, images: str | Path, **options: Any) -> ExtractResult:
         """Write what a network computes of images to the store.

@@ -82,7 +82,6 @@ def explain(
     """
     files = {_RECORD: has_kind(_KIND), _PAGE: is_page}
     folder = ResultFolder(Path(out), "explanations", _MAPS, _TABLE, _HEADER, _TABLE_KIND, files, (_PICTURES,))
-    folder.refuse_strangers()
     scorer = open_scorer(model, weights, device, pixels)
     named = _find_classes(scorer, classes)
     names = [scorer.classes[number] for number in named]

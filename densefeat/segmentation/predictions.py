@@ -81,9 +81,7 @@ def _open_folder(out: Path, segmenter: Segmenter) -> ResultFolder:
     header = io.StringIO()
     write_csv(header, ["path", *segmenter.names], [], "the header")
     line = re.compile(re.escape(header.getvalue().rstrip("\r\n").encode("utf-8", "backslashreplace")) + rb"\r?\n")
-    folder = ResultFolder(out, "masks", _STORE, _TABLE, line, _KIND, pictures=(_MASKS, _OVERLAYS))
-    folder.refuse_strangers()
-    return folder
+    return ResultFolder(out, "masks", _STORE, _TABLE, line, _KIND, pictures=(_MASKS, _OVERLAYS))
 
 
 def _draw(store: Store, images: str | Path, masks: Path, overlays: Path, segmenter: Segmenter) -> dict[str, str]:
