@@ -87,14 +87,7 @@ class ProbeEvidence(Explainer):
         """Return the evidence of each column, ``(N, P, h, w)``, for classes ``(N, P)``."""
         if isinstance(self.head, AttentiveHead):
             return _weigh_attended(self.head, columns, chosen)
-        weight = self.head.weight
-        if isinstance(self.head, LayersHead):
-            weight = np.zeros((len(weight), sum(self.head.widths)), np.float32)
-            weight[:, self.head.kept] = self.head.weight
-        rows = torch.from_numpy(weight)[chosen.cpu()]  # (N, P, D)
-        if isinstance(self.head, LayersHead):
-            x = np.concatenate([part.reshape(len(part), -1) for part in pooled], axis=1)
-            rows = rows * torch.from_numpy(scale_layers(x, self.head.widths).astype(np.float32))[:, None]
+        rows = _choose_weights(self.head, pooled, chosen.cpu())
         found, start = [], 0
         for source, column, vectors in zip(self.sources, columns, pooled, strict=True):
             stop = start + vectors[0].size
@@ -106,6 +99,16 @@ class ProbeEvidence(Explainer):
                 found.append(torch.einsum("npc,nchw->nphw", places, shares))
             start = stop
         return found
+
+
+def _choose_weights(head: LinearHead | LayersHead, pooled: list[np.ndarray], chosen: torch.Tensor) -> torch.Tensor:
+    """Return the weight of each feature for classes ``(N, P)``, ``(N, P, D)``; ``layers`` has others for each image."""
+    if isinstance(head, LinearHead):
+        return torch.from_numpy(head.weight)[chosen]
+    weight = np.zeros((len(head.weight), sum(head.widths)), np.float32)
+    weight[:, head.kept] = head.weight
+    x = np.concatenate([part.reshape(len(part), -1) for part in pooled], axis=1)
+    return torch.from_numpy(weight)[chosen] * torch.from_numpy(scale_layers(x, head.widths).astype(np.float32))[:, None]
 
 
 def _weigh_attended(head: AttentiveHead, columns: list[torch.Tensor], chosen: torch.Tensor) -> list[torch.Tensor]:

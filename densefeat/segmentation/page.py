@@ -89,32 +89,28 @@ def _show_worst(
     data: DenseData, best: DenseCandidate, images: Sequence[str | Path]
 ) -> tuple[list[Section], str | None]:  # fmt: skip
     """Make a section for each of the worst test images, and say why images are missing, or None."""
-    tested = data.select(TEST)
     ratings = compute_mean_iou(best.counts)
-    order = [int(place) for place in np.argsort(ratings, kind="stable") if not np.isnan(ratings[place])][:_IMAGES]
-    chosen = {(tested[place].source, tested[place].row): place for place in order}
+    tested, order = data.select(TEST), np.argsort(ratings, kind="stable")  # what has no rating comes last
+    worst = [tested[place] for place in order[: min(_IMAGES, np.count_nonzero(~np.isnan(ratings)))]]
+    rows = {(each.source, each.row) for each in worst}
     scores = {
-        chosen[each.source, each.row]: add_prior(
-            best.fit.head, score_positions(best.fit.head, maps, data.shape), best.fit.log_prior
-        )
+        (each.source, each.row): add_prior(best.fit.head, score_positions(best.fit.head, maps, data.shape), best.fit.log_prior)
         for each, maps in data.read_maps(TEST, best.columns)
-        if (each.source, each.row) in chosen
+        if (each.source, each.row) in rows
     }
-    pictures: dict[int, Image.Image] = {}
+    pictures: dict[tuple[int, int], Image.Image] = {}
     problem = None
     for source, store in enumerate(data.stores):
-        entries = read_entries(store, np.array([row for of_store, row in chosen if of_store == source], np.int64))
+        entries = read_entries(store, np.array([each.row for each in worst if each.source == source], np.int64))
         view = partial(view_whole, edge=_EDGE)
         made, failure = make_pictures(store.provenance, entries.values(), images[source], view)
-        pictures |= {chosen[source, row]: made[entry] for row, entry in entries.items() if entry in made}
+        pictures |= {(source, row): made[entry] for row, entry in entries.items() if entry in made}
         problem = failure or problem
-    sections = [
-        Section(
-            f"{shorten_text(tested[place].key)}: {format_metric(_MAIN, float(ratings[place]))} %",
-            _make_cards(data, tested[place], scores[place], pictures.get(place)),
-        )
-        for place in order
-    ]
+    sections = []
+    for each, rating in zip(worst, ratings[order].tolist(), strict=False):
+        place = each.source, each.row
+        title = f"{shorten_text(each.key)}: {format_metric(_MAIN, rating)} %"
+        sections.append(Section(title, _make_cards(data, each, scores[place], pictures.get(place))))
     return sections, problem
 
 
