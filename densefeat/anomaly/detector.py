@@ -13,6 +13,7 @@ from densefeat.anomaly.alarms import Alarms, check_rate
 from densefeat.anomaly.bank import MemoryBank
 from densefeat.anomaly.gaussians import PositionGaussians
 from densefeat.base import TensorFile, is_number
+from densefeat.extraction import identify
 from densefeat.features import FeatureExtractor, GridRule
 from densefeat.images import Preprocessing
 from densefeat.search import rebuild_extractor
@@ -81,8 +82,7 @@ class GridNet(nn.Module):
         super().__init__()
         self.extractor, self.rule = extractor, rule
         self.model = extractor.model
-        # a store is identified by the tensors of its network: this one makes the stores of two rules differ
-        self.register_buffer("identity", torch.tensor(list(json.dumps(rule.to_json()).encode()), dtype=torch.float32))
+        identify(self, json.dumps(rule.to_json()).encode())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.extractor.forward_grid(x, self.rule)

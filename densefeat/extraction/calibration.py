@@ -1,8 +1,6 @@
 """The calibration of a job in int8, before its first row: on images of its input, compared with float32 on others."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +9,17 @@ import numpy as np
 import torch
 
 from densefeat.errors import DensefeatError, OutputError, UsageError
-from densefeat.extraction.batches import decode_batches
 from densefeat.extraction.changes import refuse_other_settings
 from densefeat.extraction.plan import has_nothing
+from densefeat.extraction.samples import Sample, choose_evenly
 from densefeat.extraction.settings import ExtractJob, describe_place
 from densefeat.features import QuantizedNetwork, check_nncf
-from densefeat.images import SelectedSource, Source, open_source, printable_key
+from densefeat.images import Source, open_source
 from densefeat.store import Layout, Manifest, is_store, read_manifest, read_quantized, require_manifest, save_quantized
 
 _IMAGES, _HELD_OUT = 300, 64
 _FEWEST = 8  # images to calibrate on; as many again are not needed to compare with float32, but one is
 _BYTES = 2**30  # of the prepared images; fewer of large ones are used, but at least 32
-_BATCH = 32
 _log = logging.getLogger(__name__)
 
 
@@ -47,30 +44,6 @@ class CalibrationRequest:
     def store(self) -> Layout | None:
         """The store whose network is taken; None where the source is images."""
         return Layout(Path(self.source)) if self.source is not None and is_store(Path(self.source)) else None
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Images of a ``place``, by position, for one of the two purposes."""
-
-    place: str
-    source: Source
-    positions: np.ndarray
-
-    def read(self, job: ExtractJob) -> tuple[list[str], torch.Tensor]:
-        """Decode those that can be: their keys, and normalised float32 ``(N, C, size, size)``."""
-        source = SelectedSource(self.source, self.positions)
-        keys: list[str] = []
-        parts = [torch.empty(0)]
-        with (
-            ThreadPoolExecutor(job.threads) as pool,
-            closing(decode_batches(source.items(0, source.length), _BATCH, job.decoding, pool, 0)) as batches,
-        ):
-            for batch in batches:
-                if batch.pixels is not None:
-                    keys += [printable_key(item.key) for item in batch.items]
-                    parts.append(job.extractor.preprocessing.normalize(batch.pixels))
-        return keys, torch.cat(parts[1:] or parts)
 
 
 def calibrate_job(job: ExtractJob, layout: Layout | None, request: CalibrationRequest) -> ExtractJob:
@@ -207,8 +180,8 @@ def _count_images(job: ExtractJob) -> int:
     return max(32, min(_IMAGES, _BYTES // size))
 
 
-def _choose_evenly(place: str, source: Source, count: int) -> _Images:
+def _choose_evenly(place: str, source: Source, count: int) -> Sample:
     """Choose up to ``count`` images of a source, evenly."""
     if source.length is None:
         raise UsageError(f"{place!r}: its length is not known, so images for int8 cannot be chosen evenly: --precision fp32")
-    return _Images(place, source, np.linspace(0, source.length - 1, min(count, source.length)).round().astype(np.int64))
+    return choose_evenly(place, source, source.length, count)

@@ -31,6 +31,7 @@ from densefeat.extraction.calibration import CalibrationRequest, calibrate_job, 
 from densefeat.extraction.measured import Measuring, load_channel_stats, settle_preprocessing
 from densefeat.extraction.part import PartExtractor, open_part_extractor
 from densefeat.extraction.plan import Plan, close_plan, join_plan, open_plan
+from densefeat.extraction.proof import prove_backend
 from densefeat.extraction.ray_cluster import extract_with_ray
 from densefeat.extraction.settings import ExtractJob, ExtractResult, JobInput, Tiling, describe_place
 from densefeat.features import FeatureExtractor
@@ -208,12 +209,12 @@ def _extract_to_folder(job: ExtractJob, calibrating: CalibrationRequest) -> Extr
         layout.root.mkdir(parents=True, exist_ok=True)
     rank = job.ranks.rank
     with hold_lock(layout.rank_lock(rank) if rank else layout.lock):
-        job = job if rank else calibrate_job(job, layout, calibrating)
+        job = job if rank else prove_backend(calibrate_job(job, layout, calibrating), layout)
         plan = None if rank else open_plan(job, layout)
         _check_length(job, plan)
         with enter_after_rank_0(job.ranks):
             if rank:
-                job = join_calibration(job, layout)
+                job = _join_network(job, layout)
                 plan = join_plan(job, layout)
             extracted = _extract_share(job, plan) if plan else 0
         if plan and not rank:
@@ -284,7 +285,7 @@ def _extract_to_file(job: ExtractJob, calibrating: CalibrationRequest) -> Extrac
     The file of failures is always written, so that no older one can lie beside new rows.
     """
     failures_path = failures_file(job.out)
-    job = calibrate_job(job, None, calibrating)
+    job = prove_backend(calibrate_job(job, None, calibrating), None)
     with atomic_file(job.out, is_store) as rows_file, atomic_file(failures_path, is_failure_lines) as failures_beside:
         source = job.input.tiling.cut(job.input.listing)
         with open_part_extractor(job, source.length) as extractor:
@@ -298,6 +299,13 @@ def _extract_to_file(job: ExtractJob, calibrating: CalibrationRequest) -> Extrac
         write_failure_lines(failures_beside, counts.failures)
     failed = len(counts.failures)
     return ExtractResult(job.out, failures_path, writer.rows, failed, job.shapes, counts.positions, counts.skipped)
+
+
+def _join_network(job: ExtractJob, layout: Layout) -> ExtractJob:
+    """Return the job of a rank with the backend and the network in int8 that rank 0 has chosen."""
+    if (backend := _recorded_backend(layout)) is not None and backend != job.extractor.backend:
+        job.extractor.network.use_backend(backend)
+    return join_calibration(job, layout)
 
 
 def _check_length(job: ExtractJob, plan: Plan | None) -> None:

@@ -5,6 +5,7 @@ from .engines.triton.engine import count_traffic
 from .extractor import FeatureExtractor
 from .grid import GridRule
 from .pooling import Pool, parse_pools
+from .proof import Trial
 from .taps import Tap, find_taps, list_taps
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Pool",
     "QuantizedNetwork",
     "Tap",
+    "Trial",
     "check_nncf",
     "convert_program",
     "count_traffic",

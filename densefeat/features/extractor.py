@@ -236,6 +236,11 @@ class FeatureExtractor:
             raise UsageError(f"images of shape {tuple(x.shape)}: pass (N, C, H, W)")
         return self.network.compute(x, pools)
 
+    @property
+    def has_candidates(self) -> bool:
+        """Whether :meth:`prove` would try a backend."""
+        return self.network.has_candidates
+
     def prove(self, images: torch.Tensor | ImageLike | Sequence[ImageLike]) -> list[Trial]:
         """Look whether a faster backend than the plain network is right on these images, and faster; from then on use it.
 

@@ -129,12 +129,17 @@ class FeatureNetwork:
         LOG.warning("backend: reference (%s: %s)", self.backend, reason)
         self.backend = "reference"
 
+    @property
+    def has_candidates(self) -> bool:
+        """Whether :meth:`prove` would try a backend."""
+        return self.requested == "auto" and self.backend == "reference" and bool(list_candidates(self.model, self._spec()))
+
     def prove(self, x: torch.Tensor, pools: dict[str, Pool]) -> list[Trial]:
         """Look whether a faster backend than the plain network is right on images ``(N, C, H, W)``; from then on use it.
 
         See :meth:`densefeat.FeatureExtractor.prove`.
         """
-        if self.requested != "auto" or self.backend != "reference":
+        if not self.has_candidates:
             return []
         plain = partial(self._compute_by, None, x, pools)
         trials, best = [], None

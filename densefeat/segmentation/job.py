@@ -22,7 +22,6 @@ from densefeat.segmentation.page import PAGE, write_page
 from densefeat.segmentation.positions import count_classes
 from densefeat.segmentation.segmenter import FILE, SEGMENTER_FILE, Segmenter, load_segmenter, save_segmenter
 from densefeat.segmentation.stores import extract_stores, find_annotated
-from densefeat.version import __version__
 
 _WHAT = "segment probe"  # in messages, and in the kind of results
 _STRIDE = 4
@@ -101,7 +100,7 @@ def probe_masks(
     annotations, split_notes = assign_parts(join_stores(annotations, stores), len(table.names), seed)
     data = DenseData(stores, annotations, table, {grid.column: grid.channels for grid in grids}, shape, seed)
     notes = [*(note for each in inputs for note in each.masks.notes), *notes, *split_notes, *_note_gaps(data)]
-    made_by = {"densefeat": __version__, "images": stores[0].provenance["images"]}
+    made_by = {name: stores[0].provenance[name] for name in ("densefeat", "images")}
     request = {
         "kind": f"densefeat {_WHAT}",
         "protocol": protocol,

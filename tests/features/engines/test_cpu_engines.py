@@ -7,20 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from densefeat.features.engines.cpu.engine import BufferEngine
+from densefeat.features.engines.choose import build_engine
 from densefeat.features.engines.engine import Engine
-from densefeat.features.engines.folded import fold_network
-from densefeat.features.engines.openvino.engine import OpenVinoEngine
 from densefeat.nets.zoo import VARIANTS
 from support.engines import assert_close_outputs, compute_reference, deluge, dense, make_images, make_spec, perturb_norms
 
 Make = Callable[..., Engine]
 
 
-@pytest.fixture(params=[BufferEngine, OpenVinoEngine])
+@pytest.fixture(params=["buffer", "openvino"])
 def engine_for(request: pytest.FixtureRequest) -> Make:
     """Make an engine for a model, with the options of ``make_spec``."""
-    return lambda model, *options: request.param(fold_network(model), make_spec(*options))
+    return lambda model, *options: build_engine(request.param, model, make_spec(*options))
 
 
 def check_network(engine_for: Make, model: nn.Module, x: torch.Tensor, tap: str, blocks: tuple[int, ...]) -> None:
