@@ -123,14 +123,11 @@ def test_networks_of_ours_have_nothing_to_prove() -> None:
     assert FeatureExtractor(dense(), device="cpu", backend="reference").prove(make_images(2)) == []
 
 
-class Counting(nn.Module):
-    """A layer that computes something else in every pass: a traced one cannot be equal to it."""
-
-    passes = 0
+class Pretending(nn.Module):
+    """A layer that computes something else where it is traced."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.passes += 1
-        return x * self.passes
+        return x * 1.001 if torch.compiler.is_exporting() else x
 
 
 class Branching(nn.Module):
@@ -141,7 +138,7 @@ class Branching(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("layer", "reason"), [(Counting, "differs from the plain network's by"), (Branching, "cannot be traced")]
+    ("layer", "reason"), [(Pretending, "differs from the plain network's by"), (Branching, "cannot be traced")]
 )
 def test_a_network_that_a_trace_cannot_follow(resnet: nn.Module, layer: type[nn.Module], reason: str) -> None:
     """auto goes on with the plain network; who asked for the backend is told."""
