@@ -47,7 +47,9 @@ def test_a_store_in_bf16_is_searched_in_fp32_where_that_is_emulated(
     photo_folder: Path, tmp_path: Path, pretend_flags: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     pretend_flags(AVX512_BF16)
-    densefeat.extract(photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", blocks="1", precision="bf16")
+    densefeat.extract(
+        photo_folder, tmp_path / "e.parquet", BUNDLED, device="cpu", blocks="1", precision="bf16", backend="buffer"
+    )
     store = densefeat.open_store(tmp_path / "e.parquet")
     assert store.provenance["precision"] == "bf16"
     pretend_flags(AVX2)
