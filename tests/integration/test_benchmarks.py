@@ -311,6 +311,8 @@ def test_int8(tmp_path: Path) -> None:
     assert [[row["probe"] for row in table] for table in tables] == [
         ["fitted and tested in fp32", "fitted and tested in int8", "fitted in int8, tested in fp32"]
     ] * 2
+    tables += [value for key, value in report.items() if "folds" in key]
+    assert len(tables) == 4
     assert all(row["low"] <= row["difference"] <= row["high"] for table in tables for row in table[1:])
 
 
