@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-all lint docs gpu-report clean
 
 demo: .venv/installed
 	$(BIN)/python -m densefeat_recipes.demo demo
@@ -17,6 +17,12 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-report: .venv/installed-test
+	-$(BIN)/python -m pytest -q tests/gpu
+	-$(BIN)/python benchmarks/proof.py --device cuda
+	-$(BIN)/python benchmarks/proof.py --device cuda --precision bf16
+	$(BIN)/python benchmarks/speed.py --device cuda --batches 8,32,256
 
 docs: .venv/installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs site

@@ -24,6 +24,7 @@ from sklearn.metrics import roc_auc_score
 from densefeat import FeatureExtractor, open_store
 from densefeat.anomaly import PixelMetrics, fit_detector, load_detector, match_masks, score_images, shrink_mask
 from densefeat.anomaly.alarms import choose_held_out
+from densefeat.base import settle_process
 from densefeat.bench import Report, benchmark_options
 from densefeat.labels import read_mask
 
@@ -171,4 +172,5 @@ def main(data: Path, model: str, size: int, images: int, peer: str | None, share
 
 
 if __name__ == "__main__":
+    settle_process()  # as the command does
     main()

@@ -106,6 +106,13 @@ def test_own_process(tmp_path: Path) -> None:
     assert all(row["cpu"] > 0 and row["seconds"] > 0 and 0 <= row["kernel"] <= 1 and row["peak"] > 0 for row in one + two)
 
 
+def test_proof(tmp_path: Path) -> None:
+    (row,) = run_report(tmp_path, "proof.py", "--models", "resnet10t", "--batch", 2)["found"]
+    assert row["backend"] == "openvino"
+    assert row["difference"] < 1e-5
+    assert row["speed"] > 0
+
+
 @pytest.fixture
 def small_cifar(tmp_path: Path) -> Path:
     write_table(tmp_path / "cifar10-train.parquet", 66, size=32, seed=1)
