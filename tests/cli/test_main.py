@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from densefeat.images import MAX_PIXELS, MAX_TILES
+from densefeat_cli.main import _StderrHandler
 from support.commands import run_command
 from support.helpers import BUNDLED
 from support.processors import AVX2, AVX512_BF16
@@ -188,3 +189,10 @@ def test_models_table() -> None:
     header, row = run_command("models", "*bc100*").stdout.splitlines()
     assert header.split() == ["name", "parameters", "block", "channels", "input", "tag", "licence", "weights"]
     assert row.split()[:6] == [BUNDLED, "834,332", "216", "300", "342", "3×32×32"]
+
+
+def test_a_line_of_the_log_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = _StderrHandler()
+    for text in ("precision: fp32", "another", "precision: fp32"):
+        handler.emit(logging.LogRecord("densefeat", logging.WARNING, "", 0, text, (), None))
+    assert capsys.readouterr().err.splitlines() == ["densefeat: precision: fp32", "densefeat: another"]
