@@ -44,11 +44,11 @@ class FeatureExtractor:
             computes in fp32: a line in the log says so, and the attribute ``precision`` is what is used.
         image_size: Side of the square input in pixels; None for the weights' own.
         backend: What computes the features: ``"reference"``, the plain network; ``"buffer"`` and ``"openvino"`` on a CPU,
-            ``"triton"`` on a GPU: the same numbers faster, for networks of ours; ``"openvino"`` also for timm's. The first batch
-            of the last two is compared with the plain network's. ``"auto"``: the fastest that needs no such comparison here
-            (for ours, OpenVINO where it is installed), until :meth:`prove` finds another. When weights change, the engine is
-            built again. For a module on the CPU every change is noticed; otherwise those that torch counts, which are all but
-            writes through ``.data`` and numpy.
+            ``"triton"`` on a GPU: the same numbers faster, for networks of ours; ``"openvino"`` also for timm's. In the last
+            two cases the first batch is compared with the plain network's. ``"auto"``: the fastest that needs no such
+            comparison here (for ours, OpenVINO where it is installed), until :meth:`prove` finds another. When weights change,
+            the engine is built again. For a module on the CPU every change is noticed; otherwise those that torch counts,
+            which are all but writes through ``.data`` and numpy.
         decoder: Reads image files. ``"torchvision"`` decodes and resizes JPEGs faster and leaves the rest to Pillow;
             ``"pillow"`` equals timm's evaluation transform bit for bit. With either, Pillow resizes PIL images and
             torchvision resizes tensors.

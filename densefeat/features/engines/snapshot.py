@@ -37,7 +37,7 @@ class Snapshot:
 
     def has_same_parts(self) -> bool:
         parts = _collect_parts(self.modules)
-        return len(parts) == len(self.parts) and all(a is b for a, b in zip(parts, self.parts, strict=True))
+        return len(parts) == len(self.parts) and all(map(_is_same, parts, self.parts))
 
 
 def _collect_parts(modules: Iterable[nn.Module]) -> list[Any]:
@@ -49,6 +49,11 @@ def _collect_parts(modules: Iterable[nn.Module]) -> list[Any]:
         values = vars(module)
         parts.extend(values[name] for name in _SETTINGS.intersection(values))
     return parts
+
+
+def _is_same(part: Any, recorded: Any) -> bool:
+    """Compare settings by value: torch.export replaces a module's tuples by copies."""
+    return part is recorded or (isinstance(part, tuple | str | int | float) and part == recorded)
 
 
 def _count_writes(tensors: list[torch.Tensor]) -> list[tuple[int, int]]:
