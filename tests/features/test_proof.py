@@ -107,11 +107,14 @@ def test_a_network_of_timm_is_traced(resnet: nn.Module, caplog: pytest.LogCaptur
     assert trial.difference < 1e-5
     assert extractor.backend == ("openvino" if trial.refused is None else "reference")
     assert caplog.messages == [trial.describe()]
-    asked = FeatureExtractor(resnet, device="cpu", pool=("avg", "max"), backend="openvino")
+    asked, engine = FeatureExtractor(resnet, device="cpu", pool=("avg", "max"), backend="openvino"), None
     for batch in (images[:3], make_images(9, 64, 64), make_images(2, 96, 64)):
         with torch.no_grad():
             maps = resnet.forward_intermediates(batch, intermediates_only=True)
         found = asked(batch)
+        assert asked.network.cached is not None
+        assert engine in (None, asked.network.cached)  # it is built once
+        engine = asked.network.cached
         for name, values in zip((tap.name for tap in asked.taps), maps, strict=True):
             scale = float(values.abs().max())
             torch.testing.assert_close(found[f"{name}_avg"], values.mean((2, 3)), atol=1e-5 * scale, rtol=0)
