@@ -154,7 +154,7 @@ class ExtractJob:
             "tap": extractor.tap,
             "pool": split_pools(extractor.pool),
             "precision": getattr(extractor.model, "recorded_precision", None) or extractor.precision,
-            "calibration": self.calibration,
+            "calibration": self.calibration and _count_keys(self.calibration),
             "backend": extractor.backend,
             "trials": [trial.to_json() for trial in self.trials] or None,
             "tiles": tiling.describe_tiles(),
@@ -217,6 +217,11 @@ class ExtractJob:
 
     def failure_limit(self) -> FailureLimit:
         return FailureLimit.parse(self.options.on_error, self.options.max_failures)
+
+
+def _count_keys(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a calibration with numbers in place of its hundreds of keys, which stay with the network."""
+    return {name: len(value) if isinstance(value, list) else value for name, value in record.items()}
 
 
 def describe_place(images: str | Path) -> str:

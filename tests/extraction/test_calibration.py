@@ -16,7 +16,7 @@ from densefeat import DensefeatError, UsageError
 from densefeat.errors import OutputError
 from densefeat.extraction import ExtractResult
 from densefeat.search.queries import embed_images
-from densefeat.store import Layout, verify_store
+from densefeat.store import Layout, read_quantized, require_manifest, verify_store
 from support.labelled_images import encode_png
 from support.stores import flip_bit
 from support.tiny_net import TINY, write_tiny_weights
@@ -55,7 +55,9 @@ def extract(folder: Path, out: Path, weights: Path, **options: object) -> Extrac
 
 
 def read_record(store: Path) -> dict:
-    return densefeat.open_store(store).provenance["calibration"]
+    found = read_quantized(Layout(store), require_manifest(Layout(store)))
+    assert found is not None
+    return found[0]
 
 
 def test_rows_are_those_of_the_calibrated_network(made: Path, folder: Path, weights: Path) -> None:
@@ -77,8 +79,9 @@ def test_rows_are_those_of_the_calibrated_network(made: Path, folder: Path, weig
 
 
 def test_the_manifest_names_the_network(made: Path) -> None:
-    manifest = json.loads((made / "manifest.json").read_text())
-    assert manifest["settings"]["calibration"] == manifest["provenance"]["calibration"]["sha256"]
+    manifest, record = json.loads((made / "manifest.json").read_text()), read_record(made)
+    assert manifest["settings"]["calibration"] == record["sha256"]
+    assert manifest["provenance"]["calibration"] == record | {"keys": 32, "held_out": 8}
     assert not verify_store(made).damages
 
 
@@ -198,7 +201,7 @@ def test_other_ranks_use_the_network_of_the_first(folder: Path, weights: Path, t
     ended = subprocess.run([*command, folder, tmp_path / "store", weights], capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
     store, one = densefeat.open_store(tmp_path / "store"), densefeat.open_store(made)
-    assert store.provenance["calibration"]["keys"] == one.provenance["calibration"]["keys"]
+    assert read_record(tmp_path / "store")["keys"] == read_record(made)["keys"]
     for name in one.shapes:
         assert np.allclose(store[name], one[name], rtol=1e-5, atol=1e-5)
 
