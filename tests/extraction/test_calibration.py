@@ -213,6 +213,17 @@ def test_starting_over_in_float32_leaves_no_network(store: Path, folder: Path, w
 
 
 @pytest.mark.slow
+def test_a_job_that_ended_before_its_manifest(made: Path, folder: Path, weights: Path, tmp_path: Path) -> None:
+    for name in ("ended", "stranger"):
+        (tmp_path / name).mkdir()
+    shutil.copy(Layout(made).quantized, tmp_path / "ended")
+    assert extract(folder, tmp_path / "ended", weights).rows == IMAGES
+    Layout(tmp_path / "stranger").quantized.write_bytes(b"somebody's")
+    with pytest.raises(OutputError, match=r"no store of densefeat and not empty \(int8.safetensors\)"):
+        extract(folder, tmp_path / "stranger", weights)
+
+
+@pytest.mark.slow
 def test_tiles(folder: Path, weights: Path, tmp_path: Path) -> None:
     extract(folder, tmp_path / "store", weights, tile=32)
     assert set(read_record(tmp_path / "store")["keys"]) <= {path.name for path in folder.iterdir()}
