@@ -107,17 +107,20 @@ def export_model(
     places = list_places(to, out)
     check_installed(to)
     with stage_files(*places) as (path, *_), torch.no_grad():
+        plan: GraphPlan | None = None
         if learnt is not None:
             plan = plan_learnt(learnt, weights, ood)
+            source, preprocessing = plan.source, plan.preprocessing
         else:
             source = load_source(model, weights, head=to in GRAPHS and wanted.by_classifier)
-            plan = plan_network(source, Preprocessing.for_model(source.model, image_size), wanted)
-        _check_channels(plan)
+            preprocessing = Preprocessing.for_model(source.model, image_size)
+        _check_channels(source, preprocessing)
         advance(1)
         if to in GRAPHS:
+            plan = plan or plan_network(source, preprocessing, wanted)
             exported = _write_graph(to, plan, input, path, out, advance)
         else:
-            exported = _write_weights(to, plan.source, plan.preprocessing, path, out, advance)
+            exported = _write_weights(to, source, preprocessing, path, out, advance)
         advance(1)
     return exported
 
@@ -133,9 +136,9 @@ def _check_arguments(to: str, outputs: Outputs, input: str) -> None:
     outputs.check()
 
 
-def _check_channels(plan: GraphPlan) -> None:
-    if (pixels := plan.preprocessing.pixels).floating:
-        raise UsageError(f"{plan.source.name} reads {pixels.in_chans} channels: only networks of three are exported")
+def _check_channels(source: ExportSource, preprocessing: Preprocessing) -> None:
+    if preprocessing.pixels.floating:
+        raise UsageError(f"{source.name} reads {preprocessing.pixels.in_chans} channels: only networks of three are exported")
 
 
 @dataclass(frozen=True)

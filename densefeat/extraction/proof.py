@@ -18,8 +18,9 @@ def prove_backend(job: ExtractJob, layout: Layout | None) -> ExtractJob:
     """
     source = job.input.tiling.cut(job.input.listing)
     current = None if layout is None or job.options.overwrite else read_manifest(layout)
-    begun = layout is not None and current is not None and not has_nothing(layout, current)
-    if begun or not source.length or source.length < _LONG or not job.extractor.has_candidates:
+    if layout is not None and current is not None and not has_nothing(layout, current):
+        return replace(job, trials=current.provenance.get("trials"))
+    if not source.length or source.length < _LONG or not job.extractor.has_candidates:
         return job
     keys, images = choose_evenly(job.input.images, source, source.length, _IMAGES).read(job)
-    return replace(job, trials=tuple(job.extractor.prove(images))) if keys else job
+    return replace(job, trials=[trial.to_json() for trial in job.extractor.prove(images)]) if keys else job

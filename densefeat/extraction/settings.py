@@ -15,7 +15,7 @@ from densefeat.errors import UsageError
 from densefeat.extraction.arguments import RunOptions
 from densefeat.extraction.batches import Decoding
 from densefeat.extraction.limits import FailureLimit
-from densefeat.features import FeatureExtractor, Trial
+from densefeat.features import FeatureExtractor
 from densefeat.images import MAX_PIXELS, MAX_TILES, Listing, PagedSource, Source, Stamps, TiledSource, is_remote, printable_key
 from densefeat.store import PART_ROWS, make_embedding_schema, split_pools
 from densefeat.version import __version__
@@ -114,7 +114,7 @@ class ExtractJob:
 
     ``part_rows``: None stands for the default; ``fitted``: mean and deviation of the channels are those of the images;
     ``dicom_tags``: elements of DICOM files whose values are columns; ``calibration``: the JSON record of a network in int8;
-    ``trials``: of the backends that were tried.
+    ``trials``: the JSON records of the backends that were tried.
     """
 
     out: Path
@@ -128,7 +128,7 @@ class ExtractJob:
     fitted: bool = False
     dicom_tags: tuple[str, ...] = ()
     calibration: dict[str, Any] | None = None
-    trials: tuple[Trial, ...] = ()
+    trials: list[dict[str, Any]] | None = None
 
     @property
     def unit(self) -> str:
@@ -156,7 +156,7 @@ class ExtractJob:
             "precision": getattr(extractor.model, "recorded_precision", None) or extractor.precision,
             "calibration": self.calibration and _count_keys(self.calibration),
             "backend": extractor.backend,
-            "trials": [trial.to_json() for trial in self.trials] or None,
+            "trials": self.trials,
             "tiles": tiling.describe_tiles(),
             "pages": None if tiling.pages == "first" else tiling.pages,  # as in stores of earlier versions
             "dicom_tags": list(self.dicom_tags) or None,
