@@ -2,8 +2,9 @@
 
 import os
 
-_PARAMETERS = {"M_TRIM_THRESHOLD": -1, "M_MMAP_THRESHOLD": -3}  # of glibc's malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT = 2**30  # bytes: freed memory that stays with the process, and the size from which a block is returned at once
+_KEPT_EARLIER = 2**25  # the most that older versions of glibc take as the latter
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _SPINS = 1000  # some 20 µs, about as long as waking a thread takes; libgomp's default is 300,000
 
@@ -23,8 +24,10 @@ def settle_process() -> None:
     if _has_glibc() and not any(name.startswith("MALLOC_") for name in os.environ) and "GLIBC_TUNABLES" not in os.environ:
         import ctypes  # 4 ms that a library's user need not take
 
-        for number in _PARAMETERS.values():
-            ctypes.CDLL(None).mallopt(number, _KEPT)
+        mallopt = ctypes.CDLL(None).mallopt
+        # setting either ends glibc's own adjustment of both: the second alone would leave all blocks from 128 KB on unkept
+        if mallopt(_MMAP_THRESHOLD, _KEPT) or mallopt(_MMAP_THRESHOLD, _KEPT_EARLIER):
+            mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def _has_glibc() -> bool:
