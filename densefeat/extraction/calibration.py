@@ -155,7 +155,7 @@ def _check_cosines(record: dict[str, Any], least: float) -> None:
     """Raise DensefeatError where int8 differs too much from float32, OutputError where a store's record is damaged."""
     try:
         medians = {name: float(measured["median"]) for name, measured in record["cosine"].items()}
-        worst = min(medians, key=lambda name: medians[name])
+        worst = min(medians, key=lambda name: np.nan_to_num(medians[name], nan=-np.inf))  # min skips NaN
         line = _describe_cosines(record)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OutputError(

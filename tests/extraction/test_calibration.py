@@ -16,7 +16,7 @@ from densefeat import DensefeatError, UsageError
 from densefeat.errors import OutputError
 from densefeat.extraction import ExtractResult
 from densefeat.search.queries import embed_images
-from densefeat.store import Layout, read_quantized, require_manifest, verify_store
+from densefeat.store import Layout, read_quantized, require_manifest, save_quantized, verify_store
 from support.labelled_images import encode_png
 from support.stores import flip_bit
 from support.tiny_net import TINY, write_tiny_weights
@@ -154,6 +154,17 @@ def test_the_network_of_another_store_is_refused(store: Path, folder: Path, weig
     shutil.copy(Layout(other).quantized, Layout(store).quantized)
     with pytest.raises(OutputError, match="is not the network that made the rows"):
         extract(folder, store, weights)
+
+
+def test_a_block_whose_cosine_is_nan_falls_short(store: Path, folder: Path, weights: Path) -> None:
+    layout = Layout(store)
+    found = read_quantized(layout, require_manifest(layout))
+    assert found is not None
+    record, nodes, constants = found
+    record["cosine"]["block2"]["median"] = float("nan")
+    save_quantized(layout, record, nodes, constants)
+    with pytest.raises(DensefeatError, match="block2 is below --min-cosine"):
+        extract(folder, store, weights, update=True)
 
 
 def make_part(folder: Path, part: Path, chosen: slice = slice(None, None, 2)) -> Path:
