@@ -90,6 +90,15 @@ def test_nan_has_to_be_where_the_plain_network_has_it() -> None:
         assert compare_features(compute(), expected, precision, CPU)[1] is not None
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("found", "expected"), [(torch.inf, torch.nan), (torch.nan, torch.inf), (-torch.inf, torch.inf)])
+def test_what_is_not_finite_has_to_be_the_same(found: float, expected: float, precision: str) -> None:
+    one, other = compute(), compute()
+    one["block1"][0, 0], other["block1"][0, 0] = found, expected
+    assert compare_features(one, other, precision, CPU)[1] is not None
+    assert compare_features(other, other, precision, CPU)[1] is None
+
+
 @pytest.fixture
 def resnet() -> nn.Module:
     torch.manual_seed(0)
