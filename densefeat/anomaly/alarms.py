@@ -59,8 +59,8 @@ class Alarms:
         return (1 + higher) / (len(self.held_out) + 1)
 
     def judge(self, scores: np.ndarray) -> np.ndarray:
-        """Return for each score ``(m,)`` whether it is anomalous: bool ``(m,)``."""
-        return scores.astype(np.float32) > self.held_out[-self._rank]
+        """Return for each score ``(m,)`` whether it is anomalous: bool ``(m,)``. NaN is, as its p-value says, too."""
+        return ~(scores.astype(np.float32) <= self.held_out[-self._rank])
 
 
 def check_rate(rate: float) -> None:

@@ -37,7 +37,7 @@ class DetectorAnswer(Answer):
         scores, distances = self.normal(grid)
         higher = (self.held_out >= scores[:, None]).float().sum(1)
         p_values = (1 + higher) / (len(self.held_out) + 1)
-        return {"score": scores, "p_value": p_values, "anomalous": scores > self.threshold, "distances": distances}
+        return {"score": scores, "p_value": p_values, "anomalous": ~(scores <= self.threshold), "distances": distances}
 
 
 def answer_detector_in_numpy(detector: Detector, maps: list[torch.Tensor]) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """The calibration of a job in int8, before its first row: on images of its input, compared with float32 on others."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,18 @@ def _take_network(job: ExtractJob, store: Layout) -> dict[str, Any]:
         raise UsageError(f"--calibration {str(store.root)!r} is a store of other settings ({', '.join(different)})")
     record = _use_network(job, store, manifest)
     source = job.input.tiling.cut(job.input.listing)
-    keys, images = _choose_evenly(job.input.images, source, _HELD_OUT).read(job)
+    keys, images = _leave_out(record["keys"], *_choose_evenly(job.input.images, source, _HELD_OUT).read(job))
     if not keys:
-        raise UsageError(f"no image of {job.input.images!r} could be read, to compare int8 with float32")
+        raise UsageError(
+            f"no image of {job.input.images!r} could be read that int8 was not calibrated on, to compare it with float32"
+        )
     return record | {"held_out": keys, "cosine": _measure_cosines(job, images)}
+
+
+def _leave_out(calibrated: Sequence[str], keys: list[str], images: torch.Tensor) -> tuple[list[str], torch.Tensor]:
+    """Leave out the images that int8 was calibrated on, by their keys: on these it looks better than on others."""
+    kept = [place for place, key in enumerate(keys) if key not in set(calibrated)]
+    return [keys[place] for place in kept], images[kept]
 
 
 def _calibrate(job: ExtractJob, request: CalibrationRequest) -> dict[str, Any]:
@@ -133,6 +142,8 @@ def _calibrate(job: ExtractJob, request: CalibrationRequest) -> dict[str, Any]:
         held_out = replace(both, positions=both.positions[held])
     _log.info("int8: calibrating on %d images of %s", len(chosen.positions), chosen.place)
     (keys, images), (held_keys, held_images) = chosen.read(job), held_out.read(job)
+    if request.source is not None:  # which may have images of the input, too
+        held_keys, held_images = _leave_out(keys, held_keys, held_images)
     if len(keys) < _FEWEST or not held_keys:
         raise UsageError(
             f"{len(keys)} images of {chosen.place!r} to calibrate int8 on, and {len(held_keys)} to compare it with float32: at"

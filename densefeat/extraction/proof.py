@@ -23,4 +23,8 @@ def prove_backend(job: ExtractJob, layout: Layout | None) -> ExtractJob:
     if not source.length or source.length < _LONG or not job.extractor.has_candidates:
         return job
     keys, images = choose_evenly(job.input.images, source, source.length, _IMAGES).read(job)
-    return replace(job, trials=[trial.to_json() for trial in job.extractor.prove(images)]) if keys else job
+    if not keys:
+        return job
+    trials = [trial.to_json() for trial in job.extractor.prove(images)]
+    job.extractor.network.keep_backend()  # all rows come from one
+    return replace(job, trials=trials)

@@ -240,7 +240,7 @@ class FeatureExtractor:
 
     @property
     def has_candidates(self) -> bool:
-        """Whether :meth:`prove` would try a backend."""
+        """Whether :meth:`prove` has a backend to try that can run here."""
         return self.network.has_candidates
 
     def prove(self, images: torch.Tensor | ImageLike | Sequence[ImageLike]) -> list[Trial]:
@@ -266,6 +266,7 @@ class FeatureExtractor:
             BackendError: NNCF is not installed, or the weights are not finite.
         """
         self.network.calibrate(self._batches(images))
+        self._grid_network = None
 
     def compare_to_float32(self, images: torch.Tensor | ImageLike | Sequence[ImageLike]) -> dict[str, torch.Tensor]:
         """Measure what int8 changes: for each block the cosine of each image's average-pooled features to float32's, ``(N,)``.
@@ -277,6 +278,7 @@ class FeatureExtractor:
     def use_quantized(self, network: QuantizedNetwork) -> None:
         """Compute by a network that :meth:`calibrate` made of the same weights, blocks and tap, perhaps in another process."""
         self.network.use_quantized(network)
+        self._grid_network = None
 
     @property
     def quantized(self) -> QuantizedNetwork | None:

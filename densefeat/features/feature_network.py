@@ -51,6 +51,7 @@ class FeatureNetwork:
         self.requested = backend
         self.backend = choose_backend(backend, model, self._spec())
         self.cached: CachedEngine | None = None
+        self._proved: set[torch.Size] = set()  # sizes of images for which the engine was compared with the plain network
         self._calibration: Calibration | None = None
 
     def with_taps(self, taps: list[Tap]) -> "FeatureNetwork":
@@ -108,19 +109,24 @@ class FeatureNetwork:
     def _get_engine(self, x: torch.Tensor, pools: dict[str, Pool]) -> "CachedEngine | None":
         """Return the engine for the current weights and taps, built again if they have changed.
 
-        None: the plain network computes. An engine that has to prove itself is compared with that on ``x (N, C, H, W)``.
+        None: the plain network computes. An engine that has to prove itself is compared with that on ``x (N, C, H, W)``, once
+        for each size of images.
 
         Raises BackendError where the requested backend can no longer run this model, or not in this process, or is not equal.
         """
         if self.backend != "reference" and (self.cached is None or not self.cached.is_current(self.taps)):
-            self.cached = self._build_engine()
-            if self.cached is not None and needs_proof(self.backend, self.model):
-                self._check_engine(self.cached, x[:_CPU_CHUNK], pools)
+            self.cached, self._proved = self._build_engine(), set()
+        if self.cached is not None and needs_proof(self.backend, self.model) and x.shape[1:] not in self._proved:
+            self._check_engine(self.cached, x[:_CPU_CHUNK], pools)
+            self._proved.add(x.shape[1:])
         return None if self.backend == "reference" else self.cached
 
     def _check_engine(self, cached: "CachedEngine", x: torch.Tensor, pools: dict[str, Pool]) -> None:
-        found, expected = (self._compute_by(each, x, pools) for each in (cached, None))
-        _, reason = compare_features(found, expected, self.precision, self.device)
+        try:
+            found, expected = (self._compute_by(each, x, pools) for each in (cached, None))
+            _, reason = compare_features(found, expected, self.precision, self.device)
+        except BackendError as error:  # a traced network may not take images of every size
+            reason = str(error).removeprefix(f"backend {self.backend!r}: ")
         if reason is None:
             return
         self.cached = None
@@ -131,15 +137,20 @@ class FeatureNetwork:
 
     @property
     def has_candidates(self) -> bool:
-        """Whether :meth:`prove` would try a backend."""
-        return self.requested == "auto" and self.backend == "reference" and bool(list_candidates(self.model, self._spec()))
+        """Whether :meth:`prove` has a backend to try that can run here."""
+        open_to_all = self.requested == "auto" and self.backend == "reference"
+        return open_to_all and None in list_candidates(self.model, self._spec()).values()
+
+    def keep_backend(self) -> None:
+        """Raise BackendError from now on where the backend cannot compute or is not equal, instead of taking another."""
+        self.requested = self.backend
 
     def prove(self, x: torch.Tensor, pools: dict[str, Pool]) -> list[Trial]:
         """Look whether a faster backend than the plain network is right on images ``(N, C, H, W)``; from then on use it.
 
         See :meth:`densefeat.FeatureExtractor.prove`.
         """
-        if not self.has_candidates:
+        if self.requested != "auto" or self.backend != "reference":
             return []
         plain = partial(self._compute_by, None, x, pools)
         trials, best = [], None
@@ -148,7 +159,7 @@ class FeatureNetwork:
             trials.append(trial)
             LOG.info(trial.describe())
             if trial.refused is None and (best is None or (trial.speed or 0) > best):
-                best, self.backend, self.cached = trial.speed, backend, cached
+                best, self.backend, self.cached, self._proved = trial.speed, backend, cached, {x.shape[1:]}
         return trials
 
     def _try_backend(

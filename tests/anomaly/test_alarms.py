@@ -71,3 +71,9 @@ def test_too_few(count: int, rate: float, message: str) -> None:
 def test_rates_without_meaning(rate: float) -> None:
     with pytest.raises(UsageError, match="a false-alarm rate of"):
         check_rate(rate)
+
+
+def test_a_score_that_is_no_number_is_anomalous() -> None:
+    alarms, scores = Alarms(np.arange(19, dtype=np.float32), 0.05), np.array([np.nan, np.inf, 3.0])
+    assert alarms.judge(scores).tolist() == [True, True, False]
+    assert alarms.p_values(scores).tolist() == [1 / 20, 1 / 20, 17 / 20]

@@ -182,3 +182,38 @@ def test_changed_weights_are_traced_again(resnet: nn.Module) -> None:
     plain = FeatureExtractor(resnet, device="cpu", backend="reference")(images)
     for name, values in plain.items():
         torch.testing.assert_close(after[name], values, atol=1e-5 * float(values.abs().max()), rtol=0)
+
+
+def test_nothing_to_compare_is_no_proof() -> None:
+    zeros = pause(0.02, lambda: {"block1": torch.zeros(4, 6)})
+    trial = try_backend("triton", zeros, lambda: lambda: {"block1": torch.zeros(4, 6)}, "fp32", CPU)
+    assert trial.refused == "the plain network gives nothing to compare: only zeros, NaN and infinities"
+
+
+class Sized(nn.Module):
+    """A layer that computes something else where it is traced for images of more than 64 pixels a side."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 1.001 if torch.compiler.is_exporting() and x.shape[3] > 32 else x
+
+
+def test_every_size_of_images_is_compared(resnet: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    resnet.act1 = Sized()
+    asked, small, large = (
+        FeatureExtractor(resnet, device="cpu", backend="openvino"),
+        make_images(2, 64, 64),
+        make_images(2, 96, 96),
+    )
+    asked(small)
+    with pytest.raises(
+        BackendError, match="backend 'openvino': its .* differs from the plain network's .*: choose backend 'reference'"
+    ):
+        asked(large)
+    auto = FeatureExtractor(resnet, device="cpu")
+    auto.network.backend = "openvino"  # as after a proof on small images
+    auto(small)
+    plain = FeatureExtractor(resnet, device="cpu", backend="reference")(large)
+    for name, values in auto(large).items():
+        assert torch.equal(values, plain[name])
+    assert auto.backend == "reference"
+    assert "backend: reference (openvino: its" in caplog.text

@@ -65,7 +65,7 @@ def _find_obstacle(backend: str, model: nn.Module, spec: EngineSpec) -> str | No
     if backend == "reference":
         return None
     if backend != "triton" and spec.device.type != "cpu":
-        return f"it runs on the CPU, not on {spec.device}"
+        return f"it runs on the CPU, not on {spec.device}: choose device cpu"
     if backend == "openvino" and not isinstance(model, StagedNet) and spec.precision != "int8":
         return find_openvino_obstacle() if hasattr(model, "forward_intermediates") else "timm cannot list its blocks' maps"
     try:
