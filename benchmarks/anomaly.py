@@ -24,7 +24,6 @@ from sklearn.metrics import roc_auc_score
 from densefeat import FeatureExtractor, open_store
 from densefeat.anomaly import PixelMetrics, fit_detector, load_detector, match_masks, score_images, shrink_mask
 from densefeat.anomaly.alarms import choose_held_out
-from densefeat.base import settle_process
 from densefeat.bench import Report, benchmark_options
 from densefeat.labels import read_mask
 
@@ -154,9 +153,10 @@ def main(data: Path, model: str, size: int, images: int, peer: str | None, share
             bank, dims = found["bank"].tolist()
             rows.append({"arm": "anomalib PatchCore", **judge_peer(found, masks), "work": running.work,
                          "fit": float(found["fit"]), "bank": bank, "size": 4 * dims * bank})  # fmt: skip
-        for number in range(-1, len(x) // BATCH):  # whole batches; the first is taken twice, and then compiled
+        whole = [number for number, batch in enumerate(x.split(BATCH)) if len(batch) == len(x[:BATCH])]
+        for number in (0, *whole):  # the first is taken twice, and then compiled
             for row in rows:
-                row.setdefault("times", []).append(row["work"](max(0, number)) / BATCH)
+                row.setdefault("times", []).append(row["work"](number) / len(x[:BATCH]))
     for row in rows:
         del row["work"]
         row["seconds"] = float(np.median(row.pop("times")[1:]))
@@ -172,5 +172,4 @@ def main(data: Path, model: str, size: int, images: int, peer: str | None, share
 
 
 if __name__ == "__main__":
-    settle_process()  # as the command does
     main()

@@ -59,7 +59,7 @@ def make_extractor(network: str, weights: Path | None, option: str, value: str) 
         options = {"backend": "auto" if has_arithmetic("bf16") else "buffer"}  # OpenVINO would compute in fp32
     extractor = densefeat.FeatureExtractor(network, weights=weights, device="cpu", **options)
     if option == "precision":
-        extractor.precision = value
+        extractor.network.precision = value
     return extractor
 
 

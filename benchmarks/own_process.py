@@ -4,7 +4,7 @@
     python benchmarks/own_process.py --works densenet121-evaluation --threads 2 --rounds 5
 
 The plain network, which evaluation and training run. Three arms, each in a process of its own, take turns round by round:
-default; memory, with glibc's allocator as ``densefeat.base.settle_process`` sets it; settled, with OpenMP's waiting, too. A
+default; memory, with glibc's allocator as ``densefeat.base.keep_freed_memory`` sets it; settled, with OpenMP's waiting, too. A
 single thread waits for nobody, and has two arms. Processor time is user and system together; on a machine that others use, it
 says more than time by the clock. Faults are pages that the kernel had to add during a step.
 """
@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 
-from densefeat.base import settle_process
+from densefeat.base import keep_freed_memory, settle_threads
 
 WORKS = {  # network, pixels of a side, images a step
     f"{name}-{work}": (name, *sizes, work)
@@ -67,7 +67,8 @@ def make_step(network: str, size: int, batch: int, work: str) -> Callable[[], ob
 def run_arm(work: str, settled: bool) -> None:
     """Take a step for each line on stdin, and print what it needed."""
     if settled:
-        settle_process()
+        settle_threads()
+        keep_freed_memory()
     step = make_step(*WORKS[work])
     from densefeat.bench import read_peak, reset_peak
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from densefeat import FeatureExtractor
-from densefeat.base import settle_process
+from densefeat.base import keep_freed_memory
 from densefeat.bench import Report, benchmark_options, calibrated_network
 from densefeat.nets import VARIANTS
 
@@ -50,5 +50,5 @@ def main(models: str | None, batch: int, precision: str, device: str, file: Path
 
 
 if __name__ == "__main__":
-    settle_process()
+    keep_freed_memory()
     main()

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from densefeat.base import Ranks, find_full_disk, settle_process
+from densefeat.base import Ranks, find_full_disk, keep_freed_memory, settle_threads
 from densefeat.errors import DensefeatError
 from densefeat_cli.options import epilog
 from densefeat_cli.output import print_note
@@ -15,6 +15,8 @@ _COMMANDS = (
     "anomaly", "bench", "convert", "evaluate", "explain", "export", "extract", "finetune", "info", "look", "map", "models",
     "predict", "probe", "recipes", "report", "search", "segment", "train", "verify", "weights",
 )  # fmt: skip
+
+_PLAIN = ("evaluate", "finetune", "train")  # these run the plain network; others decode large images in bounded memory
 
 
 class _LazyGroup(click.Group):
@@ -39,9 +41,12 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(package_name="densefeat")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def densefeat(debug: bool) -> None:  # noqa: ARG001  (read from the command line)
+@click.pass_context
+def densefeat(context: click.Context, debug: bool) -> None:  # noqa: ARG001  (read from the command line)
     """Image embeddings from every block of DenseNet and DelugeNet."""
-    settle_process()  # before a command loads torch
+    settle_threads()  # before a command loads torch
+    if context.invoked_subcommand in _PLAIN:
+        keep_freed_memory()
 
 
 class _StderrHandler(logging.Handler):

@@ -37,18 +37,24 @@ class MemoryBank(nn.Module):
         """
         count, dims, height, width = grid.shape
         queries = grid.permute(0, 2, 3, 1).reshape(-1, dims) - self.center
-        # a graph has no loop over pieces whose number depends on the number of images
-        pieces = [queries] if torch.compiler.is_exporting() else queries.split(_QUERIES)
-        nearest = torch.cat([_compare(piece, self.bank).argmin(1) for piece in pieces])
+        nearest = self._find_nearest(queries)
         distances = (queries - self.bank[nearest]).norm(dim=1).view(count, height * width)
         rows = distances.argmax(1) + torch.arange(count, device=grid.device) * height * width
         scores = _weigh(queries[rows], nearest[rows], self.bank) * distances.amax(1)
         return scores, distances.view(count, height, width)
 
+    def _find_nearest(self, queries: torch.Tensor) -> torch.Tensor:
+        """Return the row of the bank that is nearest to each query ``(n, D)``: int64 ``(n,)``."""
+        if torch.compiler.is_exporting():  # a graph has no loop over pieces whose number depends on the number of images
+            return _compare(queries, self.bank).argmin(1)
+        buffer = queries.new_empty(min(_QUERIES, len(queries)), len(self.bank))  # one for all pieces: new pages are slow
+        pieces = queries.split(_QUERIES)
+        return torch.cat([_compare(piece, self.bank, buffer[: len(piece)]).argmin(1) for piece in pieces])
 
-def _compare(queries: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
+
+def _compare(queries: torch.Tensor, bank: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Return half of the squared distances ``(n, M)``, less half of the queries' own squares: the order is the same."""
-    return torch.addmm(bank.square().sum(1) / 2, queries, bank.T, alpha=-1)
+    return torch.addmm(bank.square().sum(1) / 2, queries, bank.T, alpha=-1, out=out)
 
 
 def _weigh(queries: torch.Tensor, nearest: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from .files import (
 from .full_disk import find_full_disk
 from .json_text import is_number, parse_json
 from .memory import measure_memory_limit
-from .own_process import settle_process
+from .own_process import keep_freed_memory, settle_threads
 from .ownership import (
     MARKDOWN_MARK,
     Recognizer,
@@ -94,6 +94,7 @@ __all__ = [
     "is_picture",
     "is_plain_file",
     "is_plain_folder",
+    "keep_freed_memory",
     "match_temporary",
     "measure_memory_limit",
     "open_shared_store",
@@ -121,7 +122,7 @@ __all__ = [
     "save_png",
     "save_tensors",
     "set_aside",
-    "settle_process",
+    "settle_threads",
     "shorten_text",
     "stop_on_signal",
     "sync",

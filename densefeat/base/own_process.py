@@ -9,18 +9,23 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _SPINS = 1000  # some 20 µs, about as long as waking a thread takes; libgomp's default is 300,000
 
 
-def settle_process() -> None:
-    """Let this process keep freed memory, and let OpenMP's threads sleep soon when they wait for each other.
+def settle_threads() -> None:
+    """Let OpenMP's threads sleep soon when they wait for each other. Call it before torch is loaded.
 
-    A layer's maps then lie in memory that the process has, and cost no new pages; and on cores that other programs use too, a
-    thread does not spin for milliseconds until one that is not running gets on. This is for programs, not for libraries:
-    densefeat's commands call it when they start. Threads follow it if torch is loaded later; allocations always.
-
-    Variables that the user set stay: ``MALLOC_…`` and ``GLIBC_TUNABLES`` for memory, ``OMP_WAIT_POLICY`` and
-    ``GOMP_SPINCOUNT`` for threads. Without glibc or GNU's OpenMP nothing changes.
+    On cores that other programs use too, a thread then does not spin for milliseconds until one that is not running gets on.
+    This is for programs, not for libraries. What the user set by ``OMP_WAIT_POLICY`` or ``GOMP_SPINCOUNT`` stays; without GNU's
+    OpenMP nothing changes.
     """
     if not any(name in os.environ for name in _WAITING):
         os.environ["GOMP_SPINCOUNT"] = str(_SPINS)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep freed memory, so that a layer's maps lie in memory that it has, and cost no new pages.
+
+    This is for programs that run the plain network all the time, not for libraries, and not where memory is scarce: the peak
+    is higher. What the user set by ``MALLOC_…`` or ``GLIBC_TUNABLES`` stays; without glibc nothing changes.
+    """
     if _has_glibc() and not any(name.startswith("MALLOC_") for name in os.environ) and "GLIBC_TUNABLES" not in os.environ:
         import ctypes  # 4 ms that a library's user need not take
 

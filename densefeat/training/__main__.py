@@ -3,9 +3,10 @@
 import argparse
 import sys
 
-from densefeat.base import Interrupted, printable, settle_process
+from densefeat.base import Interrupted, keep_freed_memory, printable, settle_threads
 
-settle_process()  # before the imports that load torch
+settle_threads()  # before the imports that load torch
+keep_freed_memory()
 
 from densefeat.errors import DensefeatError  # noqa: E402
 from densefeat.training.job import Trained, format_result, train  # noqa: E402

@@ -11,9 +11,10 @@ SCRIPT = """
 import os, resource, sys, threading
 
 if sys.argv[1] == "settled":
-    from densefeat.base import settle_process
+    from densefeat.base import keep_freed_memory, settle_threads
 
-    settle_process()
+    settle_threads()
+    keep_freed_memory()
 
 def work():
     for _ in range(10):

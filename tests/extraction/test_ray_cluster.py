@@ -96,6 +96,6 @@ def test_limits_hold_and_the_local_engine_goes_on(cluster: None, folder: Path, t
 def test_a_machine_that_would_emulate_the_precision_is_refused(trained: torch.nn.Module) -> None:
     absent: Any = None
     options = {"precision": "bf16", "device": "cpu", "backend": "reference"}
-    settings = ActorSettings(trained, options, absent, absent, "float32", absent, 8, 1, 1, None)
+    settings = ActorSettings(trained, None, options, absent, absent, "float32", absent, 8, 1, 1, None)
     with pytest.raises(UsageError, match="a machine of this cluster would emulate bf16: extract in fp32"):
         PartActor(settings)
