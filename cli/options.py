@@ -192,7 +192,6 @@ device_option = click.option("--device", default="auto", show_default=True, help
 training_device_option = click.option(  # None, not auto: training is not tested on MPS
     "--device", help="cpu, cuda, cuda:N or mps.  [default: a CUDA GPU, else the CPU]"
 )
-
 threads_option = click.option(
     "--workers", type=int, help="Threads that read and decode.  [default: one a core, four for a network]"
 )

@@ -122,7 +122,8 @@ def _take_network(job: ExtractJob, store: Layout) -> dict[str, Any]:
 
 def _leave_out(calibrated: Sequence[str], keys: list[str], images: torch.Tensor) -> tuple[list[str], torch.Tensor]:
     """Leave out the images that int8 was calibrated on, by their keys: on these it looks better than on others."""
-    kept = [place for place, key in enumerate(keys) if key not in set(calibrated)]
+    known = set(calibrated)
+    kept = [place for place, key in enumerate(keys) if key not in known]
     return [keys[place] for place in kept], images[kept]
 
 

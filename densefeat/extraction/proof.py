@@ -16,11 +16,13 @@ def prove_backend(job: ExtractJob, layout: Layout | None) -> ExtractJob:
 
     ``layout``: None for a single file. A folder with rows keeps their backend.
     """
-    source = job.input.tiling.cut(job.input.listing)
     current = None if layout is None or job.options.overwrite else read_manifest(layout)
     if layout is not None and current is not None and not has_nothing(layout, current):
         return replace(job, trials=current.provenance.get("trials"))
-    if not source.length or source.length < _LONG or not job.extractor.has_candidates:
+    if not job.extractor.has_candidates:
+        return job  # before the tiles of all images are counted
+    source = job.input.tiling.cut(job.input.listing)
+    if not source.length or source.length < _LONG:
         return job
     keys, images = choose_evenly(job.input.images, source, source.length, _IMAGES).read(job)
     if not keys:

@@ -138,8 +138,10 @@ class FeatureNetwork:
     @property
     def has_candidates(self) -> bool:
         """Whether :meth:`prove` has a backend to try that can run here."""
-        open_to_all = self.requested == "auto" and self.backend == "reference"
-        return open_to_all and None in list_candidates(self.model, self._spec()).values()
+        return self._is_undecided() and None in list_candidates(self.model, self._spec()).values()
+
+    def _is_undecided(self) -> bool:
+        return self.requested == "auto" and self.backend == "reference"
 
     def keep_backend(self) -> None:
         """Raise BackendError from now on where the backend cannot compute or is not equal, instead of taking another."""
@@ -150,7 +152,7 @@ class FeatureNetwork:
 
         See :meth:`densefeat.FeatureExtractor.prove`.
         """
-        if self.requested != "auto" or self.backend != "reference":
+        if not self._is_undecided():
             return []
         plain = partial(self._compute_by, None, x, pools)
         trials, best = [], None
