@@ -1,7 +1,8 @@
 """The calibration of a job in int8, before its first row: on images of its input, compared with float32 on others."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,18 @@ def calibrate_job(job: ExtractJob, layout: Layout | None, request: CalibrationRe
     record = _calibrate(job, request) if request.store is None else _take_network(job, request.store)
     _check_cosines(record, request.min_cosine)
     _log.info(_describe_cosines(record))
-    if layout is not None:
-        network = job.extractor.quantized
-        assert network is not None  # it was made just now
-        save_quantized(layout, record, network.nodes, network.constants)
     return replace(job, calibration=record)
+
+
+def keep_network(job: ExtractJob, layout: Layout) -> None:
+    """Keep the job's network in int8 beside the rows it is to make, once the store is the job's and has no others."""
+    network, manifest = job.extractor.quantized, require_manifest(layout)
+    if network is None or job.calibration is None:
+        return
+    with suppress(OutputError):  # there is none, or that of rows that are gone
+        read_quantized(layout, manifest)
+        return
+    save_quantized(layout, job.calibration, network.nodes, network.constants)
 
 
 def join_calibration(job: ExtractJob, layout: Layout, manifest: Manifest | None = None) -> ExtractJob:
@@ -112,7 +120,7 @@ def _take_network(job: ExtractJob, store: Layout) -> dict[str, Any]:
         raise UsageError(f"--calibration {str(store.root)!r} is a store of other settings ({', '.join(different)})")
     record = _use_network(job, store, manifest)
     source = job.input.tiling.cut(job.input.listing)
-    keys, images = _leave_out(record["keys"], *_choose_evenly(job.input.images, source, _HELD_OUT).read(job))
+    keys, images = _leave_out(record["pixels"], *_choose_evenly(job.input.images, source, _HELD_OUT).read(job))
     if not keys:
         raise UsageError(
             f"no image of {job.input.images!r} could be read that int8 was not calibrated on, to compare it with float32"
@@ -120,11 +128,15 @@ def _take_network(job: ExtractJob, store: Layout) -> dict[str, Any]:
     return record | {"held_out": keys, "cosine": _measure_cosines(job, images)}
 
 
-def _leave_out(calibrated: Sequence[str], keys: list[str], images: torch.Tensor) -> tuple[list[str], torch.Tensor]:
-    """Leave out the images that int8 was calibrated on, by their keys: on these it looks better than on others."""
+def _leave_out(calibrated: list[str], keys: list[str], images: torch.Tensor) -> tuple[list[str], torch.Tensor]:
+    """Leave out the images that int8 was calibrated on, by their pixels: on these it looks better than on others."""
     known = set(calibrated)
-    kept = [place for place, key in enumerate(keys) if key not in known]
+    kept = [place for place, pixels in enumerate(_hash_pixels(images)) if pixels not in known]
     return [keys[place] for place in kept], images[kept]
+
+
+def _hash_pixels(images: torch.Tensor) -> list[str]:
+    return [hashlib.sha256(image.numpy()).hexdigest()[:16] for image in images]
 
 
 def _calibrate(job: ExtractJob, request: CalibrationRequest) -> dict[str, Any]:
@@ -143,8 +155,8 @@ def _calibrate(job: ExtractJob, request: CalibrationRequest) -> dict[str, Any]:
         held_out = replace(both, positions=both.positions[held])
     _log.info("int8: calibrating on %d images of %s", len(chosen.positions), chosen.place)
     (keys, images), (held_keys, held_images) = chosen.read(job), held_out.read(job)
-    if request.source is not None:  # which may have images of the input, too
-        held_keys, held_images = _leave_out(keys, held_keys, held_images)
+    pixels = _hash_pixels(images)
+    held_keys, held_images = _leave_out(pixels, held_keys, held_images)
     if len(keys) < _FEWEST or not held_keys:
         raise UsageError(
             f"{len(keys)} images of {chosen.place!r} to calibrate int8 on, and {len(held_keys)} to compare it with float32: at"
@@ -153,7 +165,7 @@ def _calibrate(job: ExtractJob, request: CalibrationRequest) -> dict[str, Any]:
     job.extractor.calibrate(images)
     network = job.extractor.quantized
     assert network is not None
-    record = {"sha256": network.sha256, "images": chosen.place, "keys": keys, "held_out": held_keys}
+    record = {"sha256": network.sha256, "images": chosen.place, "keys": keys, "pixels": pixels, "held_out": held_keys}
     return record | {"cosine": _measure_cosines(job, held_images)}
 
 

@@ -27,7 +27,7 @@ from densefeat.base import (
 )
 from densefeat.errors import BackendError, UsageError
 from densefeat.extraction.arguments import RunOptions, check_arguments, is_single_file
-from densefeat.extraction.calibration import CalibrationRequest, calibrate_job, join_calibration
+from densefeat.extraction.calibration import CalibrationRequest, calibrate_job, join_calibration, keep_network
 from densefeat.extraction.measured import Measuring, load_channel_stats, settle_preprocessing
 from densefeat.extraction.part import PartExtractor, open_part_extractor
 from densefeat.extraction.plan import Plan, close_plan, join_plan, open_plan
@@ -212,6 +212,8 @@ def _extract_to_folder(job: ExtractJob, calibrating: CalibrationRequest) -> Extr
         job = job if rank else prove_backend(calibrate_job(job, layout, calibrating), layout)
         plan = None if rank else open_plan(job, layout)
         _check_length(job, plan)
+        if plan:
+            keep_network(job, layout)
         with enter_after_rank_0(job.ranks):
             if rank:
                 job = _join_network(job, layout)

@@ -220,8 +220,9 @@ class ExtractJob:
 
 
 def _count_keys(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of a calibration with numbers in place of its hundreds of keys, which stay with the network."""
-    return {name: len(value) if isinstance(value, list) else value for name, value in record.items()}
+    """Return the record of a calibration with numbers in place of its hundreds of images, which stay with the network."""
+    counted = {name: len(value) if isinstance(value, list) else value for name, value in record.items()}
+    return {name: value for name, value in counted.items() if name != "pixels"}
 
 
 def describe_place(images: str | Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import densefeat
 from densefeat import DensefeatError, UsageError
@@ -253,10 +254,22 @@ def test_images_that_cannot_be_read_are_left_out(folder: Path, weights: Path, tm
 def test_too_few_images(folder: Path, weights: Path, tmp_path: Path) -> None:
     few = tmp_path / "few"
     few.mkdir()
-    shutil.copy(folder / "000.png", few)
+    shutil.copy(folder / "000.png", few / "other name.png")
     with pytest.raises(UsageError, match="0 images of '.*few' to calibrate int8 on, and 1 to compare"):
         extract(few, tmp_path / "store", weights)
+    with pytest.raises(UsageError, match=f"{IMAGES} images of '{folder}' to calibrate int8 on, and 0 to compare"):
+        extract(few, tmp_path / "store", weights, calibration=folder)
+    (few / "000.png").write_bytes(encode_png(255 - np.asarray(Image.open(folder / "000.png"))))
     extract(few, tmp_path / "store", weights, calibration=folder)
+    assert read_record(tmp_path / "store")["held_out"] == ["000.png"]  # another image than that of the same name there
+
+
+@pytest.mark.slow
+def test_a_refused_overwrite_leaves_rows_with_their_network(store: Path, folder: Path, weights: Path) -> None:
+    (store / "data/part-00007.parquet").write_bytes(b"somebody else's")
+    with pytest.raises(UsageError, match="part-00007"):
+        extract(folder, store, weights, overwrite=True, calibration=make_part(folder, store.parent / "part"))
+    assert read_record(store)["images"] == str(folder)
 
 
 @pytest.mark.slow
