@@ -15,6 +15,7 @@ from densefeat_cli.options import (
     in_chans_option,
     label_column_option,
     labelled_option,
+    minutes_option,
     model_option,
     out_option,
     rule_options,
@@ -47,10 +48,11 @@ from densefeat_cli.output import print_line
 @fitted_stats_option
 @training_device_option
 @steps_option
+@minutes_option
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def finetune_command(
     data: str, val: str | None, out: Path, recipe: str, overrides: tuple[str, ...],
-    device: str | None, steps: int | None, **options: str | float | Path | None,
+    device: str | None, steps: int | None, minutes: float | None, **options: str | float | Path | None,
 ) -> None:  # fmt: skip
     """Fine-tune a network on labelled images of your own; KEY=VALUE changes any other line of the recipe.
 
@@ -62,6 +64,6 @@ def finetune_command(
         f"{key}={json.dumps(value, ensure_ascii=False, default=str)}" for key, value in values.items() if value is not None
     ]
     chosen = finetuning.load_finetuning(recipe, [*lines, *overrides])
-    result = finetuning.finetune(chosen, out, device, steps)
+    result = finetuning.finetune(chosen, out, device, steps, minutes)
     for line in training.format_result(result):
         print_line(line)

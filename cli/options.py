@@ -203,6 +203,10 @@ steps_option = click.option(
     "--steps", type=click.IntRange(1), help="Stop after N steps with a checkpoint; the same command resumes from it.",
     metavar="N",
 )  # fmt: skip
+minutes_option = click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), metavar="N",
+    help="Stop N minutes from now with a checkpoint; the same command resumes from it.",
+)  # fmt: skip
 shown_images_option = click.option("--images", help="Where the images are, for thumbnails.  [default: no thumbnails]")
 
 

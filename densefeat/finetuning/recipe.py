@@ -77,7 +77,7 @@ def load_finetuning(name: str, overrides: Sequence[str] = ()) -> FineTuning:
 
 def _check_finetuning(recipe: FineTuning) -> None:
     """Raise UsageError for values that are impossible or do not go together."""
-    check_run(recipe, ("layer_decay", "head_width", "patience"), ("mixup", "cutmix"), ("layer_decay",))
+    check_run(recipe, ("image_size", "layer_decay", "head_width", "patience"), ("mixup", "cutmix"), ("layer_decay",))
     refuse_if(not _MODE.fullmatch(recipe.mode), "mode", recipe.mode, "give head, full, or blocks:3-4")
     refuse_if(recipe.blocks and recipe.blocks[1] < recipe.blocks[0], "mode", recipe.mode, "give the lower block first")
     refuse_if(recipe.head not in get_args(_Head), "head", recipe.head, f"give one of {', '.join(get_args(_Head))}")

@@ -33,12 +33,14 @@ from densefeat.training import (
 )
 
 
-def finetune(recipe: FineTuning, out: str | Path, device: str | None = None, steps: int | None = None) -> Trained:
+def finetune(
+    recipe: FineTuning, out: str | Path, device: str | None = None, steps: int | None = None, minutes: float | None = None
+) -> Trained:
     """Fine-tune a network in the folder ``out``; arguments and errors as for :func:`densefeat.training.train`.
 
     Raises WeightsError, too, if there are no weights to start from.
     """
-    return run_training(FineTuningSetup(recipe), out, device, steps)
+    return run_training(FineTuningSetup(recipe), out, device, steps, minutes)
 
 
 class FineTuningSetup(Setup):

@@ -20,9 +20,12 @@ def main() -> int:
     parser.add_argument("--out", required=True)
     parser.add_argument("--device")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--minutes", type=float)
     arguments = parser.parse_intermixed_args()
     if arguments.steps is not None and arguments.steps < 1:
         parser.error(f"--steps {arguments.steps}: give 1 or more")
+    if arguments.minutes is not None and not arguments.minutes > 0:
+        parser.error(f"--minutes {arguments.minutes:g}: give a number above 0")
     try:
         print(*map(printable, format_result(_run(arguments))), sep="\n")
     except DensefeatError as error:
@@ -35,12 +38,12 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace) -> Trained:
+    call = arguments.out, arguments.device, arguments.steps, arguments.minutes
     if "densefeat finetune" in recipe_commands(arguments.recipe):
         from densefeat.finetuning import finetune, load_finetuning  # needs packages that training does without
 
-        recipe = load_finetuning(arguments.recipe, arguments.overrides)
-        return finetune(recipe, arguments.out, arguments.device, arguments.steps)
-    return train(load_recipe(arguments.recipe, arguments.overrides), arguments.out, arguments.device, arguments.steps)
+        return finetune(load_finetuning(arguments.recipe, arguments.overrides), *call)
+    return train(load_recipe(arguments.recipe, arguments.overrides), *call)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def open_data(recipe: Recipe, world: World, advance: Callable[[int], None] = lam
     )  # fmt: skip
     if val.classes != train.classes:
         raise UsageError(f"{recipe.val!r}: its classes are not those of {recipe.train!r}")
-    size = recipe.image_size
+    size = max(recipe.sizes.values())
     rule = replace(make_pixel_rule(recipe) or PHOTOGRAPHS, in_chans=recipe.in_chans or 3)
     stats = read_recipe_stats(recipe, rule.in_chans) or ChannelStats(facts.mean, facts.std)
     rule = stats.complete_rule(rule)

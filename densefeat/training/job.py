@@ -1,6 +1,8 @@
 """A run: from a recipe to a folder with weights; an interrupted run resumes."""
 
+import math
 import os
+import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -53,14 +55,17 @@ class Trained:
     chosen: int | None = None
 
 
-def train(recipe: Recipe, out: str | Path, device: str | None = None, steps: int | None = None) -> Trained:
-    """Train a network from scratch in the folder ``out``; the same call resumes from the newest checkpoint there.
+def train(
+    recipe: Recipe, out: str | Path, device: str | None = None, steps: int | None = None, minutes: float | None = None
+) -> Trained:
+    """Train a network in the folder ``out``; the same call resumes from the newest checkpoint there.
 
     Runs alone, or in each of the processes that torchrun started (``out`` is then a folder that all machines share).
 
     Args:
         device: ``"cpu"``, ``"cuda"``, …; None: a GPU if there is one.
         steps: Stop, with a checkpoint, after this many steps; None: run to the end.
+        minutes: Stop, with a checkpoint, after the first step that ends this many minutes after the call; None: run to the end.
 
     Raises:
         UsageError: Data or network do not exist or do not fit; ``out`` holds a run of another recipe.
@@ -68,15 +73,17 @@ def train(recipe: Recipe, out: str | Path, device: str | None = None, steps: int
         DivergedError: The loss is not finite, or far above the chance level; ``divergence.json`` in ``out`` has details.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 requested a stop; there is a checkpoint.
     """
-    return run_training(TrainingSetup(recipe), out, device, steps)
+    return run_training(TrainingSetup(recipe), out, device, steps, minutes)
 
 
 def run_training(
-    setup: Setup, out: str | Path, device: str | None = None, steps: int | None = None
-) -> Trained:  # fmt: skip
+    setup: Setup, out: str | Path, device: str | None = None, steps: int | None = None, minutes: float | None = None
+) -> Trained:
     """Run any kind of training as :func:`train` does."""
+    deadline = time.monotonic() + (math.inf if minutes is None else 60 * minutes)
     recipe, folder = setup.recipe, RunFolder(Path(out))
     with ExitStack() as stack:
+        stack.enter_context(_use_threads(recipe.threads))
         stack.enter_context(_choose_algorithms(recipe.deterministic))
         world = stack.enter_context(join_world(device))
         setup.check_output(folder.path)
@@ -116,7 +123,7 @@ def run_training(
         if checkpoint is None:
             _start(state, data, folder, stop, progress)
         last = total if steps is None else min(total, state.step + steps)
-        _fit_with_retreats(state, data, folder, stop, progress, last)
+        _fit_with_retreats(state, data, folder, stop, progress, last, deadline)
         complete = state.step == total or state.patience_exhausted
         final_scores = _finish(state, data, folder, progress) if complete else None
         chosen = state.kept_step if recipe.keep == "best" else None
@@ -158,13 +165,14 @@ def _start(state: State, data: TrainingData, folder: RunFolder, stop: StopReques
 
 
 def _fit_with_retreats(
-    state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, progress: Progress, last: int
+    state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, progress: Progress, last: int, deadline: float
 ) -> None:
-    """Run the steps up to ``last``; after divergence, again from the last checkpoint, as often as the recipe allows."""
+    """Run the steps up to ``last`` or the deadline; after divergence, from the last checkpoint, if the recipe allows it."""
     rejected: set[str] = set()
     while state.step < last and not state.patience_exhausted:
         try:
-            fit(state, data, folder, stop, progress, last)
+            if fit(state, data, folder, stop, progress, last, deadline):
+                return
         except DivergedError as error:
             if state.world.first:
                 folder.write(DIVERGENCE, error.report)
@@ -232,6 +240,18 @@ def _describe_missing_packages() -> list[str]:
     hints = {"matplotlib": "curves.png needs: pip install matplotlib",
              "tensorboard": "TensorBoard's events need: pip install 'densefeat[train]'"}  # fmt: skip
     return [hint for package, hint in hints.items() if not find_spec(package)]
+
+
+@contextmanager
+def _use_threads(threads: int | None) -> Iterator[None]:
+    """Let torch compute with this many threads of the CPU, if requested, for the time of the run."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

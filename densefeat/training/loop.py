@@ -1,9 +1,11 @@
 """The training loop, from any step to any later one."""
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+from torch.optim.swa_utils import update_bn
 
 from densefeat.base import Interrupted, StopRequest
 from densefeat.errors import DensefeatError
@@ -18,13 +20,17 @@ from densefeat.training.state import State
 from densefeat.training.watch import DivergedError, Watch, format_divergence
 
 _POLL_GPU = 10  # steps between polls on a GPU: each waits for the device
+_SETTLING_IMAGES = 8192  # of all ranks
 _HITS = {"single": "top1", "multi": "labels_right"}  # name in metrics.jsonl of the hits of a loss, in per cent
 
 
-def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, progress: Progress, last: int) -> None:
+def fit(
+    state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, progress: Progress, last: int, deadline: float
+) -> bool:
     """Run the steps from ``state.step`` to ``last``, with evaluations, metrics and checkpoints.
 
-    Returns early when the patience is exhausted. Raises Interrupted, after a checkpoint, when a signal requested a stop;
+    ``deadline``: seconds of ``time.monotonic`` after which it ends with a checkpoint; returns whether it has. Also returns
+    early when the patience is exhausted. Raises Interrupted, after a checkpoint, when a signal requested a stop;
     DivergedError when the loss is not finite, or far above the chance level.
     """
     recipe, per_epoch = state.recipe, data.sampler.steps_per_epoch
@@ -41,7 +47,7 @@ def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, 
         if state.step and state.step % eval_every == 0:  # before the step, so that a resumed run evaluates, too
             validate(state, data, folder, progress)
             if state.patience_exhausted:
-                return
+                return False
             state.set_mode()
             clock.start_lap(state.step)
         elif state.step == state.head_steps:
@@ -53,10 +59,10 @@ def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, 
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad)
         step = state.step + 1
         save = step == last or any(step % steps == 0 for steps in save_every)
-        signal = 0
+        signal, late = 0, False
         if save or state.step % poll_every == 0:  # divergence must be found before its weights are saved
-            signal, save_is_due = _poll(state, watch, stop, clock, data)
-            save = save or save_is_due or signal > 0
+            signal, save_is_due, late = _poll(state, watch, stop, clock, data, deadline)
+            save = save or save_is_due or late or signal > 0
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if state.ema is not None:
@@ -74,6 +80,9 @@ def fit(state: State, data: TrainingData, folder: RunFolder, stop: StopRequest, 
             clock.record_save()
         if signal:
             raise Interrupted(f"stopped after step {step}; the same command resumes the run", 128 + signal)
+        if late:
+            return step < last
+    return False
 
 
 def _backward(
@@ -90,7 +99,7 @@ def _backward(
     state.optimizer.zero_grad()
     rank_loss = torch.zeros((), device=state.world.device)
     for number, (x, y) in enumerate(micro_batches, 1):
-        targets = y
+        x, targets = state.sizes.resize(x, state.step), y
         if mixing is not None:
             x, targets = mixing((x, y), state.step, state.world.rank * len(micro_batches) + number)
         more_to_come = number < len(micro_batches) and state.world.size > 1
@@ -108,20 +117,22 @@ def _backward(
     return rank_loss
 
 
-def _poll(state: State, watch: Watch, stop: StopRequest, clock: Clock, data: TrainingData) -> tuple[int, bool]:
-    """Agree over all ranks on the signal that requests a stop (0: none), and on whether a checkpoint is due.
+def _poll(
+    state: State, watch: Watch, stop: StopRequest, clock: Clock, data: TrainingData, deadline: float
+) -> tuple[int, bool, bool]:
+    """Agree over all ranks on the signal that requests a stop (0: none), whether a checkpoint is due, and the deadline past.
 
     Raises DivergedError on all ranks, with the report of the rank that diverged first.
     """
     report = watch.find_divergence()
     save_is_due = state.world.first and clock.seconds_since_save > 60 * state.recipe.checkpoint_minutes
-    values = [float(stop.signal or 0), float(save_is_due), float(report is not None)]
-    signal, save, diverged = state.world.max(values)
+    values = [float(stop.signal or 0), save_is_due, time.monotonic() >= deadline, report is not None]
+    signal, save, late, diverged = state.world.max(values)
     if diverged:
         reports = [one for one in state.world.gather_objects(report) if one]
         first = min(reports, key=lambda one: one["step"])
         raise DivergedError(format_divergence(first), first | {"keys": data.keys(first["step"])})
-    return int(signal), bool(save)
+    return int(signal), bool(save), bool(late)
 
 
 def _log_training(state: State, data: TrainingData, folder: RunFolder, clock: Clock, lr: float) -> None:
@@ -154,6 +165,8 @@ def _first_failure(data: TrainingData) -> str:
 
 def validate(state: State, data: TrainingData, folder: RunFolder, progress: Progress) -> AnyScores:
     """Score the validation images; weights that are better than before (or, with keep: last, any) go to the run folder."""
+    if state.sizes.several:
+        _settle_norms(state, data)
     state.world.broadcast_buffers(state.eval_model)
     scores = score_split(state, data.val, data)
     if not scores.images:
@@ -172,6 +185,17 @@ def validate(state: State, data: TrainingData, folder: RunFolder, progress: Prog
             folder.export(state.eval_model, data.preprocessing, data.labelled.classes, data.task)
         folder.draw_curves()
     return scores
+
+
+def _settle_norms(state: State, data: TrainingData) -> None:
+    """Compute the BatchNorm statistics of the network that is evaluated anew, from training images of the whole size.
+
+    Its running means still hold those of smaller images.
+    """
+    steps = -(-_SETTLING_IMAGES // data.sampler.batch_size)
+    batches = (state.to_layout(x) for batch in data.batches(state.step, state.step + steps) for x, _ in batch)
+    with state.autocast():
+        update_bn(batches, state.eval_model)
 
 
 def score_split(state: State, split: Split, data: TrainingData) -> AnyScores:

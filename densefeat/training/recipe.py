@@ -60,6 +60,7 @@ class Run:
     seed: int
 
     # the run
+    threads: int | None = None  # of the CPU, for each rank; null: one for each core; may change
     keep: Literal["best", "last"]  # the weights that become model.safetensors
     eval_epochs: float  # epochs between evaluations
     log_steps: int  # steps between lines of metrics.jsonl; may change
@@ -79,13 +80,19 @@ class Recipe(Run):
     data: Literal["cifar10", "cifar100", "svhn", "tin200", "imagenet", "images"]  # sets classes and normalisation; images: any
     val: str  # like train; may change
     holdout: int  # training images kept back to select weights; 0: train on everything
-    image_size: int  # pixels of a side
+    image_size: int | dict[float, int]  # pixels of a side; or, by share of the run, {0: 16, 0.5: 32}: smaller ones at first
     crop_pct: float  # share of the short side that the central crop of evaluation keeps
+    weights: str | None = None  # a checkpoint file or a run's folder to start from; published: those of the name; null: fresh
+
+    @property
+    def sizes(self) -> dict[float, int]:
+        """The sizes of training images by share of the run, the last of which is that of evaluation."""
+        return self.image_size if isinstance(self.image_size, dict) else {0.0: self.image_size}
 
 
 # keys that do not affect the weights that a run ends with, or only by the decision of whoever resumes it
 MAY_CHANGE = {
-    "train", "val", "test", "base", "workers", "log_steps", "checkpoint_steps", "checkpoint_minutes", "retreats",
+    "train", "val", "test", "base", "workers", "threads", "log_steps", "checkpoint_steps", "checkpoint_minutes", "retreats",
 }  # fmt: skip
 
 
@@ -108,7 +115,7 @@ DATA = {
     "images": DataFacts(None, *_IMAGENET),
 }
 
-_POSITIVE = ("image_size", "epochs", "batch_size", "accumulation", "lr", "eval_epochs", "log_steps", "checkpoint_minutes",
+_POSITIVE = ("epochs", "threads", "batch_size", "accumulation", "lr", "eval_epochs", "log_steps", "checkpoint_minutes",
             "crop_pct", "checkpoint_steps", "clip_grad", "ema")  # fmt: skip
 _NOT_NEGATIVE = ("holdout", "workers", "label_smoothing", "momentum", "weight_decay", "warmup_epochs", "retreats", "seed")
 _SHARES = ("label_smoothing", "momentum", "ema", "crop_pct")
@@ -123,6 +130,14 @@ def check_recipe(recipe: Recipe) -> None:
     check_run(recipe)
     drop = recipe.proj_drop_rate
     refuse_if(recipe.warmup_epochs >= recipe.epochs, "warmup_epochs", recipe.warmup_epochs, f"epochs are {recipe.epochs}")
+    shares, sizes = list(recipe.sizes), list(recipe.sizes.values())
+    refuse_if(min(sizes, default=0) <= 0, "image_size", recipe.image_size, "give numbers above 0")
+    ordered = shares[0] == 0 and all(0 <= share < 1 for share in shares) and sorted(set(shares)) == shares
+    refuse_if(not ordered, "image_size", recipe.image_size, "give the shares of the run in order, the first 0, all below 1")
+    refuse_if(sorted(sizes) != sizes, "image_size", recipe.image_size, "give rising sizes: the last is that of evaluation")
+    several = len(sizes) > 1
+    refuse_if(several and recipe.cuda_graph, "cuda_graph", True, "it is captured for one image_size")
+    refuse_if(several and recipe.keep == "best", "keep", "best", "weights of several image sizes do not compare: give last")
     refuse_if(drop != "auto" and not 0 <= float(drop) < 1, "proj_drop_rate", drop, "give auto, or a share below 1")
 
 

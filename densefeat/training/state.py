@@ -24,6 +24,7 @@ from densefeat.training.device_data import MicroBatch
 from densefeat.training.losses import Loss
 from densefeat.training.progress import Progress
 from densefeat.training.recipe import Run
+from densefeat.training.sizes import SizeSchedule
 from densefeat.training.world import World
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,6 +64,10 @@ class Setup(ABC):
         """Return whether a step may compute no gradient for some trainable parameter."""
         return False
 
+    def sizes(self) -> dict[float, int]:
+        """Return the sizes of training images by share of the run; none: the images' own."""
+        return {}
+
     def warmup_epochs(self) -> float:
         return self.recipe.warmup_epochs
 
@@ -88,6 +93,7 @@ class State:
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
     precision: str  # of this process's steps: the recipe's, or float32 where a CPU would emulate it
+    sizes: SizeSchedule
     head_steps: int = 0  # at the start, in which only the head is trained
     step: int = 0
     lr_scale: float = 1.0  # halved by each of ``retreats``
@@ -228,7 +234,8 @@ def build_state(
     precision = _agree_on_precision(recipe, world)
     scaler = _make_scaler(precision, world)
     return State(
-        setup, world, model, network, optimizer, scheduler, scaler, ema, precision, head_steps,
+        setup, world, model, network, optimizer, scheduler, scaler, ema, precision,
+        SizeSchedule.from_shares(setup.sizes(), total_steps), head_steps,
         precisions=[precision], sums=sums,
     )  # fmt: skip
 

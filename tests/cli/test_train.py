@@ -37,6 +37,7 @@ def test_train_resume_and_evaluate(folder: Path) -> None:
         (["cifar10_fast", "epoch=3"], "in 'epoch=3': unknown key 'epoch': did you mean 'epochs'?"),
         (["cifar10_fast", "lr=fast"], "in 'lr=fast': lr 'fast': give a valid number"),
         (["cifar10_fast", "train=nowhere", "--device", "cpu", "cuda_graph=false"], "no such folder or file"),
+        (["cifar10_fast", "--minutes", "0"], "0.0 is not in the range x>0"),
         (["cifar10_fast", "--device", "tpu"], "device 'tpu': no such kind of device"),
     ],
 )

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 from densefeat import DensefeatError, UsageError
 from densefeat.training.checkpoints import _list_checkpoints
-from densefeat.training.job import Trained, train
+from densefeat.training.job import Trained, format_result, run_training, train
+from densefeat.training.setup import TrainingSetup
 from densefeat.training.watch import DivergedError
+from densefeat.training.world import World
 from support.processors import AVX2, AVX512_BF16
 from support.runs import assert_same_training, newest_state, tiny_recipe, untimed, write_table
 
@@ -53,6 +55,7 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
         dict(ema=0.9, label_smoothing=0.1, accumulation=2),
         dict(augment="cutout", precision="bf16", optimizer="adamw", clip_grad=1.0, keep="best", holdout=10),
         dict(loader="workers", augment="randaugment", workers=2),
+        dict(image_size="{0: 8, 0.3: 12, 0.7: 16}", ema=0.9),
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -67,6 +70,45 @@ def test_a_run_in_pieces_is_the_same_run(tmp_path: Path, changes: dict) -> None:
     assert_same_training(tmp_path / "straight", tmp_path / "pieces")
     weights = [load_file(tmp_path / run / "model.safetensors") for run in ("straight", "pieces")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_statistics_are_those_of_whole_images(tmp_path: Path) -> None:
+    """Of the first norm: the mean and deviation, over all training images, of what the first convolution computes."""
+    sizes = "{0: 8, 0.5: 16}"
+    recipe = tiny_recipe(tmp_path, image_size=sizes, train=write_table(tmp_path / "64.parquet", 64, seed=1), ema=0.9)
+    train(recipe, tmp_path / "run", "cpu")
+    model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    data = TrainingSetup(recipe).open_data(World(0, 1, torch.device("cpu")), lambda _: None)
+    x = torch.cat([x for x, _ in data.images.eval_batches(data.sampler.positions)])
+    computed = model.get_submodule(model.pretrained_cfg["first_conv"])(x)
+    norm = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert torch.allclose(norm.running_mean, computed.mean((0, 2, 3)), atol=1e-5)
+    assert x.shape[2:] == (16, 16)
+
+
+def test_a_run_ends_its_call_after_some_minutes(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    result = train(recipe, tmp_path / "pieces", "cpu", minutes=1e-9)
+    assert (result.step, result.scores) == (1, None)
+    assert format_result(result) == [f"{tmp_path / 'pieces'}: stopped at step 1 of 8; the same command resumes the run"]
+    train(recipe, tmp_path / "pieces", "cpu", minutes=60)
+    train(recipe, tmp_path / "straight", "cpu")
+    assert_same_training(tmp_path / "straight", tmp_path / "pieces")
+
+
+def test_threads_are_those_of_the_recipe_for_the_time_of_the_run(tmp_path: Path) -> None:
+    used = []
+
+    class Watched(TrainingSetup):
+        def make_model(self, num_classes: int) -> torch.nn.Module:
+            used.append(torch.get_num_threads())
+            return super().make_model(num_classes)
+
+    before = torch.get_num_threads()
+    for threads in (before + 1, None):
+        run_training(Watched(tiny_recipe(tmp_path, threads=threads or "null")), tmp_path / "run", "cpu", 1)
+    assert used == [before + 1, before]
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

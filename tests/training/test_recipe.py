@@ -20,13 +20,19 @@ DEVICE = "loader: device has none, shift-mirror, cutout"
     ("changes", "message"),
     [
         *(({key: 0}, f"{key} 0: {ABOVE_0}") for key in (
-            "image_size", "crop_pct", "epochs", "batch_size", "accumulation", "lr", "clip_grad", "ema", "eval_epochs",
+            "threads", "crop_pct", "epochs", "batch_size", "accumulation", "lr", "clip_grad", "ema", "eval_epochs",
             "log_steps", "checkpoint_steps", "checkpoint_minutes")),
         *(({key: -1}, f"{key} -1: {NOT_NEGATIVE}") for key in (
             "holdout", "workers", "label_smoothing", "momentum", "weight_decay", "warmup_epochs", "retreats")),
         *(({key: 1.5}, f"{key} 1.5: {SHARE}") for key in ("label_smoothing", "momentum", "ema", "crop_pct")),
         *(({key: value}, f"{key} {value}: give a finite number") for value in (float("nan"), float("inf")) for key in (
             "lr", "epochs", "weight_decay", "label_smoothing", "proj_drop_rate", "ema", "checkpoint_minutes")),
+        *(({"image_size": value}, f"image_size {value}: give {what}") for value, what in (
+            (0, "numbers above 0"), ({}, "numbers above 0"), ({0: -1, 0.5: 32}, "numbers above 0"),
+            ({0.1: 16, 0.5: 32}, "the shares"), ({0: 16, 1: 32}, "the shares"), ({0.5: 16, 0: 32}, "the shares"),
+            ({0: 16, float("nan"): 32}, "the shares"), ({0: 32, 0.5: 16}, "rising sizes"))),
+        ({"image_size": {0: 16, 0.5: 32}, "cuda_graph": True}, "cuda_graph True: it is captured for one image_size"),
+        ({"image_size": {0: 16, 0.5: 32}, "keep": "best"}, "keep 'best': weights of several image sizes do not compare"),
         ({"lr": -0.1}, f"lr -0.1: {ABOVE_0}"),
         ({"ema": -0.9}, f"ema -0.9: {ABOVE_0}"),
         ({"proj_drop_rate": 1.0}, "proj_drop_rate 1.0: give auto, or a share below 1"),
@@ -58,6 +64,8 @@ def test_refused(changes: dict[str, Any], message: str) -> None:
         {"crop_pct": 1, "ema": 1e-6, "proj_drop_rate": 0.999},
         {"clip_grad": None, "ema": None, "checkpoint_steps": None},
         {"milestones": []},
+        {"image_size": {0: 16, 0.45: 24, 0.8: 32}},
+        {"image_size": {0: 32}, "keep": "best"},
         {"milestones": [0.001, 0.999]},
         {"warmup_epochs": 299.9},
         {"loader": "workers", "augment": "none"},

@@ -105,6 +105,9 @@ def test_what_nobody_measured_says_so(name: str) -> None:
         ("decay_norm=no", "decay_norm", False),
         ("train=a=b.parquet", "train", "a=b.parquet"),
         ("data=cifar100", "data", "cifar100"),
+        ("image_size={0: 16, 0.5: 32}", "image_size", {0.0: 16, 0.5: 32}),
+        ("threads=2", "threads", 2),
+        ("weights=published", "weights", "published"),
     ],
 )
 def test_override(override: str, key: str, value: object) -> None:
@@ -146,6 +149,8 @@ def test_the_last_override_holds() -> None:
         ("milestones=0.5", "in 'milestones=0.5': milestones 0.5: give a valid list"),
         ("milestones=[0.5, x]", "in 'milestones=[0.5, x]': milestones [0.5, 'x']: give a valid number"),
         ("proj_drop_rate=some", "in 'proj_drop_rate=some': proj_drop_rate 'some': give 'auto' or a valid number"),
+        ("image_size=16.5", "image_size 16.5: give a valid dictionary or a valid integer"),
+        ("image_size={0: big}", "image_size {0: 'big'}: give a valid integer"),
         ("data=mnist", "in 'data=mnist': data 'mnist': give 'cifar10', 'cifar100', 'svhn', 'tin200', 'imagenet' or 'images'"),
         ("augment=all", "augment 'all': give 'none', 'shift-mirror', 'cutout', 'crop-mirror', 'inception' or 'randaugment'"),
         ("batch_size=0", "recipe: batch_size 0: give a number above 0"),  # checked over what is overridden, too
