@@ -143,6 +143,15 @@ def test_training_speed(tmp_path: Path) -> None:
     assert min(arm["rate"] for arm in arms.values()) > 0
 
 
+def test_trial(small_cifar: Path, tmp_path: Path) -> None:
+    places = [f"{key}={small_cifar / f'cifar10-{name}.parquet'}" for key, name in (("train", "train"), ("val", "test"))]
+    changes = ["cuda_graph=false", "batch_size=8", "model=densefeat_densenet40_k12"]
+    options = ["--threads", "1", "--sizes", "16,32", "--steps", 2]
+    rows = by_arm(run_report(tmp_path, "trial.py", "cifar10_fast", *places, *changes, *options)["steps"])
+    assert [name for name in rows if "float32" in name] == [f"{size} pixels, float32, threads: 1" for size in (16, 32)]
+    assert min(row["rate"] for row in rows.values()) > 0
+
+
 def test_training_results(small_cifar: Path, bare: None, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "cifar10_densenet40_k12_ten_epochs"
     options, kept = results_options(small_cifar, name), small_cifar / "results" / name
