@@ -20,7 +20,7 @@ from densefeat.training.state import State
 from densefeat.training.watch import DivergedError, Watch, format_divergence
 
 _POLL_GPU = 10  # steps between polls on a GPU: each waits for the device
-_SETTLING_IMAGES = 8192  # of all ranks
+_SETTLING_IMAGES = 8192  # of all ranks; of fewer training images all
 _HITS = {"single": "top1", "multi": "labels_right"}  # name in metrics.jsonl of the hits of a loss, in per cent
 
 
@@ -192,7 +192,7 @@ def _settle_norms(state: State, data: TrainingData) -> None:
 
     Its running means still hold those of smaller images.
     """
-    steps = -(-_SETTLING_IMAGES // data.sampler.batch_size)
+    steps = min(data.sampler.steps_per_epoch, -(-_SETTLING_IMAGES // data.sampler.batch_size))
     batches = (state.to_layout(x) for batch in data.batches(state.step, state.step + steps) for x, _ in batch)
     with state.autocast():
         update_bn(batches, state.eval_model)
