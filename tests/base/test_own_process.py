@@ -67,6 +67,7 @@ def test_what_the_user_sets_of_threads_stays(variable: str, spins: str) -> None:
     assert run_script("settled", **{variable: "ACTIVE"})[2] == spins
 
 
+@pytest.mark.slow
 def test_programs_settle_before_torch_is_loaded_and_the_library_does_not() -> None:
     code = """
 import os, sys
