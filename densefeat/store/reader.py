@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
@@ -31,6 +30,9 @@ from densefeat.store.manifest import (
     require_manifest,
 )
 from densefeat.store.writer import FORMAT_VERSION, METADATA_KEY, vector_names
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
 
 _READERS = min(16, os.cpu_count() or 1)  # threads
 _PIECE_BYTES = 2**20  # of a column, decoded at a time by each thread: a page's size, more gains nothing
@@ -226,10 +228,12 @@ class Store:
                     _refuse_nulls(batch, part.path)
                     yield batch.select(list(names))
 
-    def dataset(self) -> ds.Dataset:
+    def dataset(self) -> "Dataset":
         """Return the rows as a pyarrow dataset, which does not compare what it reads with checksums."""
+        from pyarrow.dataset import dataset  # imports pandas
+
         paths = [os.path.abspath(part) for part in self.parts]  # a relative one might look like an address
-        return ds.dataset(paths, schema=self.schema, format="parquet", filesystem=LocalFileSystem())
+        return dataset(paths, schema=self.schema, format="parquet", filesystem=LocalFileSystem())
 
     def _check(self, name: str) -> None:
         if name not in self.schema.names:
