@@ -5,11 +5,14 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from densefeat.store import open_store
 from densefeat_cli.main import densefeat
 from support.commands import run_command
+from support.helpers import BUNDLED
 from support.stores import write_store
 
 # one process for all commands: whatever one of them imports, the blocked packages stay out
@@ -190,3 +193,16 @@ def test_help_imports_little() -> None:
     modules = set(process.stdout.splitlines()[-1].split())
     assert "click" in modules
     assert not {"torch", "timm", "numpy", "rich", "pyarrow"} & modules
+
+
+@pytest.mark.slow
+def test_extract_imports_no_more_than_it_uses(photo_folder: Path, tmp_path: Path) -> None:
+    """What torch, timm, torchvision and pyarrow import themselves (the last pandas, if it is there) is theirs."""
+    code = "import sys; import densefeat_cli.main as m\ntry: m.main()\nexcept SystemExit: pass\nprint(*sys.modules)"
+    arguments = ["extract", "--images", photo_folder, "--out", tmp_path / "rows", "--model", BUNDLED, "--backend", "buffer"]
+    process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    modules = set(process.stdout.splitlines()[-1].split())
+    assert {"torch", "timm", "pyarrow.parquet", "densefeat.store.writer"} <= modules
+    assert len(open_store(tmp_path / "rows"))
+    unused = {"scipy", "sklearn", "matplotlib", "datasets", "openvino", "nncf", "ray", "faiss", "pyarrow.dataset"}
+    assert not unused & modules
