@@ -332,6 +332,30 @@ def test_int8(tmp_path: Path) -> None:
     assert all(row["low"] <= row["difference"] <= row["high"] for table in tables for row in table[1:])
 
 
+def test_store(small_cifar: Path, tmp_path: Path) -> None:
+    report = run_report(
+        tmp_path, "store.py", "--data", small_cifar, "--rows", 300, "--width", 400, "--singles", 2, "--rounds", 1
+    )
+    for dtype in ("float32", "float16"):
+        arms = by_arm(report[dtype])
+        assert list(arms) == ["np.load", "open_store", "pyarrow", "decompress", "lz4", "no compression"]
+        assert arms["open_store"]["size"] < arms["no compression"]["size"]
+        assert len(report[f"{dtype}, 2 random rows"]) == 2
+
+
+def test_start(photo_folder: Path, tmp_path: Path) -> None:
+    report = run_report(tmp_path, "start.py", "--images", photo_folder, "--rounds", 1)
+    seconds = {row["step"]: row["median"] for row in report["seconds"]}
+    assert 0 < seconds["--help"] < seconds["import densefeat.extraction.job"]
+    assert {"torch", "timm", "torchvision"} < {row["library"] for row in report["imports by library"]}
+
+
+def test_listing(tmp_path: Path) -> None:
+    report = run_report(tmp_path, "listing.py", "--sizes", "9000")
+    steps = [row["step"] for row in report["9,000 files"]]
+    assert steps == ["find", "os.walk and os.stat", "list", "list and stamp", "start", "resume", "close", "again", "update"]
+
+
 def test_no_script_is_left_out() -> None:
     tested = set(re.findall(r"\"(\w+)\.py\"", Path(__file__).read_text()))
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == tested
