@@ -31,16 +31,14 @@ from densefeat.features.engines.quantized import QuantizedNetwork
 class OpenVinoGraph:
     """A graph of the input ``images (N, C, H, W)``, float32, of which only C is fixed, and the outputs of each block.
 
-    The outputs are ``means (N, C)`` and ``maps (N, C, H, W)``.
+    The outputs are ``means (N, C)`` and ``maps (N, C, H, W)``. ``any_size``: False for a graph in int8, of which OpenVINO's
+    CPU plugin computes wrong numbers wherever a length is left open (2026.4: cosines of 0.3 to float32).
     """
 
     images: ov.Node
     means: tuple[ov.Node, ...]
     maps: tuple[ov.Node, ...]
-
-    @property
-    def any_size(self) -> bool:
-        return True
+    any_size: bool = True
 
     @property
     def blocks(self) -> int:
@@ -83,7 +81,7 @@ def read_graph(core: ov.Core, network: QuantizedNetwork, spec: EngineSpec) -> Op
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackendError(f"the quantised network is not one of these blocks, or not of this OpenVINO ({reason})") from error
-    return OpenVinoGraph(images, means, maps)
+    return OpenVinoGraph(images, means, maps, any_size=False)
 
 
 def _split_evenly(outputs: Sequence[ov.Output], blocks: int) -> tuple[tuple[ov.Output, ...], tuple[ov.Output, ...]]:
