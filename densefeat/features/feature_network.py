@@ -47,18 +47,18 @@ class FeatureNetwork:
         self, model: nn.Module, taps: list[Tap], tap: str, precision: str, device: torch.device, backend: str, thorough: bool
     ) -> None:
         self.model, self.taps, self.tap = model, taps, tap
-        self.precision, self.device, self.thorough = precision, device, thorough
-        self.requested = backend
+        self.precision, self.device, self._thorough = precision, device, thorough
+        self._requested = backend
         self.backend = choose_backend(backend, model, self._spec())
-        self.cached: CachedEngine | None = None
+        self._cached: CachedEngine | None = None
         self._proved: set[torch.Size] = set()  # sizes of images for which the engine was compared with the plain network
         self._calibration: Calibration | None = None
 
     def with_taps(self, taps: list[Tap]) -> "FeatureNetwork":
         """Return a copy for other taps, which shares the model."""
         other = copy.copy(self)
-        other.taps, other.cached = taps, None
-        other.backend = choose_backend(self.requested, self.model, other._spec())
+        other.taps, other._cached = taps, None
+        other.backend = choose_backend(self._requested, self.model, other._spec())
         return other
 
     def compute(self, x: torch.Tensor, pools: dict[str, Pool]) -> _Features:
@@ -114,12 +114,12 @@ class FeatureNetwork:
 
         Raises BackendError where the requested backend can no longer run this model, or not in this process, or is not equal.
         """
-        if self.backend != "reference" and (self.cached is None or not self.cached.is_current(self.taps)):
-            self.cached, self._proved = self._build_engine(), set()
-        if self.cached is not None and needs_proof(self.backend, self.model) and x.shape[1:] not in self._proved:
-            self._check_engine(self.cached, x[:_CPU_CHUNK], pools)
+        if self.backend != "reference" and (self._cached is None or not self._cached.is_current(self.taps)):
+            self._cached, self._proved = self._build_engine(), set()
+        if self._cached is not None and needs_proof(self.backend, self.model) and x.shape[1:] not in self._proved:
+            self._check_engine(self._cached, x[:_CPU_CHUNK], pools)
             self._proved.add(x.shape[1:])
-        return None if self.backend == "reference" else self.cached
+        return None if self.backend == "reference" else self._cached
 
     def _check_engine(self, cached: "CachedEngine", x: torch.Tensor, pools: dict[str, Pool]) -> None:
         try:
@@ -129,8 +129,8 @@ class FeatureNetwork:
             reason = str(error).removeprefix(f"backend {self.backend!r}: ")
         if reason is None:
             return
-        self.cached = None
-        if self.requested != "auto":
+        self._cached = None
+        if self._requested != "auto":
             raise BackendError(f"backend {self.backend!r}: {reason}: choose backend 'reference'")
         LOG.warning("backend: reference (%s: %s)", self.backend, reason)
         self.backend = "reference"
@@ -141,11 +141,11 @@ class FeatureNetwork:
         return self._is_undecided() and None in list_candidates(self.model, self._spec()).values()
 
     def _is_undecided(self) -> bool:
-        return self.requested == "auto" and self.backend == "reference"
+        return self._requested == "auto" and self.backend == "reference"
 
     def keep_backend(self) -> None:
         """Raise BackendError from now on where the backend cannot compute or is not equal, instead of taking another."""
-        self.requested = self.backend
+        self._requested = self.backend
 
     def prove(self, x: torch.Tensor, pools: dict[str, Pool]) -> list[Trial]:
         """Look whether a faster backend than the plain network is right on images ``(N, C, H, W)``; from then on use it.
@@ -161,7 +161,7 @@ class FeatureNetwork:
             trials.append(trial)
             LOG.info(trial.describe())
             if trial.refused is None and (best is None or (trial.speed or 0) > best):
-                best, self.backend, self.cached, self._proved = trial.speed, backend, cached, {x.shape[1:]}
+                best, self.backend, self._cached, self._proved = trial.speed, backend, cached, {x.shape[1:]}
         return trials
 
     def _try_backend(
@@ -181,7 +181,7 @@ class FeatureNetwork:
     def use_backend(self, backend: str) -> None:
         """Compute by another backend from now on. Raises BackendError where it cannot run this network here."""
         self.backend = choose_backend(backend, self.model, self._spec())
-        self.requested, self.cached = backend, None
+        self._requested, self._cached = backend, None
 
     def _build_engine(self) -> "CachedEngine | None":
         spec = self._spec()
@@ -189,14 +189,14 @@ class FeatureNetwork:
         try:
             engine = build_engine(self.backend, self.model, spec, quantized)
         except (NotFoldable, BackendError):  # the model has changed since, or this process was forked from the first one
-            self.backend = choose_backend(self.requested, self.model, spec)
+            self.backend = choose_backend(self._requested, self.model, spec)
             if self.backend == "reference":
                 return None
             engine = build_engine(self.backend, self.model, spec, quantized)
         return self._cache_engine(engine)
 
     def _cache_engine(self, engine: Engine) -> "CachedEngine":
-        snapshot = Snapshot(self.model, thorough=self.thorough)
+        snapshot = Snapshot(self.model, thorough=self._thorough)
         return CachedEngine(engine, list(self.taps), self._ordered_taps(), snapshot, os.getpid())
 
     def calibrate(self, batches: Iterable[torch.Tensor]) -> None:
@@ -216,7 +216,7 @@ class FeatureNetwork:
     def use_quantized(self, network: QuantizedNetwork) -> None:
         """Compute by a network that :meth:`calibrate` made of the same weights, blocks and tap, perhaps in another process."""
         self._calibration = Calibration(network, list(self.taps), state_sha256(self.model))
-        self.cached = None
+        self._cached = None
 
     @property
     def quantized(self) -> QuantizedNetwork | None:
@@ -239,7 +239,7 @@ class FeatureNetwork:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the engine, whose threads belong to this process; a copy builds one for itself."""
-        return self.__dict__ | {"cached": None}
+        return self.__dict__ | {"_cached": None}
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,9 @@ def test_changed_weights_of_a_model_by_name(backend: str) -> None:
 def test_an_engine_is_built_once(backend: str) -> None:
     extractor = FeatureExtractor(dense(), device="cpu", backend=backend)
     extractor(make_images(2))
-    engine = extractor.network.cached.engine
+    engine = extractor.network._cached.engine
     extractor(make_images(3, 40, 40))
-    assert extractor.network.cached.engine is engine
+    assert extractor.network._cached.engine is engine
 
 
 def test_hooks_that_are_added_later_run(caplog: pytest.LogCaptureFixture) -> None:

@@ -121,9 +121,9 @@ def test_a_network_of_timm_is_traced(resnet: nn.Module, caplog: pytest.LogCaptur
         with torch.no_grad():
             maps = resnet.forward_intermediates(batch, intermediates_only=True)
         found = asked(batch)
-        assert asked.network.cached is not None
-        assert engine in (None, asked.network.cached)  # it is built once
-        engine = asked.network.cached
+        assert asked.network._cached is not None
+        assert engine in (None, asked.network._cached)  # it is built once
+        engine = asked.network._cached
         for name, values in zip((tap.name for tap in asked.taps), maps, strict=True):
             scale = float(values.abs().max())
             torch.testing.assert_close(found[f"{name}_avg"], values.mean((2, 3)), atol=1e-5 * scale, rtol=0)
