@@ -102,9 +102,12 @@ def save_detector(path: Path, detector: Detector) -> None:
 
 
 def find_detector_file(path: str | Path) -> Path | None:
-    """Return the file of a detector that the user named, directly or by its folder; None for anything else."""
+    """Return the file of a detector that the user named, directly or by its folder; None for anything else.
+
+    One that is damaged is known by its name.
+    """
     file = DETECTOR_FILE.find(path)
-    return file if file.is_file() and DETECTOR_FILE.recognize(file) else None
+    return file if file.is_file() and (file.name == FILE or DETECTOR_FILE.recognize(file)) else None
 
 
 def load_detector(path: str | Path) -> Detector:

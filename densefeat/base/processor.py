@@ -56,4 +56,5 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 def describe_fallback(precision: str, full: str) -> str:
     """Say in one line that ``full`` is computed in place of a precision that the processor would emulate."""
-    return f"precision: {full} (this processor has no arithmetic in {precision}, and emulating it is several times slower)"
+    lacks = "has no arithmetic" if read_cpu_flags() else "is not known to have arithmetic"  # not every system tells
+    return f"precision: {full} (this processor {lacks} in {precision}, and emulating it is several times slower)"

@@ -19,6 +19,7 @@ from densefeat.errors import WeightsError
 
 _Content = TypeVar("_Content")
 _MAX_METADATA = 2**26  # characters of JSON
+_MAX_BYTES = 2**34  # of a file, all of which is read; tensors cannot be longer than their file
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class TensorFile:
     """A kind of file, such as that of probes.
 
     ``key``: that of the facts in the metadata, by which a file is recognized; ``version``: the newest version; ``kind``: what
-    messages call it, such as "probe"; ``name``: of such a file in the folder that the command ``writer`` writes.
+    messages call it, such as "probe"; ``name``: of such a file in the folder that the command ``writer`` writes; ``max_bytes``:
+    larger files are refused before they are read.
     """
 
     key: str
@@ -34,6 +36,7 @@ class TensorFile:
     kind: str
     name: str
     writer: str
+    max_bytes: int = _MAX_BYTES
 
     def find(self, path: str | Path) -> Path:
         """Return the file that the user named, directly or by its folder, whether it exists or not."""
@@ -74,6 +77,8 @@ class TensorFile:
         subject = self.describe(path)
         if not path.is_file():
             raise WeightsError(f"{subject}: no such file; give the folder of `{self.writer} --out`, or the {self.name} in it")
+        if (size := path.stat().st_size) > self.max_bytes:
+            raise WeightsError(f"{subject}: {size:,} bytes: at most {self.max_bytes:,} are read")
         try:
             check_tensors(path, subject)
             with safe_open(path, "np") as file:

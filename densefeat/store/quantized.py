@@ -11,7 +11,8 @@ from densefeat.errors import OutputError, WeightsError
 from densefeat.store.layout import Layout
 from densefeat.store.manifest import Manifest
 
-_FILE = TensorFile("densefeat_int8", 1, "network in int8", "int8.safetensors", "densefeat extract --precision int8")
+_MAX_BYTES = 2**31  # ten times what the largest network has in float32
+_FILE = TensorFile("densefeat_int8", 1, "network in int8", "int8.safetensors", "densefeat extract --precision int8", _MAX_BYTES)
 _PARTS = ("nodes", "constants")
 
 

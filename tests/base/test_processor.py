@@ -49,6 +49,26 @@ def test_elsewhere_torch_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert read_cpu_flags() == {"neon", "bf16"}
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "said"),
+    [
+        ({}, "this processor is not known to have arithmetic in bf16, "),
+        ({"avx2": True}, "this processor has no arithmetic in bf16, "),
+    ],
+)
+def test_what_nobody_tells_is_not_known(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capabilities: dict[str, bool],
+    said: str,
+) -> None:
+    monkeypatch.setattr("densefeat.base.processor._CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_precision("bf16", torch.device("cpu")) == "fp32"
+    assert said in caplog.text
+
+
 def test_only_a_cpu_that_would_emulate_falls_back(
     pretend_flags: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:

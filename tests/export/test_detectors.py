@@ -11,7 +11,7 @@ from PIL import Image
 
 from densefeat import open_store
 from densefeat.anomaly import fit_detector, load_detector, score_images
-from densefeat.errors import UsageError
+from densefeat.errors import UsageError, WeightsError
 from densefeat.export import export_model
 from densefeat.nets import file_sha256
 from support.commands import run_command
@@ -116,3 +116,12 @@ def test_what_a_detector_records_is_not_asked_for(made: Path, tmp_path: Path, to
     with pytest.raises(UsageError, match=message):
         export_model(str(made / "padim"), to, tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_truncated_file_is_called_a_detector(made: Path, tmp_path: Path, direct: bool) -> None:
+    file = tmp_path / "detector.safetensors"
+    file.write_bytes((made / METHODS[0] / file.name).read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=r"^detector .*: damaged"):
+        export_model(str(file if direct else tmp_path), "onnx", tmp_path / "out.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["detector.safetensors"]
