@@ -19,8 +19,8 @@ BATCH, WORKERS = 32, 2
 
 
 def save(out: Path, names: Sequence[str], features: Any) -> None:
-    rows = np.asarray(features, np.float32).reshape(len(names), -1)
-    np.savez(out, names=np.array(names), features=rows)
+    rows = [np.asarray(row, np.float32).ravel() for row in features]
+    np.savez(out, names=np.array(names, str), features=np.array(rows))
 
 
 def load_timm(weights: Path) -> tuple[Any, Any]:

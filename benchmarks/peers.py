@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,9 +47,9 @@ from densefeat.bench.measure import format_ratio, format_table
 MODEL, BASE = "densefeat_densenet121", "densefeat fp32"
 OWN = {
     BASE: (),
-    "densefeat fp32, block 4": ("--blocks", "4"),
+    "densefeat fp32 block 4": ("--blocks", "4"),
     "densefeat int8": ("--precision", "int8"),
-    "densefeat int8, calibrated before": ("--precision", "int8", "--calibration", "STORE"),
+    "densefeat int8 calibrated before": ("--precision", "int8", "--calibration", "STORE"),  # by the arm above
     "densefeat bf16": ("--precision", "bf16"),
 }
 INT8, AGAIN, BF16 = list(OWN)[2:]
@@ -64,7 +65,16 @@ QUIET = {
     "LIGHTLY_TRAIN_EVENTS_DISABLED": "1",
     "FIFTYONE_DO_NOT_TRACK": "1",
 }  # nothing leaves the machine
-HEADS = ("", "wall, s", "images/s", "times as fast as densefeat fp32 (range)", "CPU, s", "peak, MB", "cosine, median", "least")
+HEADS = (
+    "",
+    "wall, s",
+    "images/s",
+    "times as fast as densefeat fp32 (range)",
+    "by CPU time (range)",
+    "peak, MB",
+    "cosine, median",
+    "least",
+)
 
 
 @dataclass(frozen=True)
@@ -164,14 +174,14 @@ def read_tree_memory(root: int) -> int:
 
 
 def measure(command: Sequence[object], home: Path) -> tuple[Run, str]:
-    """Run a process to its end and look at its memory twice a second; return it without rows, and what it printed."""
+    """Run a process to its end and look at its memory every second; return it without rows, and what it printed."""
     variables = os.environ | QUIET | {"HOME": str(home), "FIFTYONE_DATABASE_DIR": str(home / "mongodb")}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         began, peaks, ended = time.perf_counter(), [0], threading.Event()
         process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=errors, env=variables)
 
         def watch() -> None:
-            while not ended.wait(0.5):
+            while not ended.wait(1):
                 peaks.append(read_tree_memory(process.pid))
 
         watcher = threading.Thread(target=watch)
@@ -196,18 +206,19 @@ def run_arm(arm: str, python: str, images: Path, files: Path) -> Run:
 
 
 def read_run(arm: str, python: str, images: Path, files: Path) -> Run:
-    out, weights = files / "out" / arm.replace(" ", "-"), files / "weights.safetensors"
-    out.parent.mkdir(exist_ok=True)
+    folder, weights = files / "out" / images.name, files / "weights.safetensors"
+    out, store = folder / arm.replace(" ", "-"), files / "out/images" / INT8.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(out, ignore_errors=True)
     if arm in OWN:
-        options = [str(files / "store") if option == "STORE" else option for option in OWN[arm]]
+        options = [str(store) if option == "STORE" else option for option in OWN[arm]]
         command = [python, "-m", "densefeat", "extract", "--images", images, "--out", out, "--model", MODEL]
         run, _ = measure([*command, "--weights", weights, "--device", "cpu", *options], files)
         if run.error:
             return run
-        store, failures = open_store(out), out / "failures.parquet"
+        found, failures = open_store(out), out / "failures.parquet"
         named = str(pq.read_table(failures).to_pylist()) if failures.exists() else ""
-        rows = dict(zip(store.keys.tolist(), store["block4"], strict=True))
+        rows = dict(zip(found.keys.tolist(), found["block4"], strict=True))
     else:
         target = out / "embeddings.npz"
         out.mkdir()
@@ -215,8 +226,8 @@ def read_run(arm: str, python: str, images: Path, files: Path) -> Run:
         run, named = measure([python, "-P", Path(__file__).with_name("peer_arms.py"), arm, images, weights, target], files)
         if run.error:
             return run
-        with np.load(target) as found:
-            rows = dict(zip(found["names"].tolist(), found["features"], strict=True))
+        with np.load(target) as arrays:
+            rows = dict(zip(arrays["names"].tolist(), arrays["features"], strict=True))
     return Run(run.seconds, run.cpu, run.peak, "", rows, named)
 
 
@@ -240,19 +251,27 @@ def describe_damage(run: Run, broken: str, whole: dict[str, np.ndarray]) -> str:
     return f"a row, cosine {cosine(row, whole[broken]):.2f} to the whole image's{others}"
 
 
-def describe_arm(speed: dict[str, Any], runs: Sequence[Run], base: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Complete an arm's row by memory and by how far its embeddings agree with densefeat's."""
-    cosines = [cosine(row, base[name]) for name, row in runs[-1].rows.items()]
-    used = {"cpu": median(run.cpu for run in runs), "peak": max(run.peak for run in runs)}
-    return speed | used | {"median": median(cosines), "least": min(cosines), "rows": len(cosines)}
+def describe_arms(turns: dict[str, list[Run]], count: int) -> list[dict[str, Any]]:
+    """Return a row for each arm: speed by the clock and by the processor's time, memory, and how far its embeddings agree."""
+    base, rows = (
+        turns[BASE][-1].rows,
+        rate_rows({arm: [run.seconds for run in runs] for arm, runs in turns.items()}, BASE, count),
+    )
+    used = rate_rows({arm: [run.cpu for run in runs] for arm, runs in turns.items()}, BASE)
+    for row, cpu in zip(rows, used, strict=True):
+        runs = turns[row["arm"]]
+        cosines = [cosine(own, base[name]) for name, own in runs[-1].rows.items()]
+        row |= {"cpu": cpu["seconds"], "cpu_ratio": cpu["ratio"], "peak": max(run.peak for run in runs)}
+        row |= {"median": median(cosines), "least": min(cosines), "rows": len(cosines)}
+    return rows
 
 
 def format_arm(row: dict[str, Any]) -> list[str]:
     if "problem" in row:
         return [row["arm"], row["problem"]]
     return [
-        row["arm"], f"{row['seconds']:.1f}", f"{row['rate']:.1f}", format_ratio(row["ratio"]), f"{row['cpu']:.0f}",
-        f"{row['peak']:,.0f}", f"{row['median']:.5f}", f"{row['least']:.5f}",
+        row["arm"], f"{row['seconds']:.1f}", f"{row['rate']:.1f}", format_ratio(row["ratio"]),
+        format_ratio(row["cpu_ratio"]), f"{row['peak']:,.0f}", f"{row['median']:.5f}", f"{row['least']:.5f}",
     ]  # fmt: skip
 
 
@@ -260,13 +279,15 @@ def format_arm(row: dict[str, Any]) -> list[str]:
 @click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), help="JPEGs to take.")
 @click.option("--photos", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Photographs to cut JPEGs from.")
 @click.option("--count", type=click.IntRange(DAMAGED_AMONG), default=1000, show_default=True, help="JPEGs.")
-@click.option("--arms", default=",".join(PEERS), show_default=True, help="Peers beside densefeat.")
+@click.option("--arms", default=",".join([*OWN, *PEERS]), show_default=True, help="Beside densefeat fp32.")
 @click.option("--work", default="build/peers", show_default=True, type=click.Path(path_type=Path), help="For environments.")
 @benchmark_options(rounds=3)
 def main(images: Path | None, photos: Path | None, count: int, arms: str, work: Path, rounds: int, file: Path | None) -> None:
     """Measure and print."""
     if (images is None) == (photos is None):
         raise click.UsageError("give --images or --photos")
+    if unknown := set(arms.split(",")) - {*OWN, *PEERS}:
+        raise click.UsageError(f"--arms: {', '.join(sorted(unknown))}: not one of {', '.join([*OWN, *PEERS])}")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     began, before = time.perf_counter(), others_seconds([os.getpid()])
@@ -275,36 +296,32 @@ def main(images: Path | None, photos: Path | None, count: int, arms: str, work: 
     shutil.rmtree(files, ignore_errors=True)
     make_images(images, photos, count, files / "images")
     write_weights(files / "images", files / "weights.safetensors")
-    pythons = dict.fromkeys(OWN, sys.executable)
-    for peer in filter(None, arms.split(",")):
-        pythons[peer], problem = prepare_python(PEERS[peer], work.resolve() / peer)
-        problems |= {peer: f"pip: {problem}"} if problem else {}
-    if not has_arithmetic("bf16"):
+    pythons = {}
+    for arm in dict.fromkeys([BASE, *([INT8] if AGAIN in arms else []), *arms.split(",")]):
+        pythons[arm], problem = prepare_python(PEERS.get(arm, ()), work.resolve() / arm)
+        problems |= {arm: f"pip: {problem}"} if problem else {}
+    if BF16 in pythons and not has_arithmetic("bf16"):
         problems[BF16] = "this processor does not compute in bf16"
-    damaged: dict[str, dict[str, Run]] = {arm: {} for arm in pythons if arm not in problems}
-    run_arm(INT8, sys.executable, files / "images", files)
-    (files / "out" / INT8.replace(" ", "-")).rename(files / "store")
-    broken = damage(files / "images", files / "damaged")
-    for kind in KINDS:  # peers also convert the weights now
-        for arm, runs in damaged.items():
-            runs[kind] = run_arm(arm, pythons[arm], files / "damaged" / kind, files)
-    works = {arm: partial(run_arm, arm, pythons[arm], files / "images", files) for arm in damaged}
+    make_images(images, photos, 2, files / "few")
+    working = {arm: python for arm, python in pythons.items() if arm not in problems}
+    for arm, python in working.items():
+        if arm in PEERS:  # some convert the weights at first
+            run_arm(arm, python, files / "few", files)
+    works = {arm: partial(run_arm, arm, python, files / "images", files) for arm, python in working.items()}
     turns = measure_rounds(works, rounds)
     problems |= {arm: run.error for arm, runs in turns.items() for run in runs if run.error}
     turns = {arm: runs for arm, runs in turns.items() if arm not in problems}
-    speeds = rate_rows({arm: [run.seconds for run in runs] for arm, runs in turns.items()}, BASE, count)
-    base = turns[BASE][-1].rows
-    rows = [describe_arm(speed, turns[speed["arm"]], base) for speed in speeds]
+    rows = describe_arms(turns, count)
     rows += [{"arm": arm, "problem": problem} for arm, problem in problems.items()]
     report.note("arms", rows, "\n" + format_table([HEADS, *map(format_arm, rows)], markdown=True))
-    unlike = [cosine(a, b) for a, b in zip(list(base.values())[:-1], list(base.values())[1:], strict=True)]
+    unlike = [cosine(a, b) for a, b in pairwise(turns[BASE][-1].rows.values())]
     report.note(
         "cosine of others", median(unlike), f"\ncosine of different images' embeddings: {median(unlike):.3f}, the median"
     )
-    kinds = [
-        {"arm": arm} | {kind: describe_damage(run, broken, turns[arm][-1].rows) for kind, run in damaged[arm].items()}
-        for arm in turns
-    ]
+    broken, kinds = damage(files / "images", files / "damaged"), []
+    for arm, runs in turns.items():
+        damaged = {kind: run_arm(arm, pythons[arm], files / "damaged" / kind, files) for kind in KINDS}
+        kinds.append({"arm": arm} | {kind: describe_damage(run, broken, runs[-1].rows) for kind, run in damaged.items()})
     cells = [["", "a truncated JPEG", "a text named .jpg"], *([row["arm"], row["truncated"], row["text"]] for row in kinds)]
     report.note("damaged files", kinds, "\n" + format_table(cells, markdown=True))
     after, elapsed = others_seconds([os.getpid()]), time.perf_counter() - began

@@ -359,3 +359,28 @@ def test_listing(tmp_path: Path) -> None:
 def test_no_script_is_left_out() -> None:
     tested = set(re.findall(r"\"(\w+)\.py\"", Path(__file__).read_text()))
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == tested
+
+
+def test_peers(photo_folder: Path, tmp_path: Path) -> None:
+    options = (
+        "--photos",
+        photo_folder,
+        "--count",
+        20,
+        "--arms",
+        "timm,torchvision",
+        "--rounds",
+        1,
+        "--work",
+        tmp_path / "work",
+    )
+    report = run_report(tmp_path, "peers.py", *options)
+    arms = by_arm(report["arms"])
+    assert list(arms) == ["densefeat fp32", "timm", "torchvision"]  # these need no environment of their own
+    assert all(arm["rows"] == 20 and arm["least"] > 0.999 and arm["peak"] > 100 and arm["cpu"] > 0 for arm in arms.values())
+    assert report["cosine of others"] < 0.99
+    damaged = by_arm(report["damaged files"])
+    for kind in ("truncated", "text"):
+        assert damaged["densefeat fp32"][kind] == "left out and named"
+        assert damaged["timm"][kind] == "the row of another image"
+        assert damaged["torchvision"][kind].startswith("ends: ")
