@@ -239,7 +239,7 @@ def describe_damage(run: Run, broken: str, whole: dict[str, np.ndarray]) -> str:
     """Say what became of a damaged file. ``whole``: the arm's rows of the undamaged images."""
     if run.error:
         return f"ends: {run.error.partition(':')[0].rpartition('.')[2][:40]}"
-    lost = sum(name not in run.rows for name in list(whole)[:DAMAGED_AMONG] if name != broken)
+    lost = sum(name not in run.rows for name in sorted(whole)[:DAMAGED_AMONG] if name != broken)
     others = f"; {lost} good rows lost" if lost else ""
     row = run.rows.get(broken)
     if row is None:
