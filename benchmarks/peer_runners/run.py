@@ -1,6 +1,6 @@
-"""The programs that ``peers.py`` compares densefeat with, each in one function, as its own documentation shows.
+"""The programs that ``benchmarks/peers.py`` compares densefeat with, each in one function, as its own documentation shows.
 
-    PYTHON benchmarks/peer_arms.py ARM IMAGES WEIGHTS OUT.npz
+    PYTHON benchmarks/peer_runners/run.py ARM IMAGES WEIGHTS OUT.npz
 
 PYTHON is the peer's own. IMAGES is a flat folder of JPEGs, WEIGHTS a file of DenseNet-121. All use batches of 32 and, where
 they have them, 2 workers. Each writes file names and the average-pooled maps after the last norm and ReLU.
