@@ -3,6 +3,7 @@
     pip install 'densefeat[int8]'
     python benchmarks/int8.py speed --data DATA
     python benchmarks/int8.py accuracy --data DATA
+    python benchmarks/int8.py files --data DATA
 
 DATA has cifar10-train.parquet, cifar10-test.parquet, clothing-train.parquet and clothing-test.parquet, in the datasets layout.
 Both precisions are backend openvino's, of the same weights. Speed: both take turns on the same images, and ratios are of the
@@ -14,8 +15,11 @@ are of the difference on the same images, by its standard error.
 
 import io
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,8 @@ from torch import nn
 
 from densefeat import FeatureExtractor
 from densefeat.bench import Report, benchmark_options, calibrated_network, measure_rounds
+from densefeat.export import export_model
+from densefeat.export.formats import GRAPHS
 
 BUNDLED = "densefeat_densenet_bc100_k12"
 NETWORKS = {BUNDLED: (32, 64), "densefeat_densenet121": (224, 8)}  # pixels, images a call
@@ -99,6 +105,36 @@ def speed(data: Path, rounds: int, file: Path | None) -> None:
         rows.append(row | {"network": f"{name}, {size}², batch {batch}"}
                     | {"wall": compare_seconds(**wall), "cpu": compare_seconds(**cpu)})  # fmt: skip
     report.add("speed", rows, SPEEDS)
+
+
+@main.command()
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
+@benchmark_options()
+def files(data: Path, rounds: int, file: Path | None) -> None:
+    """The same networks as files that `densefeat export` writes, in the files' own runtimes, image by image."""
+    report = Report(f"exported files in int8 beside float32, one image a call, {rounds} rounds", file)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "images")
+        place.mkdir()
+        for number, image in enumerate(read_images(data / "clothing-train.parquet", 64 + HELD_OUT)[0]):
+            image.save(place / f"{number:03}.png")
+        for (name, (size, _)), (to, suffix) in product(NETWORKS.items(), (("onnx", "onnx"), ("openvino", "xml"))):
+            model: Any = name if name == BUNDLED else calibrated_network(name)
+            runs = {}
+            for arm, options in (("plain", {}), ("int8", dict(int8=True, calibration=place, min_cosine=0.9))):
+                path = Path(folder, f"{name}-{arm}.{suffix}")
+                exported = export_model(model, to, path, image_size=size, **options)
+                runs[arm] = GRAPHS[to].open(path)[1]
+            x = torch.randn(1, 3, size, size)
+            seconds = measure_rounds({arm: partial(time_both, partial(run, x)) for arm, run in runs.items()}, rounds, warmups=2)
+            wall, cpu = ({arm: [pair[i] for pair in pairs] for arm, pairs in seconds.items()} for i in (0, 1))
+            row: dict[str, Any] = {arm: 1 / statistics.median(own) for arm, own in wall.items()}
+            last, (median, least) = list((exported.cosines or {}).items())[-1]
+            rows.append(row | {"network": f"{name}, {size}², {to}", "last": f"{last} {median:.4f} ({least:.4f})"}
+                        | {"wall": compare_seconds(**wall), "cpu": compare_seconds(**cpu)})  # fmt: skip
+    report.add("files", rows, f"{SPEEDS} | cosine=last:")
 
 
 @main.command()

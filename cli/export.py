@@ -37,6 +37,10 @@ if TYPE_CHECKING:
               help="float: normalised (N, 3, H, W); pixels: resized uint8 (N, H, W, 3), normalised in the graph.")  # fmt: skip
 @click.option("--ood/--no-ood", default=True, show_default=True,
               help="Whether a probe's graph tells outliers: that reads whole blocks, and so may need more layers.")  # fmt: skip
+@click.option("--int8", is_flag=True, help="Quantise the convolutions of an onnx or openvino graph, by NNCF.")
+@click.option("--calibration", metavar="IMAGES", help="Images like those to come, by which --int8 quantises.")
+@click.option("--min-cosine", type=float, default=0.99, show_default=True, metavar="C",
+              help="The least median cosine of each output in int8 to float32's, on some of these images.")  # fmt: skip
 @weights_option
 @image_size_option
 def export_command(**options: Any) -> None:
@@ -61,6 +65,9 @@ def _format_result(result: "Exported") -> list[str]:
         images = facts["input"]
         opset = f"; opset {facts['opset']}" if "opset" in facts else ""
         lines.append(f"input: {images['dtype']} {'×'.join(images['shape'])}, sizes: {_format_sizes(images['sizes'])}{opset}")
+    if differences is None:
+        cosines = export.describe_cosines(result.cosines or {})
+        return [*lines, f"int8: calibrated on {facts['calibrated_on']} images; {cosines}"]
     largest = ", ".join(f"{name} {value:.1e}" for name, value in differences.largest.items())
     measured = f"{differences.runtime}; images {', '.join(map(str, differences.batches))}"
     title = "largest difference from the plain network given the same pixels, relative to its largest value"

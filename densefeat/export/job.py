@@ -16,6 +16,7 @@ from densefeat.errors import DensefeatError, OutputError, UsageError
 from densefeat.export.answer import Answer
 from densefeat.export.check import BatchShape, Differences, Runner, measure_differences
 from densefeat.export.formats import GRAPHS, WEIGHTS_FORMATS, check_hub_source, check_installed
+from densefeat.export.int8 import Int8, check_int8_arguments, read_int8_images
 from densefeat.export.metadata import describe_interface, describe_network
 from densefeat.export.module import ExportedNet, Outputs
 from densefeat.export.plan import GraphPlan, check_learnt_arguments, find_learnt, plan_learnt, plan_network
@@ -40,13 +41,15 @@ class Exported:
     """The result of an export: ``path``, its ``metadata``, and how far its outputs differ from the plain network's.
 
     ``arithmetic``: of a probe's network, whole and cut. ``speed``: of both, measured where cutting left less to compute.
+    ``cosines``, in place of ``differences``, of a graph in int8: of each output to the plain network's, median and least.
     """
 
     path: Path
     metadata: dict[str, Any]
-    differences: Differences
+    differences: Differences | None
     arithmetic: Arithmetic | None = None
     speed: Speed | None = None
+    cosines: dict[str, tuple[float, float]] | None = None
 
 
 def export_model(
@@ -61,6 +64,9 @@ def export_model(
     image_size: int | None = None,
     input: str = "float",
     ood: bool = True,
+    int8: bool = False,
+    calibration: str | Path | None = None,
+    min_cosine: float = 0.99,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Exported:
     """Write a network to ``out``, run the file in its own runtime, and keep it if it computes the same.
@@ -87,11 +93,17 @@ def export_model(
             all but the weights.
         input: ``"float"``: normalised ``(N, 3, H, W)``, float32; ``"pixels"``: resized ``(N, H, W, 3)``, uint8, RGB.
         ood: Whether the graph of a probe tells outliers, if the probe does: without that fewer layers may be needed.
+        int8: Whether the convolutions of an ONNX or OpenVINO graph read int8. It then takes images of one size, and of OpenVINO
+            one image at a time.
+        calibration: Images like those to come, by which they are quantised; a fifth of them, up to 64, are compared.
+        min_cosine: The least median cosine, on these, of each output to the plain network's.
         advance: Called after each of :data:`STEPS` steps, with 1.
 
     Raises:
         UsageError: Arguments that are unknown or do not fit; a missing package; ``out`` exists, or its folder does not.
         OutputError: The network cannot be converted or written, or the file computes something else. Nothing is left.
+        DensefeatError: int8 differs from the plain network by more than ``min_cosine`` allows. Nothing is left.
+        BackendError: NNCF, which quantises, is not installed.
     """
     out = Path(out)
     blocks = blocks if isinstance(blocks, str | int) else tuple(blocks)
@@ -104,6 +116,7 @@ def export_model(
     if outputs is None and to in GRAPHS and wanted == Outputs() and isinstance(model, str) and is_run_folder(model):
         wanted = Outputs("logits")
     _check_arguments(to, wanted, input)
+    check_int8_arguments(to, int8, calibration, min_cosine, learnt.kind if learnt else None)
     places = list_places(to, out)
     check_installed(to)
     with stage_files(*places) as (path, *_), torch.no_grad():
@@ -115,10 +128,11 @@ def export_model(
             source = load_source(model, weights, head=to in GRAPHS and wanted.by_classifier)
             preprocessing = Preprocessing.for_model(source.model, image_size)
         _check_channels(source, preprocessing)
+        images = None if calibration is None else read_int8_images(calibration, preprocessing, min_cosine)
         advance(1)
         if to in GRAPHS:
             plan = plan or plan_network(source, preprocessing, wanted)
-            exported = _write_graph(to, plan, input, path, out, advance)
+            exported = _write_graph(_GraphWriter(to, plan, input == "pixels", path, out, images), advance)
         else:
             exported = _write_weights(to, source, preprocessing, path, out, advance)
         advance(1)
@@ -143,13 +157,14 @@ def _check_channels(source: ExportSource, preprocessing: Preprocessing) -> None:
 
 @dataclass(frozen=True)
 class _GraphWriter:
-    """What writing a planned graph needs. ``path``: where it is written; errors name ``out``."""
+    """What writing a planned graph needs. ``path``: where it is written; errors name ``out``; ``int8``: None for float32."""
 
     to: str
     plan: GraphPlan
     takes_pixels: bool
     path: Path
     out: Path
+    int8: Int8 | None
 
     def make_net(self, outputs: Outputs, answer: Answer | None = None) -> ExportedNet:
         preprocessing = self.plan.preprocessing if self.takes_pixels else None
@@ -173,6 +188,8 @@ class _GraphWriter:
         """Write a graph; return its runtime and a function that runs it."""
         with _converter_errors(self.to, self.plan.source):
             converted = GRAPHS[self.to].convert(traced, names, metadata)
+            if self.int8 is not None:
+                converted = self.int8.quantize(self.to, converted, self.to_input)
             with output_errors(self.out), ask_system(path.parent):
                 GRAPHS[self.to].save(converted, path)
             return GRAPHS[self.to].open(path)
@@ -180,7 +197,13 @@ class _GraphWriter:
     def export(self, net: ExportedNet, traced: TracedNet) -> Exported:
         """Write the graph, and measure it against the plain network."""
         metadata = self.plan.facts | describe_interface(self.to, net, self.plan.outputs, traced)
+        if self.int8 is not None:
+            metadata |= self.int8.describe(self.to, metadata)
         runtime, run = self.write(traced, net.names, metadata, self.path)
+        if self.int8 is not None:
+            with _converter_errors(self.to, self.plan.source):
+                cosines = self.int8.compare(run, self.compute, self.to_input)
+            return Exported(self.out, metadata, None, cosines=cosines)
         size = self.plan.preprocessing.size
         batches = [*traced.batches(), *([BatchShape(_ANSWERED, size, size)] if self.plan.has_learnt else [])]
         steps = {} if self.plan.answer is None else self.plan.answer.steps
@@ -205,12 +228,12 @@ class _GraphWriter:
         return compare_speed(run_whole, run, self.to_input(self.make_batch(_TIMED)))
 
 
-def _write_graph(to: str, plan: GraphPlan, input: str, path: Path, out: Path, advance: Callable[[int], None]) -> Exported:
-    """Trace, convert and write a network to ``path``, and measure the file; errors name ``out``."""
-    writer = _GraphWriter(to, plan, input == "pixels", path, out)
+def _write_graph(writer: _GraphWriter, advance: Callable[[int], None]) -> Exported:
+    """Trace, convert and write a network, and measure the file."""
+    plan = writer.plan
     net = writer.make_net(plan.outputs, plan.answer)
     size = plan.preprocessing.size
-    traced = (trace_fixed if plan.has_learnt else trace)(net, writer.to_input, size)
+    traced = (trace_fixed if plan.has_learnt or writer.int8 else trace)(net, writer.to_input, size)
     advance(1)
     try:
         exported = writer.export(net, traced)

@@ -13,15 +13,13 @@ import torch
 from densefeat.errors import DensefeatError, OutputError, UsageError
 from densefeat.extraction.changes import refuse_other_settings
 from densefeat.extraction.plan import has_nothing
-from densefeat.extraction.samples import Sample, choose_evenly
+from densefeat.extraction.samples import HELD_OUT, choose_for_int8, count_for_int8
 from densefeat.extraction.settings import ExtractJob, describe_place
 from densefeat.features import QuantizedNetwork, check_nncf
-from densefeat.images import Source, open_source
+from densefeat.images import open_source
 from densefeat.store import Layout, Manifest, is_store, read_manifest, read_quantized, require_manifest, save_quantized
 
-_IMAGES, _HELD_OUT = 300, 64
 _FEWEST = 8  # images to calibrate on; as many again are not needed to compare with float32, but one is
-_BYTES = 2**30  # of the prepared images; fewer of large ones are used, but at least 32
 _log = logging.getLogger(__name__)
 
 
@@ -120,7 +118,7 @@ def _take_network(job: ExtractJob, store: Layout) -> dict[str, Any]:
         raise UsageError(f"--calibration {str(store.root)!r} is a store of other settings ({', '.join(different)})")
     record = _use_network(job, store, manifest)
     source = job.input.tiling.cut(job.input.listing)
-    keys, images = _leave_out(record["pixels"], *_choose_evenly(job.input.images, source, _HELD_OUT).read(job))
+    keys, images = _leave_out(record["pixels"], *choose_for_int8(job.input.images, source, HELD_OUT).read(job))
     if not keys:
         raise UsageError(
             f"no image of {job.input.images!r} could be read that int8 was not calibrated on, to compare it with float32"
@@ -142,17 +140,13 @@ def _hash_pixels(images: torch.Tensor) -> list[str]:
 def _calibrate(job: ExtractJob, request: CalibrationRequest) -> dict[str, Any]:
     """Calibrate the job's extractor; return the record. Raises as :func:`calibrate_job` does."""
     check_nncf()
-    own = job.input.tiling.cut(job.input.listing)
+    own, count = job.input.tiling.cut(job.input.listing), count_for_int8(job.extractor.preprocessing)
     if request.source is not None:
         other = job.input.tiling.cut(open_source(request.source))
-        chosen = _choose_evenly(describe_place(request.source), other, _count_images(job))
-        held_out = _choose_evenly(job.input.images, own, _HELD_OUT)
+        chosen = choose_for_int8(describe_place(request.source), other, count)
+        held_out = choose_for_int8(job.input.images, own, HELD_OUT)
     else:
-        both = _choose_evenly(job.input.images, own, _count_images(job) + _HELD_OUT)
-        count = min(_HELD_OUT, -(-len(both.positions) // 5))
-        held = np.linspace(0, len(both.positions) - 1, count + 2)[1:-1].round().astype(int)
-        chosen = replace(both, positions=np.delete(both.positions, held))
-        held_out = replace(both, positions=both.positions[held])
+        chosen, held_out = choose_for_int8(job.input.images, own, count + HELD_OUT).split(HELD_OUT)
     _log.info("int8: calibrating on %d images of %s", len(chosen.positions), chosen.place)
     (keys, images), (held_keys, held_images) = chosen.read(job), held_out.read(job)
     pixels = _hash_pixels(images)
@@ -196,16 +190,3 @@ def _describe_cosines(record: dict[str, Any]) -> str:
     told = ", ".join(f"{name} {cosine['median']:.4f} ({cosine['least']:.4f})" for name, cosine in record["cosine"].items())
     counts = f"calibrated on {len(record['keys'])} images; cosine to float32 on {len(record['held_out'])} others"
     return f"int8: {counts}, median (least): {told}"
-
-
-def _count_images(job: ExtractJob) -> int:
-    """Return how many images to calibrate on: fewer of large ones, since all of them are held in memory."""
-    size = job.extractor.preprocessing.make_blank(1, "cpu").numel() * 4
-    return max(32, min(_IMAGES, _BYTES // size))
-
-
-def _choose_evenly(place: str, source: Source, count: int) -> Sample:
-    """Choose up to ``count`` images of a source, evenly."""
-    if source.length is None:
-        raise UsageError(f"{place!r}: its length is not known, so images for int8 cannot be chosen evenly: --precision fp32")
-    return choose_evenly(place, source, source.length, count)

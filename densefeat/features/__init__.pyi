@@ -1,5 +1,5 @@
 from .engines.openvino.engine import convert_program, find_openvino_obstacle, get_openvino_core
-from .engines.openvino.quantize import check_nncf
+from .engines.openvino.quantize import check_nncf, quantize_convolutions
 from .engines.quantized import QuantizedNetwork
 from .engines.triton.engine import count_traffic
 from .extractor import FeatureExtractor
@@ -23,4 +23,5 @@ __all__ = [
     "get_openvino_core",
     "list_taps",
     "parse_pools",
+    "quantize_convolutions",
 ]

@@ -7,6 +7,7 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -16,7 +17,10 @@ from densefeat.features.engines.finite import find_broken_blocks
 from densefeat.features.engines.folded import FoldedNetwork
 from densefeat.features.engines.quantized import QuantizedNetwork
 
-_FLOATS = {"Add", "Multiply", "AvgPool", "MaxPool", "ReduceMean", "Concat"}  # norms, pools and sums stay in float32
+_FLOATS = {  # norms, pools, sums and classifiers stay in float32: their types in OpenVINO, and in ONNX
+    "Add", "Multiply", "AvgPool", "MaxPool", "ReduceMean", "Concat", "BatchNormInference", "MatMul",
+    "Mul", "AveragePool", "GlobalAveragePool", "BatchNormalization", "Gemm",
+}  # fmt: skip
 
 
 def check_nncf() -> None:
@@ -42,18 +46,27 @@ def quantize_network(network: FoldedNetwork, spec: EngineSpec, images: Sequence[
     from densefeat.features.engines.openvino.graph import build_graph  # imports openvino
 
     with _silence():
-        import nncf
         import openvino
 
         model = build_graph(network, spec).make_model(True, True, images[0].shape)
-        types = sorted(_FLOATS & {node.get_type_name() for node in model.get_ops()})
-        arrays = [image.contiguous().numpy() for image in images]
-        scope = nncf.IgnoredScope(types=types)
-        quantized = nncf.quantize(model, nncf.Dataset(arrays), subset_size=len(arrays), ignored_scope=scope)
+        types = {node.get_type_name() for node in model.get_ops()}
+        quantized = quantize_convolutions(model, types, [image.contiguous().numpy() for image in images])
         with TemporaryDirectory() as folder:
             file = Path(folder, "network.xml")
             openvino.save_model(quantized, file, compress_to_fp16=False)
             return QuantizedNetwork(file.read_bytes(), file.with_suffix(".bin").read_bytes())
+
+
+def quantize_convolutions(model: Any, types: set[str], inputs: Sequence[Any]) -> Any:
+    """Quantise the convolutions of a model of OpenVINO or ONNX, by NNCF, and return the new model.
+
+    ``types``: of all its nodes. ``inputs``: as its runtime takes them, each of one image.
+    """
+    with _silence():
+        import nncf
+
+        scope = nncf.IgnoredScope(types=sorted(_FLOATS & types))
+        return nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), ignored_scope=scope)
 
 
 @contextmanager
