@@ -43,10 +43,10 @@ def test_a_graph_in_int8(
     for (name, expected), output in zip(
         extractor.forward(normalised).items(), run(x if input == "pixels" else normalised), strict=True
     ):
-        assert 0.9 < torch.cosine_similarity(output, expected).min() < 1 - 1e-6
+        assert 0.8 < torch.cosine_similarity(output, expected).min() < 1 - 1e-6
         median, least = result.cosines[name]
         assert median > 0.99
-        assert 0.9 < least <= median
+        assert 0.8 < least <= median
     facts = result.metadata
     assert (facts["precision"], facts["calibrated_on"]) == ("int8", 31)  # of 41 files 9 are held out, and one is broken
     assert facts["input"]["shape"][0] == {"onnx": "batch", "openvino": "1"}[to]
